@@ -1,0 +1,49 @@
+package supervisor
+
+import (
+	"context"
+	"net"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+// Box is what a Sandbox needs of the kernel: the namespaces and cgroups of one
+// sandbox. *runc.Sandbox of package isolation/runc is one. All methods may be called
+// from several goroutines; Kill, Usage, Listener and Dial at any time, the others
+// never two at once for one domain.
+type Box interface {
+	// Start makes a domain. When it returns, the domain's PID 1 has said Hello, which
+	// Start has received, and the mounts are attached. The connection is the caller's.
+	Start(ctx context.Context, domain string) (*wire.Conn, error)
+
+	// IDs returns the host's ids of the sandbox user.
+	IDs() (uid, gid uint32)
+
+	// Freeze returns when every process of the sandbox has stopped. Thaw undoes it.
+	// Both do nothing if that is so already.
+	Freeze(context.Context) error
+	Thaw(context.Context) error
+
+	// SetThrottled turns the CPU quota on or off. A new box is not throttled.
+	SetThrottled(bool) error
+
+	// Kill sends SIGKILL to every process of the sandbox, PID 1s included, frozen
+	// or not. It does not wait for their end.
+	Kill() error
+
+	// Usage returns what the sandbox has used so far.
+	Usage() (isolation.Usage, error)
+
+	// Listener returns the socket of the Runtime API, bound inside the sandbox's
+	// network namespace. The box owns it and closes it in Close.
+	Listener() net.Listener
+
+	// Dial connects to a TCP address from inside the sandbox's network namespace.
+	Dial(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// Close kills what runs, waits for its end, and removes everything that belongs
+	// to the sandbox. After an error the remains are quarantined: they keep the
+	// sandbox's name until a later reconciliation removes them.
+	Close(context.Context) error
+}
