@@ -1,0 +1,303 @@
+// Package instance gives every running daemon an identity on its host: a folder
+// with a lock that lives exactly as long as the daemon does, and leases of host
+// user and group ids for its sandboxes. It is how several daemons share a host,
+// and how a new one finds what a killed one left behind.
+//
+// Everything here survives `kill -9` at any step: the kernel drops the lock with
+// the process, and folder and leases are removed by the next daemon that looks
+// ([Reconcile]).
+//
+// All functions are safe for concurrent use by any number of daemons.
+package instance
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultRunDir is where daemons keep their instance folders unless told otherwise.
+const DefaultRunDir = "/run/sandboxd"
+
+const (
+	lockName    = "lock"         // in the run folder: guards making and finding; in an instance folder: held for life
+	controlName = "control.sock" // unix socket of the control API, in an instance folder
+)
+
+// idPattern is the form of an instance id, and so of an instance folder's name.
+var idPattern = regexp.MustCompile(`^[0-9a-f]{8}$`)
+
+// Instance is the identity of one live daemon. It owns the instance folder and the
+// lock on it, and gives both up in Close.
+type Instance struct {
+	id   string
+	dir  string
+	lock *os.File // flock'ed while the daemon lives
+}
+
+// Info is what can be seen of an instance from outside.
+type Info struct {
+	ID    string // 8 hexadecimal digits
+	Dir   string // its folder
+	Alive bool   // a process holds its lock: the daemon itself, or one that is removing its leftovers
+}
+
+// ControlSocket is the path of the instance's control socket. The file need not exist.
+func (i Info) ControlSocket() string { return filepath.Join(i.Dir, controlName) }
+
+// Acquire makes a new instance under runDir, which is made too if it is missing.
+// The folder's mode is 0700. The lock is held until Close or the end of the
+// process, whichever comes first.
+func Acquire(runDir string) (*Instance, error) {
+	runDir, err := prepareRunDir(runDir)
+	if err != nil {
+		return nil, err
+	}
+	common, err := lockFile(filepath.Join(runDir, lockName), unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer common.Close()
+
+	id, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(runDir, id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("instance: %w", err)
+	}
+	lock, err := lockFile(filepath.Join(dir, lockName), unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	return &Instance{id: id, dir: dir, lock: lock}, nil
+}
+
+// ID returns the instance's id, 8 hexadecimal digits chosen at random.
+func (i *Instance) ID() string { return i.id }
+
+// Dir returns the instance's folder. What is put there is removed by Close.
+func (i *Instance) Dir() string { return i.dir }
+
+// ControlSocket returns the path at which the instance serves its control API.
+func (i *Instance) ControlSocket() string { return filepath.Join(i.dir, controlName) }
+
+// Close removes the folder with all that is in it and gives up the lock. A daemon
+// whose sandboxes are not all gone calls Abandon instead.
+func (i *Instance) Close() error {
+	return errors.Join(removeDir(i.dir), i.lock.Close())
+}
+
+// Abandon gives up the lock and leaves the folder and the leases, so that the next
+// daemon on this host finds them and removes what could not be removed now.
+func (i *Instance) Abandon() error { return i.lock.Close() }
+
+// List returns the instances under runDir in the order of their ids. A run folder
+// that does not exist has none.
+func List(runDir string) ([]Info, error) {
+	common, err := openCommon(runDir)
+	if common == nil {
+		return nil, err
+	}
+	defer common.Close()
+	return list(runDir)
+}
+
+// list is List for callers that hold the common lock.
+func list(runDir string) ([]Info, error) {
+	entries, err := os.ReadDir(runDir)
+	if err != nil {
+		return nil, fmt.Errorf("instance: %w", err)
+	}
+	var infos []Info
+	for _, e := range entries {
+		if !e.IsDir() || !idPattern.MatchString(e.Name()) {
+			continue
+		}
+		dir := filepath.Join(runDir, e.Name())
+		lock, err := lockFile(filepath.Join(dir, lockName), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			lock.Close()
+		case errors.Is(err, fs.ErrNotExist):
+			continue // closed since the folder was read
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, err
+		}
+		infos = append(infos, Info{ID: e.Name(), Dir: dir, Alive: err != nil})
+	}
+	return infos, nil
+}
+
+// Reconcile removes the dead instances under runDir: for each it calls clean, which
+// removes what the instance has left elsewhere (cgroups, mounts, processes), then
+// its leases in leases, then its folder. A dead instance is locked meanwhile, so two
+// daemons that start together share the work and never do it twice. It returns the
+// ids of those that are gone; an instance whose clean fails is kept for the next
+// time, its leases too, and its error is part of the one returned.
+func Reconcile(ctx context.Context, runDir string, leases *Leases, clean func(context.Context, Info) error) (removed []string, err error) {
+	dead, err := claimDead(runDir)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, d := range dead {
+		if err := d.remove(ctx, leases, clean); err != nil {
+			errs = append(errs, fmt.Errorf("instance: leftovers of dead instance %s: %w", d.ID, err))
+			continue
+		}
+		removed = append(removed, d.ID)
+	}
+	return removed, errors.Join(errs...)
+}
+
+// claimed is a dead instance whose lock is held by this process.
+type claimed struct {
+	Info
+	lock *os.File
+}
+
+// claimDead locks every dead instance under runDir.
+func claimDead(runDir string) ([]claimed, error) {
+	common, err := openCommon(runDir)
+	if common == nil {
+		return nil, err
+	}
+	defer common.Close()
+	infos, err := list(runDir)
+	if err != nil {
+		return nil, err
+	}
+	var dead []claimed
+	for _, info := range infos {
+		if info.Alive {
+			continue
+		}
+		lock, err := lockFile(filepath.Join(info.Dir, lockName), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+			continue // its last owner came back to life or removed it: not ours
+		}
+		if err != nil {
+			for _, d := range dead {
+				d.lock.Close()
+			}
+			return nil, err
+		}
+		dead = append(dead, claimed{info, lock})
+	}
+	return dead, nil
+}
+
+// remove takes away all that is left of a dead instance, its folder last.
+func (d claimed) remove(ctx context.Context, leases *Leases, clean func(context.Context, Info) error) error {
+	defer d.lock.Close()
+	if err := clean(ctx, d.Info); err != nil {
+		return err
+	}
+	if err := leases.releaseAll(d.Dir); err != nil {
+		return err
+	}
+	return removeDir(d.Dir)
+}
+
+// removeDir removes an instance's folder. The lock file goes last, and under the
+// common lock, so that nobody makes another meanwhile.
+func removeDir(dir string) error {
+	common, err := openCommon(filepath.Dir(dir))
+	if common == nil {
+		return err
+	}
+	defer common.Close()
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("instance: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == lockName {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("instance: %w", err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("instance: %w", err)
+	}
+	return nil
+}
+
+// prepareRunDir makes the run folder, or checks that the one that exists cannot be
+// changed by another user. It returns the folder's absolute path.
+func prepareRunDir(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("instance: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("instance: run folder: %w", err)
+	}
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return "", fmt.Errorf("instance: run folder: %w", err)
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	if !fi.IsDir() || int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o022 != 0 {
+		return "", fmt.Errorf("instance: run folder %s (%v, owner %d) can be changed by others; use a folder of your own that only you can write: chmod 700 %[1]s", dir, fi.Mode(), st.Uid)
+	}
+	return dir, nil
+}
+
+// openCommon takes the lock of the run folder; nil without error means there is no
+// such folder.
+func openCommon(runDir string) (*os.File, error) {
+	if _, err := os.Stat(runDir); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("instance: %w", err)
+	}
+	return lockFile(filepath.Join(runDir, lockName), unix.LOCK_EX)
+}
+
+// lockFile opens path, makes it if needed, and takes a lock that ends with the
+// returned file. With LOCK_NB the error of a held lock is EWOULDBLOCK.
+func lockFile(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("instance: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("instance: lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// newID makes a random instance id.
+func newID() (string, error) {
+	var b [4]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("instance: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
