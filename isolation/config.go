@@ -1,0 +1,172 @@
+package isolation
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+
+	"github.com/opencontainers/cgroups"
+	devices "github.com/opencontainers/cgroups/devices/config"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// InitPath is where a domain shows its init handler. It is mounted read-only, so
+// that the file cannot be opened for writing from inside (REQUIREMENTS section 3).
+const InitPath = "/.sandbox-init"
+
+// Paths are the places on the host that a domain's configuration refers to.
+type Paths struct {
+	Rootfs string // directory that becomes the root of the domain
+	NetNS  string // network namespace that the sandbox's domains share
+	Init   string // binary of the init handler
+	Cgroup string // the sandbox's parent cgroup, absolute below the cgroup mount
+}
+
+var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
+
+// Validate reports the first thing that makes s unusable.
+func (s Spec) Validate() error {
+	if !idPattern.MatchString(s.ID) {
+		return fmt.Errorf("isolation: sandbox id %q: want 1 to 40 of a-z, 0-9 and -, not starting with -", s.ID)
+	}
+	if s.IDBase < IDCount {
+		return fmt.Errorf("isolation: sandbox %s: host id base %d would map host system users; use at least %d", s.ID, s.IDBase, IDCount)
+	}
+	if len(s.Domains) == 0 {
+		return fmt.Errorf("isolation: sandbox %s has no domain", s.ID)
+	}
+	for _, d := range s.Domains {
+		if d != RuntimeDomain && d != ExtensionDomain {
+			return fmt.Errorf("isolation: sandbox %s: unknown domain %q", s.ID, d)
+		}
+	}
+	for _, m := range s.Mounts {
+		if !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" {
+			return fmt.Errorf("isolation: sandbox %s: mount target %q is not a clean absolute path below /", s.ID, m.Target)
+		}
+		if len(m.Sources) == 0 {
+			return fmt.Errorf("isolation: sandbox %s: mount %s has no source", s.ID, m.Target)
+		}
+	}
+	if _, ok := profiles[s.profile()]; !ok {
+		return fmt.Errorf("isolation: sandbox %s: unknown seccomp profile %q", s.ID, s.Seccomp)
+	}
+	return nil
+}
+
+func (s Spec) profile() string {
+	if s.Seccomp == "" {
+		return DefaultProfile
+	}
+	return s.Seccomp
+}
+
+// initCapabilities are what the init handler starts with. It gives up SETPCAP and
+// SYS_RESOURCE before it says hello (ARCHITECTURE decision 9); the processes that it
+// starts have none.
+var initCapabilities = []string{"CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_RESOURCE"}
+
+// maskedPaths of /proc tell of the host or steer it (REQUIREMENTS section 3, Files).
+var maskedPaths = []string{
+	"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
+	"/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags",
+	"/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo",
+	"/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmcore",
+	"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger",
+}
+
+// Config returns libcontainer's configuration of one domain. It describes the
+// domain's namespaces, an almost empty read-only root, and the init handler; code,
+// layers and the base's directories are attached to the live domain afterwards.
+func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(s.Domains, domain) {
+		return nil, fmt.Errorf("isolation: sandbox %s has no domain %q", s.ID, domain)
+	}
+	if p.Rootfs == "" || p.NetNS == "" || p.Init == "" || !path.IsAbs(p.Cgroup) {
+		return nil, errors.New("isolation: config needs root, network namespace, init handler and cgroup paths")
+	}
+	hostname := s.Hostname
+	if hostname == "" {
+		hostname = s.ID
+	}
+	ids := []configs.IDMap{{ContainerID: 0, HostID: int64(s.IDBase), Size: IDCount}}
+	seccomp, err := seccompConfig(s.profile())
+	if err != nil {
+		return nil, err
+	}
+	nodes, rules := deviceNodes()
+	return &configs.Config{
+		Rootfs:          p.Rootfs,
+		Readonlyfs:      true,
+		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
+		Hostname:        hostname,
+		Namespaces: configs.Namespaces{
+			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+			{Type: configs.NEWUSER}, {Type: configs.NEWCGROUP}, {Type: configs.NEWNET, Path: p.NetNS},
+		},
+		UIDMappings: ids,
+		GIDMappings: ids,
+		Capabilities: &configs.Capabilities{
+			Bounding: initCapabilities, Effective: initCapabilities, Permitted: initCapabilities,
+		},
+		NoNewPrivileges: true,
+		Seccomp:         seccomp,
+		Rlimits:         rlimits(),
+		Devices:         nodes,
+		Mounts:          kernelMounts(p.Init),
+		MaskPaths:       maskedPaths,
+		Cgroups: &cgroups.Cgroup{
+			Path:      path.Join(p.Cgroup, domain),
+			Resources: &cgroups.Resources{Devices: rules},
+		},
+	}, nil
+}
+
+// kernelMounts are the file systems that the kernel makes for a domain, and the
+// init handler. /proc/sys becomes read-only later: the init handler first writes
+// the limits of its own user namespace there.
+func kernelMounts(initBinary string) []*configs.Mount {
+	const locked = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
+	return []*configs.Mount{
+		{Device: "proc", Source: "proc", Destination: "/proc", Flags: locked},
+		{Device: "tmpfs", Source: "tmpfs", Destination: "/dev", Flags: unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_STRICTATIME | unix.MS_RDONLY, Data: "mode=755,size=64k,nr_inodes=64"},
+		// POSIX shared memory and semaphores of Python's multiprocessing and the like; counted as the sandbox's memory.
+		{Device: "tmpfs", Source: "shm", Destination: "/dev/shm", Flags: locked, Data: "mode=1777,size=16m,nr_inodes=1024"},
+		{Device: "bind", Source: initBinary, Destination: InitPath, Flags: unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV},
+	}
+}
+
+// rlimits of everything in a domain (ENV-34, REQUIREMENTS section 3, Limits).
+func rlimits() []configs.Rlimit {
+	fixed := func(kind int, n uint64) configs.Rlimit { return configs.Rlimit{Type: kind, Soft: n, Hard: n} }
+	return []configs.Rlimit{
+		fixed(unix.RLIMIT_NOFILE, 1024),
+		fixed(unix.RLIMIT_CORE, 0),
+		fixed(unix.RLIMIT_MEMLOCK, 64<<10),
+		fixed(unix.RLIMIT_MSGQUEUE, 0),
+		fixed(unix.RLIMIT_RTPRIO, 0),
+		fixed(unix.RLIMIT_NICE, 0),
+	}
+}
+
+// deviceNodes are the devices of a domain and the cgroup rules that allow them and
+// nothing else.
+func deviceNodes() ([]*devices.Device, []*devices.Rule) {
+	rules := []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: false}}
+	var nodes []*devices.Device
+	for _, d := range []struct {
+		name         string
+		major, minor int64
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		rule := devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rw", Allow: true}
+		rules = append(rules, &rule)
+		nodes = append(nodes, &devices.Device{Path: "/dev/" + d.name, FileMode: 0o666, Rule: rule})
+	}
+	return nodes, rules
+}

@@ -1,0 +1,317 @@
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+)
+
+const (
+	// cpuPeriod of the quota in microseconds, the kernel's default (Documentation/scheduler/sched-bwc.rst).
+	cpuPeriod = 100_000
+	// minQuota in microseconds is the smallest that the kernel takes (sched-bwc.rst: 1 ms).
+	minQuota = 1_000
+	// handlerPIDs is what each init handler may use of the sandbox's pids limit: its
+	// threads are not the user's (REQUIREMENTS section 3, Limits).
+	handlerPIDs = 12
+)
+
+// cgroup is the parent cgroup of one sandbox: the limits that its domains share,
+// its usage, and the switch that freezes and kills all of it. The domains' leaf
+// cgroups below it belong to libcontainer.
+type cgroup struct {
+	place  *placement
+	path   string // as this process sees it, absolute below each tree's mount
+	limits isolation.Limits
+	v2     *cgroup2.Manager // limits on a unified host
+	v1     cgroup1.Cgroup   // limits elsewhere
+	core   string           // directory in the v2 tree for freeze and kill; "" on a legacy host
+	freeze *freezer
+	oom    *oomWatch // on v1, where the kernel does not kill the whole group by itself
+}
+
+// newCgroup makes the parent cgroup of a sandbox with its limits in force and the
+// CPU unthrottled.
+func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgroup, err error) {
+	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("runc: cgroup of %s: %w", id, err), c.remove(context.Background()))
+		}
+	}()
+	pids := l.PIDs
+	if pids > 0 {
+		pids += int64(domains) * handlerPIDs
+	}
+	if p.host.Mode == ModeUnified {
+		group, swap := true, int64(0)
+		r := &cgroup2.Resources{CPU: &cgroup2.CPU{}, Memory: &cgroup2.Memory{OOMGroup: &group}, Pids: &cgroup2.Pids{Max: pids}}
+		if l.MemoryBytes > 0 {
+			r.Memory.Max, r.Memory.Swap = &l.MemoryBytes, &swap
+		}
+		if _, err := os.Stat("/proc/swaps"); err != nil || !fileExists(filepath.Join(cgroupRoot, p.group, "memory.swap.max")) {
+			r.Memory.Swap = nil // a kernel without swap accounting has no such file
+		}
+		if c.v2, err = cgroup2.NewManager(cgroupRoot, c.path, r); err != nil {
+			return nil, err
+		}
+		c.core = filepath.Join(cgroupRoot, c.path)
+	} else {
+		if err := c.newV1(pids); err != nil {
+			return nil, err
+		}
+	}
+	if c.freeze, err = newFreezer(c); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+func (c *cgroup) newV1(pids int64) (err error) {
+	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}, Pids: &specs.LinuxPids{}}
+	if pids > 0 {
+		r.Pids.Limit = &pids
+	}
+	if c.limits.MemoryBytes > 0 {
+		r.Memory.Limit, r.Memory.Swap = &c.limits.MemoryBytes, &c.limits.MemoryBytes // memory and swap together
+	}
+	subsystems := func() ([]cgroup1.Subsystem, error) {
+		h := c.place.host.Hierarchies
+		s := []cgroup1.Subsystem{
+			cgroup1.NewCpu(filepath.Dir(h["cpu"])),
+			cgroup1.NewMemory(filepath.Dir(h["memory"]), cgroup1.OptionalSwap()),
+			cgroup1.NewPids(filepath.Dir(h["pids"])),
+		}
+		if _, ok := h["freezer"]; ok && c.place.host.Mode == ModeLegacy {
+			s = append(s, cgroup1.NewFreezer(filepath.Dir(h["freezer"])))
+		}
+		return s, nil
+	}
+	if c.v1, err = cgroup1.New(cgroup1.StaticPath(c.path), r, cgroup1.WithHierarchy(subsystems)); err != nil {
+		return err
+	}
+	if c.place.host.Mode == ModeHybrid {
+		c.core = filepath.Join(unifiedRoot, c.path)
+		if err := os.MkdirAll(c.core, 0o755); err != nil {
+			return err
+		}
+	}
+	c.oom, err = watchOOM(c)
+	return err
+}
+
+// throttle puts the sandbox on its CPU share, or lets it run freely (decision 11).
+func (c *cgroup) throttle(on bool) error {
+	quota := int64(-1)
+	if on && c.limits.CPU > 0 {
+		quota = max(int64(c.limits.CPU*cpuPeriod), minQuota)
+	}
+	period := uint64(cpuPeriod)
+	var err error
+	if c.v2 != nil {
+		limit := cgroup2.CPUMax("max 100000")
+		if quota > 0 {
+			limit = cgroup2.NewCPUMax(&quota, &period)
+		}
+		err = c.v2.Update(&cgroup2.Resources{CPU: &cgroup2.CPU{Max: limit}})
+	} else {
+		err = c.v1.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}})
+	}
+	if err != nil {
+		return fmt.Errorf("runc: CPU quota of %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// usage reads what the sandbox has used. The figures come straight from the kernel's
+// files: the libraries' statistics read dozens of others besides.
+func (c *cgroup) usage() (u isolation.Usage, err error) {
+	number := func(dir, file string) uint64 {
+		b, e := os.ReadFile(filepath.Join(dir, file))
+		n, e2 := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+		if e = errors.Join(e, e2); e != nil && err == nil {
+			err = fmt.Errorf("runc: usage of %s: %w", c.path, e)
+		}
+		return n
+	}
+	field := func(dir, file, key string) uint64 {
+		n, e := readField(filepath.Join(dir, file), key)
+		if e != nil && err == nil {
+			err = fmt.Errorf("runc: usage of %s: %w", c.path, e)
+		}
+		return n
+	}
+	if c.v2 != nil {
+		u.MemoryBytes = number(c.core, "memory.current")
+		u.MemoryPeakBytes = number(c.core, "memory.peak")
+		u.CPU = time.Duration(field(c.core, "cpu.stat", "usage_usec")) * time.Microsecond
+		u.OOMKills = field(c.core, "memory.events", "oom_kill")
+		u.PIDs = number(c.core, "pids.current")
+		return u, err
+	}
+	mem := c.dirV1("memory")
+	u.MemoryBytes = number(mem, "memory.usage_in_bytes")
+	u.MemoryPeakBytes = number(mem, "memory.max_usage_in_bytes")
+	u.PIDs = number(c.dirV1("pids"), "pids.current")
+	if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" && fileExists(filepath.Join(acct, c.path)) {
+		u.CPU = time.Duration(number(filepath.Join(acct, c.path), "cpuacct.usage"))
+	}
+	u.OOMKills = max(c.oomKillsV1(), c.oom.seen.Load())
+	return u, err
+}
+
+func (c *cgroup) dirV1(controller string) string {
+	return filepath.Join(c.place.host.Hierarchies[controller], c.path)
+}
+
+// oomKillsV1 sums over the domains: v1 counts a kill where the victim was, not above.
+func (c *cgroup) oomKillsV1() (sum uint64) {
+	for _, d := range []string{"", isolation.RuntimeDomain, isolation.ExtensionDomain} {
+		n, err := readField(filepath.Join(c.dirV1("memory"), d, "memory.oom_control"), "oom_kill")
+		if err == nil {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// readField reads one "key number" line of a kernel file.
+func readField(file, key string) (uint64, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == key {
+			return strconv.ParseUint(v, 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", file, key)
+}
+
+// kill sends SIGKILL to every process of the sandbox, frozen or not. New processes
+// cannot escape it.
+func (c *cgroup) kill() error {
+	if c.core != "" {
+		err := os.WriteFile(filepath.Join(c.core, "cgroup.kill"), []byte("1"), 0)
+		if err == nil || errors.Is(err, fs.ErrNotExist) && !fileExists(c.core) {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("runc: kill %s: %w", c.path, err)
+		}
+	}
+	return killTree(c.path, c.place, c.freeze) // before Linux 5.14, and on v1
+}
+
+// killTree stops everything below path from forking, signals what is there, and
+// lets it run into the signal.
+func killTree(path string, p *placement, f *freezer) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if f != nil {
+		_ = f.set(ctx, true) // a process that will not freeze can still be killed
+		defer f.set(ctx, false)
+	}
+	pids, err := pidsBelow(p, path)
+	for _, pid := range pids {
+		if e := unix.Kill(pid, unix.SIGKILL); e != nil && !errors.Is(e, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("kill process %d: %w", pid, e))
+		}
+	}
+	return err
+}
+
+// pidsBelow lists the processes of the cgroup path and of its children, in whichever
+// trees it exists.
+func pidsBelow(p *placement, path string) (pids []int, err error) {
+	for _, root := range p.roots {
+		err = errors.Join(err, filepath.WalkDir(filepath.Join(root, path), func(file string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !d.IsDir() {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			b, err := os.ReadFile(filepath.Join(file, "cgroup.procs"))
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+				return nil
+			}
+			for line := range strings.Lines(string(b)) {
+				if pid, e := strconv.Atoi(strings.TrimSpace(line)); e == nil && pid > 0 && !slices.Contains(pids, pid) {
+					pids = append(pids, pid)
+				}
+			}
+			return err
+		}))
+	}
+	return pids, err
+}
+
+// remove deletes the cgroup and everything below it in every tree, waiting while
+// killed processes still leave.
+func (c *cgroup) remove(ctx context.Context) error {
+	if c.oom != nil {
+		c.oom.Close()
+	}
+	if c.freeze != nil {
+		c.freeze.Close()
+	}
+	return removeTree(ctx, c.place, c.path)
+}
+
+// removeTree deletes the folder path from every tree, deepest first. EBUSY means
+// that a process is still leaving; it is retried until ctx ends.
+func removeTree(ctx context.Context, p *placement, path string) error {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var err error
+		for _, root := range p.roots {
+			err = errors.Join(err, removeDirs(filepath.Join(root, path)))
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("runc: remove cgroup %s: %w", path, errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+func removeDirs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, removeDirs(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+// Package runc makes live sandboxes of isolation specs. It is the only importer of
+// the live libcontainer, of nsenter and of the cgroup managers, and needs root.
+//
+// An [Engine] belongs to one daemon. Each [Sandbox] is what package supervisor calls
+// a box: a parent cgroup, a network namespace with the Runtime API's listener, a
+// /tmp, and up to two domains, each a container whose PID 1 is the init handler.
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
+	"golang.org/x/sys/unix"
+)
+
+// Config says where an Engine keeps its things.
+type Config struct {
+	Instance   string // id of the daemon; names its cgroups
+	RunDir     string // folder of this daemon alone; others need search permission on it and its parents
+	InitBinary []byte // the init handler, a static executable
+	Host       Host   // as DetectHost found it
+}
+
+// Engine creates sandboxes. It is safe for concurrent use.
+type Engine struct {
+	place   *placement
+	fs      string // a tmpfs that only this daemon sees: the init handler and roots
+	state   string // libcontainer's state
+	creator *creator
+}
+
+// New prepares the host for the sandboxes of one daemon: its cgroup folder, and a
+// private file system for roots. Call it after SealSelf. The caller must Close it.
+func New(cfg Config) (_ *Engine, err error) {
+	if len(cfg.InitBinary) == 0 {
+		return nil, errors.New("runc: built without the init handler; build with make build")
+	}
+	if err := searchable(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	e := &Engine{fs: filepath.Join(cfg.RunDir, "fs")}
+	e.state = filepath.Join(e.fs, "containers")
+	if err := os.MkdirAll(e.fs, 0o711); err != nil {
+		return nil, fmt.Errorf("runc: folder for roots: %w", err)
+	}
+	if err := unix.Mount("sandboxd", e.fs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711,size=64m"); err != nil {
+		return nil, fmt.Errorf("runc: file system for roots: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Unmount(e.fs, unix.MNT_DETACH))
+		}
+	}()
+	for _, dir := range []string{e.scratch(), filepath.Join(e.fs, "roots")} {
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("runc: %w", err)
+		}
+	}
+	if err := os.WriteFile(e.initBinary(), cfg.InitBinary, 0o555); err != nil {
+		return nil, fmt.Errorf("runc: init handler: %w", err)
+	}
+	if e.place, err = place(cfg.Host, cfg.Instance); err != nil {
+		return nil, err
+	}
+	e.creator = newCreator()
+	return e, nil
+}
+
+func (e *Engine) initBinary() string { return filepath.Join(e.fs, "init") }
+func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
+
+// CgroupPath is the daemon's folder in the host's cgroup trees, absolute below their
+// mount. Reconcile takes it when the daemon was killed.
+func (e *Engine) CgroupPath() string { return e.place.hosted }
+
+// Close removes what New made. Every sandbox must be closed before.
+func (e *Engine) Close(ctx context.Context) error {
+	e.creator.close()
+	err := errors.Join(
+		unix.Unmount(e.fs, unix.MNT_DETACH),
+		os.Remove(e.fs),
+	)
+	if e.place.host.Mode == ModeUnified {
+		// Uncover the host's view of the tree: the folder cannot be removed from within.
+		if e2 := unix.Unmount(cgroupRoot, unix.MNT_DETACH); e2 != nil {
+			return errors.Join(err, fmt.Errorf("runc: uncover the cgroup tree: %w", e2))
+		}
+	}
+	return errors.Join(err, removeFolder(ctx, e.place))
+}
+
+// removeFolder deletes a daemon's cgroup folder, and the folder of all daemons if
+// no other is left in it.
+func removeFolder(ctx context.Context, p *placement) error {
+	err := removeTree(ctx, p, p.hosted)
+	for _, root := range p.roots {
+		_ = unix.Rmdir(filepath.Join(root, filepath.Dir(p.hosted))) // not empty: another daemon's
+	}
+	return err
+}
+
+// Reconcile ends and removes what a daemon that is gone left in the cgroup trees.
+// cgroupPath is what its CgroupPath was. Call it before New: afterwards the process
+// sees only its own cgroups.
+func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
+	clean := filepath.Clean(cgroupPath)
+	if !filepath.IsAbs(clean) || filepath.Base(filepath.Dir(clean)) != ownFolder {
+		return fmt.Errorf("runc: %q is not a cgroup folder of sandboxd", cgroupPath)
+	}
+	p := &placement{host: h, hosted: clean, group: clean, roots: h.roots()}
+	pids, err := pidsBelow(p, clean)
+	if err == nil && len(pids) > 0 {
+		err = killTree(clean, p, nil)
+		for _, root := range p.roots {
+			_ = os.WriteFile(filepath.Join(root, clean, "cgroup.kill"), []byte("1"), 0) // only the v2 tree has it; reaches frozen processes
+		}
+	}
+	return errors.Join(err, removeFolder(ctx, p))
+}
+
+// searchable reports whether the user of a domain can pass through dir: libcontainer
+// resolves the path of a root as that user.
+func searchable(dir string) error {
+	for p := dir; ; p = filepath.Dir(p) {
+		info, err := os.Stat(p)
+		if err != nil {
+			return fmt.Errorf("runc: run folder: %w", err)
+		}
+		if info.Mode()&0o001 == 0 {
+			return fmt.Errorf("runc: run folder %s: others may not pass through %s; use a folder such as /run/sandboxd, or chmod o+x %s", dir, p, p)
+		}
+		if p == filepath.Dir(p) {
+			return nil
+		}
+	}
+}
+
+// A creator runs functions on one OS thread that lives as long as the engine. The
+// kernel tells a domain's PID 1 of its parent's death when the thread that forked
+// it ends, so domains must be created on a thread that does not (decision 7).
+type creator struct {
+	jobs chan func()
+	done chan struct{}
+}
+
+func newCreator() *creator {
+	c := &creator{jobs: make(chan func()), done: make(chan struct{})}
+	go func() {
+		runtime.LockOSThread()
+		defer close(c.done)
+		for job := range c.jobs {
+			job()
+		}
+	}()
+	return c
+}
+
+// do runs f on the thread and waits for it. ctx ends only the wait for its turn.
+func (c *creator) do(ctx context.Context, f func() error) error {
+	result := make(chan error, 1)
+	select {
+	case c.jobs <- func() { result <- f() }:
+		return <-result
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *creator) close() {
+	close(c.jobs)
+	<-c.done
+}

@@ -1,0 +1,188 @@
+package runc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+)
+
+// A detached mount hangs in no tree yet: it exists as a descriptor until it is
+// moved to its place in a domain, or closed.
+type detached struct {
+	fd     int
+	target string
+}
+
+const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+
+// clone makes a detached read-only mount of the host's path, without what is mounted
+// below it. With a user namespace, the owners of files appear mapped by it: the
+// host's root as root inside. File systems that cannot map owners show them as
+// nobody instead.
+func clone(path string, userns *os.File) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	attr := unix.MountAttr{Attr_set: readOnly}
+	if userns != nil {
+		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		attr.Userns_fd = uint64(userns.Fd())
+	}
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	if errors.Is(err, unix.EINVAL) && userns != nil {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// stack makes a detached read-only overlay of several directories, later ones on
+// top. Overlay takes its layers by path, so they get paths for a moment, on scratch
+// in a mount namespace that ends with the thread; the overlay keeps its layers.
+func stack(sources []string, userns *os.File, scratch string) (fd int, err error) {
+	fd = -1
+	err = onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make mounts private: %w", err)
+		}
+		if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700,size=64k"); err != nil {
+			return fmt.Errorf("mount %s: %w", scratch, err)
+		}
+		lower := ""
+		for i, src := range sources {
+			dir := filepath.Join(scratch, strconv.Itoa(i))
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return err
+			}
+			layer, err := clone(src, userns)
+			if err != nil {
+				return err
+			}
+			err = unix.MoveMount(layer, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+			unix.Close(layer)
+			if err != nil {
+				return &os.PathError{Op: "move_mount", Path: dir, Err: err}
+			}
+			if lower != "" {
+				lower = ":" + lower
+			}
+			lower = dir + lower // the first is the topmost
+		}
+		var err error
+		fd, err = newFS("overlay", readOnly, "lowerdir", lower)
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("overlay of %q: %w", sources, err)
+	}
+	return fd, nil
+}
+
+// newFS makes a detached mount of a new file system, given its options in pairs.
+func newFS(kind string, attrs int, options ...string) (int, error) {
+	ctx, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen %s: %w", kind, err)
+	}
+	defer unix.Close(ctx)
+	for i := 0; i+1 < len(options); i += 2 {
+		if err := unix.FsconfigSetString(ctx, options[i], options[i+1]); err != nil {
+			return -1, fmt.Errorf("%s option %s=%s: %w", kind, options[i], options[i+1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(ctx); err != nil {
+		return -1, fmt.Errorf("create %s: %w", kind, err)
+	}
+	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount %s: %w", kind, err)
+	}
+	return fd, nil
+}
+
+// attach moves mounts into the mount namespace of the process pid, in order, and
+// makes its /proc/sys read-only. Targets are resolved inside, without following a
+// symbolic link: the root they are in may be a stranger's.
+func attach(pid int, mounts []isolation.Mount, tmp int, scratch string) error {
+	proc := filepath.Join("/proc", strconv.Itoa(pid), "ns")
+	userns, err := os.Open(filepath.Join(proc, "user"))
+	if err != nil {
+		return fmt.Errorf("runc: attach: %w", err)
+	}
+	defer userns.Close()
+	mntns, err := os.Open(filepath.Join(proc, "mnt"))
+	if err != nil {
+		return fmt.Errorf("runc: attach: %w", err)
+	}
+	defer mntns.Close()
+
+	var ready []detached
+	defer func() {
+		for _, d := range ready {
+			unix.Close(d.fd)
+		}
+	}()
+	for _, m := range mounts {
+		var fd int
+		if len(m.Sources) == 1 {
+			fd, err = clone(m.Sources[0], userns)
+		} else {
+			fd, err = stack(m.Sources, userns, scratch)
+		}
+		if err != nil {
+			return fmt.Errorf("runc: prepare %s: %w", m.Target, err)
+		}
+		ready = append(ready, detached{fd, m.Target})
+	}
+	return onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("runc: attach: unshare: %w", err)
+		}
+		if err := unix.Setns(int(mntns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("runc: attach: enter mount namespace: %w", err)
+		}
+		for _, d := range ready {
+			if err := d.move(); err != nil {
+				return err
+			}
+		}
+		if tmp >= 0 {
+			if err := (detached{tmp, "/tmp"}).move(); err != nil {
+				return err
+			}
+		}
+		sys, err := clone("/proc/sys", nil)
+		if err != nil {
+			return fmt.Errorf("runc: attach: %w", err)
+		}
+		defer unix.Close(sys)
+		return detached{sys, "/proc/sys"}.move()
+	})
+}
+
+// move puts d in its place in the mount namespace of the calling thread. The
+// descriptor stays the caller's.
+func (d detached) move() error {
+	at, err := unix.Openat2(unix.AT_FDCWD, d.target, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return fmt.Errorf("runc: mount point %s inside: %w", d.target, err)
+	}
+	defer unix.Close(at)
+	if err := unix.MoveMount(d.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("runc: attach %s: %w", d.target, err)
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+package runc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// onOwnThread runs f on an OS thread of its own, which ends with it: f may change
+// the thread's namespaces, and no other goroutine ever sees the result.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread with the goroutine
+		done <- f()
+	}()
+	return <-done
+}
+
+// A netns is a network namespace that lives as long as its file is open or a
+// process is in it. It has no name in the file system.
+type netns struct {
+	file     *os.File
+	listener net.Listener
+}
+
+// newNetNS makes a network namespace, raises its loopback interface and listens on
+// addr inside it (ARCHITECTURE decision 3, SUP-19).
+func newNetNS(addr string) (*netns, error) {
+	n := &netns{}
+	err := onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("new network namespace: %w", err)
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("find loopback: %w", err)
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("raise loopback: %w", err)
+		}
+		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return fmt.Errorf("open network namespace: %w", err)
+		}
+		if n.listener, err = net.Listen("tcp4", addr); err != nil {
+			return fmt.Errorf("listen inside the network namespace: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		n.Close()
+		return nil, fmt.Errorf("runc: %w", err)
+	}
+	return n, nil
+}
+
+// path is valid in this process and its children for as long as n is open.
+func (n *netns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+
+// dial connects from inside the namespace. addr must be a literal IP address.
+func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err == nil && net.ParseIP(host) == nil {
+		err = fmt.Errorf("%q is not an IP address", host)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
+	}
+	err = onOwnThread(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
+	}
+	return conn, nil
+}
+
+func (n *netns) Close() {
+	if n.listener != nil {
+		n.listener.Close()
+	}
+	if n.file != nil {
+		n.file.Close()
+	}
+}

@@ -1,0 +1,351 @@
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+// Sandbox holds the kernel objects of one sandbox. It implements supervisor.Box;
+// see there for what its methods mean and which may run at once.
+type Sandbox struct {
+	engine *Engine
+	spec   isolation.Spec
+	group  *cgroup
+	net    *netns
+	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
+
+	mu       sync.Mutex
+	root     string // mount point of the root as long as domains are to be started
+	domains  map[string]*domain
+	released bool // root and tmp are the domains' now
+}
+
+type domain struct {
+	container *libcontainer.Container
+	process   *libcontainer.Process
+}
+
+// Create makes the cgroup, the network namespace with its listener, the root and the
+// /tmp of a sandbox. No process runs yet. The caller must Close the sandbox.
+func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, err error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("runc: create %s: %w", spec.ID, err)
+	}
+	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if spec.Tmp.Template != "" {
+		uid, gid := s.IDs()
+		s.tmp = inBackground(func() (*tmpVolume, error) {
+			return newTmp(spec.Tmp.Template, len(spec.Domains), uid, gid)
+		})
+	}
+	if s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains)); err != nil {
+		return nil, err
+	}
+	if s.net, err = newNetNS(isolation.APIAddr); err != nil {
+		return nil, err
+	}
+	if err := s.makeRoot(); err != nil {
+		return nil, fmt.Errorf("runc: root of %s: %w", spec.ID, err)
+	}
+	return s, nil
+}
+
+// inBackground starts f and returns a function that waits for its result.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	once := sync.OnceValues(f)
+	go once()
+	return once
+}
+
+// makeRoot mounts the sandbox's root: a small tmpfs with the mount points, owned by
+// the domains' root.
+func (s *Sandbox) makeRoot() error {
+	root := filepath.Join(s.engine.fs, "roots", s.spec.ID)
+	if err := os.Mkdir(root, 0o711); err != nil {
+		return err
+	}
+	data := fmt.Sprintf("mode=755,size=256k,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
+	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return errors.Join(&os.PathError{Op: "mount", Path: root, Err: err}, os.Remove(root))
+	}
+	s.root = root
+	tree, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	own := func(name string) error { return tree.Lchown(name, int(s.spec.IDBase), int(s.spec.IDBase)) }
+	for _, dir := range append([]string{"/proc", "/dev", "/tmp"}, s.spec.Root.Dirs...) {
+		name := dir[1:]
+		if err := tree.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := own(name); err != nil {
+			return err
+		}
+	}
+	for _, m := range s.spec.Mounts {
+		if err := makeMountPoint(tree, m); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.spec.Root.Links {
+		if err := tree.Symlink(l.Target, l.Path[1:]); err != nil {
+			return err
+		}
+		if err := own(l.Path[1:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeMountPoint makes a file for a source that is a file. Directories are listed in
+// the spec's Root; below a mounted directory nothing can be made.
+func makeMountPoint(tree *os.Root, m isolation.Mount) error {
+	info, err := os.Stat(m.Sources[0])
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	if info.IsDir() {
+		return nil
+	}
+	f, err := tree.OpenFile(m.Target[1:], os.O_CREATE|os.O_RDONLY, 0o444)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Target, err)
+	}
+	return f.Close()
+}
+
+// Start makes a domain. See supervisor.Box.
+func (s *Sandbox) Start(ctx context.Context, name string) (_ *wire.Conn, err error) {
+	cfg, err := s.spec.Config(name, isolation.Paths{
+		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Cgroup: s.group.path,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(s.root); err != nil {
+		return nil, fmt.Errorf("runc: start %s of %s: its domains were started before", name, s.spec.ID)
+	}
+	conn, remote, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+			err = fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
+		}
+	}()
+	d := &domain{process: &libcontainer.Process{
+		Args: []string{isolation.InitPath}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote},
+	}}
+	err = s.engine.creator.do(ctx, func() (err error) {
+		defer remote.Close()
+		if d.container, err = libcontainer.Create(s.engine.state, s.spec.ID+"."+name, cfg); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.domains[name] = d
+		s.mu.Unlock()
+		if err = d.container.Run(d.process); err != nil {
+			d.process = nil // libcontainer has reaped it
+		}
+		return err
+	})
+	remote.Close() // again, if its turn never came
+	if err != nil {
+		return nil, err
+	}
+	if err := hello(ctx, conn); err != nil {
+		return nil, err
+	}
+	if err := s.furnish(name, d); err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// hello waits for the init handler's first message.
+func hello(ctx context.Context, conn *wire.Conn) error {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	msg, files, err := conn.Recv()
+	for _, f := range files {
+		f.Close()
+	}
+	if !stop() {
+		return fmt.Errorf("wait for the init handler: %w", ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the init handler: %w", err)
+	}
+	if h, ok := msg.(wire.Hello); !ok || h.Version != wire.Version {
+		return fmt.Errorf("init handler said %#v, want hello of version %d", msg, wire.Version)
+	}
+	return nil
+}
+
+// furnish attaches the sandbox's files to a new domain. After the last domain the
+// daemon lets go of its own hold on them.
+func (s *Sandbox) furnish(name string, d *domain) error {
+	pid, err := d.process.Pid()
+	if err != nil {
+		return err
+	}
+	tmp := -1
+	if s.tmp != nil {
+		v, err := s.tmp()
+		if err != nil {
+			return err
+		}
+		for i, other := range s.spec.Domains {
+			if other == name {
+				tmp = v.mounts[i]
+			}
+		}
+	}
+	if err := attach(pid, s.spec.Mounts, tmp, s.engine.scratch()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.domains) < len(s.spec.Domains) {
+		return nil
+	}
+	return s.release()
+}
+
+// release drops the daemon's hold on root and /tmp: the domains keep theirs. s.mu
+// must be held, or s be nobody else's.
+func (s *Sandbox) release() error {
+	if s.released {
+		return nil
+	}
+	s.released = true
+	if s.tmp != nil {
+		if v, err := s.tmp(); err == nil {
+			v.Close()
+		}
+	}
+	if s.root == "" {
+		return nil
+	}
+	if err := unix.Unmount(s.root, unix.MNT_DETACH); err != nil {
+		return &os.PathError{Op: "unmount", Path: s.root, Err: err}
+	}
+	return os.Remove(s.root)
+}
+
+// IDs returns the host's ids of the sandbox user.
+func (s *Sandbox) IDs() (uid, gid uint32) {
+	return s.spec.IDBase + isolation.UserID, s.spec.IDBase + isolation.GroupID
+}
+
+// Freeze stops every process of the sandbox. See supervisor.Box.
+func (s *Sandbox) Freeze(ctx context.Context) error { return s.group.freeze.set(ctx, true) }
+
+// Thaw undoes Freeze.
+func (s *Sandbox) Thaw(ctx context.Context) error { return s.group.freeze.set(ctx, false) }
+
+// SetThrottled turns the CPU quota on or off.
+func (s *Sandbox) SetThrottled(on bool) error { return s.group.throttle(on) }
+
+// Kill sends SIGKILL to every process of the sandbox.
+func (s *Sandbox) Kill() error { return s.group.kill() }
+
+// Usage returns what the sandbox has used so far.
+func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.usage() }
+
+// Listener is the socket of the Runtime API inside the sandbox.
+func (s *Sandbox) Listener() net.Listener { return s.net.listener }
+
+// Dial connects from inside the sandbox's network namespace.
+func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return s.net.dial(ctx, network, addr)
+}
+
+// PIDs are the host's process ids of the domains' init handlers.
+func (s *Sandbox) PIDs() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pids := map[string]int{}
+	for name, d := range s.domains {
+		if d.process == nil {
+			continue
+		}
+		if pid, err := d.process.Pid(); err == nil {
+			pids[name] = pid
+		}
+	}
+	return pids
+}
+
+// CgroupPath is the sandbox's parent cgroup as the host sees it, absolute below the
+// mount of each cgroup tree.
+func (s *Sandbox) CgroupPath() string { return filepath.Join(s.engine.place.hosted, s.spec.ID) }
+
+// Close ends and removes the sandbox, in the reverse order of its making. See
+// supervisor.Box.
+func (s *Sandbox) Close(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	if s.group != nil {
+		errs = append(errs, s.group.kill())
+	}
+	for name, d := range s.domains {
+		if err := d.end(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("runc: end %s of %s: %w", name, s.spec.ID, err))
+			continue
+		}
+		delete(s.domains, name)
+	}
+	errs = append(errs, s.release())
+	if s.net != nil {
+		s.net.Close()
+	}
+	if s.group != nil {
+		errs = append(errs, s.group.remove(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// end reaps the killed init handler, and with it the kernel ends the rest of its
+// domain; then it removes the domain's cgroup and state.
+func (d *domain) end(ctx context.Context) error {
+	if d.process != nil {
+		gone := make(chan struct{})
+		go func() {
+			_, _ = d.process.Wait() // its status is of no interest: it was killed
+			close(gone)
+		}()
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			return fmt.Errorf("init handler does not end: %w", ctx.Err())
+		}
+		d.process = nil
+	}
+	return d.container.Destroy()
+}

@@ -1,0 +1,56 @@
+package runc
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/exeseal"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before the Go runtime starts
+	"golang.org/x/sys/unix"
+)
+
+// Init is libcontainer's half of a new domain: it runs in the re-executed daemon
+// (os.Args[1] == "init"), becomes the init handler, and does not return.
+func Init() { libcontainer.Init() }
+
+// IsInit reports whether this process is such a re-execution.
+func IsInit() bool { return len(os.Args) > 1 && os.Args[1] == "init" }
+
+// SealSelf re-executes the daemon once, from a sealed copy of its binary and in a
+// mount namespace of its own, and returns nil in the process that results.
+//
+// The sealed copy lets libcontainer start domains without copying the binary each
+// time, and no domain can reach the file on disk (CVE-2019-5736). In the private
+// mount namespace everything that the daemon mounts goes when the daemon and its
+// domains are gone, however they died. Call it before the process has state: file
+// descriptors that are not close-on-exec and the environment survive.
+func SealSelf() error {
+	if exeseal.IsSelfExeCloned() {
+		return nil
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("runc: open own binary: %w", err)
+	}
+	info, err := self.Stat()
+	if err != nil {
+		return fmt.Errorf("runc: size of own binary: %w", err)
+	}
+	sealed, err := exeseal.CloneBinary(self, info.Size(), "sandboxd", os.TempDir())
+	if err != nil {
+		return fmt.Errorf("runc: sealed copy of own binary: %w", err)
+	}
+	runtime.LockOSThread() // the namespace is this thread's until exec makes it the process's
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("runc: private mount namespace: %w (sandboxd needs root with CAP_SYS_ADMIN)", err)
+	}
+	// Unmounts on the host still arrive here, so that nothing of the host is kept busy.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("runc: make mounts private: %w", err)
+	}
+	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(int(sealed.Fd())), os.Args, os.Environ())
+	return fmt.Errorf("runc: execute sealed copy of own binary: %w", err)
+}

@@ -1,0 +1,141 @@
+package runc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// tmpVolume is the file system behind one sandbox's /tmp: an ext4 image on a loop
+// device, mounted once for every domain. Nothing of it has a name: the image file
+// is unlinked from the start, and the device lets go of it with the last mount. When
+// the sandbox is gone, so is the volume, even if the daemon was killed.
+type tmpVolume struct {
+	mounts []int // detached mounts, one a domain
+}
+
+// newTmp copies the template and mounts the copy count times. uid and gid own its root.
+func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err error) {
+	image, err := copyTemplate(template)
+	if err != nil {
+		return nil, fmt.Errorf("runc: /tmp: %w", err)
+	}
+	defer image.Close()
+	loop, err := attachLoop(image)
+	if err != nil {
+		return nil, fmt.Errorf("runc: /tmp: %w", err)
+	}
+	defer loop.Close() // the mounts hold the device from here on
+	v := &tmpVolume{}
+	defer func() {
+		if err != nil {
+			v.Close()
+		}
+	}()
+	for range count {
+		// The same device gives the same file system again, not a second one.
+		fd, err := newFS("ext4", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "source", loop.Name())
+		if err != nil {
+			return nil, fmt.Errorf("runc: /tmp: %w", err)
+		}
+		v.mounts = append(v.mounts, fd)
+	}
+	if err := unix.Fchownat(v.mounts[0], "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+		return nil, fmt.Errorf("runc: owner of /tmp: %w", err)
+	}
+	return v, nil
+}
+
+// Close drops the mounts that were not moved into a domain, and the daemon's hold
+// on those that were.
+func (v *tmpVolume) Close() {
+	for _, fd := range v.mounts {
+		unix.Close(fd)
+	}
+	v.mounts = nil
+}
+
+// copyTemplate makes an unnamed copy of the file beside it, sharing blocks where
+// the file system can, and copying no holes where it cannot.
+func copyTemplate(template string) (_ *os.File, err error) {
+	src, err := os.Open(template)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	info, err := src.Stat()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(filepath.Dir(template), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "open unnamed file in", Path: filepath.Dir(template), Err: err}
+	}
+	dst := os.NewFile(uintptr(fd), template)
+	defer func() {
+		if err != nil {
+			dst.Close()
+		}
+	}()
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return dst, nil
+	}
+	if err := dst.Truncate(info.Size()); err != nil {
+		return nil, err
+	}
+	for at := int64(0); ; {
+		data, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return dst, nil // only a hole is left
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "seek", Path: template, Err: err}
+		}
+		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, &os.PathError{Op: "seek", Path: template, Err: err}
+		}
+		if _, err := src.Seek(data, io.SeekStart); err != nil {
+			return nil, err
+		}
+		if _, err := dst.Seek(data, io.SeekStart); err != nil {
+			return nil, err
+		}
+		if _, err := io.CopyN(dst, src, hole-data); err != nil {
+			return nil, err
+		}
+		at = hole
+	}
+}
+
+// attachLoop binds image to a free loop device that frees itself after its last use.
+func attachLoop(image *os.File) (*os.File, error) {
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("loop devices (load the kernel module loop): %w", err)
+	}
+	defer ctl.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find a free loop device: %w", err)
+		}
+		dev, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open loop device: %w", err)
+		}
+		config := unix.LoopConfig{Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO}}
+		err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
+		if err == nil {
+			return dev, nil
+		}
+		dev.Close()
+		if !errors.Is(err, unix.EBUSY) { // busy: someone else was faster
+			return nil, fmt.Errorf("configure %s: %w", dev.Name(), err)
+		}
+	}
+}
