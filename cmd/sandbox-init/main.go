@@ -1,0 +1,89 @@
+// Command sandbox-init is the init handler: PID 1 of a domain. The supervisor starts
+// it, through libcontainer, as uid 0 of the domain's user namespace, with the control
+// socket (package wire) as descriptor 3. It gives up what it does not need, says
+// Hello, and then starts, signals and reaps processes on request until the daemon is
+// gone. Then it ends, and the kernel ends everything else in the domain with it.
+//
+// It takes no arguments and no environment. It exits with 0 when the daemon closed
+// the socket, with 1 when it could not go on, and with 2 when it was not started by
+// sandboxd; the reason is one line on standard error.
+//
+// It is linked statically and kept small (no fmt, no net): every domain maps it.
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+const (
+	controlFD = 3
+
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	// One for the loop, one that the waiting for children may hold.
+	runtime.GOMAXPROCS(2)
+	if os.Getpid() != 1 { // and never get near kill(-1) on a host
+		die(exitUsage, errors.New("this is PID 1 of a sandbox and only sandboxd starts it: use sandboxd run"))
+	}
+	conn, err := openControl()
+	if err != nil {
+		die(exitUsage, errors.New("descriptor 3 is no control socket, only sandboxd starts this program: "+err.Error()))
+	}
+	if err := serve(conn); err != nil {
+		die(exitFailed, err)
+	}
+}
+
+// openControl takes the control socket, and makes sure that no child inherits it or
+// anything else that libcontainer may have left open.
+func openControl() (*wire.Conn, error) {
+	if err := unix.CloseRange(controlFD, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("close_range", err)
+	}
+	return wire.NewConn(os.NewFile(controlFD, "control socket"))
+}
+
+// serve returns nil when the daemon is gone.
+func serve(conn *wire.Conn) error {
+	if err := tieToDaemon(); err != nil {
+		return err
+	}
+	if err := writeLimits("/proc/sys/user"); err != nil {
+		return err
+	}
+	if err := dropPrivileges(); err != nil {
+		return err
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	// If the daemon died before the death signal was set, this is where it shows.
+	if err := conn.Send(wire.Hello{Version: wire.Version}); err != nil {
+		return daemonGone(err)
+	}
+	return daemonGone(newHandler(conn, null).loop())
+}
+
+// daemonGone turns the errors that the end of the daemon causes into nil.
+func daemonGone(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
+func die(code int, err error) {
+	_, _ = os.Stderr.WriteString("sandbox-init: " + err.Error() + "\n")
+	os.Exit(code)
+}
