@@ -81,15 +81,22 @@ func TestLimitsReachChildren(t *testing.T) {
 // What went wrong is told apart: EX-03, FE-02, and a bad working directory.
 func TestExecErrors(t *testing.T) {
 	d := newDomain(t)
-	mine := filepath.Join(files, "own")      // of the sandbox user alone
-	ofInit := filepath.Join(files, "ofinit") // of PID 1's id: the sandbox user may not enter
+	folder, err := os.MkdirTemp(files, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(folder, "own")     // of the sandbox user alone
+	ofInit := filepath.Join(folder, "other") // of PID 1's id: the sandbox user may not enter
 	for dir, id := range map[string]int{mine: d.base + isolation.UserID, ofInit: d.base} {
 		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, id, id)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write := func(name, text string, mode os.FileMode) string {
-		path := filepath.Join(files, name)
+		path := filepath.Join(folder, name)
 		if err := os.WriteFile(path, []byte(text), mode); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +114,7 @@ func TestExecErrors(t *testing.T) {
 		{"missing program", "/no/such", "/", unix.ENOENT, wire.StageExec},
 		{"missing interpreter", orphanScript, "/", unix.ENOENT, wire.StageExec},
 		{"no execute permission", plain, "/", unix.EACCES, wire.StageExec},
-		{"directory as program", files, "/", unix.EACCES, wire.StageExec},
+		{"directory as program", folder, "/", unix.EACCES, wire.StageExec},
 		{"not a program", garbage, "/", unix.ENOEXEC, wire.StageExec},
 		{"file as folder of the program", plain + "/x", "/", unix.ENOTDIR, wire.StageExec},
 		{"name too long", "/" + strings.Repeat("x", 300), "/", unix.ENAMETOOLONG, wire.StageExec},
@@ -326,10 +333,18 @@ func TestParentDeath(t *testing.T) {
 	cmd := exec.Command(helperPath(), partParent, initPath(), strconv.Itoa(newBase()))
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{remote}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	remote.Close()
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
 	if m, err := recvWithin(local); err != nil || m != (wire.Hello{Version: wire.Version}) {
 		t.Fatalf("%#v, %v", m, err)
 	}
@@ -339,6 +354,10 @@ func TestParentDeath(t *testing.T) {
 	_ = cmd.Wait() // it was killed
 	if m, err := recvWithin(local); err != io.EOF {
 		t.Fatalf("%#v, %v, want the end of the socket", m, err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, 0, nil); err != nil || status.Signal() != unix.SIGKILL {
+		t.Errorf("the handler ended with %#x, %v, want SIGKILL", status, err)
 	}
 }
 

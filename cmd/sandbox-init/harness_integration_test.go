@@ -56,6 +56,10 @@ func run(m *testing.M) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("the integration tests of sandbox-init make namespaces: run them as root")
 	}
+	// Domains whose maker has died come to this process to be reaped.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 0, err
+	}
 	files, err = os.MkdirTemp("", "sandbox-init-test-")
 	if err != nil {
 		return 0, err
@@ -147,9 +151,11 @@ func parent(program, base string) error {
 	if _, err := fmt.Sscan(base, &id); err != nil {
 		return err
 	}
-	if err := command(program, id, os.NewFile(3, "control")).Start(); err != nil {
+	cmd := command(program, id, os.NewFile(3, "control"))
+	if err := cmd.Start(); err != nil {
 		return err
 	}
+	fmt.Println(cmd.Process.Pid)
 	select {}
 }
 
