@@ -28,6 +28,9 @@ import (
 // DefaultRunDir is where daemons keep their instance folders unless told otherwise.
 const DefaultRunDir = "/run/sandboxd"
 
+// folderMode lets others pass through a folder and not list it.
+const folderMode = 0o711
+
 const (
 	lockName    = "lock"         // in the run folder: guards making and finding; in an instance folder: held for life
 	controlName = "control.sock" // unix socket of the control API, in an instance folder
@@ -55,7 +58,8 @@ type Info struct {
 func (i Info) ControlSocket() string { return filepath.Join(i.Dir, controlName) }
 
 // Acquire makes a new instance under runDir, which is made too if it is missing.
-// The folder's mode is 0700. The lock is held until Close or the end of the
+// Others may pass through the folders and not list them (mode 0711): libcontainer
+// resolves the paths of a sandbox's root as the sandbox's user. The lock is held until Close or the end of the
 // process, whichever comes first.
 func Acquire(runDir string) (*Instance, error) {
 	runDir, err := prepareRunDir(runDir)
@@ -73,10 +77,13 @@ func Acquire(runDir string) (*Instance, error) {
 		return nil, err
 	}
 	dir := filepath.Join(runDir, id)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, folderMode); err != nil {
 		return nil, fmt.Errorf("instance: %w", err)
 	}
 	lock, err := lockFile(filepath.Join(dir, lockName), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		err = os.Chmod(dir, folderMode) // whatever the umask is
+	}
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, err
@@ -247,7 +254,7 @@ func prepareRunDir(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("instance: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, folderMode); err != nil {
 		return "", fmt.Errorf("instance: run folder: %w", err)
 	}
 	fi, err := os.Lstat(dir)
@@ -256,7 +263,7 @@ func prepareRunDir(dir string) (string, error) {
 	}
 	st := fi.Sys().(*syscall.Stat_t)
 	if !fi.IsDir() || int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o022 != 0 {
-		return "", fmt.Errorf("instance: run folder %s (%v, owner %d) can be changed by others; use a folder of your own that only you can write: chmod 700 %[1]s", dir, fi.Mode(), st.Uid)
+		return "", fmt.Errorf("instance: run folder %s (%v, owner %d) can be changed by others; use a folder of your own that only you can write: chmod go-w %[1]s", dir, fi.Mode(), st.Uid)
 	}
 	return dir, nil
 }

@@ -183,8 +183,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if fi, err := os.Stat(i.Dir()); err != nil || fi.Mode().Perm() != 0o700 {
-		t.Fatalf("instance folder: %v, %v; want mode 0700", fi.Mode(), err)
+	if fi, err := os.Stat(i.Dir()); err != nil || fi.Mode().Perm() != folderMode {
+		t.Fatalf("instance folder: %v, %v; want mode 0711", fi.Mode(), err)
 	}
 	if err := os.WriteFile(i.ControlSocket(), nil, 0o600); err != nil {
 		t.Fatal(err)
