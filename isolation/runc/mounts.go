@@ -22,21 +22,16 @@ type detached struct {
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
 // clone makes a detached read-only mount of the host's path, without what is mounted
-// below it. With a user namespace, the owners of files appear mapped by it: the
-// host's root as root inside. File systems that cannot map owners show them as
-// nobody instead.
+// below it. The owners of files appear mapped by the user namespace: the host's root
+// as root inside. File systems that cannot map owners show them as nobody instead.
 func clone(path string, userns *os.File) (int, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
-	attr := unix.MountAttr{Attr_set: readOnly}
-	if userns != nil {
-		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
-		attr.Userns_fd = uint64(userns.Fd())
-	}
+	attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
 	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
-	if errors.Is(err, unix.EINVAL) && userns != nil {
+	if errors.Is(err, unix.EINVAL) {
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
 	}
 	if err != nil {
@@ -164,12 +159,16 @@ func attach(pid int, mounts []isolation.Mount, tmp int, scratch string) error {
 				return err
 			}
 		}
-		sys, err := clone("/proc/sys", nil)
-		if err != nil {
-			return fmt.Errorf("runc: attach: %w", err)
+		// Not a detached mount: those count as mount namespaces of the domain's user
+		// namespace, where the init handler has set their limit to 0 by now.
+		if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("runc: attach /proc/sys: %w", err)
 		}
-		defer unix.Close(sys)
-		return detached{sys, "/proc/sys"}.move()
+		attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc/sys", 0, &attr); err != nil {
+			return fmt.Errorf("runc: make /proc/sys read-only: %w", err)
+		}
+		return nil
 	})
 }
 

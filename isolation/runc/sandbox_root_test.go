@@ -1,0 +1,381 @@
+//go:build integration
+
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+// hostSpec is a sandbox that shows the host's programs.
+func hostSpec(t *testing.T, domains ...string) isolation.Spec {
+	t.Helper()
+	code := t.TempDir()
+	if err := os.WriteFile(filepath.Join(code, "hello"), []byte("hello from the code"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := isolation.Spec{
+		ID: "t-" + strconv.FormatInt(time.Now().UnixNano(), 36), IDBase: 0x70000000 + 65536*uint32(os.Getpid()%4000),
+		Limits:  isolation.Limits{MemoryBytes: 128 << 20, CPU: 0.5, PIDs: 64},
+		Domains: domains,
+		Root:    isolation.Root{Dirs: []string{"/usr", "/etc", "/var", "/var/task", "/opt"}},
+		Mounts:  []isolation.Mount{{Target: "/usr", Sources: []string{"/usr"}}, {Target: "/var/task", Sources: []string{code}}},
+		Tmp:     isolation.Tmp{Template: tmpTemplate(t)},
+	}
+	for _, name := range []string{"bin", "sbin", "lib", "lib64", "lib32"} {
+		if target, err := os.Readlink("/" + name); err == nil {
+			s.Root.Links = append(s.Root.Links, isolation.Link{Path: "/" + name, Target: target})
+		}
+	}
+	return s
+}
+
+func tmpTemplate(t *testing.T) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "tmp.ext4")
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", image, "16m").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v\n%s", err, out)
+	}
+	return image
+}
+
+func create(t *testing.T, e *Engine, spec isolation.Spec) *Sandbox {
+	t.Helper()
+	s, err := e.Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func start(t *testing.T, s *Sandbox, domain string) *wire.Conn {
+	t.Helper()
+	conn, err := s.Start(t.Context(), domain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// begin starts a shell script as the sandbox user and returns its output's end.
+func begin(t *testing.T, s *Sandbox, conn *wire.Conn, id uint32, script string) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	t.Cleanup(func() { r.Close() })
+	uid, gid := s.IDs()
+	if err := w.Chown(int(uid), int(gid)); err != nil {
+		t.Fatal(err)
+	}
+	e := wire.Exec{
+		ID: id, Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/",
+		UID: isolation.UserID, GID: isolation.GroupID,
+	}
+	if err := conn.Send(e, w, w); err != nil {
+		t.Fatal(err)
+	}
+	if m, _, err := conn.Recv(); err != nil {
+		t.Fatal(err)
+	} else if st, ok := m.(wire.Started); !ok || st.Errno != 0 {
+		t.Fatalf("exec of %q: %#v", script, m)
+	}
+	return r
+}
+
+// shell runs a script to its end and returns its output and status.
+func shell(t *testing.T, s *Sandbox, conn *wire.Conn, script string) (string, syscall.WaitStatus) {
+	t.Helper()
+	r := begin(t, s, conn, 1, script)
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := conn.Recv()
+	ex, ok := m.(wire.Exited)
+	if err != nil || !ok {
+		t.Fatalf("after %q: %#v, %v", script, m, err)
+	}
+	return string(out), syscall.WaitStatus(ex.Status)
+}
+
+func TestPosture(t *testing.T) {
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	conn := start(t, s, isolation.RuntimeDomain)
+	for _, tt := range []struct{ name, script, want string }{
+		{"ids", "id -u; id -g; id -G", "993\n990\n990\n"},
+		{"capabilities", "grep -E '^Cap' /proc/self/status | tr -d '0\\t\\n'", "CapInh:CapPrm:CapEff:CapBnd:CapAmb:"},
+		{"no_new_privs and seccomp", "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'", "NoNewPrivs:1\nSeccomp:2\n"},
+		{"code", "cat /var/task/hello; stat -c ' %u:%g' /var/task/hello", "hello from the code 0:0\n"},
+		{"code is read-only", "touch /var/task/x 2>&1 | grep -o 'Read-only file system'", "Read-only file system\n"},
+		{"root belongs to root and is read-only", "stat -c %u:%g / /usr; touch /x 2>&1 | grep -o 'Read-only file system'", "0:0\n0:0\nRead-only file system\n"},
+		{"devices are read-only", "touch /dev/x 2>&1 | grep -o 'Read-only file system'", "Read-only file system\n"},
+		{"tmp is writable", "echo a >/tmp/a && cat /tmp/a; stat -c '%u:%g' /tmp /tmp/a", "a\n993:990\n993:990\n"},
+		{"tmp is bounded", "head -c 32000000 /dev/zero 2>&1 >/tmp/big | grep -o 'No space left'; rm /tmp/big", "No space left\n"},
+		{"cgroup", "cut -d: -f3 /proc/self/cgroup | sort -u", "/\n"},
+		{"sysctls are read-only", "sh -c 'echo 1 >/proc/sys/user/max_user_namespaces' 2>&1 | grep -o 'Read-only file system'; cat /proc/sys/user/max_user_namespaces", "Read-only file system\n0\n"},
+		{"no user namespace", "unshare -U true 2>&1 | grep -c 'Operation not permitted'", "1\n"},
+		{"no sysfs", "ls /sys 2>&1 | grep -c 'No such file'", "1\n"},
+		{"no host path of code in sight", "ls /work /home /root 2>/dev/null | wc -l", "0\n"},
+		{"processes of the host are out of sight", "[ $(ls -d /proc/[0-9]* | wc -l) -le 5 ] && echo few", "few\n"},
+		{"init handler is out of reach", "kill -9 1 2>&1 | grep -o 'not permitted'; cat /proc/1/environ 2>&1 | grep -o 'Permission denied'", "not permitted\nPermission denied\n"},
+		{"init handler cannot be replaced", "sh -c 'echo >>/.sandbox-init' 2>&1 | grep -o 'Permission denied'", "Permission denied\n"},
+		{"nofile", "ulimit -n; ulimit -Hn; ulimit -c", "1024\n1024\n0\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, _ := shell(t, s, conn, tt.script)
+			if got != tt.want {
+				t.Errorf("%s\n got %q\nwant %q", tt.script, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestDomainsShareNetworkAndTmp(t *testing.T) {
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
+	a, b := start(t, s, isolation.RuntimeDomain), start(t, s, isolation.ExtensionDomain)
+
+	script := "echo from runtime >/tmp/x; readlink /proc/self/ns/net"
+	netA, _ := shell(t, s, a, script)
+	got, _ := shell(t, s, b, "cat /tmp/x; readlink /proc/self/ns/net")
+	if want := "from runtime\n" + netA; got != want {
+		t.Errorf("extension domain sees %q, want %q", got, want)
+	}
+	for _, ns := range []string{"user", "pid", "mnt", "ipc", "uts", "cgroup"} {
+		one, _ := shell(t, s, a, "readlink /proc/self/ns/"+ns)
+		two, _ := shell(t, s, b, "readlink /proc/self/ns/"+ns)
+		host, err := os.Readlink("/proc/self/ns/" + ns)
+		if err != nil || one == two || strings.TrimSpace(one) == host || strings.TrimSpace(two) == host || one == "" {
+			t.Errorf("%s namespace: runtime %q, extension %q, host %q (%v): want three different ones", ns, one, two, host, err)
+		}
+	}
+}
+
+func TestListenerIsInside(t *testing.T) { // SUP-19
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	conn := start(t, s, isolation.RuntimeDomain)
+	go func() {
+		for {
+			c, err := s.Listener().Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "reached")
+			c.Close()
+		}
+	}()
+	got, _ := shell(t, s, conn, "bash -c 'exec 3<>/dev/tcp/127.0.0.1/9001; cat <&3'")
+	if got != "reached" {
+		t.Errorf("from inside: %q", got)
+	}
+	if c, err := net.DialTimeout("tcp", isolation.APIAddr, time.Second); err == nil {
+		c.Close()
+		t.Errorf("the host reaches %s", isolation.APIAddr)
+	}
+	c, err := s.Dial(t.Context(), "tcp", isolation.APIAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "reached" {
+		t.Errorf("dialled from inside: %q, %v", b, err)
+	}
+}
+
+func TestFreezeAndKill(t *testing.T) {
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	conn := start(t, s, isolation.RuntimeDomain)
+	out := begin(t, s, conn, 1, "while echo x; do :; done")
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	pid := s.PIDs()[isolation.RuntimeDomain]
+	for range 3 {
+		if err := s.Freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Freeze(t.Context()); err != nil {
+			t.Fatal("second freeze:", err)
+		}
+		before, err := s.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		drain(t, out)
+		if b, err := s.Usage(); err != nil || b.CPU != before.CPU {
+			t.Errorf("a frozen sandbox used %v of CPU (%v)", b.CPU-before.CPU, err)
+		}
+		if err := s.Thaw(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Fatal("after thaw:", err)
+		}
+	}
+	if err := s.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for { // the socket ends because PID 1 is dead, frozen or not
+		if _, _, err := conn.Recv(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("init handler %d after close: %v", pid, err)
+	}
+}
+
+// drain reads what is in a pipe whose writer is frozen.
+func drain(t *testing.T, f *os.File) {
+	t.Helper()
+	n, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(f, make([]byte, n)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // decision 12
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
+	a, b := start(t, s, isolation.RuntimeDomain), start(t, s, isolation.ExtensionDomain)
+	if u, err := s.Usage(); err != nil || u.OOMKills != 0 {
+		t.Fatalf("at first: %+v, %v", u, err)
+	}
+	begin(t, s, a, 1, "head -c 300m /dev/zero | tail -c 300m")
+	for _, c := range []*wire.Conn{a, b} {
+		for {
+			if _, _, err := c.Recv(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	u, err := s.Usage()
+	if err != nil || u.OOMKills == 0 {
+		t.Errorf("afterwards: %+v, %v; want a kill counted", u, err)
+	}
+	if u.MemoryPeakBytes < 100<<20 || u.MemoryPeakBytes > 128<<20 {
+		t.Errorf("peak %d, want near the limit of 128 MiB", u.MemoryPeakBytes)
+	}
+}
+
+func TestThrottle(t *testing.T) { // decision 11
+	e := newEngine(t)
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	spec.Limits.CPU = 0.1
+	s := create(t, e, spec)
+	conn := start(t, s, isolation.RuntimeDomain)
+	share := func() float64 {
+		begin := time.Now()
+		before, err := s.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, st := shell(t, s, conn, "timeout 1 sh -c 'while :; do :; done'"); st.ExitStatus() != 124 {
+			t.Fatalf("spinner ended with %v", st)
+		}
+		after, err := s.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return float64(after.CPU-before.CPU) / float64(time.Since(begin))
+	}
+	free := share()
+	if err := s.SetThrottled(true); err != nil {
+		t.Fatal(err)
+	}
+	if got := share(); got > 0.2 || got > free/2 {
+		t.Errorf("CPU share throttled %.2f, free %.2f; want 0.1", got, free)
+	}
+}
+
+func TestPIDsAreBounded(t *testing.T) { // ENV-34
+	e := newEngine(t)
+	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	conn := start(t, s, isolation.RuntimeDomain)
+	got, _ := shell(t, s, conn, "(i=0; while [ $i -lt 200 ]; do sleep 100 >/dev/null 2>&1 & i=$((i+1)); done) 2>&1 | grep -c -i fork")
+	if n, err := strconv.Atoi(strings.TrimSpace(got)); err != nil || n == 0 {
+		t.Errorf("200 processes under a limit of 64: %q", got)
+	}
+	if err := conn.Send(wire.KillAll{Seq: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if m, _, err := conn.Recv(); err != nil || m != (wire.Killed{Seq: 1}) {
+		t.Errorf("kill all: %#v, %v", m, err)
+	}
+}
+
+func TestOverlayLaterLayersWin(t *testing.T) {
+	e := newEngine(t)
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	var layers []string
+	for i := range 3 {
+		dir := t.TempDir()
+		for _, name := range []string{"all", fmt.Sprintf("only%d", i)} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(strconv.Itoa(i)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		layers = append(layers, dir)
+	}
+	spec.Mounts = append(spec.Mounts, isolation.Mount{Target: "/opt", Sources: layers})
+	s := create(t, e, spec)
+	conn := start(t, s, isolation.RuntimeDomain)
+	got, _ := shell(t, s, conn, "cd /opt && ls && cat all && stat -c ' %u:%g' all; touch all 2>&1 | grep -o 'Read-only'")
+	if want := "all\nonly0\nonly1\nonly2\n2 0:0\nRead-only\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestMountTargetsAreNotFollowed(t *testing.T) {
+	e := newEngine(t)
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	spec.Root.Links = append(spec.Root.Links, isolation.Link{Path: "/srv", Target: "/etc"})
+	spec.Mounts = append(spec.Mounts, isolation.Mount{Target: "/srv", Sources: []string{t.TempDir()}})
+	s := create(t, e, spec)
+	if _, err := s.Start(t.Context(), isolation.RuntimeDomain); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("mount over a symbolic link: %v, want ELOOP", err)
+	}
+}
