@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -21,30 +22,78 @@ type detached struct {
 
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
+// A mapper decides how the owners of a mount's files appear in a domain. Host root
+// appears as root by the domain's own user namespace. Where a directory belongs to
+// somebody else, its owner appears as root and everybody else as nobody, so that no
+// stranger's file comes to belong to the sandbox user.
+type mapper struct {
+	domain *os.File // the domain's user namespace
+	base   uint32   // first host id of its range
+	helper string   // a program to hold a user namespace for a moment
+}
+
 // clone makes a detached read-only mount of the host's path, without what is mounted
-// below it. The owners of files appear mapped by the user namespace: the host's root
-// as root inside. File systems that cannot map owners show them as nobody instead.
-func clone(path string, userns *os.File) (int, error) {
+// below it. File systems that cannot map owners show them as nobody.
+func (m mapper) clone(path string) (int, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
-	attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
-	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
-	if errors.Is(err, unix.EINVAL) {
-		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
-	}
-	if err != nil {
+	if err := m.restrict(fd); err != nil {
 		unix.Close(fd)
 		return -1, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
 	}
 	return fd, nil
 }
 
+func (m mapper) restrict(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	userns := m.domain
+	if st.Uid != 0 || st.Gid != 0 {
+		var err error
+		if userns, err = m.ownerNS(st.Uid, st.Gid); err != nil {
+			return err
+		}
+		defer userns.Close()
+	}
+	attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
+	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
+	}
+	return err
+}
+
+// ownerNS makes a user namespace that maps one user and one group to the domain's
+// root. It takes a process to make one: the helper, stopped by the kernel before its
+// first instruction and killed when the namespace is open.
+func (m mapper) ownerNS(uid, gid uint32) (ns *os.File, err error) {
+	err = onOwnThread(func() error { // the tracer of a process is a thread
+		p, err := os.StartProcess(m.helper, []string{"idmap"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: int(uid), HostID: int(m.base), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: int(gid), HostID: int(m.base), Size: 1}},
+			Ptrace:      true,
+			Pdeathsig:   unix.SIGKILL,
+		}})
+		if err != nil {
+			return fmt.Errorf("user namespace for files of %d:%d: %w", uid, gid, err)
+		}
+		ns, err = os.Open(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns", "user"))
+		killErr := p.Kill()
+		_, waitErr := p.Wait()
+		return errors.Join(err, killErr, waitErr)
+	})
+	return ns, err
+}
+
 // stack makes a detached read-only overlay of several directories, later ones on
 // top. Overlay takes its layers by path, so they get paths for a moment, on scratch
 // in a mount namespace that ends with the thread; the overlay keeps its layers.
-func stack(sources []string, userns *os.File, scratch string) (fd int, err error) {
+func (m mapper) stack(sources []string, scratch string) (fd int, err error) {
 	fd = -1
 	err = onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
@@ -62,7 +111,7 @@ func stack(sources []string, userns *os.File, scratch string) (fd int, err error
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				return err
 			}
-			layer, err := clone(src, userns)
+			layer, err := m.clone(src)
 			if err != nil {
 				return err
 			}
@@ -108,10 +157,10 @@ func newFS(kind string, attrs int, options ...string) (int, error) {
 	return fd, nil
 }
 
-// attach moves mounts into the mount namespace of the process pid, in order, and
-// makes its /proc/sys read-only. Targets are resolved inside, without following a
+// attach moves the spec's mounts into the mount namespace of the process pid, in
+// order, and the detached mount tmp unless it is -1; it makes /proc/sys read-only. Targets are resolved inside, without following a
 // symbolic link: the root they are in may be a stranger's.
-func attach(pid int, mounts []isolation.Mount, tmp int, scratch string) error {
+func (e *Engine) attach(pid int, spec isolation.Spec, tmp int) error {
 	proc := filepath.Join("/proc", strconv.Itoa(pid), "ns")
 	userns, err := os.Open(filepath.Join(proc, "user"))
 	if err != nil {
@@ -124,18 +173,20 @@ func attach(pid int, mounts []isolation.Mount, tmp int, scratch string) error {
 	}
 	defer mntns.Close()
 
+	owners := mapper{domain: userns, base: spec.IDBase, helper: e.initBinary()}
+
 	var ready []detached
 	defer func() {
 		for _, d := range ready {
 			unix.Close(d.fd)
 		}
 	}()
-	for _, m := range mounts {
+	for _, m := range spec.Mounts {
 		var fd int
 		if len(m.Sources) == 1 {
-			fd, err = clone(m.Sources[0], userns)
+			fd, err = owners.clone(m.Sources[0])
 		} else {
-			fd, err = stack(m.Sources, userns, scratch)
+			fd, err = owners.stack(m.Sources, e.scratch())
 		}
 		if err != nil {
 			return fmt.Errorf("runc: prepare %s: %w", m.Target, err)

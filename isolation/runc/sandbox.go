@@ -225,7 +225,7 @@ func (s *Sandbox) furnish(name string, d *domain) error {
 			}
 		}
 	}
-	if err := attach(pid, s.spec.Mounts, tmp, s.engine.scratch()); err != nil {
+	if err := s.engine.attach(pid, s.spec, tmp); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -369,6 +369,30 @@ func TestOverlayLaterLayersWin(t *testing.T) {
 	}
 }
 
+func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
+	e := newEngine(t)
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	code := t.TempDir()
+	for name, uid := range map[string]int{"": 1234, "mine": 1234, "roots": 0, "user": isolation.UserID} {
+		path := filepath.Join(code, name)
+		if name != "" {
+			if err := os.WriteFile(path, nil, 0o640); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chown(path, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec.Mounts[1].Sources = []string{code}
+	s := create(t, e, spec)
+	conn := start(t, s, isolation.RuntimeDomain)
+	got, _ := shell(t, s, conn, "cd /var/task && stat -c '%n %u:%g' . mine roots user; cat user 2>&1 | grep -o denied")
+	if want := ". 0:0\nmine 0:0\nroots 65534:65534\nuser 65534:65534\ndenied\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestMountTargetsAreNotFollowed(t *testing.T) {
 	e := newEngine(t)
 	spec := hostSpec(t, isolation.RuntimeDomain)
