@@ -59,11 +59,7 @@ func (r Reader) readCgroup(dir string, p *Process) error {
 	if err != nil {
 		return err
 	}
-	unified, hasUnified := t[""]
-	p.Cgroup.Path = unified.path
-	if !hasUnified {
-		p.Cgroup.Path = t["memory"].path
-	}
+	p.Cgroup.Path = t.place().path
 	if err := t.readMemory(&p.Cgroup); err != nil {
 		return err
 	}
@@ -127,6 +123,15 @@ func (m mount) holds(controller string) bool {
 		return m.fstype == "cgroup2"
 	}
 	return m.fstype == "cgroup" && slices.Contains(m.options, controller)
+}
+
+// place is where the process is in the v2 tree, or on a pure v1 host in the memory
+// tree.
+func (t trees) place() hierarchy {
+	if h, ok := t[""]; ok && len(h.dirs) > 0 {
+		return h
+	}
+	return t["memory"]
 }
 
 // of returns the directories in which a controller's files are: those of its own v1

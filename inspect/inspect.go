@@ -13,16 +13,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Domain names a set of processes to read: those of one cgroup.
+// Domain names a set of processes to read: those that share a cgroup with PID 1 of
+// a domain.
 type Domain struct {
-	Name   string `json:"name"`   // "runtime" or "extension"
-	Cgroup string `json:"cgroup"` // host directory whose cgroup.procs lists them
+	Name   string // "runtime" or "extension"
+	Init   int    // the host's process id of its PID 1
+	Cgroup string // what its cgroup's path must begin with, so that a process id in use again is not taken for it
 }
 
 // Roles of a process in its domain.
@@ -77,13 +80,13 @@ type Reader struct {
 }
 
 // Read returns the processes of the domains, in the order of the domains and of
-// process ids. Processes that end meanwhile are left out.
+// process ids. Domains and processes that end meanwhile are left out.
 func (r Reader) Read(domains []Domain) ([]Process, error) {
 	var all []Process
 	for _, d := range domains {
-		pids, err := readPIDs(filepath.Join(d.Cgroup, "cgroup.procs"))
+		pids, err := r.members(d)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("inspect: domain %s: %w", d.Name, err)
 		}
 		for _, pid := range pids {
 			p, err := r.Process(pid)
@@ -211,18 +214,35 @@ func readRoot(dir string, p *Process) error {
 	return nil
 }
 
-func readPIDs(path string) ([]int, error) {
-	b, err := os.ReadFile(path)
+// members lists the processes of a domain; none if it has ended.
+func (r Reader) members(d Domain) ([]int, error) {
+	dir := r.path(strconv.Itoa(d.Init))
+	t, err := r.cgroupTrees(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("inspect: %w", err)
+		return nil, err
+	}
+	own := t.place()
+	if !strings.HasPrefix(own.path, d.Cgroup) || len(own.dirs) == 0 {
+		return nil, nil // its process id belongs to another by now
+	}
+	b, err := os.ReadFile(filepath.Join(own.dirs[0], "cgroup.procs"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	var pids []int
 	for _, field := range strings.Fields(string(b)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
-			return nil, fmt.Errorf("inspect: %s: %w", path, err)
+			return nil, fmt.Errorf("cgroup.procs: %w", err)
 		}
 		pids = append(pids, pid)
 	}
+	slices.Sort(pids)
 	return pids, nil
 }

@@ -158,8 +158,7 @@ func TestCgroupV2(t *testing.T) {
 			"cg/sandboxd/pids.max":                     "max\n",
 			"cg/sandboxd/fn-1/runtime/memory.swap.max": "max\n",
 		})
-	dir := filepath.Join(filepath.Dir(r.Proc), "cg/sandboxd/fn-1/runtime")
-	procs, err := r.Read([]Domain{{"runtime", dir}})
+	procs, err := r.Read([]Domain{{"runtime", 42, "/sandboxd/fn-1"}, {"extension", 42, "/sandboxd/fn-2"}, {"extension", 41, "/sandboxd/fn-1"}})
 	if err != nil || len(procs) != 1 {
 		t.Fatalf("%+v, %v", procs, err)
 	}
