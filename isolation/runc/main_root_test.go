@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 }
 
 // newEngine makes an engine that is closed, and seen to leave nothing, at the end.
-func newEngine(t *testing.T) *Engine {
+func newEngine(t testing.TB) *Engine {
 	t.Helper()
 	host, err := DetectHost()
 	if err != nil {

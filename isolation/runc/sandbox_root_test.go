@@ -24,7 +24,7 @@ import (
 )
 
 // hostSpec is a sandbox that shows the host's programs.
-func hostSpec(t *testing.T, domains ...string) isolation.Spec {
+func hostSpec(t testing.TB, domains ...string) isolation.Spec {
 	t.Helper()
 	code := t.TempDir()
 	if err := os.WriteFile(filepath.Join(code, "hello"), []byte("hello from the code"), 0o644); err != nil {
@@ -46,7 +46,7 @@ func hostSpec(t *testing.T, domains ...string) isolation.Spec {
 	return s
 }
 
-func tmpTemplate(t *testing.T) string {
+func tmpTemplate(t testing.TB) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "tmp.ext4")
 	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", image, "16m").CombinedOutput(); err != nil {
