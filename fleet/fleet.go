@@ -1,0 +1,286 @@
+// Package fleet keeps the sandboxes of one function: it gives each invocation a
+// sandbox of its own, makes sandboxes up to a limit, uses the warmest first,
+// and closes those that are dead or idle for long.
+//
+// A request first reserves a place ([Fleet.Reserve]) and then runs in it
+// ([Lease.Invoke]), so that a caller knows at once whether it is accepted.
+//
+// All state is in [Fleet] under one mutex that is never held while anything
+// waits. Each sandbox has one goroutine, its keeper (keeper.go), which alone
+// closes it. An invocation starts no goroutine.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+var (
+	// ErrTooMany says that Max invocations wait for their answers already; the
+	// front makes a 429 of it (INV-23).
+	ErrTooMany = errors.New("fleet: every sandbox is busy")
+	// ErrClosed says that Shutdown was called before a sandbox took the invocation.
+	ErrClosed = errors.New("fleet: shut down")
+)
+
+// patience is how long a request that could have a new sandbox waits for one that
+// has given its answer and only has to come to Done (LC-41). A runtime asks for
+// its next event well within it, and a client that sends one request after the
+// other then stays on one warm sandbox instead of paying for a cold start.
+const patience = 20 * time.Millisecond
+
+// Sandbox is what the fleet needs of a sandbox. Its methods are called from
+// several goroutines at once, Invoke by one at a time, Close exactly once.
+type Sandbox interface {
+	// ID names the sandbox in Stats and errors.
+	ID() string
+	// State is where in its life the sandbox is.
+	State() rapid.State
+	// Invoke is that of *rapid.Sandbox: it returns when the answer is complete and
+	// waits for an init that still runs. rapid.ErrDead and rapid.ErrBusy mean that
+	// no process has seen the invocation.
+	Invoke(context.Context, *rapid.Invocation) (*rapid.Result, error)
+	// Ended is closed when the sandbox has become rapid's Dead by itself.
+	Ended() <-chan struct{}
+	// Close ends the sandbox's life (a running invocation gets its answer, reason
+	// spindown) and releases all it holds. The context carries the deadline.
+	Close(context.Context) error
+}
+
+// Config is fixed for the life of a fleet.
+type Config struct {
+	// Max is the most sandboxes at once, those being made or closed included;
+	// less than 1 means 1.
+	Max int
+	// New makes a sandbox whose life runs until its Close. It is called on the
+	// goroutine of the invocation that needs it, several at once; the context
+	// ends when a Shutdown no longer waits, not when the client leaves.
+	New func(context.Context) (Sandbox, error)
+	// IdleTimeout is how long a sandbox may be idle before it is closed; 0 means
+	// for ever.
+	IdleTimeout time.Duration
+	// OnError is told what has no caller to tell: sandboxes that did not close
+	// cleanly. It may be nil, and is called from several goroutines.
+	OnError func(error)
+}
+
+// Fleet is the set of sandboxes of one function. Its methods are safe for
+// concurrent use. Use New; end it with Shutdown.
+type Fleet struct {
+	cfg     Config
+	life    context.Context    // ends when running invocations are no longer waited for
+	endLife context.CancelFunc // ends life
+	keepers sync.WaitGroup     // one for each member
+
+	mu          sync.Mutex
+	members     map[*member]struct{} // never more than Max
+	count       [phases]int          // members by phase
+	idle        []*member            // those in phase idle, the most recently used last
+	waiters     []chan *Lease        // longest waiting first; nil is sent when the fleet closes
+	closing     bool
+	drained     chan struct{} // closed when closing and no member is taken or finishing
+	onceDrained sync.Once
+	errs        []error // of sandboxes closed by Shutdown
+}
+
+// A phase is what the fleet does with a member.
+type phase int
+
+const (
+	taken     phase = iota // leased: being made, or its invocation has no answer yet
+	finishing              // answered, not yet Done (LC-40)
+	idle                   // free
+	leaving                // being closed
+	phases                 // the number of phases
+)
+
+// A member is one sandbox, or the place of one that is being made.
+type member struct {
+	sandbox Sandbox                // nil until made; then fixed
+	done    chan (<-chan struct{}) // from the lease to the keeper: the Done of the answered invocation
+	broken  chan struct{}          // closed by the lease when the sandbox refused its invocation
+
+	// Guarded by Fleet.mu.
+	phase       phase
+	made        time.Time
+	since       time.Time // when it became idle
+	invocations uint64
+}
+
+// New returns an empty fleet.
+func New(cfg Config) *Fleet {
+	cfg.Max = max(cfg.Max, 1)
+	if cfg.OnError == nil {
+		cfg.OnError = func(error) {}
+	}
+	life, end := context.WithCancel(context.Background())
+	return &Fleet{
+		cfg: cfg, life: life, endLife: end,
+		members: map[*member]struct{}{}, drained: make(chan struct{}),
+	}
+}
+
+// Reserve returns the right to one invocation: on the most recently used idle
+// sandbox, else on a new one. It does not make the new one and so returns at once,
+// with one exception: a sandbox that has answered and is about to be free is waited
+// for, briefly if there is room for a new one, else until it is free or ctx ends.
+// At most one request waits for each such sandbox; any other request above
+// Max gets ErrTooMany at once.
+func (f *Fleet) Reserve(ctx context.Context) (*Lease, error) {
+	f.mu.Lock()
+	if f.closing {
+		f.mu.Unlock()
+		return nil, ErrClosed
+	}
+	room := len(f.members) < f.cfg.Max
+	soon := f.count[finishing] // how many requests may wait
+	if !room {
+		soon += f.count[leaving]
+	}
+	if len(f.idle) > 0 || room && len(f.waiters) >= soon {
+		l := f.take()
+		f.mu.Unlock()
+		return l, nil
+	}
+	if len(f.waiters) >= soon {
+		f.mu.Unlock()
+		return nil, ErrTooMany
+	}
+	w := make(chan *Lease, 1)
+	f.waiters = append(f.waiters, w)
+	f.mu.Unlock()
+	return f.wait(ctx, w, room)
+}
+
+// Invoke is Reserve followed by the lease's Invoke. The context covers the wait for
+// a sandbox only.
+func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+	l, err := f.Reserve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l.Invoke(inv)
+}
+
+// wait waits for w to be granted; with room, it takes a new place after patience.
+func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, error) {
+	var enough <-chan time.Time
+	if room {
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		enough = t.C
+	}
+	for {
+		select {
+		case l := <-w:
+			if l == nil {
+				return nil, ErrClosed
+			}
+			return l, nil
+		case <-enough:
+			f.mu.Lock()
+			if len(f.members) < f.cfg.Max && f.unqueue(w) {
+				l := f.take()
+				f.mu.Unlock()
+				return l, nil
+			}
+			f.mu.Unlock() // the room went to others: wait on
+		case <-ctx.Done():
+			f.mu.Lock()
+			if !f.unqueue(w) {
+				if l := <-w; l != nil {
+					f.giveBack(l.m)
+				}
+			}
+			f.mu.Unlock()
+			return nil, fmt.Errorf("fleet: wait for a sandbox: %w", ctx.Err())
+		}
+	}
+}
+
+// The functions below are called with f.mu held.
+
+// take leases the warmest idle member, or a new place. There must be one.
+func (f *Fleet) take() *Lease {
+	if n := len(f.idle); n > 0 {
+		m := f.idle[n-1]
+		f.move(m, taken)
+		return &Lease{f: f, m: m}
+	}
+	m := &member{done: make(chan (<-chan struct{}), 1), broken: make(chan struct{})}
+	f.members[m] = struct{}{}
+	f.count[taken]++
+	f.keepers.Add(1) // before Shutdown's Wait: not taken once closing
+	return &Lease{f: f, m: m}
+}
+
+// move puts m into another phase.
+func (f *Fleet) move(m *member, to phase) {
+	if m.phase == idle {
+		i := slices.Index(f.idle, m)
+		f.idle = slices.Delete(f.idle, i, i+1)
+	}
+	f.count[m.phase]--
+	f.count[to]++
+	m.phase = to
+	if to == idle {
+		m.since = time.Now()
+		f.idle = append(f.idle, m)
+		f.serve()
+	}
+	f.noticeDrain()
+}
+
+// remove forgets m, whose place is free again.
+func (f *Fleet) remove(m *member) {
+	f.count[m.phase]--
+	delete(f.members, m)
+	f.serve()
+	f.noticeDrain()
+}
+
+// giveBack takes back a lease that nobody used.
+func (f *Fleet) giveBack(m *member) {
+	switch {
+	case m.sandbox == nil:
+		f.remove(m)
+		f.keepers.Done()
+	case m.phase == taken: // else its keeper has found it dead
+		f.move(m, idle)
+	}
+}
+
+// serve gives what became free to who waits longest. Nobody waits once closing.
+func (f *Fleet) serve() {
+	if len(f.waiters) > 0 && f.available() {
+		w := f.waiters[0]
+		f.waiters = slices.Delete(f.waiters, 0, 1)
+		w <- f.take()
+	}
+}
+
+// noticeDrain closes drained when the last invocation of a closing fleet is Done.
+func (f *Fleet) noticeDrain() {
+	if f.closing && f.count[taken]+f.count[finishing] == 0 {
+		f.onceDrained.Do(func() { close(f.drained) })
+	}
+}
+
+// available tells whether take may be called.
+func (f *Fleet) available() bool { return len(f.idle) > 0 || len(f.members) < f.cfg.Max }
+
+// unqueue withdraws a waiter; false means that it has been granted.
+func (f *Fleet) unqueue(w chan *Lease) bool {
+	i := slices.Index(f.waiters, w)
+	if i < 0 {
+		return false
+	}
+	f.waiters = slices.Delete(f.waiters, i, i+1)
+	return true
+}

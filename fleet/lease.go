@@ -1,0 +1,109 @@
+package fleet
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// Lease is the right to run one invocation. Its holder must call Invoke, once.
+type Lease struct {
+	f *Fleet
+	m *member
+}
+
+// Invoke runs the invocation and returns when its answer is complete. If the lease has
+// no sandbox yet, it makes one on this goroutine. An invocation that a sandbox has
+// taken runs to its end, whether or not anybody still wants the answer.
+//
+// Failures of the function are Results. The error is ErrClosed when the fleet shuts
+// down first; any other error is the platform's fault (INV-24).
+func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
+	for {
+		fresh := l.m.sandbox == nil
+		if fresh {
+			if err := l.make(); err != nil {
+				return nil, err
+			}
+		}
+		res, err := l.m.sandbox.Invoke(l.f.life, inv)
+		if err == nil {
+			l.answered(res)
+			return res, nil
+		}
+		close(l.m.broken)
+		if l.f.life.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", ErrClosed, err)
+		}
+		// A sandbox that died, or is being reset, since its last invocation has not
+		// seen this one, so another sandbox may run it. A new sandbox that cannot
+		// take its first invocation is a fault to tell, not to repeat.
+		unseen := errors.Is(err, rapid.ErrDead) || errors.Is(err, rapid.ErrBusy)
+		if fresh || !unseen {
+			return nil, fmt.Errorf("fleet: invoke sandbox %s: %w", l.m.sandbox.ID(), err)
+		}
+		if err := l.exchange(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// make fills the lease's place with a new sandbox and starts its keeper.
+func (l *Lease) make() error {
+	f, m := l.f, l.m
+	s, err := f.cfg.New(f.life)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.remove(m)
+		f.keepers.Done()
+		if f.life.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrClosed, err)
+		}
+		return fmt.Errorf("fleet: make a sandbox: %w", err)
+	}
+	m.sandbox, m.made = s, time.Now()
+	go f.keep(m)
+	return nil
+}
+
+// answered lets the keeper wait for the invocation's Done.
+func (l *Lease) answered(res *rapid.Result) {
+	f, m := l.f, l.m
+	f.mu.Lock()
+	m.invocations++
+	if m.phase == taken { // else the keeper has found it dead
+		f.move(m, finishing)
+	}
+	f.mu.Unlock()
+	m.done <- res.Done // has room: there is one invocation at a time
+}
+
+// exchange trades a broken sandbox for another or for a new place. It takes what is
+// there, else it waits, before all others, for what becomes free first, at the
+// latest the place of the broken one.
+func (l *Lease) exchange() error {
+	f := l.f
+	f.mu.Lock()
+	if f.closing {
+		f.mu.Unlock()
+		return ErrClosed
+	}
+	if f.available() {
+		*l = *f.take()
+		f.mu.Unlock()
+		return nil
+	}
+	w := make(chan *Lease, 1)
+	f.waiters = slices.Insert(f.waiters, 0, w)
+	f.mu.Unlock()
+	next := <-w
+	if next == nil {
+		return ErrClosed
+	}
+	*l = *next
+	return nil
+}
