@@ -1,0 +1,286 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+// Exec starts a process and returns its handle when the program runs (SUP-04). If
+// the program cannot be started, the error contains an *ExecError. If ctx ends first,
+// the process is killed as soon as it starts, and its name stays in use until then.
+// A name in use, a domain that is not started and a frozen sandbox are InvalidState.
+func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
+	d, fail, err := s.process("exec", req.Domain, req.Name)
+	if err != nil {
+		return nil, err
+	}
+	if req.Name == "" || req.Stdout == nil || req.Stderr == nil {
+		return nil, fail(Failure, errors.New("a process needs a name, Stdout and Stderr"))
+	}
+	if req.Dir == "" {
+		req.Dir = "/"
+	}
+	if err := d.turn.take(ctx); err != nil {
+		return nil, fail(Failure, err)
+	}
+	defer d.turn.leave()
+
+	files := append([]*os.File{req.Stdout, req.Stderr}, req.ExtraFiles...)
+	if err := s.givePipes(files); err != nil {
+		return nil, fail(Failure, err)
+	}
+	p, conn, m, err := s.register(d, req)
+	if err != nil {
+		return nil, fail(InvalidState, err)
+	}
+	if err := conn.Send(m, files...); err != nil {
+		return nil, fail(Failure, s.unsent(d, p, conn, err))
+	}
+	select {
+	case <-p.answered:
+	case <-ctx.Done():
+		if s.abandon(p) {
+			return nil, fail(Failure, fmt.Errorf("waiting for the start: %w", ctx.Err()))
+		}
+	}
+	if p.startErr == nil {
+		return p, nil
+	}
+	var execErr *ExecError
+	if errors.As(p.startErr, &execErr) {
+		execErr.Path, execErr.Dir = req.Path, req.Dir
+	}
+	return nil, fail(Failure, p.startErr)
+}
+
+// givePipes makes the sandbox user the owner of the pipes among files.
+func (s *Sandbox) givePipes(files []*os.File) error {
+	uid, gid := s.box.IDs()
+	for _, f := range files {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if info.Mode()&os.ModeNamedPipe == 0 {
+			continue
+		}
+		if err := f.Chown(int(uid), int(gid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// register makes the handle, before there is a process (ARCHITECTURE decision 6),
+// and the message that asks for it.
+func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wire.Exec, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return nil, nil, wire.Exec{}, err
+	}
+	if d.conn == nil {
+		return nil, nil, wire.Exec{}, errors.New("the domain is not started")
+	}
+	if d.isLive(req.Name) {
+		return nil, nil, wire.Exec{}, errors.New("a process of this name is alive")
+	}
+	d.lastID++
+	p := newProcess(req.Name, d.lastID)
+	p.earlier = d.named[req.Name]
+	d.live[p.id], d.named[req.Name] = p, p
+	return p, d.conn, wire.Exec{
+		ID:   p.id,
+		Path: req.Path,
+		Argv: append([]string{req.Path}, req.Args...),
+		Env:  req.Env,
+		Dir:  req.Dir,
+		UID:  d.config.UID,
+		GID:  d.config.GID,
+	}, nil
+}
+
+// unsent takes back a process whose request was not sent, and returns why.
+func (s *Sandbox) unsent(d *domain, p *Process, conn *wire.Conn, err error) error {
+	if errors.Is(err, wire.ErrFull) {
+		_ = conn.Close() // the init handler hangs: that is the end of the domain
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !p.isAnswered() { // else the connection has ended meanwhile
+		s.failStart(d, p, err)
+	}
+	return err
+}
+
+// abandon gives up waiting for the start of p, and makes sure that p dies when it
+// starts. It returns false if it is known already what became of the start.
+func (s *Sandbox) abandon(p *Process) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.isAnswered() {
+		return false
+	}
+	p.abandoned, p.wanted = true, syscall.SIGKILL
+	return true
+}
+
+// Terminate sends SIGTERM to the process group and returns at once (SUP-07). If the
+// process has ended that is a success. A frozen process gets the signal when it is
+// thawed.
+func (s *Sandbox) Terminate(domain, name string) error {
+	d, fail, err := s.process("terminate", domain, name)
+	if err != nil {
+		return err
+	}
+	p, err := s.find(d, name)
+	if err != nil {
+		return fail(NoSuchEntity, err)
+	}
+	if err := s.signal(d, p, syscall.SIGTERM); err != nil {
+		return fail(Failure, err)
+	}
+	return nil
+}
+
+// Kill sends SIGKILL to the process group and waits until the process itself is
+// reaped, or ctx ends, which is an error (SUP-08). If ctx has ended before, there is
+// no signal. If the process has ended that is a success. A frozen sandbox is thawed.
+func (s *Sandbox) Kill(ctx context.Context, domain, name string) error {
+	d, fail, err := s.process("kill", domain, name)
+	if err != nil {
+		return err
+	}
+	p, err := s.find(d, name)
+	if err != nil {
+		return fail(NoSuchEntity, err)
+	}
+	if p.isDone() {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fail(Failure, err)
+	}
+	if err := s.signal(d, p, syscall.SIGKILL); err != nil {
+		return fail(Failure, err)
+	}
+	if err := s.thaw(ctx, fail); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fail(Failure, fmt.Errorf("waiting for the end: %w", ctx.Err()))
+	}
+}
+
+// find returns the newest process of that name.
+func (s *Sandbox) find(d *domain, name string) (*Process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := d.named[name]; p != nil {
+		return p, nil
+	}
+	return nil, errors.New("no such process")
+}
+
+// signal sends sig to the group of p; to one that is about to start, when it has
+// started; to one that has ended, not at all.
+func (s *Sandbox) signal(d *domain, p *Process, sig syscall.Signal) error {
+	s.mu.Lock()
+	conn := d.conn
+	if !p.isAnswered() {
+		if p.wanted != syscall.SIGKILL {
+			p.wanted = sig
+		}
+		s.mu.Unlock()
+		return nil
+	}
+	ended := p.isDone()
+	s.mu.Unlock()
+	if ended {
+		return nil
+	}
+	err := conn.Send(wire.Signal{ID: p.id, Signal: int32(sig)})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, os.ErrClosed):
+		return nil // the domain has ended, and so does p
+	case errors.Is(err, wire.ErrFull):
+		_ = conn.Close() // the init handler hangs: that is the end of the domain
+	}
+	return err
+}
+
+// Stop ends every process of a domain, also those that nobody asked for (SUP-09,
+// SUP-13), and returns the sandbox's usage. All are reaped when it returns. The
+// domain stays: Exec works again. A frozen sandbox is thawed. If ctx ends first, the
+// processes die later or with Close.
+func (s *Sandbox) Stop(ctx context.Context, domain string) (isolation.Usage, error) {
+	d, fail, err := s.domain("stop", domain)
+	if err != nil {
+		return isolation.Usage{}, err
+	}
+	if err := d.turn.take(ctx); err != nil {
+		return isolation.Usage{}, fail(Failure, err)
+	}
+	defer d.turn.leave()
+	if err := s.thaw(ctx, fail); err != nil {
+		return isolation.Usage{}, err
+	}
+	seq, killed, err := s.registerKill(d)
+	if err != nil {
+		return isolation.Usage{}, fail(InvalidState, err)
+	}
+	if err := d.conn.Send(wire.KillAll{Seq: seq}); err != nil {
+		_ = d.conn.Close() // whatever it is, the domain cannot be emptied any more
+		return isolation.Usage{}, fail(Failure, err)
+	}
+	select {
+	case <-killed:
+	case <-d.gone:
+		return isolation.Usage{}, fail(Failure, errLost)
+	case <-ctx.Done():
+		return isolation.Usage{}, fail(Failure, fmt.Errorf("waiting for the end of all processes: %w", ctx.Err()))
+	}
+	return s.Usage()
+}
+
+// registerKill makes a place for the answer of a KillAll.
+func (s *Sandbox) registerKill(d *domain) (seq uint32, killed <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return 0, nil, err
+	}
+	if d.conn == nil {
+		return 0, nil, errors.New("the domain is not started")
+	}
+	d.lastSeq++
+	k := &killAll{lastID: d.lastID, done: make(chan struct{})}
+	d.kills[d.lastSeq] = k
+	return d.lastSeq, k.done, nil
+}
+
+// process is domain for a request that names a process.
+func (s *Sandbox) process(op, domain, name string) (*domain, failer, error) {
+	d, fail, err := s.domain(op, domain)
+	if err != nil {
+		return nil, nil, err
+	}
+	return d, func(kind ErrorKind, cause error) error {
+		e := fail(kind, cause).(*Error)
+		e.Process = name
+		return e
+	}, nil
+}
