@@ -1,0 +1,230 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// HostBase is the name of the base that shows the host's own programs.
+const HostBase = "host"
+
+// maxBaseNames bounds the entries of a base's root and of its /var, each of which
+// costs the sandbox a mount.
+const maxBaseNames = 200
+
+// BaseOptions say what lies below the function's code.
+type BaseOptions struct {
+	// Base is HostBase, or a directory tree such as an unpacked image. "" is HostBase.
+	Base string
+	// Scratch is an existing folder for what has to be made, /etc above all. It
+	// belongs to the caller, who removes it when no sandbox uses the Tree any more.
+	// Several calls may share it.
+	Scratch string
+}
+
+// Base describes the part of a sandbox's root below the code: it has mount points
+// for /var/task, /var/runtime and /opt, and mounts on the last two only if the base
+// has these directories. On error nothing is left in Scratch.
+//
+// HostBase shows /usr, the library and program directories at the root, and a
+// made-up /etc with what programs read there; nothing else of the host.
+//
+// Of a directory tree every directory of its root is shown, and of its /var; links
+// there become links of the sandbox's root, where they cannot leave it. proc, sys,
+// dev and tmp are not even looked at. etc, var, opt, var/task and var/runtime are
+// directories of ours: an [InvalidError] if the tree has a link there. /etc is
+// copied without what only root may read, and gets our users and host names.
+// Files at the tree's root and in its /var are left out.
+func Base(ctx context.Context, opts BaseOptions) (*Tree, error) {
+	t := &Tree{}
+	for _, dir := range []string{"/etc", "/opt", "/var", "/var/task", "/var/runtime"} {
+		t.addDir(dir)
+	}
+	if opts.Base == "" || opts.Base == HostBase {
+		if err := addHost(ctx, t, opts.Scratch); err != nil {
+			return nil, err
+		}
+		return t, nil
+	}
+	dir, err := realDir(opts.Base)
+	if err != nil {
+		return nil, &InvalidError{Kind: ErrNotFound, File: opts.Base, Reason: "base tree cannot be opened", Err: unwrapPath(err),
+			Fix: "give a directory, or " + HostBase}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("rootfs: open base: %w", err)
+	}
+	defer root.Close()
+	b := &baseDir{tree: t, dir: dir, root: root}
+	for _, level := range []string{".", "var"} {
+		if err := b.addLevel(level); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.addEtc(ctx, opts.Scratch); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// addHost adds the host's programs and libraries.
+func addHost(ctx context.Context, t *Tree, scratch string) error {
+	t.addDir("/run")
+	t.addMount("/usr", "/usr")
+	for _, name := range []string{"bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32"} {
+		info, err := os.Lstat("/" + name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return fmt.Errorf("rootfs: look at the host's root: %w", err)
+		case info.Mode()&fs.ModeSymlink != 0: // a host with merged /usr
+			target, err := os.Readlink("/" + name)
+			if err != nil {
+				return fmt.Errorf("rootfs: look at the host's root: %w", err)
+			}
+			t.Links = append(t.Links, Link{Path: "/" + name, Target: target})
+		case info.IsDir():
+			t.addMount("/"+name, "/"+name)
+		}
+	}
+	src, err := os.OpenRoot("/etc")
+	if err != nil {
+		return fmt.Errorf("rootfs: open the host's /etc: %w", err)
+	}
+	defer src.Close()
+	etc, err := makeEtc(ctx, scratch, "/etc", src, hostEtc)
+	if err != nil {
+		return err
+	}
+	t.addMount("/etc", etc)
+	return nil
+}
+
+// baseDir takes a directory tree apart.
+type baseDir struct {
+	tree *Tree
+	dir  string
+	root *os.Root
+}
+
+// Names of a base's root and /var that the tree does not decide about.
+var (
+	engineDirs = []string{"proc", "sys", "dev", "tmp"}                    // never looked at
+	ownDirs    = []string{"etc", "var", "var/task", "var/runtime", "opt"} // must be directories
+)
+
+// addLevel adds the entries of one directory of the base.
+func (b *baseDir) addLevel(level string) error {
+	names, err := dirNames(b.root, level, maxBaseNames)
+	if level != "." && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if errors.Is(err, errBound) {
+		return b.invalid(level, fmt.Sprintf("has more than %d entries", maxBaseNames), "give the root of a Linux system's files", nil)
+	}
+	if err != nil {
+		return b.invalid(level, "cannot be listed", "", unwrapPath(err))
+	}
+	for _, name := range names {
+		rel := path.Join(level, name)
+		if slices.Contains(engineDirs, rel) {
+			continue
+		}
+		info, err := b.root.Lstat(rel)
+		if err != nil {
+			return b.invalid(rel, "cannot be examined", "", unwrapPath(err))
+		}
+		if err := b.addEntry(rel, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
+	switch {
+	case slices.Contains(ownDirs, rel) && !info.IsDir():
+		return b.invalid(rel, "is no directory ("+info.Mode().Type().String()+")", "remove it from the tree, or make it a directory", nil)
+	case rel == "etc" || rel == "var" || rel == "var/task":
+		return nil // copied, taken apart, covered by the code
+	case info.Mode()&fs.ModeSymlink != 0:
+		target, err := b.root.Readlink(rel)
+		if err != nil {
+			return b.invalid(rel, "cannot be examined", "", unwrapPath(err))
+		}
+		b.tree.Links = append(b.tree.Links, Link{Path: "/" + rel, Target: target})
+	case info.IsDir():
+		names, err := dirNames(b.root, rel, 1)
+		if err == nil && len(names) == 0 {
+			b.tree.addDir("/" + rel) // empty: needs no mount
+			return nil
+		}
+		if err != nil && !errors.Is(err, errBound) {
+			return b.invalid(rel, "cannot be listed", "", unwrapPath(err))
+		}
+		b.tree.addMount("/"+rel, filepath.Join(b.dir, rel))
+	}
+	return nil
+}
+
+// addEtc adds the base's /etc, ours over it.
+func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
+	src, err := b.root.OpenRoot("etc")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return b.invalid("etc", "cannot be opened", "", unwrapPath(err))
+	}
+	if src != nil {
+		defer src.Close()
+	}
+	etc, err := makeEtc(ctx, scratch, filepath.Join(b.dir, "etc"), src, nil)
+	if err != nil {
+		return err
+	}
+	b.tree.addMount("/etc", etc)
+	return nil
+}
+
+func (b *baseDir) invalid(rel, reason, fix string, err error) error {
+	return &InvalidError{Kind: ErrBase, File: b.dir, Entry: rel, Reason: reason, Fix: fix, Err: err}
+}
+
+// realDir gives a directory's absolute path without links in it.
+func realDir(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(abs)
+	if err != nil {
+		return "", err
+	}
+	if !info.IsDir() {
+		return "", errors.New("is no directory")
+	}
+	return abs, nil
+}
+
+// readNames lists an open directory, sorted, or fails with errBound above most.
+func readNames(f *os.File, most int) ([]string, error) {
+	names, err := f.Readdirnames(most + 1)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if len(names) > most {
+		return nil, errBound
+	}
+	slices.SortFunc(names, strings.Compare)
+	return names, nil
+}

@@ -1,0 +1,250 @@
+package rootfs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// makeTree makes files, folders (names that end with a slash) and links below a new
+// folder.
+func makeTree(t testing.TB, files ...file) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, f := range files {
+		name := filepath.Join(dir, f.name)
+		err := os.MkdirAll(filepath.Dir(name), 0o755)
+		switch {
+		case err != nil:
+		case f.mode&fs.ModeSymlink != 0:
+			err = os.Symlink(f.body, name)
+		case strings.HasSuffix(f.name, "/"):
+			err = os.MkdirAll(name, 0o755)
+		case f.mode&fs.ModeNamedPipe != 0:
+			err = unix.Mkfifo(name, 0o644)
+		default:
+			mode := f.mode
+			if mode == 0 {
+				mode = 0o644
+			}
+			if err = os.WriteFile(name, []byte(f.body), 0o600); err == nil {
+				err = os.Chmod(name, mode)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+const link = 0o777 | fs.ModeSymlink
+
+func mountOf(t *Tree, target string) []string {
+	for _, m := range t.Mounts {
+		if m.Target == target {
+			return m.Sources
+		}
+	}
+	return nil
+}
+
+// checkTree: parents come before children, every mount has its directory, nothing
+// is named twice, no mount lies below another, and sources are plain directories.
+func checkTree(t *testing.T, tree *Tree) {
+	t.Helper()
+	seen := map[string]bool{"/": true}
+	for _, d := range tree.Dirs {
+		if !seen[path.Dir(d)] || seen[d] {
+			t.Errorf("directory %s comes before its parent, or twice", d)
+		}
+		seen[d] = true
+	}
+	for _, l := range tree.Links {
+		if !seen[path.Dir(l.Path)] || seen[l.Path] {
+			t.Errorf("link %s has no parent, or is there twice", l.Path)
+		}
+		seen[l.Path] = true
+	}
+	for _, m := range tree.Mounts {
+		if !slices.Contains(tree.Dirs, m.Target) {
+			t.Errorf("mount %s has no directory", m.Target)
+		}
+		for _, other := range tree.Mounts {
+			if strings.HasPrefix(m.Target, other.Target+"/") {
+				t.Errorf("mount %s lies below %s", m.Target, other.Target)
+			}
+		}
+		for _, s := range m.Sources {
+			if info, err := os.Lstat(s); err != nil || !info.IsDir() || !filepath.IsAbs(s) {
+				t.Errorf("source %s of %s is no directory: %v", s, m.Target, err)
+			}
+		}
+	}
+	for _, name := range []string{"/proc", "/dev", "/tmp", "/sys"} {
+		if seen[name] {
+			t.Errorf("%s is in the tree", name)
+		}
+	}
+}
+
+func TestBaseHost(t *testing.T) {
+	scratch := t.TempDir()
+	tree, err := Base(t.Context(), BaseOptions{Base: HostBase, Scratch: scratch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, tree)
+	for _, m := range tree.Mounts {
+		host := m.Target == "/usr" || strings.HasPrefix(m.Target, "/lib") || m.Target == "/bin" || m.Target == "/sbin"
+		made := m.Target == "/etc" && strings.HasPrefix(m.Sources[0], scratch)
+		if !host && !made {
+			t.Errorf("the host's %v is shown at %s", m.Sources, m.Target)
+		}
+	}
+	etc := mountOf(tree, "/etc")[0]
+	for name, want := range map[string]string{
+		"passwd": "sbx_user1051:x:993:990:", "group": ":990:", "hosts": "127.0.0.1 localhost sandbox sandbox.localdomain",
+		"nsswitch.conf": "hosts: files", "resolv.conf": "nameserver 127.0.0.1",
+	} {
+		if data, err := os.ReadFile(filepath.Join(etc, name)); err != nil || !strings.Contains(string(data), want) {
+			t.Errorf("/etc/%s is %q (%v), want %q in it", name, data, err, want)
+		}
+	}
+	for _, never := range []string{"shadow", "gshadow", "hostname", "machine-id", "fstab", "ssh", "ssl/private", "sudoers"} {
+		if _, err := os.Lstat(filepath.Join(etc, never)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("/etc/%s is there (%v)", never, err)
+		}
+	}
+	v, err := newView(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.close()
+	for _, name := range []string{"/bin/sh", "/etc/ld.so.cache", "/usr/bin/env"} {
+		if n, err := v.resolve(name); err != nil || !n.mode.IsRegular() {
+			t.Errorf("%s: %+v, %v", name, n, err)
+		}
+	}
+}
+
+// TestBaseDirHostile: the trees of REQUIREMENTS section 4 are refused or stay
+// inside, and nothing around them changes.
+func TestBaseDirHostile(t *testing.T) {
+	tests := []struct {
+		name  string
+		files []file
+		entry string // named by the error; "" means that the tree is taken
+	}{
+		{"etc is a link", []file{{"etc", link, "/etc"}}, "etc"},
+		{"var is a link", []file{{"var", link, "/var"}}, "var"},
+		{"opt is a link", []file{{"opt", link, "/root"}}, "opt"},
+		{"var/task is a link", []file{{"var/task", link, "/etc"}}, "var/task"},
+		{"var/runtime is a link", []file{{"var/runtime", link, "../../.."}}, "var/runtime"},
+		{"etc is a file", []file{{name: "etc"}}, "etc"},
+		{"var is a fifo", []file{{name: "var", mode: fs.ModeNamedPipe}}, "var"},
+		{"proc, sys, dev and tmp are links", []file{{"proc", link, "/etc"}, {"sys", link, "/"}, {"dev", link, "/dev"}, {"tmp", link, "/root"}}, ""},
+		{"links in etc", []file{{"etc/shadow", link, "/etc/shadow"}, {"etc/passwd", link, "/etc/passwd"}, {"etc/hosts", link, "../../../../etc/hosts"}}, ""},
+		{"fifo in etc", []file{{name: "etc/pipe", mode: fs.ModeNamedPipe}}, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, scratch := makeTree(t, tt.files...), t.TempDir()
+			tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
+			if tt.entry != "" {
+				invalid, ok := errors.AsType[*InvalidError](err)
+				if !ok || invalid.Kind != ErrBase || invalid.Entry != tt.entry {
+					t.Errorf("error %v, want ErrBase for %s", err, tt.entry)
+				}
+				wantTree(t, scratch)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTree(t, tree)
+			etc := mountOf(tree, "/etc")[0]
+			if data, err := os.ReadFile(filepath.Join(etc, "passwd")); err != nil || string(data) != etcFiles["passwd"] {
+				t.Errorf("passwd is %q, %v", data, err)
+			}
+			if _, err := os.Lstat(filepath.Join(etc, "pipe")); err == nil {
+				t.Error("the fifo was copied")
+			}
+		})
+	}
+}
+
+func TestBaseDir(t *testing.T) {
+	dir := makeTree(t,
+		file{name: "usr/bin/sh", mode: 0o755, body: "x"}, file{"bin", link, "usr/bin"}, file{name: "home/"}, file{name: ".marker"},
+		file{name: "etc/app/conf", body: "1"}, file{name: "etc/key", mode: 0o600}, file{name: "etc/hostname", body: "image"},
+		file{name: "etc/tool", mode: 0o755 | fs.ModeSetuid},
+		file{name: "opt/low", body: "1"}, file{name: "var/lang/bin/python3.12", mode: 0o755}, file{name: "var/task/old"},
+		file{"var/run", link, "../run"}, file{name: "var/runtime/bootstrap", mode: 0o755, body: "#!/bin/sh\n"}, file{name: "run/x"})
+	tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, tree)
+	var targets []string
+	for _, m := range tree.Mounts {
+		targets = append(targets, m.Target)
+	}
+	slices.Sort(targets)
+	if want := []string{"/etc", "/opt", "/run", "/usr", "/var/lang", "/var/runtime"}; !slices.Equal(targets, want) {
+		t.Errorf("mounts %q, want %q", targets, want)
+	}
+	slices.SortFunc(tree.Links, func(a, b Link) int { return strings.Compare(a.Path, b.Path) })
+	if want := []Link{{"/bin", "usr/bin"}, {"/var/run", "../run"}}; !slices.Equal(tree.Links, want) {
+		t.Errorf("links %q, want %q", tree.Links, want)
+	}
+	if !slices.Contains(tree.Dirs, "/home") || !slices.Contains(tree.Dirs, "/var/task") {
+		t.Errorf("directories %q", tree.Dirs)
+	}
+	etc := mountOf(tree, "/etc")[0]
+	wantTree(t, etc, "app", "app/conf", "hostname", "tool", "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf")
+	if info, err := os.Stat(filepath.Join(etc, "tool")); err != nil || info.Mode() != 0o755 {
+		t.Errorf("tool: %v, %v", info.Mode(), err)
+	}
+}
+
+func TestBaseDirCaps(t *testing.T) {
+	t.Run("sparse giant in etc", func(t *testing.T) {
+		dir, scratch := makeTree(t, file{name: "etc/big"}), t.TempDir()
+		if err := os.Truncate(filepath.Join(dir, "etc/big"), 1<<40); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
+		if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "big") {
+			t.Errorf("error %v, want ErrTooLarge for big", err)
+		}
+		wantTree(t, scratch)
+	})
+	t.Run("deep etc", func(t *testing.T) {
+		dir := makeTree(t, file{name: "etc/" + strings.Repeat("d/", 40)})
+		if _, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()}); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("error %v, want ErrTooLarge", err)
+		}
+	})
+	t.Run("wide root", func(t *testing.T) {
+		var files []file
+		for i := range maxBaseNames + 1 {
+			files = append(files, file{name: "d" + strings.Repeat("x", i%200) + string(rune('a'+i/200)) + "/"})
+		}
+		if _, err := Base(t.Context(), BaseOptions{Base: makeTree(t, files...), Scratch: t.TempDir()}); !errors.Is(err, ErrBase) {
+			t.Errorf("error %v, want ErrBase", err)
+		}
+	})
+	t.Run("missing", func(t *testing.T) {
+		if _, err := Base(t.Context(), BaseOptions{Base: filepath.Join(t.TempDir(), "none"), Scratch: t.TempDir()}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("error %v, want ErrNotFound", err)
+		}
+	})
+}

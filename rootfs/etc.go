@@ -1,0 +1,119 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+)
+
+// etcFiles are the files of /etc that are the same in every sandbox, whatever the
+// base. The user is the one of ENV-28; names of the loopback are those that the
+// Telemetry API uses as destinations (sandbox, sandbox.localdomain). Name lookups
+// end at once: nothing listens on the loopback's port 53.
+var etcFiles = map[string]string{
+	"passwd": "root:x:0:0:root:/root:/sbin/nologin\n" +
+		"sbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin\n" +
+		"nobody:x:65534:65534:nobody:/:/sbin/nologin\n",
+	"group": "root:x:0:\nsbx_user1051:x:990:\nnogroup:x:65534:\n",
+	"hosts": "127.0.0.1 localhost sandbox sandbox.localdomain\n" +
+		"::1 localhost ip6-localhost ip6-loopback\n",
+	"resolv.conf":   "# the sandbox has its loopback only\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+}
+
+// hostEtc is what a sandbox on the host's base sees of the host's /etc: what
+// programs of /usr read, nothing that says who the host is or what it serves. Each
+// is a pattern of path.Match; a directory comes with all that everybody may read.
+var hostEtc = []string{
+	"alternatives", // links of Debian's update-alternatives, such as java
+	"ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+	"localtime", "timezone", "locale.alias", "os-release", "debian_version",
+	"services", "protocols", "mime.types", "gai.conf",
+	"ssl/openssl.cnf", "ssl/certs", // never ssl/private
+	"pki/tls/cert.pem", "pki/tls/certs", "pki/tls/openssl.cnf", "pki/ca-trust/extracted", "crypto-policies", // Fedora
+	"java", "java-*", "python3", "python3.*", "perl", "nodejs", "fonts",
+}
+
+// makeEtc makes a new /etc below scratch from the /etc of a base, of which it takes
+// only what matches one of the patterns (nil means all), and gives its folder.
+func makeEtc(ctx context.Context, scratch, from string, src *os.Root, patterns []string) (dir string, err error) {
+	made, err := os.MkdirTemp(scratch, "etc-")
+	if err != nil {
+		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(made))
+		}
+	}()
+	if err := os.Chmod(made, 0o755); err != nil {
+		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+	}
+	dst, err := os.OpenRoot(made)
+	if err != nil {
+		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+	}
+	defer dst.Close()
+	if src != nil {
+		c := newCopier(ctx, from, src, dst, func(rel string) bool { _, ours := etcFiles[rel]; return ours })
+		if err := c.copyMatching(patterns); err != nil {
+			return "", err
+		}
+	}
+	for name, content := range etcFiles {
+		if err := writeFile(filepath.Join(made, name), content, 0o644); err != nil {
+			return "", err
+		}
+	}
+	return made, nil
+}
+
+// copyMatching copies the patterns' matches, or all if patterns is nil. A pattern
+// has its wildcard in a name directly below the root.
+func (c *copier) copyMatching(patterns []string) error {
+	if patterns == nil {
+		return c.copyDir(".", 0)
+	}
+	names, err := dirNames(c.src, ".", maxCopyEntries)
+	if err != nil {
+		return fmt.Errorf("rootfs: list %s: %w", c.from, err)
+	}
+	for _, pattern := range patterns {
+		matches := []string{pattern}
+		if path.Dir(pattern) == "." {
+			matches = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+				ok, _ := path.Match(pattern, name)
+				return !ok
+			})
+		} else if err := c.dst.MkdirAll(path.Dir(pattern), 0o755); err != nil {
+			return fmt.Errorf("rootfs: make /etc: %w", err)
+		}
+		for _, rel := range matches {
+			if err := c.copy(rel, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writeFile makes a new file with exactly these permissions.
+func writeFile(name, content string, perm os.FileMode) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("rootfs: make file: %w", err)
+	}
+	defer f.Close()
+	if _, err := io.WriteString(f, content); err != nil {
+		return fmt.Errorf("rootfs: make file: %w", err)
+	}
+	if err := f.Chmod(perm); err != nil {
+		return fmt.Errorf("rootfs: make file: %w", err)
+	}
+	return f.Close()
+}

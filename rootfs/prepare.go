@@ -1,0 +1,222 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+)
+
+// FunctionOptions say what a function is made of.
+type FunctionOptions struct {
+	// Code is a directory, which is shown live, or a zip file.
+	Code string
+	// Layers are directories or zip files in order: later ones win (ENV-29).
+	Layers []string
+	// Base is as in BaseOptions.
+	Base string
+	// Runtime is Lambda's name of the runtime; "" is provided.al2023.
+	Runtime string
+	// Handler is needed by runtimes other than provided.*.
+	Handler string
+	// Limits bound code and layers; the zero value means the defaults.
+	Limits Limits
+	// Store keeps the extracted zips. It may be nil if nothing is a zip.
+	Store *Store
+	// Scratch is as in BaseOptions.
+	Scratch string
+	// Progress, if not nil, is told how far the extraction of a zip is, in bytes.
+	Progress func(file string, done, total int64)
+}
+
+// Function is a function as its sandboxes see it.
+type Function struct {
+	Tree
+	// Bootstrap is the program of the runtime: a path inside, never empty, and
+	// executable when it was looked at.
+	Bootstrap string
+	// BootstrapArgs follow its name; none at present.
+	BootstrapArgs []string
+	// Extensions are the names in /opt/extensions that are no directories, sorted
+	// (EX-01). Whether they can be executed is not checked: that is EX-03.
+	Extensions []string
+	// ExtensionsDisabled says that no extension may be started (EX-05).
+	ExtensionsDisabled bool
+	// Digest is the sha256 of the code's zip file, "" for a directory.
+	Digest string
+}
+
+// Prepare makes everything of a function that its sandboxes share. What is wrong
+// with the input is an [InvalidError]. On error nothing is left in Scratch; zips
+// that have been extracted stay in the Store.
+func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error) {
+	limits := opts.Limits.withDefaults()
+	lang, version, err := findRuntime(opts.Runtime)
+	if err != nil {
+		return nil, err
+	}
+	if lang != nil && opts.Handler == "" {
+		return nil, &InvalidError{Kind: ErrHandler, File: "handler", Reason: "is needed by runtime " + opts.Runtime,
+			Fix: "name it, such as index.handler"}
+	}
+	if len(opts.Layers) > limits.Layers {
+		return nil, &InvalidError{Kind: ErrTooLarge, File: "layers",
+			Reason: fmt.Sprintf("are %d, %d are allowed (ENV-36)", len(opts.Layers), limits.Layers), Fix: "merge some of them"}
+	}
+	packages, err := openPackages(ctx, opts, limits)
+	if err != nil {
+		return nil, err
+	}
+	scratch, err := os.MkdirTemp(opts.Scratch, "function-")
+	if err != nil {
+		return nil, fmt.Errorf("rootfs: prepare %s: %w", opts.Code, err)
+	}
+	defer func() {
+		if err != nil {
+			f, err = nil, errors.Join(err, os.RemoveAll(scratch))
+		}
+	}()
+	tree, err := Base(ctx, BaseOptions{Base: opts.Base, Scratch: scratch})
+	if err != nil {
+		return nil, err
+	}
+	f = &Function{Tree: *tree, Digest: packages[0].digest}
+	f.addPackages(packages)
+	if err := f.scanPackages(ctx, packages, limits); err != nil {
+		return nil, err
+	}
+	return f, f.addRuntime(opts, scratch, version, lang)
+}
+
+// pkg is the code or a layer.
+type pkg struct {
+	given  string // by the operator
+	dir    string // its files, on the host
+	inside string // where they are shown
+	digest string // "" for a directory
+	size   int64  // of a zip's files
+}
+
+// openPackages opens the code, which comes first, and the layers.
+func openPackages(ctx context.Context, opts FunctionOptions, limits Limits) ([]pkg, error) {
+	var packages []pkg
+	for i, given := range append([]string{opts.Code}, opts.Layers...) {
+		p := pkg{given: given, inside: optDir}
+		if i == 0 {
+			p.inside = taskDir
+		}
+		if err := p.open(ctx, opts, limits); err != nil {
+			return nil, err
+		}
+		limits.UnzippedBytes = max(limits.UnzippedBytes-p.size, 1) // 0 would mean the default
+		packages = append(packages, p)
+	}
+	return packages, nil
+}
+
+func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits Limits) error {
+	info, err := os.Stat(p.given)
+	if err != nil {
+		return &InvalidError{Kind: ErrNotFound, File: p.given, Reason: "cannot be opened", Err: unwrapPath(err),
+			Fix: "give a directory or a zip file"}
+	}
+	if info.IsDir() {
+		if p.dir, err = realDir(p.given); err != nil {
+			return fmt.Errorf("rootfs: open %s: %w", p.given, err)
+		}
+		return nil
+	}
+	if opts.Store == nil {
+		return fmt.Errorf("rootfs: open %s: no store for zips was given", p.given)
+	}
+	var progress func(done, total int64)
+	if opts.Progress != nil {
+		progress = func(done, total int64) { opts.Progress(p.given, done, total) }
+	}
+	entry, err := opts.Store.AddZip(ctx, p.given, limits, progress)
+	if err != nil {
+		return err
+	}
+	p.dir, p.digest, p.size = entry.Dir, entry.Digest, entry.Size
+	return nil
+}
+
+// addPackages mounts the code and the layers; /opt of the base is the lowest layer.
+func (f *Function) addPackages(packages []pkg) {
+	f.take(taskDir)
+	opt := f.take(optDir)
+	for _, p := range packages {
+		if p.inside == taskDir {
+			f.addMount(taskDir, p.dir)
+		} else {
+			opt = append(opt, p.dir)
+		}
+	}
+	if len(opt) > 0 {
+		f.addMount(optDir, opt...)
+	}
+}
+
+// addRuntime finds or makes the bootstrap, and finds the extensions.
+func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lang *language) error {
+	v, err := newView(&f.Tree)
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	if err := f.findExtensions(v); err != nil {
+		return err
+	}
+	if lang == nil {
+		f.Bootstrap, err = findBootstrap(v, opts.Code)
+		return err
+	}
+	f.Bootstrap = runtimeDir + "/bootstrap"
+	if own, err := v.resolve(f.Bootstrap); err == nil { // an image of that runtime
+		return checkProgram(v, opts.Base, own)
+	}
+	made, warnings, err := makeBootstrap(v, scratch, opts.Code, opts.Runtime, version, lang)
+	if err != nil {
+		return err
+	}
+	f.Warnings = append(f.Warnings, warnings...)
+	f.addMount(runtimeDir, append(f.take(runtimeDir), made)...)
+	return nil
+}
+
+// findExtensions lists /opt/extensions; one that cannot be read is none (EX-01).
+func (f *Function) findExtensions(v *view) error {
+	if _, err := v.resolve(optDir + "/disable-extensions-jwigqn8j"); err == nil {
+		f.ExtensionsDisabled = true // EX-05
+	}
+	dir, err := v.resolve(optDir + "/extensions")
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !dir.mode.IsDir() {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("rootfs: look for extensions: %w", err)
+	}
+	names, err := v.list(dir)
+	if errors.Is(err, errBound) {
+		return &InvalidError{Kind: ErrTooLarge, File: "layers", Entry: optDir + "/extensions",
+			Reason: fmt.Sprintf("has more than %d entries in one layer", maxViewNames), Fix: "10 extensions are allowed (EX-04)"}
+	}
+	if err != nil {
+		return fmt.Errorf("rootfs: list extensions: %w", err)
+	}
+	for _, name := range names {
+		n, _, err := v.lstat(path.Join(dir.path, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // whited out
+		}
+		if err != nil {
+			return fmt.Errorf("rootfs: look at extension %s: %w", name, err)
+		}
+		if !n.mode.IsDir() {
+			f.Extensions = append(f.Extensions, name)
+		}
+	}
+	return nil
+}

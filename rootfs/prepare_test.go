@@ -1,0 +1,290 @@
+package rootfs
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const shell = "#!/bin/sh\n"
+
+// testBase is a small base tree with a shell and both interpreters.
+func testBase(t testing.TB, more ...file) string {
+	return makeTree(t, append([]file{
+		{name: "bin/sh", mode: 0o755, body: program(machines[runtime.GOARCH], elf.ELFCLASS64)},
+		{name: "usr/bin/python3.11", mode: 0o755, body: "x"}, {"usr/bin/python3", link, "python3.11"},
+		{name: "usr/bin/node", mode: 0o755, body: "junk v18 /download/release/v20.20.2/node-v20.20.2.tar.gz"},
+	}, more...)...)
+}
+
+// program is the beginning of an ELF program.
+func program(m elf.Machine, class elf.Class) string {
+	head := make([]byte, 64)
+	copy(head, elf.ELFMAG)
+	head[elf.EI_CLASS], head[elf.EI_DATA] = byte(class), byte(elf.ELFDATA2LSB)
+	binary.LittleEndian.PutUint16(head[18:], uint16(m))
+	return string(head)
+}
+
+func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
+	if opts.Base == "" {
+		opts.Base = testBase(t)
+	}
+	if opts.Store == nil {
+		opts.Store = openTestStore(t, t.TempDir())
+	}
+	opts.Scratch = t.TempDir()
+	f, err := Prepare(t.Context(), opts)
+	if err != nil {
+		wantTree(t, opts.Scratch)
+	}
+	return f, err
+}
+
+// TestBootstrapLookup (ENV-23): code, then layers with the topmost first, then the
+// base; links are followed inside.
+func TestBootstrapLookup(t *testing.T) {
+	boot := func(body string) file { return file{name: "bootstrap", mode: 0o755, body: shell + body} }
+	with, without := makeTree(t, boot("")), makeTree(t, file{name: "x"})
+	tests := []struct {
+		name, code string
+		layers     []string
+		base       []file
+		want       string
+	}{
+		{"code", with, []string{with}, nil, "/var/task/bootstrap"},
+		{"layer", without, []string{with, without}, nil, "/opt/bootstrap"},
+		{"opt of the base", without, []string{without}, []file{{name: "opt/bootstrap", mode: 0o755, body: shell}}, "/opt/bootstrap"},
+		{"base", without, nil, []file{{name: "var/runtime/bootstrap", mode: 0o755, body: shell}}, "/var/runtime/bootstrap"},
+		{"link to a layer", makeTree(t, file{"bootstrap", link, "/opt/bootstrap"}), []string{with}, nil, "/var/task/bootstrap"},
+		{"dangling link", makeTree(t, file{"bootstrap", link, "/root/x"}), []string{with}, nil, "/opt/bootstrap"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := prepareDir(t, FunctionOptions{Code: tt.code, Layers: tt.layers, Base: testBase(t, tt.base...)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTree(t, &f.Tree)
+			if f.Bootstrap != tt.want {
+				t.Errorf("bootstrap %s, want %s", f.Bootstrap, tt.want)
+			}
+		})
+	}
+}
+
+func TestPrepareZip(t *testing.T) {
+	dir := t.TempDir()
+	code := writeZip(t, dir, makeZip(t, file{name: "bootstrap", mode: 0o755, body: shell}, file{name: "key", mode: 0o600}))
+	layer := filepath.Join(dir, "layer.zip")
+	if err := os.WriteFile(layer, makeZip(t, file{name: "extensions/b", mode: 0o755}, file{name: "extensions/a"}, file{name: "extensions/d/x"}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	low := makeTree(t, file{name: "extensions/c"}, file{"extensions/l", link, "/etc/passwd"})
+	f, err := prepareDir(t, FunctionOptions{Code: code, Layers: []string{low, layer}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkTree(t, &f.Tree)
+	if want := []string{"a", "b", "c", "l"}; !slices.Equal(f.Extensions, want) || f.ExtensionsDisabled { // EX-01
+		t.Errorf("extensions %q (disabled %v), want %q", f.Extensions, f.ExtensionsDisabled, want)
+	}
+	if opt := mountOf(&f.Tree, "/opt"); len(opt) != 2 || opt[0] != low {
+		t.Errorf("/opt is %q, want the layers in order", opt)
+	}
+	if len(f.Digest) != 64 {
+		t.Errorf("digest %q", f.Digest)
+	}
+	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "/var/task/key") {
+		t.Errorf("warnings %q, want one for key", f.Warnings)
+	}
+}
+
+func TestExtensionsDisabled(t *testing.T) { // EX-05
+	layer := makeTree(t, file{name: "disable-extensions-jwigqn8j"}, file{name: "extensions/a"})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "bootstrap", mode: 0o755, body: shell}), Layers: []string{layer}})
+	if err != nil || !f.ExtensionsDisabled {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
+func TestPrepareErrors(t *testing.T) {
+	good := makeTree(t, file{name: "bootstrap", mode: 0o755, body: shell})
+	code := func(f ...file) string { return makeTree(t, f...) }
+	boot := func(mode fs.FileMode, body string) string {
+		return code(file{name: "bootstrap", mode: mode, body: body})
+	}
+	locked := boot(0o755, shell)
+	if err := os.Chmod(locked, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other := elf.EM_AARCH64
+	if runtime.GOARCH == "arm64" {
+		other = elf.EM_X86_64
+	}
+	tooBig := writeZip(t, t.TempDir(), makeZip(t, file{name: "bootstrap", mode: 0o755, body: strings.Repeat("x", 100)}))
+	tests := []struct {
+		name string
+		opts FunctionOptions
+		kind error
+		says string
+	}{
+		{"no code", FunctionOptions{Code: filepath.Join(good, "none")}, ErrNotFound, "none"},
+		{"code is no zip", FunctionOptions{Code: filepath.Join(good, "bootstrap")}, ErrPackage, "zip -r"},
+		{"no bootstrap", FunctionOptions{Code: code(file{name: "main.py"})}, ErrNoBootstrap, "/var/task/bootstrap"},
+		{"bootstrap not executable", FunctionOptions{Code: boot(0o644, shell)}, ErrNotExecutable, "chmod 755"},
+		{"executable for its owner only", FunctionOptions{Code: boot(0o744, shell)}, ErrNotExecutable, "chmod 755"},
+		{"script that cannot be read", FunctionOptions{Code: boot(0o751, shell)}, ErrNotExecutable, "may not read"},
+		{"folder that cannot be entered", FunctionOptions{Code: locked}, ErrNotExecutable, "/var/task"},
+		{"bootstrap is a folder", FunctionOptions{Code: code(file{name: "bootstrap/x"})}, ErrNotExecutable, "is no file"},
+		{"bootstrap is a fifo", FunctionOptions{Code: code(file{name: "bootstrap", mode: fs.ModeNamedPipe})}, ErrNotExecutable, "is no file"},
+		{"bootstrap is text", FunctionOptions{Code: boot(0o755, "echo hello\n")}, ErrNotExecutable, "#!/bin/sh"},
+		{"bootstrap is empty", FunctionOptions{Code: boot(0o755, "")}, ErrNotExecutable, "#!/bin/sh"},
+		{"Windows line ends", FunctionOptions{Code: boot(0o755, "#!/bin/sh\r\necho\r\n")}, ErrNotExecutable, "dos2unix"},
+		{"interpreter is not there", FunctionOptions{Code: boot(0o755, "#! /usr/bin/zsh -e\n")}, ErrNotExecutable, "/usr/bin/zsh"},
+		{"interpreter is not named", FunctionOptions{Code: boot(0o755, "#!\n")}, ErrNotExecutable, "first line"},
+		{"other architecture", FunctionOptions{Code: boot(0o755, program(other, elf.ELFCLASS64))}, ErrArchitecture, archName(other)},
+		{"32 bit", FunctionOptions{Code: boot(0o755, program(machines[runtime.GOARCH], elf.ELFCLASS32))}, ErrArchitecture, "32-bit"},
+		{"stump of a program", FunctionOptions{Code: boot(0o755, elf.ELFMAG)}, ErrArchitecture, "beginning"},
+		{"unknown runtime", FunctionOptions{Code: good, Runtime: "cobol1.x", Handler: "h"}, ErrRuntime, "nodejs20.x"},
+		{"no handler", FunctionOptions{Code: good, Runtime: "nodejs20.x"}, ErrHandler, "nodejs20.x"},
+		{"no interpreter", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h"}, ErrRuntime, "version 3.11"},
+		{"no shell", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h", Base: t.TempDir()}, ErrRuntime, "/bin/sh"},
+		{"no Python client", FunctionOptions{Code: good, Runtime: "python3.11", Handler: "h"}, ErrClient, "pip install awslambdaric -t ."},
+		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, ErrClient, "npm install aws-lambda-ric"},
+		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, ErrTooLarge, "ENV-36"},
+		{"missing layer", FunctionOptions{Code: good, Layers: []string{"/nonexistent/layer"}}, ErrNotFound, "/nonexistent/layer"},
+		{"code and layer together", FunctionOptions{Code: tooBig, Layers: []string{tooBig}, Limits: Limits{UnzippedBytes: 150}}, ErrTooLarge, "50 bytes"},
+		{"no base", FunctionOptions{Code: good, Base: "/nonexistent/base"}, ErrNotFound, "/nonexistent/base"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := prepareDir(t, tt.opts)
+			if !errors.As(err, new(*InvalidError)) || !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("error %v, want kind %q that says %q", err, tt.kind, tt.says)
+			}
+		})
+	}
+}
+
+func TestBootstrapArchitecture(t *testing.T) {
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "bootstrap", mode: 0o711, body: program(machines[runtime.GOARCH], elf.ELFCLASS64)})})
+	if err != nil || f.Bootstrap != "/var/task/bootstrap" {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
+// TestLanguageBootstrap runs the made script with a wrapper (ENV-26) that shows what
+// would be started: RIC-02, RIC-03, RIC-04.
+func TestLanguageBootstrap(t *testing.T) {
+	show := filepath.Join(makeTree(t, file{name: "show", mode: 0o755, body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH"`}), "show")
+	node3 := makeTree(t, file{name: "node_modules/aws-lambda-ric/bin/index.mjs"})
+	node4 := makeTree(t, file{name: "nodejs/node_modules/aws-lambda-ric/index.mjs"})
+	python := makeTree(t, file{name: "awslambdaric/__main__.py"})
+	pythonLayer := makeTree(t, file{name: "python/lib/python3.11/site-packages/awslambdaric/__main__.py"})
+	empty := makeTree(t, file{name: "main"})
+	tests := []struct {
+		name string
+		opts FunctionOptions
+		env  string
+		want string
+		path string
+		warn string
+	}{
+		{"node 3.x client", FunctionOptions{Code: node3, Runtime: "nodejs20.x"}, "",
+			"/usr/bin/node --max-old-space-size=115 /var/task/node_modules/aws-lambda-ric/bin/index.mjs a b.c", "NODE_PATH=/opt/nodejs/node20/node_modules:", ""},
+		{"node 4.x client in a layer, other version", FunctionOptions{Code: empty, Layers: []string{node4}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
+			"/usr/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "/opt/nodejs/node_modules:", "version 20"},
+		{"python", FunctionOptions{Code: python, Runtime: "python3.11"}, "PYTHONPATH=/mine",
+			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", ""},
+		{"python client in a layer", FunctionOptions{Code: empty, Layers: []string{pythonLayer}, Runtime: "python3.11"}, "",
+			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/var/task:", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.opts.Handler = "a b.c"
+			f, err := prepareDir(t, tt.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTree(t, &f.Tree)
+			if f.Bootstrap != "/var/runtime/bootstrap" {
+				t.Fatalf("bootstrap %s", f.Bootstrap)
+			}
+			if got := strings.Join(f.Warnings, "\n"); !strings.Contains(got, tt.warn) || tt.warn == "" && got != "" {
+				t.Errorf("warnings %q, want %q", got, tt.warn)
+			}
+			sources := mountOf(&f.Tree, "/var/runtime")
+			cmd := exec.Command(filepath.Join(sources[len(sources)-1], "bootstrap"))
+			cmd.Env = []string{"_HANDLER=a b.c", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_EXEC_WRAPPER=" + show, tt.env}
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			got, paths, _ := strings.Cut(string(out), "\n")
+			if got != tt.want || !strings.Contains(paths, tt.path) {
+				t.Errorf("started %q with %q, want %q with %q", got, paths, tt.want, tt.path)
+			}
+		})
+	}
+}
+
+// TestLanguageImage: a base with a bootstrap of its own for the language keeps it.
+func TestLanguageImage(t *testing.T) {
+	base := testBase(t, file{name: "var/runtime/bootstrap", mode: 0o755, body: shell})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "x"}), Runtime: "nodejs22.x", Handler: "h", Base: base})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := mountOf(&f.Tree, "/var/runtime"); len(got) != 1 || got[0] != filepath.Join(base, "var/runtime") {
+		t.Errorf("/var/runtime is %q", got)
+	}
+}
+
+func TestScanWarnings(t *testing.T) {
+	files := []file{{name: "bootstrap", mode: 0o755, body: shell}, {name: "big", body: strings.Repeat("x", 1000)}}
+	for i := range 15 {
+		files = append(files, file{name: fmt.Sprintf("private%02d", i), mode: 0o600})
+	}
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, files...), Limits: Limits{UnzippedBytes: 500}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(f.Warnings); n != maxScanWarnings+2 {
+		t.Fatalf("%d warnings: %q", n, f.Warnings)
+	}
+	if w := f.Warnings[0]; !strings.Contains(w, "/var/task/private00") || !strings.Contains(w, "chmod o+r") {
+		t.Errorf("first warning %q", w)
+	}
+	if w := f.Warnings[maxScanWarnings]; !strings.Contains(w, "5 more") {
+		t.Errorf("warning %q, want 5 more", w)
+	}
+	if w := f.Warnings[maxScanWarnings+1]; !strings.Contains(w, "ENV-36") {
+		t.Errorf("warning %q, want the limit", w)
+	}
+}
+
+func TestScanVersion(t *testing.T) {
+	mark := []byte("/release/v")
+	for _, at := range []int{0, 1<<20 - 11, 1<<20 - 5, 1 << 20, 1<<20 + 10, 3<<20 - 1} {
+		data := append(bytes.Repeat([]byte{'v'}, at), "/release/v22.1.0/x"...)
+		if got, err := scanVersion(bytes.NewReader(data), mark); got != "22" || err != nil {
+			t.Errorf("mark at %d: %q, %v", at, got, err)
+		}
+	}
+	for _, data := range []string{"", "/release/v", "/release/vX"} {
+		if got, err := scanVersion(strings.NewReader(data), mark); got != "" || err != nil {
+			t.Errorf("%q: %q, %v", data, got, err)
+		}
+	}
+}

@@ -1,0 +1,254 @@
+package rootfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Where things are inside (ENV-05, ENV-23, ENV-29).
+const (
+	taskDir    = "/var/task"
+	optDir     = "/opt"
+	runtimeDir = "/var/runtime"
+)
+
+// programDirs is where interpreters are looked for: the PATH of ENV-10.
+var programDirs = []string{"/var/lang/bin", "/usr/local/bin", "/usr/bin", "/bin", "/opt/bin"}
+
+// language is a runtime whose client runs on an interpreter of the base. In paths
+// and scripts $V stands for the version, such as 20 or 3.11.
+type language struct {
+	suffix       string   // of the runtime's name, after the version
+	versions     []string // that Lambda has or had
+	interpreters []string // names, best first
+	// version tells the interpreter's version; "" if it cannot be told.
+	version func(prog node) (string, error)
+	strict  bool     // another version than the asked one is an error, not a warning
+	clients []string // files that start the runtime client, best first
+	install string   // command that installs the client
+	script  string   // shell: sets up the environment and "$@"; $I and $C are interpreter and client
+}
+
+// languages are the runtimes that are not provided.*, by the beginning of the name.
+var languages = map[string]*language{
+	"nodejs": {
+		suffix:       ".x",
+		versions:     []string{"18", "20", "22", "24"},
+		interpreters: []string{"node", "nodejs"},
+		version:      nodeVersion,
+		clients: underEach([]string{"/var/task/node_modules", "/opt/nodejs/node$V/node_modules", "/opt/nodejs/node_modules", "/opt/node_modules", "/var/runtime/node_modules"},
+			"aws-lambda-ric/bin/index.mjs", "aws-lambda-ric/index.mjs"), // RIC-03, RIC-02
+		install: "npm install aws-lambda-ric",
+		// The heap follows the function's memory as on Lambda: inside there is no
+		// /sys that V8 could read a limit from.
+		script: `export NODE_PATH="${NODE_PATH:-/opt/nodejs/node$V/node_modules:/opt/nodejs/node_modules:/opt/node_modules:/var/runtime/node_modules:/var/runtime:/var/task}"
+set -- '$I' '$C' "$_HANDLER"
+case "${NODE_OPTIONS:-}" in
+*max-old-space-size* | *max_old_space_size*) ;;
+*)
+	interpreter=$1 heap=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE * 90 / 100))
+	shift
+	set -- "$interpreter" "--max-old-space-size=$heap" "$@"
+	;;
+esac
+`,
+	},
+	"python": {
+		versions:     []string{"3.9", "3.10", "3.11", "3.12", "3.13", "3.14"},
+		interpreters: []string{"python$V", "python3"},
+		version:      pythonVersion,
+		strict:       true,
+		clients: underEach([]string{"/var/task", "/opt/python/lib/python$V/site-packages", "/opt/python", "/var/runtime"},
+			"awslambdaric/__main__.py"), // RIC-04
+		install: "pip install awslambdaric -t .",
+		script: `export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}/var/task:/opt/python/lib/python$V/site-packages:/opt/python:/var/runtime"
+set -- '$I' -m awslambdaric "$_HANDLER"
+`,
+	},
+}
+
+// bootstrapEnd honours the wrapper of ENV-26.
+const bootstrapEnd = `if [ -n "${AWS_LAMBDA_EXEC_WRAPPER:-}" ]; then
+	exec "$AWS_LAMBDA_EXEC_WRAPPER" "$@"
+fi
+exec "$@"
+`
+
+// underEach joins each folder with each file, folders in order.
+func underEach(dirs []string, files ...string) (paths []string) {
+	for _, dir := range dirs {
+		for _, file := range files {
+			paths = append(paths, dir+"/"+file)
+		}
+	}
+	return paths
+}
+
+// findRuntime gives the language and version of a runtime's name; lang is nil for
+// runtimes whose code brings its own bootstrap.
+func findRuntime(name string) (lang *language, version string, err error) {
+	known := []string{"provided", "provided.al2", "provided.al2023"}
+	if name == "" || slices.Contains(known, name) {
+		return nil, "", nil
+	}
+	for _, prefix := range []string{"nodejs", "python"} {
+		for _, v := range languages[prefix].versions {
+			full := prefix + v + languages[prefix].suffix
+			if full == name {
+				return languages[prefix], v, nil
+			}
+			known = append(known, full)
+		}
+	}
+	return nil, "", &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name, Reason: "is not known",
+		Fix: "known are " + strings.Join(known, ", ")}
+}
+
+// findBootstrap looks for the bootstrap of a runtime that the code brings itself,
+// in the order of ENV-23.
+func findBootstrap(v *view, code string) (string, error) {
+	for _, dir := range []string{taskDir, optDir, runtimeDir} {
+		n, err := v.resolve(dir + "/bootstrap")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("rootfs: look for the bootstrap of %s: %w", code, err)
+		}
+		return dir + "/bootstrap", checkProgram(v, code, n)
+	}
+	return "", &InvalidError{Kind: ErrNoBootstrap, File: code, Entry: taskDir + "/bootstrap",
+		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",
+		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x or python3.11"}
+}
+
+// makeBootstrap makes a folder below scratch with the bootstrap of a language,
+// from what the view has: interpreter, client and shell.
+func makeBootstrap(v *view, scratch, code, name, version string, lang *language) (dir string, warnings []string, err error) {
+	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
+	if _, err := v.resolve("/bin/sh"); err != nil {
+		return "", nil, &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
+			Fix: "give a base with a shell"}
+	}
+	interpreter, warnings, err := findInterpreter(v, name, version, lang)
+	if err != nil {
+		return "", nil, err
+	}
+	client := ""
+	for _, c := range lang.clients {
+		if n, err := v.resolve(fill(c)); err == nil && n.mode.IsRegular() {
+			client = fill(c)
+			break
+		}
+	}
+	if client == "" {
+		return "", nil, &InvalidError{Kind: ErrClient, File: code, Entry: name,
+			Reason: "the runtime client is neither in the package nor in a layer nor in the base", Fix: "in the package's folder: " + lang.install}
+	}
+	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + lang.script + bootstrapEnd
+	script = strings.NewReplacer("$V", version, "'$I'", shellQuote(interpreter), "'$C'", shellQuote(client)).Replace(script)
+	if dir, err = os.MkdirTemp(scratch, "runtime-"); err != nil {
+		return "", nil, fmt.Errorf("rootfs: make bootstrap: %w", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", nil, fmt.Errorf("rootfs: make bootstrap: %w", err)
+	}
+	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), script, 0o755)
+}
+
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// findInterpreter finds the language's interpreter in the view and compares its
+// version, which is read from its files: the daemon runs nothing of a base.
+func findInterpreter(v *view, name, version string, lang *language) (found string, warnings []string, err error) {
+	other := ""
+	for _, interpreter := range lang.interpreters {
+		for _, dir := range programDirs {
+			candidate := path.Join(dir, strings.ReplaceAll(interpreter, "$V", version))
+			prog, err := v.resolve(candidate)
+			if err != nil || !prog.mode.IsRegular() || prog.mode.Perm()&0o001 == 0 {
+				continue
+			}
+			has, err := lang.version(prog)
+			if err != nil {
+				return "", nil, fmt.Errorf("rootfs: version of %s: %w", candidate, err)
+			}
+			if has == version {
+				return candidate, nil, nil
+			}
+			if lang.strict && has != "" {
+				other = fmt.Sprintf("; %s is version %s", candidate, has)
+				continue
+			}
+			if has == "" {
+				has = "unknown"
+			}
+			return candidate, []string{fmt.Sprintf("runtime %s is asked for, %s of the base is version %s", name, candidate, has)}, nil
+		}
+	}
+	return "", nil, &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name,
+		Reason: "its interpreter is not in the base" + other,
+		Fix:    "install it below /usr of the base, give another base, or name the runtime that the base has"}
+}
+
+var pythonName = regexp.MustCompile(`^python(3\.[0-9]{1,3})$`)
+
+// pythonVersion reads the version off the name of the program, once links are
+// followed.
+func pythonVersion(prog node) (string, error) {
+	if m := pythonName.FindStringSubmatch(path.Base(prog.path)); m != nil {
+		return m[1], nil
+	}
+	return "", nil
+}
+
+// nodeVersion finds the major version in the address of Node's source package,
+// which every official and Debian build carries.
+func nodeVersion(prog node) (string, error) {
+	f, err := prog.open()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return scanVersion(f, []byte("/download/release/v"))
+}
+
+// scanVersion gives the digits that follow the first mark in r, "" if there is no
+// mark with a digit in its first 512 MiB.
+func scanVersion(r io.Reader, mark []byte) (string, error) {
+	const chunk, most, digits = 1 << 20, 512 << 20, 4
+	r = io.LimitReader(r, most)
+	buf := make([]byte, 0, chunk+len(mark)+digits)
+	for {
+		n, err := io.ReadFull(r, buf[len(buf):len(buf)+chunk])
+		buf = buf[:len(buf)+n]
+		last := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !last {
+			return "", err
+		}
+		if i := bytes.Index(buf, mark); i >= 0 && (last || i+len(mark)+digits <= len(buf)) {
+			rest := buf[i+len(mark):]
+			end := 0
+			for end < len(rest) && end < digits && '0' <= rest[end] && rest[end] <= '9' {
+				end++
+			}
+			if end > 0 {
+				return string(rest[:end]), nil
+			}
+		}
+		if last {
+			return "", nil
+		}
+		keep := min(len(buf), len(mark)+digits)
+		buf = append(buf[:0], buf[len(buf)-keep:]...)
+	}
+}

@@ -1,0 +1,251 @@
+package rootfs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits bound a code package. A zero field means the default.
+type Limits struct {
+	ZipBytes      int64 // of the zip file itself; default 250 MiB, so that a local file may be stored uncompressed
+	UnzippedBytes int64 // code and layers together (ENV-36); default 250 MiB
+	Entries       int   // files, directories and links of one zip; default 100,000
+	Depth         int   // path components of an entry; default 100
+	Layers        int   // ENV-36; default 5
+}
+
+func (l Limits) withDefaults() Limits {
+	set := func(v *int64, def int64) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	count := func(v *int, def int) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	set(&l.ZipBytes, 250<<20)
+	set(&l.UnzippedBytes, 250<<20)
+	count(&l.Entries, 100_000)
+	count(&l.Depth, 100)
+	count(&l.Layers, 5)
+	return l
+}
+
+// Store keeps extracted zips by the digest of the zip file. It is safe for
+// concurrent use, and several daemons may share its folder. A process that dies
+// leaves at most a staging folder that the next [OpenStore] removes.
+type Store struct {
+	entries string // <dir>/sha256
+	staging staging
+}
+
+// Entry is an extracted zip. Its files belong to the store: nobody writes them.
+type Entry struct {
+	Dir    string // the folder that holds the zip's files
+	Digest string // sha256 of the zip file, in hexadecimal
+	Size   int64  // bytes of all files
+}
+
+// entryMeta is written beside an entry's files.
+type entryMeta struct {
+	Size int64 `json:"size"`
+}
+
+const (
+	entryTree = "tree"
+	entryFile = "entry.json"
+)
+
+// OpenStore opens the store in dir, which it makes (mode 0700) if it is missing,
+// and removes partial extractions whose maker is dead.
+func OpenStore(dir string) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("rootfs: open store: %w", err)
+	}
+	entries := filepath.Join(dir, "sha256")
+	if err := os.MkdirAll(entries, 0o700); err != nil {
+		return nil, fmt.Errorf("rootfs: open store: %w", err)
+	}
+	st, err := openStaging(filepath.Join(dir, "staging"))
+	if err != nil {
+		return nil, err
+	}
+	return &Store{entries: entries, staging: st}, nil
+}
+
+// AddZip extracts the zip at path once and returns its entry, at once if a zip of
+// the same content is there already. progress, which may be nil, is called with
+// extracted and total bytes. What is wrong with the zip is an [InvalidError]; after
+// any error nothing of the zip is left.
+func (s *Store) AddZip(ctx context.Context, path string, limits Limits, progress func(done, total int64)) (entry Entry, err error) {
+	limits = limits.withDefaults()
+	f, size, err := openZip(path, limits)
+	if err != nil {
+		return Entry{}, err
+	}
+	defer f.Close()
+	digest, err := hashCopy(ctx, io.Discard, f, size)
+	if err != nil {
+		return Entry{}, fmt.Errorf("rootfs: read %s: %w", path, err)
+	}
+	if entry, err := s.lookup(path, digest, limits); !errors.Is(err, fs.ErrNotExist) {
+		return entry, err
+	}
+	st, err := s.staging.begin()
+	if err != nil {
+		return Entry{}, err
+	}
+	defer func() {
+		if cerr := st.close(); err == nil && cerr != nil {
+			entry, err = Entry{}, fmt.Errorf("rootfs: clear stage: %w", cerr)
+		}
+	}()
+	digest, err = s.stageZip(ctx, st, path, f, limits, progress)
+	if err != nil {
+		return Entry{}, err
+	}
+	err = st.publish("entry", filepath.Join(s.entries, digest))
+	if err != nil && !errors.Is(err, fs.ErrExist) { // else another process was faster
+		return Entry{}, err
+	}
+	return s.lookup(path, digest, limits)
+}
+
+// stageZip extracts the zip into <stage>/entry. It works on a copy that only we can
+// write: the digest must be that of the bytes which are extracted, whatever the
+// owner of the file does meanwhile.
+func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File, limits Limits, progress func(done, total int64)) (digest string, err error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("rootfs: stage %s: %w", path, err)
+	}
+	zipCopy, err := os.OpenFile(filepath.Join(st.dir, "zip"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	defer zipCopy.Close()
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fail(err)
+	}
+	if digest, err = hashCopy(ctx, zipCopy, f, limits.ZipBytes); err != nil {
+		return fail(err)
+	}
+	info, err := zipCopy.Stat()
+	if err != nil {
+		return fail(err)
+	}
+	plan, err := planZip(path, zipCopy, info.Size(), limits)
+	if err != nil {
+		return "", err
+	}
+	tree := filepath.Join(st.dir, "entry", entryTree)
+	if err := os.MkdirAll(tree, 0o700); err != nil {
+		return fail(err)
+	}
+	if err := os.Chmod(tree, 0o755); err != nil { // the sandbox user's /var/task
+		return fail(err)
+	}
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		return fail(err)
+	}
+	defer root.Close()
+	if err := plan.extract(ctx, root, progress); err != nil {
+		return "", err
+	}
+	meta, err := json.Marshal(entryMeta{Size: plan.bytes})
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.WriteFile(filepath.Join(st.dir, "entry", entryFile), meta, 0o600); err != nil {
+		return fail(err)
+	}
+	return digest, nil
+}
+
+// lookup finds an entry, or says fs.ErrNotExist. The limits hold for entries that
+// were added under wider ones too.
+func (s *Store) lookup(path, digest string, limits Limits) (Entry, error) {
+	dir := filepath.Join(s.entries, digest)
+	data, err := os.ReadFile(filepath.Join(dir, entryFile))
+	if err != nil {
+		return Entry{}, fmt.Errorf("rootfs: look up %s: %w", path, err)
+	}
+	var meta entryMeta
+	if err := json.Unmarshal(data, &meta); err != nil {
+		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged, remove it: %w", dir, err)
+	}
+	if meta.Size > limits.UnzippedBytes {
+		return Entry{}, tooLargeUnzipped(path, limits.UnzippedBytes)
+	}
+	return Entry{Dir: filepath.Join(dir, entryTree), Digest: digest, Size: meta.Size}, nil
+}
+
+// openZip opens a regular file of an allowed size; a pipe does not block it.
+func openZip(path string, limits Limits) (*os.File, int64, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, &InvalidError{Kind: ErrNotFound, File: path, Reason: "cannot be opened", Err: unwrapPath(err),
+			Fix: "give a directory or a zip file"}
+	}
+	info, err := f.Stat()
+	if err == nil {
+		switch {
+		case !info.Mode().IsRegular():
+			err = &InvalidError{Kind: ErrPackage, File: path, Reason: "is neither a directory nor a file", Fix: "give a directory or a zip file"}
+		case info.Size() > limits.ZipBytes:
+			err = &InvalidError{Kind: ErrTooLarge, File: path,
+				Reason: fmt.Sprintf("is a zip of %s, %s are allowed", megabytes(info.Size()), megabytes(limits.ZipBytes)), Fix: fixTooMany}
+		default:
+			return f, info.Size(), nil
+		}
+	}
+	f.Close()
+	return nil, 0, err
+}
+
+// hashCopy copies r to w until its end, or refuses after most bytes.
+func hashCopy(ctx context.Context, w io.Writer, r io.Reader, most int64) (digest string, err error) {
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(sum, w), io.LimitReader(contextReader{ctx, r}, most+1))
+	if err != nil {
+		return "", err
+	}
+	if n > most {
+		return "", errors.New("grew while it was read")
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// contextReader ends a copy when its context ends.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// unwrapPath drops the path from an error whose message names it anyway.
+func unwrapPath(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}

@@ -1,0 +1,126 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAddZipTwice(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := writeZip(t, dir, makeZip(t, file{name: "bootstrap", mode: 0o755, body: "#!/bin/sh\n"}))
+	store := openTestStore(t, filepath.Join(dir, "store"))
+	var done, total int64
+	first, err := store.AddZip(t.Context(), zipPath, Limits{}, func(d, n int64) { done, total = d, n })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Size != 10 || done != 10 || total != 10 {
+		t.Errorf("size %d, progress %d of %d, want 10", first.Size, done, total)
+	}
+	if err := os.Rename(zipPath, zipPath+"2"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := store.AddZip(t.Context(), zipPath+"2", Limits{}, func(int64, int64) { t.Error("extracted again") })
+	if err != nil || again != first {
+		t.Errorf("second time %+v, %v; first %+v", again, err, first)
+	}
+	if _, err := store.AddZip(t.Context(), zipPath+"2", Limits{UnzippedBytes: 9}, nil); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("an entry of 10 bytes passes a limit of 9: %v", err)
+	}
+	wantTree(t, filepath.Join(dir, "store"), "sha256", "sha256/"+first.Digest, "sha256/"+first.Digest+"/entry.json",
+		"sha256/"+first.Digest+"/tree", "sha256/"+first.Digest+"/tree/bootstrap", "staging")
+}
+
+func TestAddZipConcurrently(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := writeZip(t, dir, makeZip(t, file{name: "a", body: strings.Repeat("a", 1<<20)}, file{name: "b/c", body: "c"}))
+	var wg sync.WaitGroup
+	entries := make([]Entry, 8)
+	for i := range entries {
+		store := openTestStore(t, filepath.Join(dir, "store")) // each opening sweeps, too
+		wg.Go(func() {
+			var err error
+			if entries[i], err = store.AddZip(t.Context(), zipPath, Limits{}, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, e := range entries {
+		if e != entries[0] {
+			t.Errorf("%+v differs from %+v", e, entries[0])
+		}
+		wantTree(t, e.Dir, "a", "b", "b/c")
+	}
+	wantTree(t, filepath.Join(dir, "store", "staging"))
+}
+
+// TestOpenStoreSweeps (S-01): what a dead daemon left is removed, what a live one
+// works on is not.
+func TestOpenStoreSweeps(t *testing.T) {
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	alive, err := store.staging.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := store.staging.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dead.dir, "entry", "tree", "half"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dead.lock.Close() // as the kernel does for a process that dies
+	openTestStore(t, dir)
+	wantTree(t, filepath.Join(dir, "staging"), filepath.Base(alive.dir))
+	if err := alive.close(); err != nil {
+		t.Fatal(err)
+	}
+	wantTree(t, filepath.Join(dir, "staging"))
+}
+
+func TestAddZipCancelled(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := writeZip(t, dir, makeZip(t, file{name: "a", body: strings.Repeat("a", 1<<20)}))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := openTestStore(t, filepath.Join(dir, "store")).AddZip(ctx, zipPath, Limits{}, func(int64, int64) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want context.Canceled", err)
+	}
+	wantTree(t, filepath.Join(dir, "store"), "sha256", "staging")
+}
+
+func TestAddZipOpening(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	big := writeZip(t, dir, makeZip(t, file{name: "a", body: "a"}))
+	tests := []struct {
+		name, path string
+		limits     Limits
+		kind       error
+	}{
+		{"missing", filepath.Join(dir, "none.zip"), Limits{}, ErrNotFound},
+		{"pipe", pipe, Limits{}, ErrPackage},
+		{"directory", dir, Limits{}, ErrPackage},
+		{"over the limit of the zip", big, Limits{ZipBytes: 20}, ErrTooLarge},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := openTestStore(t, t.TempDir()).AddZip(t.Context(), tt.path, tt.limits, nil)
+			if !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.path) {
+				t.Errorf("error %v, want %q that names %s", err, tt.kind, tt.path)
+			}
+		})
+	}
+}

@@ -1,0 +1,106 @@
+package rootfs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// viewOf makes a view of /opt over layers, lowest first, and of /var/task.
+func viewOf(t *testing.T, task string, layers ...string) *view {
+	t.Helper()
+	tree := &Tree{Links: []Link{{"/bin", "opt/bin"}, {"/loop", "loop2"}, {"/loop2", "/loop"}}}
+	tree.addDir("/var")
+	tree.addMount("/var/task", task)
+	tree.addMount("/opt", layers...)
+	v, err := newView(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.close)
+	return v
+}
+
+func TestViewResolve(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("host"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	task := makeTree(t, file{name: "plain"}, file{"host", link, secret}, file{"up", link, "../../../../../.." + secret},
+		file{"layer", link, "/opt/bin/tool"}, file{"dir", link, "../../opt/bin/"}, file{"self", link, "self"},
+		file{name: "locked/x", mode: 0o755}, file{"around", link, "../task/./plain"})
+	if err := os.Chmod(filepath.Join(task, "locked"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	low := makeTree(t, file{name: "bin/tool", body: "low"}, file{name: "bin/only-low"}, file{name: "hidden/x"}, file{name: "x/y"}, file{name: "file"})
+	mid := makeTree(t, file{name: "hidden"}, file{"x", link, "bin"}, file{name: "bin/mid"})
+	top := makeTree(t, file{name: "bin/tool", body: "top"}, file{name: "hidden/z"}, file{name: "x/top"}, file{name: "file/now-a-folder"})
+	v := viewOf(t, task, low, mid, top)
+	tests := []struct{ path, want, blocked string }{
+		{"/var/task/plain", "/var/task/plain", ""},
+		{"/var/task/host", "", ""},
+		{"/var/task/up", "", ""},
+		{"/var/task/self", "", ""},
+		{"/loop", "", ""},
+		{"/var/task/layer", "/opt/bin/tool", ""},
+		{"/var/task/dir/only-low", "/opt/bin/only-low", ""},
+		{"/var/task/around", "/var/task/plain", ""},
+		{"/var/task/locked/x", "/var/task/locked/x", "/var/task/locked"},
+		{"/var/task/plain/x", "", ""},
+		{"/bin/tool", "/opt/bin/tool", ""},
+		{"/bin/mid", "/opt/bin/mid", ""},
+		{"/opt/hidden/z", "/opt/hidden/z", ""},
+		{"/opt/hidden/x", "", ""}, // a file in the middle hides the folder below
+		{"/opt/x/top", "/opt/x/top", ""},
+		{"/opt/x/y", "", ""}, // so does a link
+		{"/opt/file/now-a-folder", "/opt/file/now-a-folder", ""},
+		{"/opt", "/opt", ""},
+		{"/", "/", ""},
+		{"/../..//opt/./bin/../bin/tool", "/opt/bin/tool", ""},
+		{"/nothing", "", ""},
+	}
+	for _, tt := range tests {
+		n, err := v.resolve(tt.path)
+		if tt.want == "" {
+			if !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %+v, %v, want fs.ErrNotExist", tt.path, n, err)
+			}
+			continue
+		}
+		if err != nil || n.path != tt.want || n.blocked != tt.blocked {
+			t.Errorf("%s: %+v, %v, want %s (blocked %q)", tt.path, n, err, tt.want, tt.blocked)
+		}
+	}
+	tool, err := v.resolve("/opt/bin/tool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := tool.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	content := make([]byte, 3)
+	if _, err := f.Read(content); err != nil || string(content) != "top" {
+		t.Errorf("tool is %q, %v: the later layer wins", content, err)
+	}
+	bin, err := v.resolve("/opt/bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := v.list(bin); err != nil || !slices.Equal(names, []string{"mid", "only-low", "tool"}) {
+		t.Errorf("list %q, %v", names, err)
+	}
+}
+
+// TestViewLinkBomb: links whose targets grow end in an error, not in memory.
+func TestViewLinkBomb(t *testing.T) {
+	task := makeTree(t, file{"b", link, strings.Repeat("./b/", 900) + "b"})
+	if _, err := viewOf(t, task, t.TempDir()).resolve("/var/task/b"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v, want fs.ErrNotExist", err)
+	}
+}
