@@ -1,0 +1,112 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+const identifier = "Lambda-Extension-Identifier"
+
+// register is POST …/extension/register (section 2.2).
+func register(r *request) error {
+	reg := rapid.Registration{Name: r.get("Lambda-Extension-Name")}
+	if reg.Name != "" { // the empty name is rapid's to refuse, before anything else (EX-12)
+		var body struct {
+			Events            []string          `json:"events"`
+			ConfigurationKeys []json.RawMessage `json:"configurationKeys"`
+		}
+		b, _, tooLarge, truncated := r.body(maxRegister)
+		if tooLarge {
+			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
+				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(maxRegister) + " bytes)."}
+		}
+		if truncated || json.Unmarshal(b, &body) != nil || len(body.ConfigurationKeys) > 0 {
+			return &rapid.Refusal{Type: rapid.InvalidRequestFormat, Message: "Invalid request format"}
+		}
+		reg.Events = body.Events
+	}
+	features := strings.Split(r.get("Lambda-Extension-Accept-Feature"), ",")
+	reg.AccountID = slices.ContainsFunc(features, func(f string) bool { return strings.TrimSpace(f) == "accountId" })
+	done, err := r.client.Register(r.ctx(), reg)
+	if err != nil {
+		return err
+	}
+	r.Header().Set(identifier, done.ID)
+	r.json(http.StatusOK, struct {
+		FunctionName    string `json:"functionName"`
+		FunctionVersion string `json:"functionVersion"`
+		Handler         string `json:"handler"`
+		AccountID       string `json:"accountId,omitempty"`
+	}{done.FunctionName, done.FunctionVersion, done.Handler, done.AccountID})
+	return nil
+}
+
+// nextEvent is GET …/extension/event/next (EX-18 to EX-20).
+func nextEvent(r *request) error {
+	id := r.get(identifier)
+	e, err := r.client.NextEvent(r.ctx(), id)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(eventBody(e))
+	if err != nil {
+		return err
+	}
+	h := r.Header()
+	h.Set("Lambda-Extension-Event-Identifier", uuid.NewString())
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	r.deliver(id, e, body)
+	return nil
+}
+
+type tracing struct {
+	Type  string `json:"type"`
+	Value string `json:"value"`
+}
+
+func eventBody(e *rapid.Event) any {
+	deadline := e.Deadline.UnixMilli()
+	if e.Type == rapid.EventShutdown {
+		return struct {
+			Type     string `json:"eventType"`
+			Reason   string `json:"shutdownReason"`
+			Deadline int64  `json:"deadlineMs"`
+		}{e.Type, e.Reason, deadline}
+	}
+	var t *tracing
+	if v := e.Invocation.TraceID; v != "" {
+		t = &tracing{"X-Amzn-Trace-Id", v}
+	}
+	return struct {
+		Type      string   `json:"eventType"`
+		Deadline  int64    `json:"deadlineMs"`
+		RequestID string   `json:"requestId"`
+		ARN       string   `json:"invokedFunctionArn"`
+		Tracing   *tracing `json:"tracing,omitempty"`
+	}{e.Type, deadline, e.Invocation.ID, e.Invocation.FunctionARN, t}
+}
+
+// failAgent is POST …/extension/init/error and …/exit/error; the body is ignored (EX-22).
+func failAgent(atInit bool) func(*request) error {
+	return func(r *request) error {
+		f := rapid.AgentFailure{Init: atInit, Type: r.get("Lambda-Extension-Function-Error-Type")}
+		if err := r.client.FailAgent(r.ctx(), r.get(identifier), f); err != nil {
+			return err
+		}
+		r.accept()
+		return nil
+	}
+}
+
+// subscribe is PUT of the Telemetry and Logs APIs, which refuse it for now (TL-11).
+func subscribe(api string) func(*request) error {
+	return func(r *request) error { return r.client.Subscribe(r.ctx(), r.get(identifier), api) }
+}

@@ -1,0 +1,163 @@
+package api
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// guard is a listener that counts its connections. A process may hold as many as it
+// likes: when there are too many, the one that has been idle longest makes room, so
+// that hoarded connections do not keep the next good request out.
+type guard struct {
+	net.Listener
+	sandbox *rapid.Sandbox
+	limits  Limits
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+	all   sync.WaitGroup
+}
+
+func newGuard(l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
+	return &guard{Listener: l, sandbox: s, limits: limits, conns: map[*conn]struct{}{}}
+}
+
+// Accept returns the next connection there is room for.
+func (g *guard) Accept() (net.Conn, error) {
+	for {
+		nc, err := g.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now()}
+		if g.admit(c) {
+			return c, nil
+		}
+		_ = nc.Close()
+	}
+}
+
+// admit makes room for c if it must; it refuses when every connection is at work.
+func (g *guard) admit(c *conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.conns) >= g.limits.Connections {
+		var oldest *conn
+		for o := range g.conns {
+			if phase(o.phase.Load()) != handling && (oldest == nil || o.since.Before(oldest.since)) {
+				oldest = o
+			}
+		}
+		if oldest == nil {
+			return false
+		}
+		delete(g.conns, oldest)
+		_ = oldest.Conn.Close() // its server goroutine sees it and closes the rest
+	}
+	g.conns[c] = struct{}{}
+	g.all.Add(1)
+	return true
+}
+
+// changed follows the server's view of a connection.
+func (g *guard) changed(nc net.Conn, st http.ConnState) {
+	c, ok := nc.(*conn)
+	if !ok {
+		return
+	}
+	switch st {
+	case http.StateActive: // headers are read, and nobody else reads yet
+		c.handle()
+	case http.StateIdle:
+		g.mu.Lock()
+		c.since = time.Now()
+		g.mu.Unlock()
+		c.phase.Store(int32(idle))
+	case http.StateClosed, http.StateHijacked:
+		g.mu.Lock()
+		delete(g.conns, c)
+		g.mu.Unlock()
+		c.closed.Do(g.all.Done)
+	}
+}
+
+// wait returns when the server has let go of every connection.
+func (g *guard) wait() { g.all.Wait() }
+
+// phase is where a connection is between two requests.
+type phase int32
+
+const (
+	idle     phase = iota // nothing of the next request has come
+	begun                 // some of its line and headers have
+	handling              // headers are complete: no limit of ours from here
+)
+
+// conn limits the time that request line and headers may take once they have begun.
+// A request that comes in one piece, as all good ones do, costs nothing: the clock
+// starts when the server has to ask for more. Because a deadline runs by the wall
+// clock, one that passes is checked against the sandbox's thawed time, and set again
+// for what is left of it.
+type conn struct {
+	net.Conn
+	guard  *guard
+	client *rapid.Client
+	since  time.Time // of idleness; guard.mu
+	phase  atomic.Int32
+	closed sync.Once
+
+	until time.Duration // end of the header time, thawed; 0 if the clock has not started
+}
+
+// handle notes that the headers of a request are complete.
+func (c *conn) handle() {
+	c.phase.Store(int32(handling))
+	if c.until != 0 {
+		c.until = 0
+		_ = c.Conn.SetReadDeadline(time.Time{}) // of an open connection: cannot fail in a way that matters
+	}
+}
+
+// Read reads for the server.
+func (c *conn) Read(p []byte) (int, error) {
+	if phase(c.phase.Load()) != begun {
+		n, err := c.Conn.Read(p)
+		if n > 0 {
+			c.phase.CompareAndSwap(int32(idle), int32(begun))
+		}
+		return n, err
+	}
+	thawed := c.guard.sandbox.Thawed
+	if c.until == 0 {
+		c.until = thawed() + c.guard.limits.HeaderTime
+	}
+	for {
+		left := c.until - thawed()
+		if left <= 0 {
+			return 0, os.ErrDeadlineExceeded
+		}
+		if err := c.Conn.SetReadDeadline(time.Now().Add(left)); err != nil {
+			return 0, err
+		}
+		n, err := c.Conn.Read(p)
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+	}
+}
+
+// CloseWrite lets the server say goodbye before it closes, so that a client that is
+// still sending can read the answer.
+func (c *conn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}

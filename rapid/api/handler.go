@@ -1,0 +1,207 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// handler answers one sandbox's requests.
+type handler struct{ s *rapid.Sandbox }
+
+// request is one request and what answers it.
+type request struct {
+	http.ResponseWriter
+	*http.Request
+	client *rapid.Client
+}
+
+func (r *request) ctx() context.Context { return r.Request.Context() }
+
+const (
+	runtimeBase   = "/2018-06-01/"
+	extensionBase = "/2020-01-01/extension/"
+	telemetryPath = "/2022-07-01/telemetry"
+	logsPath      = "/2020-08-15/logs"
+)
+
+// ServeHTTP finds the endpoint. Paths are compared as they are: nothing is cleaned,
+// joined or redirected.
+func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	c := connOf(hr)
+	if c == nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	r := &request{w, hr, c.client}
+	path := hr.URL.Path
+	if rest, ok := strings.CutPrefix(path, runtimeBase); ok {
+		h.runtimePath(r, rest)
+		return
+	}
+	if !h.s.ExtensionsDisabled() { // EX-05
+		if rest, ok := strings.CutPrefix(path, extensionBase); ok {
+			h.extensionPath(r, rest)
+			return
+		}
+		switch strings.TrimSuffix(path, "/") {
+		case telemetryPath:
+			h.method(r, http.MethodPut, subscribe("Telemetry"))
+			return
+		case logsPath:
+			h.method(r, http.MethodPut, subscribe("Logs"))
+			return
+		}
+	}
+	w.WriteHeader(http.StatusNotFound) // RT-09
+}
+
+func (h *handler) runtimePath(r *request, path string) {
+	switch path {
+	case "runtime/invocation/next":
+		h.method(r, http.MethodGet, next)
+		return
+	case "runtime/init/error":
+		h.method(r, http.MethodPost, initError)
+		return
+	case "ping":
+		h.method(r, http.MethodGet, ping)
+		return
+	}
+	if rest, ok := strings.CutPrefix(path, "runtime/invocation/"); ok {
+		switch id, call, _ := strings.Cut(rest, "/"); call {
+		case "response":
+			h.method(r, http.MethodPost, answer(id, rapid.AnswerResponse))
+			return
+		case "error":
+			h.method(r, http.MethodPost, answer(id, rapid.AnswerError))
+			return
+		}
+	}
+	r.WriteHeader(http.StatusNotFound)
+}
+
+func (h *handler) extensionPath(r *request, path string) {
+	switch path {
+	case "register":
+		h.method(r, http.MethodPost, register)
+	case "event/next":
+		h.method(r, http.MethodGet, nextEvent)
+	case "init/error":
+		h.method(r, http.MethodPost, failAgent(true))
+	case "exit/error":
+		h.method(r, http.MethodPost, failAgent(false))
+	default:
+		r.WriteHeader(http.StatusNotFound)
+	}
+}
+
+// method calls do if r has the method that the path knows (RT-09).
+func (h *handler) method(r *request, method string, do func(*request) error) {
+	if r.Method != method {
+		r.Header().Set("Allow", method)
+		r.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	if err := do(r); err != nil {
+		r.refuse(err)
+	}
+}
+
+// statuses of refusals; what is not here is a 403.
+var statuses = map[rapid.RefusalType]int{
+	rapid.InvalidRequestID:            http.StatusBadRequest,
+	rapid.InvalidFunctionResponseMode: http.StatusBadRequest,
+	rapid.TruncatedHTTPRequest:        http.StatusBadRequest,
+	rapid.RequestEntityTooLarge:       http.StatusRequestEntityTooLarge,
+	rapid.InvokeTimeout:               http.StatusGone,
+	rapid.TelemetryNotSupported:       http.StatusAccepted, // TL-11
+	rapid.LogsNotSupported:            http.StatusAccepted,
+}
+
+// refuse answers with the error of a call. A caller whose generation is gone is cut
+// off (RT-59).
+func (r *request) refuse(err error) {
+	var refusal *rapid.Refusal
+	switch {
+	case errors.As(err, &refusal):
+		status, ok := statuses[refusal.Type]
+		if !ok {
+			status = http.StatusForbidden
+		}
+		r.json(status, map[string]string{"errorMessage": refusal.Message, "errorType": string(refusal.Type)})
+	case errors.Is(err, rapid.ErrClosed), r.ctx().Err() != nil:
+		_ = connOf(r.Request).Close() // there is nobody to tell
+	default:
+		r.json(http.StatusInternalServerError, map[string]string{"errorMessage": "Internal Server Error", "errorType": "InternalServerError"})
+	}
+}
+
+// json answers with v and a newline (RT-06).
+func (r *request) json(status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // maps of strings and plain structs cannot fail
+		r.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	r.send(status, "application/json", append(body, '\n'))
+}
+
+func (r *request) send(status int, contentType string, body []byte) {
+	r.Header().Set("Content-Type", contentType)
+	r.WriteHeader(status)
+	_, _ = r.Write(body) // a client that is gone does not read
+}
+
+// Header is the answer's; the request's is Request.Header.
+func (r *request) Header() http.Header { return r.ResponseWriter.Header() }
+
+// Write writes to the answer.
+func (r *request) Write(p []byte) (int, error) { return r.ResponseWriter.Write(p) }
+
+// get returns a header of the request; an empty one counts as absent (RT-10).
+func (r *request) get(name string) string { return r.Request.Header.Get(name) }
+
+var accepted = []byte("{\"status\":\"OK\"}\n")
+
+// accept answers a POST that was taken (RT-07).
+func (r *request) accept() { r.send(http.StatusAccepted, "application/json", accepted) }
+
+func ping(r *request) error {
+	r.send(http.StatusOK, "text/plain", []byte("pong")) // RT-08
+	return nil
+}
+
+// body reads the request's body up to limit bytes, and tells how many it has seen if
+// there are more, and whether it ended before its announced length.
+func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated bool) {
+	var err error
+	if n := r.ContentLength; n >= 0 && n <= limit {
+		b = make([]byte, n)
+		var got int
+		got, err = io.ReadFull(r.Body, b)
+		b, seen = b[:got], int64(got)
+		if err == nil { // trailers come with the end of the body
+			_, err = io.ReadFull(r.Body, make([]byte, 1))
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+		}
+	} else {
+		b, err = io.ReadAll(io.LimitReader(r.Body, limit+1))
+		seen = int64(len(b))
+		if seen > limit {
+			rest, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // so that the client reads our answer
+			return nil, seen + rest, true, false
+		}
+	}
+	return b, seen, false, err != nil
+}
+
+// maxDiscard is how much of a body that is too large is read and thrown away.
+const maxDiscard = 64 << 20

@@ -1,0 +1,72 @@
+// Package api is the HTTP edge of a sandbox: the Runtime, Extensions, Logs and
+// Telemetry endpoints, as the processes inside see them. It translates requests to
+// the methods of rapid's Client and errors to status codes, keeps no state of its
+// own, and has no path that controls anything.
+//
+// Its peers are hostile. Connections are counted, request line and headers are
+// limited in size and in time, bodies in size. Time is the sandbox's own (RT-04): it
+// stands still while the sandbox is frozen. A waiting next and an idle connection may
+// last for ever; a body may last as long as its invocation, because the process that
+// sends it dies with it.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// Limits bound what the processes of one sandbox can make the daemon hold.
+type Limits struct {
+	Connections int           // at once; above it the longest idle one is closed, or the new one
+	HeaderTime  time.Duration // for request line and headers that have begun, thawed time (RT-04)
+}
+
+// DefaultLimits returns the usual limits.
+func DefaultLimits() Limits { return Limits{Connections: 256, HeaderTime: 10 * time.Second} }
+
+const (
+	maxHeader   = 1 << 20  // RT-05
+	maxRegister = 64 << 10 // body of a registration: a list of two names
+)
+
+// Serve answers the processes of s on l until ctx ends. It closes l, and returns when
+// every connection is closed. The error is nil after an end by ctx.
+func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits) error {
+	conns := newGuard(l, s, limits)
+	srv := &http.Server{
+		Handler:                      &handler{s: s},
+		MaxHeaderBytes:               maxHeader,
+		DisableGeneralOptionsHandler: true,
+		ConnState:                    conns.changed,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    log.New(io.Discard, "", 0), // what is wrong with requests is the function's business
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	err := srv.Serve(conns)
+	_ = srv.Close() // closes every connection, which ends its handler
+	conns.wait()
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("api: serve %s: %w", l.Addr(), err)
+}
+
+type connKey struct{}
+
+// connOf returns the connection that r came in by.
+func connOf(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	return c
+}

@@ -1,0 +1,189 @@
+package rapid
+
+import (
+	"context"
+	"errors"
+)
+
+// Client is what one connection of a process inside the sandbox may ask. It belongs
+// to the generation of processes that lived when it was made: once these are gone
+// every call ends with ErrClosed (RT-59), so nothing that a dead process has sent can
+// reach the next generation. Methods are safe for concurrent use; an error is a
+// *Refusal, ErrClosed, or that of the context.
+type Client struct {
+	s   *Sandbox
+	gen uint64
+}
+
+// NewClient returns a client of the present generation.
+func (s *Sandbox) NewClient() *Client { return &Client{s: s, gen: s.gen.Load()} }
+
+// ErrClosed says that the caller's generation of processes is gone: close its connection.
+var ErrClosed = errors.New("rapid: the processes that made the connection are gone")
+
+// Next blocks until the runtime has an event (section 1.3). When ctx ends first, an
+// event that was on its way is delivered again (RT-25).
+func (c *Client) Next(ctx context.Context) (*Event, error) {
+	return c.next(ctx, &nextMsg{call: newCall[*Event](ctx, c.gen)})
+}
+
+// NextEvent blocks until the agent has an event (EX-18).
+func (c *Client) NextEvent(ctx context.Context, agentID string) (*Event, error) {
+	return c.next(ctx, &nextMsg{isAgent: true, agentID: agentID, call: newCall[*Event](ctx, c.gen)})
+}
+
+func (c *Client) next(ctx context.Context, m *nextMsg) (*Event, error) {
+	e, err := ask(ctx, c.s, m)
+	if err != nil && ctx.Err() != nil {
+		c.undelivered(&undeliveredMsg{waiter: m, call: newCall[struct{}](ctx, c.gen)})
+	}
+	return e, err
+}
+
+// Undelivered says that an event which Next or NextEvent ("" and the agent's
+// identifier) returned could not be written to the client: the next call gets it.
+func (c *Client) Undelivered(agentID string, e *Event) {
+	w := &nextMsg{isAgent: agentID != "", agentID: agentID, event: e}
+	c.undelivered(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
+}
+
+func (c *Client) undelivered(m *undeliveredMsg) {
+	select {
+	case c.s.inbox <- m:
+	case <-c.s.dead:
+	}
+}
+
+// BeginAnswer opens the runtime's answer to invocation id; it is legal or refused
+// before the body is read (RT-28). FinishAnswer must follow.
+func (c *Client) BeginAnswer(ctx context.Context, id string, h AnswerHead) error {
+	_, err := ask(ctx, c.s, &beginAnswerMsg{id: id, head: h, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// FinishAnswer hands over the body of an answer that BeginAnswer has opened. It ends
+// with ctx only if the sandbox does not take it any more.
+func (c *Client) FinishAnswer(ctx context.Context, id string, a Answer) error {
+	ctx = context.WithoutCancel(ctx) // the client may be gone, its answer counts
+	_, err := ask(ctx, c.s, &finishAnswerMsg{id: id, body: a, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// BeginInitError opens a failure report of the runtime's initialization (RT-49).
+// FinishInitError must follow.
+func (c *Client) BeginInitError(ctx context.Context) error {
+	_, err := ask(ctx, c.s, &beginInitErrorMsg{newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// FinishInitError hands over the body of the failure report (RT-50).
+func (c *Client) FinishInitError(ctx context.Context, e InitError) error {
+	ctx = context.WithoutCancel(ctx)
+	_, err := ask(ctx, c.s, &finishInitErrorMsg{posted: e, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// Register registers an extension (section 2.2).
+func (c *Client) Register(ctx context.Context, r Registration) (*Registered, error) {
+	return ask(ctx, c.s, &registerMsg{reg: r, call: newCall[*Registered](ctx, c.gen)})
+}
+
+// FailAgent records that an agent cannot go on (EX-22, EX-23).
+func (c *Client) FailAgent(ctx context.Context, agentID string, f AgentFailure) error {
+	_, err := ask(ctx, c.s, &failAgentMsg{agentID: agentID, failure: f, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// Subscribe checks the agent of a telemetry subscription, and refuses it as not
+// supported (TL-11). api is "Telemetry" or "Logs".
+func (c *Client) Subscribe(ctx context.Context, agentID, api string) error {
+	_, err := ask(ctx, c.s, &subscribeMsg{agentID: agentID, api: api, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// A message is a request to the goroutine in Run, which answers each exactly once.
+type message interface {
+	serve(*Sandbox)
+	generation() uint64
+	refuse(error)
+}
+
+type reply[T any] struct {
+	val T
+	err error
+}
+
+// noGeneration is the invoker's: it belongs to no generation of processes.
+const noGeneration = ^uint64(0)
+
+// A call is the reply half of a message. The channel holds one reply, so the owner
+// never waits for a caller that has gone away.
+type call[T any] struct {
+	ctx   context.Context
+	gen   uint64 // of the client, or noGeneration
+	reply chan reply[T]
+}
+
+func newCall[T any](ctx context.Context, gen uint64) call[T] {
+	return call[T]{ctx, gen, make(chan reply[T], 1)}
+}
+func (c *call[T]) answer(v T)             { c.reply <- reply[T]{val: v} }
+func (c *call[T]) refuse(err error)       { c.reply <- reply[T]{err: err} }
+func (c *call[T]) replies() chan reply[T] { return c.reply }
+func (c *call[T]) generation() uint64     { return c.gen }
+
+func ask[T any](ctx context.Context, s *Sandbox, m interface {
+	message
+	replies() chan reply[T]
+}) (T, error) {
+	var zero T
+	gone := ErrClosed
+	if m.generation() == noGeneration {
+		gone = ErrDead
+	}
+	select {
+	case s.inbox <- m:
+	case <-s.dead:
+		return zero, gone
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	}
+	select {
+	case r := <-m.replies():
+		return r.val, r.err
+	case <-s.dead: // Run may have answered just before it returned
+		select {
+		case r := <-m.replies():
+			return r.val, r.err
+		default:
+			return zero, gone
+		}
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	}
+}
+
+// serve answers or parks m, unless its sender's generation is gone.
+func (s *Sandbox) serve(m message) {
+	if g := m.generation(); g != noGeneration && g != s.gen.Load() {
+		m.refuse(ErrClosed)
+		return
+	}
+	m.serve(s)
+}
+
+type invokeMsg struct {
+	inv *Invocation
+	call[*Result]
+}
+
+func (m *invokeMsg) serve(s *Sandbox) {
+	switch st := s.State(); {
+	case st == ShuttingDown || st == Dead || s.lost || s.broken != nil:
+		m.refuse(ErrDead)
+	case s.current != nil || st == Invoking || st == Resetting:
+		m.refuse(ErrBusy) // LC-20
+	default:
+		s.current = newInvocation(m, s.cfg.Function.ARN)
+	}
+}

@@ -1,0 +1,133 @@
+package rapid
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+)
+
+// customerWins are the platform's names that a customer may set (ENV-15).
+var customerWins = []string{
+	"AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL", "AWS_XRAY_CONTEXT_MISSING", "AWS_XRAY_DAEMON_ADDRESS",
+	"LANG", "LD_LIBRARY_PATH", "PATH", "TZ",
+}
+
+// reserved are names that a customer can never set, beside those that the platform
+// sets and those that begin with _ (ENV-16, ENV-02, RT-67, RT-72).
+var reserved = []string{
+	"AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+	"AWS_EXECUTION_ENV", "AWS_LAMBDA_MAX_CONCURRENCY",
+	"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+}
+
+// notForExtensions are never given to an extension, nor is any name with _ (ENV-21).
+var notForExtensions = []string{
+	"AWS_EXECUTION_ENV", "AWS_LAMBDA_LOG_GROUP_NAME", "AWS_LAMBDA_LOG_STREAM_NAME", "AWS_XRAY_CONTEXT_MISSING",
+	"AWS_XRAY_DAEMON_ADDRESS", "LAMBDA_RUNTIME_DIR", "LAMBDA_TASK_ROOT",
+}
+
+// runtimeEnv is the environment of the runtime, sorted (section 6.1).
+func runtimeEnv(c *Config) []string {
+	env := platformEnv(c)
+	addCustomer(env, c.Function.Env)
+	return sorted(env)
+}
+
+// extensionEnv is the environment of an external extension, sorted (section 6.3).
+func extensionEnv(c *Config) []string {
+	env := platformEnv(c)
+	addCustomer(env, c.Function.Env)
+	maps.DeleteFunc(env, func(name, _ string) bool {
+		return strings.HasPrefix(name, "_") || slices.Contains(notForExtensions, name)
+	})
+	return sorted(env)
+}
+
+func platformEnv(c *Config) map[string]string {
+	f := &c.Function
+	format := f.LogFormat
+	if format == "" {
+		format = telemetry.Text
+	}
+	env := map[string]string{
+		// ENV-01
+		"AWS_LAMBDA_FUNCTION_NAME":        f.Name,
+		"AWS_LAMBDA_FUNCTION_VERSION":     f.Version,
+		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": strconv.Itoa(f.MemoryMB),
+		"AWS_REGION":                      f.Region,
+		"AWS_DEFAULT_REGION":              f.Region,
+		// ENV-03 to ENV-05, ENV-07
+		"AWS_LAMBDA_RUNTIME_API":         c.APIAddr,
+		"AWS_LAMBDA_LOG_GROUP_NAME":      f.LogGroup,
+		"AWS_LAMBDA_LOG_STREAM_NAME":     c.LogStream,
+		"_HANDLER":                       f.Handler,
+		"LAMBDA_TASK_ROOT":               taskRoot,
+		"LAMBDA_RUNTIME_DIR":             "/var/runtime",
+		"AWS_LAMBDA_INITIALIZATION_TYPE": initType,
+		// ENV-08
+		"AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
+		// ENV-10
+		"LANG":            "en_US.UTF-8",
+		"TZ":              ":UTC",
+		"PATH":            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
+		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
+		// ENV-11
+		"AWS_LAMBDA_LOG_FORMAT": string(format),
+	}
+	if f.LogLevel != "" {
+		env["AWS_LAMBDA_LOG_LEVEL"] = f.LogLevel
+	}
+	if f.Runtime != "" && !strings.HasPrefix(f.Runtime, "provided") { // ENV-06
+		env["AWS_EXECUTION_ENV"] = "AWS_Lambda_" + f.Runtime
+	}
+	if host, port, ok := strings.Cut(c.Settings.XRayAddress, ":"); ok { // ENV-08
+		env["AWS_XRAY_DAEMON_ADDRESS"] = c.Settings.XRayAddress
+		env["_AWS_XRAY_DAEMON_ADDRESS"] = host
+		env["_AWS_XRAY_DAEMON_PORT"] = port
+	}
+	for name, value := range map[string]string{ // ENV-02
+		"AWS_ACCESS_KEY_ID":     c.Credentials.AccessKeyID,
+		"AWS_SECRET_ACCESS_KEY": c.Credentials.SecretAccessKey,
+		"AWS_SESSION_TOKEN":     c.Credentials.SessionToken,
+	} {
+		if value != "" {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+// addCustomer adds what a customer may set (ENV-15 to ENV-18). Front ends refuse the
+// rest with an error; here it is dropped.
+func addCustomer(env, customer map[string]string) {
+	for name, value := range customer {
+		_, platform := env[name]
+		free := slices.Contains(customerWins, name) || !platform && !slices.Contains(reserved, name)
+		if free && validName(name) && !strings.ContainsRune(value, 0) {
+			env[name] = value
+		}
+	}
+}
+
+// validName is the rule of ENV-18; it keeps names with _ in front out (ENV-17).
+func validName(name string) bool {
+	for i, r := range name {
+		letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+		if !letter && (i == 0 || r != '_' && (r < '0' || r > '9')) {
+			return false
+		}
+	}
+	return len(name) >= 2
+}
+
+func sorted(env map[string]string) []string {
+	list := make([]string, 0, len(env))
+	for name, value := range env {
+		list = append(list, name+"="+value)
+	}
+	slices.Sort(list)
+	return list
+}

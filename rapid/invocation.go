@@ -1,0 +1,229 @@
+package rapid
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+)
+
+// invocation is one invocation from its acceptance to Done.
+type invocation struct {
+	msg      *invokeMsg
+	inv      *Invocation
+	done     chan struct{} // Result.Done
+	result   *Result       // set once the caller was answered
+	started  time.Time     // dispatch, or begin of the inline initialization (LC-23)
+	deadline time.Time     // zero until begin
+	reported bool          // REPORT is written
+
+	released, firstByte, lastByte, ready time.Time // of TL-45; zero if not reached
+	produced                             int64
+}
+
+func newInvocation(m *invokeMsg, arn string) *invocation {
+	inv := *m.inv
+	if inv.FunctionARN == "" {
+		inv.FunctionARN = arn
+	}
+	return &invocation{msg: m, inv: &inv, done: make(chan struct{})}
+}
+
+// begin starts the function's time (LC-23).
+func (c *invocation) begin(now time.Time, timeout time.Duration) {
+	c.started, c.deadline = now, now.Add(timeout)
+}
+
+func (s *Sandbox) hasInvocation() bool { return s.current != nil }
+
+// inline tells whether the present initialization is part of an invocation.
+func (s *Sandbox) inline() bool { return s.current != nil && !s.current.deadline.IsZero() }
+
+// answer gives the caller of the current invocation its result, once.
+func (s *Sandbox) answer(r *Result) {
+	c := s.current
+	if c == nil || c.result != nil {
+		return
+	}
+	r.Done = c.done
+	c.result = r
+	c.msg.answer(r)
+}
+
+// abandon ends the current invocation with an error that is not the function's.
+func (s *Sandbox) abandon(err error) {
+	c := s.current
+	if c == nil {
+		return
+	}
+	if c.result == nil {
+		c.result = &Result{Done: c.done} // nobody sees it
+		c.msg.refuse(err)
+	}
+	if !c.started.IsZero() && !c.reported && !c.released.IsZero() {
+		s.report(errSandboxFailure, telemetry.Failure)
+	}
+}
+
+// release closes Done of an invocation that is over: the sandbox is free.
+func (s *Sandbox) release() {
+	if c := s.current; c != nil && c.result != nil {
+		close(c.done)
+		s.current = nil
+	}
+}
+
+// dispatch writes START and releases agents and runtime, external agents first
+// (LC-21). Nobody can hold it up: every answer goes into a buffered channel.
+func (s *Sandbox) dispatch() {
+	c := s.current
+	s.throttle()
+	s.tellStart()
+	e := &Event{Type: EventInvoke, Invocation: c.inv, Deadline: c.deadline, Nonce: uuid.NewString()}
+	c.released = time.Now()
+	for _, external := range []bool{true, false} {
+		for _, a := range s.agents {
+			if a.external == external && a.state == agReady && a.wants(EventInvoke) {
+				a.give(e)
+			}
+		}
+	}
+	s.runtime.dispatch(e)
+}
+
+// tellStart ends what came before, and begins the log of the invocation (LOG-34).
+func (s *Sandbox) tellStart() {
+	c, f := s.current, &s.cfg.Function
+	s.drain()
+	if !s.inlineLog {
+		s.log.Begin(c.inv.ID)
+	}
+	s.log.Platform(&telemetry.Start{RequestID: c.inv.ID, Version: f.Version, Tracing: telemetry.NewTracing(c.inv.TraceID), TenantID: c.inv.TenantID})
+}
+
+// runtimeDone tells whether the runtime has answered and asks for the next event.
+func (s *Sandbox) runtimeDone() bool {
+	return s.current.result != nil && s.runtime.state == rtReady
+}
+
+// agentsDone tells whether every agent that got the event asks for the next.
+func (s *Sandbox) agentsDone() bool {
+	for _, a := range s.agents {
+		if a.wants(EventInvoke) && (a.busy() || a.external && a.state == agExitError) {
+			return false
+		}
+	}
+	return true
+}
+
+// tellRuntimeDone writes the record of TL-36.
+func (s *Sandbox) tellRuntimeDone(errorType string, status telemetry.Status) {
+	c := s.current
+	if !c.ready.IsZero() || c.released.IsZero() {
+		return
+	}
+	c.ready = time.Now()
+	if errorType == "" && status == telemetry.Success && c.result.FunctionError {
+		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
+	}
+	r := &telemetry.RuntimeDone{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
+		Metrics: &telemetry.RuntimeMetrics{Duration: telemetry.Millis(c.ready.Sub(c.released))},
+		Spans:   c.spans(), Tracing: telemetry.NewTracing(c.inv.TraceID), TenantID: c.inv.TenantID}
+	if !c.lastByte.IsZero() {
+		r.Metrics.ProducedBytes = &c.produced
+	}
+	s.log.Platform(r)
+}
+
+func (c *invocation) spans() []telemetry.Span {
+	if c.firstByte.IsZero() || c.lastByte.IsZero() {
+		return nil
+	}
+	span := func(name string, from, to time.Time) telemetry.Span {
+		return telemetry.Span{Name: name, Start: telemetry.Timestamp(from), Duration: telemetry.Millis(to.Sub(from))}
+	}
+	return []telemetry.Span{
+		span("responseLatency", c.released, c.firstByte),
+		span("responseDuration", c.firstByte, c.lastByte),
+		span("runtimeOverhead", c.lastByte, c.ready),
+	}
+}
+
+// timedOut answers and reports an invocation that passed its deadline (LC-48, LC-43).
+func (s *Sandbox) timedOut() {
+	c := s.current
+	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: s.cfg.Function.Timeout}
+	s.answer(failure(errSandboxTimedout, "RequestId: "+c.inv.ID+" Error: "+t.Message()))
+	s.flush()
+	s.log.Platform(t)
+	s.tellRuntimeDone("", telemetry.Timeout)
+	s.report("", telemetry.Timeout)
+}
+
+// invokeFailed answers and reports an invocation in which a process has ended.
+func (s *Sandbox) invokeFailed() {
+	if s.runtime.state == rtResponse || s.runtime.state == rtErrorResp {
+		s.lastWords(func() bool { return s.runtime.state == rtSent }) // the rest of a body may be on its way
+	}
+	s.noteExit()
+	f := s.fatal()
+	s.answer(faultResult(s.current.inv.ID, f))
+	s.flush()
+	s.tellFault()
+	s.tellRuntimeDone(f.Type, telemetry.StatusOf(f.Type))
+	s.report(f.Type, telemetry.StatusOf(f.Type))
+}
+
+// tellFault writes the line of LOG-29.
+func (s *Sandbox) tellFault() {
+	s.noteExit()
+	f := s.fatal()
+	r := &telemetry.Fault{Message: f.Message, ErrorType: f.Type}
+	if s.current != nil {
+		r.RequestID = s.current.inv.ID
+	}
+	s.log.Platform(r)
+}
+
+// report writes END and REPORT at Done, after all that was written until then.
+func (s *Sandbox) report(errorType string, status telemetry.Status) {
+	c, f := s.current, &s.cfg.Function
+	s.flush()
+	if status == telemetry.Success && c.result.FunctionError {
+		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
+	}
+	d := time.Since(c.started)
+	if status == telemetry.Timeout {
+		d = min(d, f.Timeout)
+	}
+	billed := d
+	r := &telemetry.Report{RequestID: c.inv.ID, Status: status, ErrorType: errorType, Tracing: telemetry.NewTracing(c.inv.TraceID)}
+	if s.initTime != nil { // LOG-24: only in the first report after an own phase
+		m := telemetry.Millis(*s.initTime)
+		r.Metrics.InitDuration = &m
+		if s.cfg.Settings.BillInit {
+			billed += *s.initTime
+		}
+		s.initTime = nil
+	}
+	if len(s.agents) > 0 && !c.ready.IsZero() { // TL-46
+		r.Spans = []telemetry.Span{{Name: "extensionOverhead", Start: telemetry.Timestamp(c.ready), Duration: telemetry.Millis(time.Since(c.ready))}}
+	}
+	r.Metrics.Duration, r.Metrics.BilledMillis = telemetry.Millis(d), telemetry.Billed(billed)
+	r.Metrics.MemorySizeMB, r.Metrics.MaxMemoryUsedMB = f.MemoryMB, s.maxMemoryMB()
+	s.log.Platform(&telemetry.End{RequestID: c.inv.ID})
+	s.log.Platform(r)
+	c.result.tail = s.log.End()
+	c.reported, s.inlineLog = true, false
+}
+
+// maxMemoryMB is the peak of the sandbox, never above its size (LOG-26).
+func (s *Sandbox) maxMemoryMB() int {
+	u, err := s.sup.Usage()
+	if err != nil { // the domains are gone, most likely for want of memory
+		return s.cfg.Function.MemoryMB
+	}
+	const mb = 1 << 20
+	return min(int((u.MemoryPeakBytes+mb-1)/mb), s.cfg.Function.MemoryMB)
+}

@@ -1,0 +1,285 @@
+package rapid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+)
+
+// State is where a sandbox is in its life.
+//
+//	 (Run)
+//	   │
+//	   ▼
+//	Initializing ──everyone ready──► Idle ──Invoke──► Invoking
+//	   ▲    │                         │ ▲                │  │
+//	   │    │ exit, error, limit      │ └─answer, ready──┘  │ exit, limit
+//	   │    ▼                         │ exit                │
+//	 Invoke Resetting ◄───────────────┴─────────────────────┘
+//	   │    │
+//	   └── Cold
+//
+// Cancelling the context of Run leads from every state to ShuttingDown and then to
+// Dead. The loss of a domain (out of memory) or a reset that fails leads to Dead too.
+type State int
+
+const (
+	Initializing State = iota // extensions and runtime start and ask for their first event
+	Idle                      // everyone waits for an event; frozen after a linger
+	Invoking                  // the runtime works on one invocation
+	Resetting                 // something failed; every process is being ended
+	Cold                      // no process runs; the next invocation initializes (LC-47)
+	ShuttingDown              // as Resetting, but for good
+	Dead
+)
+
+// String returns the name of the state.
+func (s State) String() string {
+	return [...]string{"Initializing", "Idle", "Invoking", "Resetting", "Cold", "ShuttingDown", "Dead"}[s]
+}
+
+// Reasons of a shutdown (LC-66).
+const (
+	reasonSpindown = "spindown"
+	reasonTimeout  = "timeout"
+	reasonFailure  = "failure"
+)
+
+// Run lives the sandbox's life, from Initializing until ctx is cancelled or the
+// sandbox cannot go on. Each state is one function that returns the state to go to
+// next. The error is nil after a regular end by ctx.
+func (s *Sandbox) Run(ctx context.Context) error {
+	s.runCtx = ctx
+	s.clock.begin()
+	s.timer = time.NewTimer(time.Hour)
+	defer s.timer.Stop()
+	for state := Initializing; ; {
+		s.enter(state)
+		switch state {
+		case Initializing:
+			state = s.initialize(ctx)
+		case Idle:
+			state = s.idle(ctx)
+		case Invoking:
+			state = s.invoke(ctx)
+		case Resetting:
+			state = s.reset()
+		case Cold:
+			state = s.cold(ctx)
+		case ShuttingDown:
+			state = s.shutDown()
+		case Dead:
+			return s.end()
+		}
+	}
+}
+
+func (s *Sandbox) enter(st State) {
+	s.state.Store(int32(st))
+	if s.cfg.OnState != nil {
+		s.cfg.OnState(st)
+	}
+	if st == Idle || st == Cold {
+		s.release()
+	}
+}
+
+// initialize follows LC-01: start the extensions, wait until each has registered,
+// start the runtime, and wait until all of them have asked for their first event. An
+// invocation that waits for it in Cold makes it an inline initialization, which has
+// the function's time instead of a limit of its own.
+func (s *Sandbox) initialize(ctx context.Context) State {
+	if err := s.startDomains(ctx); err != nil {
+		return s.giveUp(ctx, hostError("start the domains", err))
+	}
+	s.beginInit()
+
+	limit := s.cfg.Settings.InitTimeout
+	if s.inline() {
+		limit = time.Until(s.current.deadline)
+	}
+	s.timer.Reset(limit)
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+
+	for _, step := range []struct {
+		begin func(context.Context) *Fault
+		done  func() bool
+	}{
+		{s.launchExtensions, s.allRegistered},
+		{s.launchRuntime, s.allReady},
+	} {
+		if f := step.begin(limited); f != nil {
+			return s.initFailed(f)
+		}
+		if w := s.wait(ctx, step.done); w != reached {
+			return s.initEnded(w)
+		}
+	}
+	s.initDone()
+	if s.inline() {
+		return Invoking
+	}
+	if s.current != nil {
+		s.current.begin(time.Now(), s.cfg.Function.Timeout)
+		return Invoking
+	}
+	return Idle
+}
+
+// idle waits for an invocation, and freezes the sandbox when none comes for a while.
+// One that comes before that finds everything running.
+func (s *Sandbox) idle(ctx context.Context) State {
+	s.timer.Reset(s.cfg.Settings.Linger)
+	for s.current == nil {
+		switch s.wait(ctx, s.hasInvocation) {
+		case reached:
+		case limitPassed:
+			if err := s.freeze(); err != nil {
+				return s.fail(&Fault{Type: errSandboxFailure, Message: err.Error()}, reasonFailure)
+			}
+		case failed:
+			s.tellFault() // EX-29: reset before the next dispatch
+			return Resetting
+		case cancelled:
+			return ShuttingDown
+		}
+	}
+	select {
+	case e := <-s.exits: // EX-29, though the invocation was seen first
+		if s.exited(e) {
+			s.tellFault()
+			return Resetting
+		}
+	default:
+	}
+	if err := s.thaw(); err != nil {
+		return s.giveUp(ctx, err)
+	}
+	s.current.begin(time.Now(), s.cfg.Function.Timeout)
+	return Invoking
+}
+
+// invoke hands out the current invocation and waits until it is Done (LC-40): the
+// runtime has answered, and it and every agent that got the event ask for the next.
+func (s *Sandbox) invoke(ctx context.Context) State {
+	s.dispatch()
+	s.timer.Reset(time.Until(s.current.deadline))
+	w := s.wait(ctx, s.runtimeDone)
+	if w == reached {
+		s.tellRuntimeDone("", telemetry.Success)
+		w = s.wait(ctx, s.agentsDone)
+	}
+	switch w {
+	case reached:
+		s.report("", telemetry.Success)
+		return Idle
+	case limitPassed:
+		s.timedOut()
+		return s.fail(nil, reasonTimeout)
+	case cancelled:
+		s.abandon(ErrDead)
+		return ShuttingDown
+	}
+	s.invokeFailed()
+	return Resetting
+}
+
+// cold waits for the invocation that pays for the next initialization.
+func (s *Sandbox) cold(ctx context.Context) State {
+	s.timer.Stop()
+	if s.wait(ctx, s.hasInvocation) != reached {
+		return ShuttingDown
+	}
+	s.current.begin(time.Now(), s.cfg.Function.Timeout)
+	return Initializing
+}
+
+// reset ends every process and forgets what belonged to them (LC-70). A reset that
+// does not succeed in time leaves nothing to use again (LC-73).
+func (s *Sandbox) reset() State {
+	if err := s.endProcesses(s.reason); err != nil {
+		s.broken = errors.Join(s.broken, err)
+		return Dead
+	}
+	return Cold
+}
+
+// shutDown is the last reset.
+func (s *Sandbox) shutDown() State {
+	s.broken = errors.Join(s.broken, s.endProcesses(reasonSpindown))
+	return Dead
+}
+
+// end answers who still waits and releases what New acquired.
+func (s *Sandbox) end() error {
+	s.abandon(ErrDead)
+	s.release()
+	close(s.dead)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.log.Close(ctx); err != nil {
+		return errors.Join(s.broken, err)
+	}
+	return s.broken
+}
+
+// A wakening says why wait has returned.
+type wakening int
+
+const (
+	reached     wakening = iota // what was waited for holds
+	limitPassed                 // the timer of the state has fired
+	failed                      // s.fault says what ended
+	cancelled                   // the context of Run
+)
+
+// wait serves the parties' calls until done holds or something ends the waiting. It
+// is the one place where a life can be held up.
+func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
+	if s.lost {
+		return failed
+	}
+	for !done() {
+		select {
+		case m := <-s.inbox:
+			s.serve(m)
+		case e := <-s.exits:
+			if s.exited(e) {
+				return failed
+			}
+		case <-s.timer.C:
+			return limitPassed
+		case <-s.sup.Lost():
+			s.lostDomains()
+			return failed
+		case <-ctx.Done():
+			return cancelled
+		}
+	}
+	return reached
+}
+
+// fail notes why the processes are to be ended.
+func (s *Sandbox) fail(f *Fault, reason string) State {
+	if f != nil {
+		s.note(f)
+	}
+	s.reason = reason
+	return Resetting
+}
+
+// giveUp ends the sandbox for a fault of the host. The caller of an invocation gets
+// it as an error: the function is not to blame.
+func (s *Sandbox) giveUp(ctx context.Context, err error) State {
+	if ctx.Err() == nil {
+		s.broken = errors.Join(s.broken, err)
+	}
+	if s.broken != nil {
+		s.abandon(fmt.Errorf("%w: %w", ErrDead, s.broken))
+	}
+	return ShuttingDown
+}

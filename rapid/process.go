@@ -1,0 +1,146 @@
+package rapid
+
+import (
+	"context"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+// process is a process of the present generation.
+type process struct {
+	domain, name string
+	agent        *agent // nil for the runtime
+	handle       Process
+	out          output
+	gone         bool // its exit was seen
+}
+
+type exited struct{ p *process }
+
+// start runs r with descriptors for its output, and arranges for its exit to reach
+// the owner exactly once.
+func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest) (*process, error) {
+	source, name := telemetry.FromFunction, "runtime"
+	if a != nil {
+		source, name = telemetry.FromExtension, a.name
+	}
+	out, err := s.openOutput(func(line []byte) { s.log.Output(source, name, line) })
+	if err != nil {
+		return nil, err
+	}
+	r.Stdout, r.Stderr = out.Stdout(), out.Stderr()
+	h, err := s.sup.Exec(ctx, r)
+	out.Release()
+	if err != nil {
+		_ = out.Close()
+		return nil, err
+	}
+	p := &process{domain: r.Domain, name: r.Name, agent: a, handle: h, out: out}
+	s.procs = append(s.procs, p)
+	go func() {
+		<-h.Done()
+		select {
+		case s.exits <- exited{p}:
+		case <-s.dead:
+		}
+	}()
+	return p, nil
+}
+
+// exited takes note of an exit outside a shutdown, and tells whether it belongs to
+// this generation (LC-10). Every such exit is a failure (LC-11, EX-28).
+func (s *Sandbox) exited(e exited) bool {
+	if !s.left(e) {
+		return false
+	}
+	if s.exit == nil || e.p.agent == nil && s.exit.agent != nil && e.p.handle.Exit().OOMKilled {
+		s.exit = e.p
+	}
+	s.reason = reasonFailure
+	return true
+}
+
+// left marks a process of this generation as gone.
+func (s *Sandbox) left(e exited) bool {
+	for _, p := range s.procs {
+		if p == e.p {
+			p.gone = true
+			return true
+		}
+	}
+	return false
+}
+
+// noteExit turns the exit that was seen first into the fatal error, unless the
+// process had said it better.
+func (s *Sandbox) noteExit() {
+	if s.exit != nil {
+		s.note(exitFault(s.exit))
+		s.exit = nil
+	}
+}
+
+// lostDomains notes that the supervisor has lost the processes (decision 12).
+func (s *Sandbox) lostDomains() {
+	s.lost, s.reason = true, reasonFailure
+	if s.exit == nil {
+		s.note(&Fault{errRuntimeExit, "Runtime exited with error: signal: killed"}) // INV-14
+	}
+}
+
+// drain passes on what the processes have written until now.
+func (s *Sandbox) drain() {
+	for _, p := range s.procs {
+		p.out.Drain()
+	}
+}
+
+// flush is drain, and what a runtime or a dead process has left without a newline
+// counts as a line.
+func (s *Sandbox) flush() {
+	for _, p := range s.procs {
+		if p.agent == nil || p.gone {
+			p.out.Flush()
+		} else {
+			p.out.Drain()
+		}
+	}
+}
+
+// freeze stops every process until thaw (LC-80).
+func (s *Sandbox) freeze() error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	defer cancel()
+	s.frozen = true // also when it fails: thaw undoes half a freeze
+	s.clock.freeze()
+	if err := s.sup.Freeze(ctx); err != nil {
+		return hostError("freeze", err)
+	}
+	return nil
+}
+
+func (s *Sandbox) thaw() error {
+	if !s.frozen {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	defer cancel()
+	if err := s.sup.Thaw(ctx); err != nil {
+		return hostError("thaw", err)
+	}
+	s.frozen = false
+	s.clock.thaw()
+	return nil
+}
+
+// throttle puts the CPU quota in force from the first invocation of a generation on
+// (ARCHITECTURE, decision 11).
+func (s *Sandbox) throttle() {
+	if s.throttled {
+		return
+	}
+	if err := s.sup.Throttle(true); err == nil {
+		s.throttled = true // else again with the next
+	}
+}

@@ -1,0 +1,324 @@
+package rapid
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// runtimeState is the protocol state of the runtime, with the names of section 1.8.
+type runtimeState string
+
+const (
+	rtStarted      runtimeState = "Started"
+	rtInitError    runtimeState = "InitError"
+	rtReady        runtimeState = "Ready"
+	rtRunning      runtimeState = "Running"
+	rtRestoreReady runtimeState = "RestoreReady"
+	rtRestoring    runtimeState = "Restoring"
+	rtResponse     runtimeState = "InvocationResponse"
+	rtErrorResp    runtimeState = "InvocationErrorResponse"
+	rtSent         runtimeState = "RuntimeResponseSentState"
+	rtRestoreError runtimeState = "RuntimeRestoreErrorState"
+)
+
+type runtimeCall int
+
+const (
+	callNext runtimeCall = iota
+	callResponse
+	callError
+	callInitError
+)
+
+// runtimeTarget is the state that a call asks for, as messages name it (RT-30).
+var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError}
+
+// runtimeMoves is the table of section 1.8: the state that a call leads to. What is
+// not here is a 403. (restore/next and
+// restore/error have no routes without snap-start.)
+var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
+	rtStarted:      {callNext: rtReady, callInitError: rtInitError},
+	rtRestoreReady: {},
+	rtRestoring:    {callNext: rtReady, callInitError: rtRestoreError},
+	rtReady:        {callNext: rtReady},
+	rtRunning:      {callNext: rtRunning, callResponse: rtResponse, callError: rtErrorResp},
+	rtResponse:     {},
+	rtErrorResp:    {},
+	rtSent:         {callNext: rtReady},
+	rtInitError:    {},
+	rtRestoreError: {},
+}
+
+// runtimeParty is the runtime as the Runtime API sees it.
+type runtimeParty struct {
+	state   runtimeState
+	id      string     // current request id, "" for none: what RT-28 compares with
+	event   *Event     // being worked on
+	waiters []*nextMsg // parked calls of next, oldest first
+}
+
+// move makes the transition that call asks for, or says why it is not allowed.
+func (r *runtimeParty) move(c runtimeCall) *Refusal {
+	to, ok := runtimeMoves[r.state][c]
+	if !ok {
+		return &Refusal{Type: InvalidStateTransition, Message: fmt.Sprintf(
+			"State transition from %s to %s failed for runtime. Error: State transition is not allowed", r.state, runtimeTarget[c])}
+	}
+	r.state = to
+	return nil
+}
+
+// Event is what a runtime or an agent is told. It is shared and must not be changed.
+type Event struct {
+	Type       string      // "INVOKE" or "SHUTDOWN"
+	Invocation *Invocation // of INVOKE
+	Deadline   time.Time
+	Nonce      string // fresh for each attempt (RT-22), of INVOKE
+	Reason     string // of SHUTDOWN (LC-66)
+}
+
+// Types of events.
+const (
+	EventInvoke   = "INVOKE"
+	EventShutdown = "SHUTDOWN"
+)
+
+type nextMsg struct {
+	isAgent bool
+	agentID string
+	event   *Event // what it was answered with
+	call[*Event]
+}
+
+func (m *nextMsg) alive() bool { return m.ctx.Err() == nil }
+
+func (m *nextMsg) deliver(e *Event) {
+	m.event = e
+	m.answer(e)
+}
+
+func (m *nextMsg) serve(s *Sandbox) {
+	if m.isAgent {
+		s.agentNext(m)
+		return
+	}
+	r := &s.runtime
+	if err := r.move(callNext); err != nil {
+		m.refuse(err)
+		return
+	}
+	s.closedReg = true // EX-14
+	if r.state == rtRunning {
+		m.deliver(r.event) // RT-26
+		return
+	}
+	r.id = ""
+	if s.State() == Initializing && s.inline() {
+		r.id = s.current.inv.ID
+	}
+	r.waiters = append(slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return !w.alive() }), m)
+}
+
+// dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
+// If there is none, the runtime's next call gets the event.
+func (r *runtimeParty) dispatch(e *Event) {
+	r.state, r.event, r.id = rtRunning, e, e.Invocation.ID
+	r.wake()
+}
+
+func (r *runtimeParty) wake() {
+	for len(r.waiters) > 0 {
+		w := r.waiters[0]
+		r.waiters = slices.Delete(r.waiters, 0, 1)
+		if w.alive() {
+			w.deliver(r.event)
+			return
+		}
+		w.refuse(ErrClosed)
+	}
+}
+
+// undeliveredMsg takes a waiter back whose client is gone (RT-25).
+type undeliveredMsg struct {
+	waiter *nextMsg
+	call[struct{}]
+}
+
+func (m *undeliveredMsg) serve(s *Sandbox) {
+	if m.waiter.isAgent {
+		s.agentUndelivered(m.waiter)
+		return
+	}
+	r := &s.runtime
+	r.waiters = slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return w == m.waiter })
+	if r.state == rtRunning && m.waiter.event == r.event {
+		r.wake()
+	}
+}
+
+// AnswerKind tells the two ways apart in which a runtime ends an invocation.
+type AnswerKind int
+
+// The kinds of answers.
+const (
+	AnswerResponse AnswerKind = iota // POST …/response
+	AnswerError                      // POST …/error
+)
+
+// AnswerHead is what the headers of an answer say.
+type AnswerHead struct {
+	Kind  AnswerKind
+	Nonce string // echo of RT-22, "" if not echoed
+	Mode  string // Lambda-Runtime-Function-Response-Mode, "" if absent (RT-36)
+}
+
+// Answer is a complete answer of the runtime.
+type Answer struct {
+	Kind        AnswerKind
+	Payload     []byte
+	ContentType string
+	ErrorType   string // Lambda-Runtime-Function-Error-Type of AnswerError, unsanitised
+	Cause       []byte // Lambda-Runtime-Function-XRay-Error-Cause, unsanitised
+
+	TrailerType string // trailers of RT-70, decoded; "" if the stream did not fail
+	TrailerBody []byte
+
+	TooLarge  bool // the body passed MaxPayload; Seen bytes of it were seen (RT-34)
+	Seen      int64
+	Truncated bool // the body was shorter than announced (RT-35)
+}
+
+// MaxPayload is the limit of a response body: 6 MiB and 100 bytes (RT-34).
+const MaxPayload = 6<<20 + 100
+
+type beginAnswerMsg struct {
+	id   string
+	head AnswerHead
+	call[struct{}]
+}
+
+func (m *beginAnswerMsg) serve(s *Sandbox) {
+	r := &s.runtime
+	if m.id == "" || m.id != r.id {
+		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
+		return
+	}
+	if m.head.Nonce != "" && r.event != nil && m.head.Nonce != r.event.Nonce { // RT-33
+		m.refuse(&Refusal{Type: InvokeTimeout, Message: "Invoke timeout"})
+		return
+	}
+	c := callResponse
+	if m.head.Kind == AnswerError {
+		c = callError
+	}
+	if err := r.move(c); err != nil {
+		m.refuse(err)
+		return
+	}
+	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != "streaming" { // RT-36
+		s.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
+		r.state = rtSent
+		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
+		return
+	}
+	s.current.firstByte = time.Now()
+	m.answer(struct{}{})
+}
+
+type finishAnswerMsg struct {
+	id   string
+	body Answer
+	call[struct{}]
+}
+
+func (m *finishAnswerMsg) serve(s *Sandbox) {
+	r, a := &s.runtime, &m.body
+	if m.id != r.id || s.current == nil || (r.state != rtResponse && r.state != rtErrorResp) {
+		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
+		return
+	}
+	r.state = rtSent // whatever the body was: the following next is legal
+	s.current.lastByte, s.current.produced = time.Now(), a.Seen
+	switch {
+	case a.TooLarge:
+		s.answer(failure("Function.ResponseSizeTooLarge",
+			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, MaxPayload)))
+		m.refuse(&Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", MaxPayload)})
+		return
+	case a.Truncated:
+		s.answer(failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", m.id)))
+		m.refuse(&Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"})
+		return
+	case a.Kind == AnswerError:
+		s.answer(errorResult(a))
+	case a.TrailerType != "": // RT-70
+		s.answer(&Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true, ErrorType: sanitizeType(a.TrailerType)})
+	default:
+		s.answer(&Result{Payload: a.Payload, ContentType: a.ContentType})
+	}
+	m.answer(struct{}{})
+}
+
+// InitError is what a runtime posted to init/error.
+type InitError struct {
+	Body []byte
+	Type string // Lambda-Runtime-Function-Error-Type, unsanitised
+}
+
+type initError struct {
+	body      []byte
+	errorType string
+	gen       uint64 // in which it was posted
+}
+
+// contentType is RT-50's.
+func (e *initError) contentType() string {
+	if json.Valid(e.body) {
+		return "application/json"
+	}
+	return "application/octet-stream"
+}
+
+type beginInitErrorMsg struct{ call[struct{}] }
+
+func (m *beginInitErrorMsg) serve(s *Sandbox) {
+	if err := s.runtime.move(callInitError); err != nil {
+		m.refuse(err)
+		return
+	}
+	m.answer(struct{}{})
+}
+
+type finishInitErrorMsg struct {
+	posted InitError
+	call[struct{}]
+}
+
+func (m *finishInitErrorMsg) serve(s *Sandbox) {
+	if s.State() != Initializing || s.runtime.state != rtInitError {
+		m.refuse(ErrClosed)
+		return
+	}
+	s.posted = &initError{body: m.posted.Body, errorType: sanitizeType(m.posted.Type), gen: s.gen.Load()}
+	s.note(&Fault{Type: s.posted.errorType})
+	m.answer(struct{}{})
+}
+
+// retire ends what the runtime was doing when a shutdown begins: a late answer is a
+// 400 (RT-29), and its next blocks until it is killed.
+func (r *runtimeParty) retire() {
+	r.id, r.event = "", nil
+	if r.state == rtRunning || r.state == rtResponse || r.state == rtErrorResp {
+		r.state = rtSent
+	}
+}
+
+// close ends the parked calls of a generation that is gone (RT-59).
+func (r *runtimeParty) close() {
+	for _, w := range r.waiters {
+		w.refuse(ErrClosed)
+	}
+	*r = runtimeParty{state: rtStarted}
+}

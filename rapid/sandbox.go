@@ -1,0 +1,272 @@
+// Package rapid runs the life of one Lambda execution environment: it starts the
+// extensions and the runtime, hands them events, returns what the runtime answers,
+// and ends them. Read lifecycle.go first: it is the whole state machine.
+//
+// One goroutine, [Sandbox.Run], owns all state. Every other method is safe for
+// concurrent use: it sends one message to that goroutine and waits for the answer or
+// for its own context. What the processes of the sandbox ask comes in through a
+// [Client], which package rapid/api makes for each of their connections.
+//
+// Two levels of state are kept apart: the [State] of the sandbox (lifecycle.go), and
+// the protocol states of its parties, the runtime's table of section 1.8 (runtime.go)
+// and the agents' table of section 2.4 (agents.go). The tables alone decide whether a
+// call is legal; the life cycle waits until the parties are where it needs them.
+package rapid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+// Supervisor is what a life needs of the supervisor: the processes of one sandbox.
+// [Supervise] makes one of a *supervisor.Sandbox.
+type Supervisor interface {
+	Configure(domain string, c supervisor.DomainConfig) error
+	Start(ctx context.Context, domain string) error
+	Exec(ctx context.Context, r supervisor.ExecRequest) (Process, error)
+	Terminate(domain, name string) error
+	Kill(ctx context.Context, domain, name string) error
+	Stop(ctx context.Context, domain string) (isolation.Usage, error)
+	Freeze(ctx context.Context) error
+	Thaw(ctx context.Context) error
+	Throttle(on bool) error
+	Usage() (isolation.Usage, error)
+	Lost() <-chan struct{}
+}
+
+// Process is a started process. Exit is valid once Done is closed.
+type Process interface {
+	Done() <-chan struct{}
+	Exit() supervisor.Exit
+}
+
+// Supervise returns the Supervisor that s is.
+func Supervise(s *supervisor.Sandbox) Supervisor { return supervised{s} }
+
+type supervised struct{ *supervisor.Sandbox }
+
+func (s supervised) Exec(ctx context.Context, r supervisor.ExecRequest) (Process, error) {
+	p, err := s.Sandbox.Exec(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Entry is the program that a runtime begins with.
+type Entry struct {
+	Path string   // inside the sandbox; "" makes every initialization fail (FE-02)
+	Args []string // after argv[0]
+	Dir  string   // "" means /var/task (ENV-24)
+}
+
+// Function is what runs in a sandbox.
+type Function struct {
+	Name, Version, ARN, Handler string
+	Runtime                     string // identifier, e.g. "nodejs20.x", "provided.al2023"
+	Region, AccountID           string
+	MemoryMB                    int
+	Timeout                     time.Duration
+	Env                         map[string]string // the customer's
+	LogFormat                   telemetry.Format
+	LogLevel                    string // AWS_LAMBDA_LOG_LEVEL, "" if not configured
+	LogGroup                    string
+	Bootstrap                   Entry
+	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
+	ExtensionsDisabled          bool     // EX-05
+}
+
+// Credentials are what the processes get as AWS_ACCESS_KEY_ID and so on (ENV-02).
+// Empty ones are left out.
+type Credentials struct{ AccessKeyID, SecretAccessKey, SessionToken string }
+
+// Settings are the times and choices that the specification leaves open. Take
+// [DefaultSettings] and change what differs: a zero is a value here, not a default.
+type Settings struct {
+	InitTimeout    time.Duration         // of an initialization with a phase of its own (LC-06)
+	ExitGrace      time.Duration         // for what a process posted just before it ended (RT-51)
+	Linger         time.Duration         // from Done to the freeze (LC-80)
+	InternalWindow time.Duration         // of a shutdown with internal extensions only (LC-64)
+	ExternalWindow time.Duration         // of a shutdown with an external extension (LC-64)
+	RuntimeShare   float64               // of ExternalWindow, for the runtime (LC-61)
+	KillWait       time.Duration         // for processes to be gone after SIGKILL (LC-63)
+	FreezeTimeout  time.Duration         // for a freeze or thaw; then the sandbox is reset or given up
+	BillInit       bool                  // LOG-25
+	Descriptors    telemetry.Descriptors // stdout and stderr of the processes
+	XRayAddress    string                // host:port of AWS_XRAY_DAEMON_ADDRESS (ENV-08)
+}
+
+// DefaultSettings returns the specification's values.
+func DefaultSettings() Settings {
+	return Settings{
+		InitTimeout:    10 * time.Second,
+		ExitGrace:      100 * time.Millisecond,
+		Linger:         5 * time.Millisecond,
+		InternalWindow: 500 * time.Millisecond,
+		ExternalWindow: 2 * time.Second,
+		RuntimeShare:   0.3,
+		KillWait:       9 * time.Second,
+		FreezeTimeout:  time.Second,
+		BillInit:       true,
+		Descriptors:    telemetry.Pipes,
+		XRayAddress:    "127.0.0.1:2000",
+	}
+}
+
+// Config is fixed for the life of a sandbox. It must not change after New.
+type Config struct {
+	Function    Function
+	Settings    Settings
+	Credentials Credentials
+	LogStream   string         // log stream name, also the instance id (TL-44)
+	APIAddr     string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
+	Sink        telemetry.Sink // gets the log; nil discards it
+
+	// OnState is called by the goroutine of Run at each transition and must not
+	// block. In Idle and Cold the sandbox takes an invocation; Dead is the last.
+	OnState func(State)
+}
+
+// Sandbox is one execution environment.
+type Sandbox struct {
+	cfg   Config
+	sup   Supervisor
+	inbox chan message
+	exits chan exited
+	dead  chan struct{} // closed when Run returns
+	state atomic.Int32  // State; written by Run alone
+	gen   atomic.Uint64 // generation (LC-10); written by Run alone
+	clock thawClock
+	log   *telemetry.Log
+
+	openOutput func(emit func([]byte)) (output, error) // replaced by tests
+
+	// Everything below belongs to the goroutine in Run.
+	runCtx     context.Context
+	timer      *time.Timer // the limit of the current state
+	started    bool        // the domains exist
+	lost       bool        // the supervisor has lost the domains
+	broken     error       // a fault of the host that ends this sandbox
+	frozen     bool
+	throttled  bool
+	procs      []*process
+	runtime    runtimeParty
+	agents     []*agent // in order of registration, launched ones first
+	closedReg  bool     // extension registration is closed (EX-14)
+	current    *invocation
+	fault      *Fault     // first fatal error since the last initialization or shutdown (LC-49)
+	posted     *initError // body of the newest init/error (LC-27)
+	reason     string     // of the next reset (LC-66)
+	initTime   *time.Duration
+	initPhase  telemetry.Phase
+	initBegin  time.Time
+	initStatus bool     // initRuntimeDone was written
+	inlineLog  bool     // the invocation's log began with an inline initialization
+	exit       *process // the first that ended in this phase, until noted
+}
+
+// output is the reading side of a process's stdout and stderr.
+type output interface {
+	Stdout() *os.File
+	Stderr() *os.File
+	Release()
+	Drain()
+	Flush()
+	Close() error
+}
+
+// New returns a sandbox. Nothing runs until Run is called, and Run must be called,
+// once: it releases what New has acquired. The supervisor stays the caller's.
+func New(cfg Config, sup Supervisor) *Sandbox {
+	if cfg.APIAddr == "" {
+		cfg.APIAddr = isolation.APIAddr
+	}
+	if cfg.Function.Bootstrap.Dir == "" {
+		cfg.Function.Bootstrap.Dir = taskRoot
+	}
+	s := &Sandbox{
+		cfg: cfg, sup: sup,
+		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}),
+		log:    telemetry.NewLog(cfg.Sink, cfg.Function.LogFormat),
+		reason: reasonFailure,
+	}
+	s.openOutput = func(emit func([]byte)) (output, error) {
+		e, err := telemetry.Open(cfg.Settings.Descriptors, emit)
+		if err != nil {
+			return nil, err
+		}
+		return e, nil
+	}
+	s.state.Store(int32(Initializing))
+	return s
+}
+
+// State reports the present state.
+func (s *Sandbox) State() State { return State(s.state.Load()) }
+
+// ExtensionsDisabled tells whether the extension, logs and telemetry endpoints do
+// not exist (EX-05).
+func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDisabled }
+
+// Thawed is a clock that stands still while the sandbox is frozen: how long it has
+// not been frozen since New. Limits on what processes inside must do go by it (RT-04).
+func (s *Sandbox) Thawed() time.Duration { return s.clock.now() }
+
+// Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
+var (
+	ErrBusy = errors.New("rapid: the sandbox has an invocation already")
+	ErrDead = errors.New("rapid: the sandbox has ended")
+)
+
+// Invoke runs one invocation and returns when the runtime's answer is complete
+// (LC-41); Result.Done says when the sandbox is free again. Whatever the function
+// does wrong is a Result. The error is ErrBusy when the sandbox has an invocation,
+// is being reset or shut down, ErrDead when it has ended or ends before the answer,
+// or that of ctx: then an invocation that was taken goes on and its answer is thrown
+// away. Payload and Invocation must not change before Done.
+func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
+	return ask(ctx, s, &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)})
+}
+
+// Invocation is one event for the function.
+type Invocation struct {
+	ID              string // made once, at the front
+	Payload         []byte
+	ContentType     string // "" means application/json (RT-20)
+	TraceID         string // X-Ray header value (RT-16)
+	ClientContext   string // decoded JSON (RT-17)
+	CognitoIdentity string // JSON (RT-18)
+	TenantID        string // RT-19
+	FunctionARN     string // as invoked (RT-15); "" means the function's
+	Arrived         time.Time
+}
+
+// Result is the answer to one invocation.
+type Result struct {
+	Payload       []byte
+	ContentType   string // as the runtime set it; "" if it set none (RT-31)
+	FunctionError bool   // X-Amz-Function-Error: Unhandled (INV-10)
+	ErrorType     string // for logs (RT-41); "" unless FunctionError
+	Cause         []byte // X-Ray cause of RT-46, nil if there is none
+
+	// Done is closed when REPORT is written and the sandbox is free again, after
+	// its reset if there is one.
+	Done <-chan struct{}
+
+	tail []byte // written before Done is closed
+}
+
+// Tail returns the last 4,096 bytes of the invocation's log (INV-03). Call it only
+// after Done is closed.
+func (r *Result) Tail() []byte { return r.tail }
+
+// hostError wraps a fault of the host, not of the function.
+func hostError(what string, err error) error { return fmt.Errorf("rapid: %s: %w", what, err) }

@@ -1,0 +1,237 @@
+package telemetry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors says what a process gets as stdout and stderr (ARCHITECTURE, decision 10).
+type Descriptors string
+
+// Pipes can be opened again through /dev/stderr and /proc/self/fd/N; sockets keep
+// the mission's word and refuse that with ENXIO. The zero value counts as Pipes.
+const (
+	Pipes   Descriptors = "pipe"
+	Sockets Descriptors = "socket"
+)
+
+const (
+	maxLine   = 256 << 10 // TL-26: a longer line is cut into several
+	readBytes = 16 << 10  // of one read
+)
+
+// Egress reads the stdout and stderr of one process, line by line. Its goroutines
+// read all the time and never wait for anybody, so a process cannot block on its
+// output.
+type Egress struct {
+	streams [2]*stream
+	ends    [2]*os.File // the writing ends, until Release
+}
+
+// Open makes the descriptors of one process and starts to read them; emit gets each
+// line without its newline and must neither block nor keep the slice. It is called
+// from two goroutines, one line at a time for each descriptor. The caller must Close
+// the egress.
+func Open(kind Descriptors, emit func(line []byte)) (*Egress, error) {
+	e := &Egress{}
+	for i := range e.streams {
+		r, w, err := pair(kind)
+		if err != nil {
+			_ = e.Close()
+			return nil, fmt.Errorf("telemetry: make %s for the output of a process: %w", kind, err)
+		}
+		e.ends[i] = w
+		s, err := newStream(r, emit)
+		if err != nil {
+			_ = r.Close()
+			_ = e.Close()
+			return nil, err
+		}
+		e.streams[i] = s
+	}
+	return e, nil
+}
+
+// Stdout is the writing end for the process; the egress owns it.
+func (e *Egress) Stdout() *os.File { return e.ends[0] }
+
+// Stderr is the writing end for the process; the egress owns it.
+func (e *Egress) Stderr() *os.File { return e.ends[1] }
+
+// Release closes our copies of the writing ends, once the process has its own.
+func (e *Egress) Release() {
+	for i, w := range e.ends {
+		if w != nil {
+			_ = w.Close()
+			e.ends[i] = nil
+		}
+	}
+}
+
+// Drain emits every complete line that was written before the call. It never waits:
+// what a process has written, also one that is dead by now, is there to be read
+// (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
+func (e *Egress) Drain() {
+	for _, s := range e.streams {
+		s.drain()
+	}
+}
+
+// Flush is Drain, and emits an unfinished last line too.
+func (e *Egress) Flush() {
+	for _, s := range e.streams {
+		s.drain()
+		s.flush()
+	}
+}
+
+// Close flushes, ends the reading and releases every descriptor.
+func (e *Egress) Close() error {
+	e.Release()
+	var errs []error
+	for _, s := range e.streams {
+		if s == nil {
+			continue
+		}
+		s.drain()
+		errs = append(errs, s.file.Close())
+		<-s.ended
+		s.flush()
+	}
+	return errors.Join(errs...)
+}
+
+// pair returns a reading end that the netpoller can watch and a blocking writing end.
+func pair(kind Descriptors) (r, w *os.File, err error) {
+	var fds [2]int
+	if kind == Sockets {
+		fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	} else {
+		err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		_, _ = unix.Close(fds[0]), unix.Close(fds[1])
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
+}
+
+// stream reads one descriptor.
+type stream struct {
+	file  *os.File
+	raw   syscall.RawConn
+	emit  func([]byte)
+	ended chan struct{} // closed when the reading goroutine has ended
+
+	mu    sync.Mutex // held while bytes are read and cut into lines, which keeps their order
+	chunk []byte
+	line  []byte // the beginning of an unfinished line
+}
+
+func newStream(r *os.File, emit func([]byte)) (*stream, error) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
+	}
+	s := &stream{file: r, raw: raw, emit: emit, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
+	go func() {
+		defer close(s.ended)
+		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close
+			for {
+				if _, err := s.read(int(fd), readBytes); err != nil {
+					return err != unix.EAGAIN
+				}
+			}
+		})
+	}()
+	return s, nil
+}
+
+var errEOF = errors.New("end of output")
+
+// read takes at most limit bytes that are there, and cuts them into lines.
+func (s *stream) read(fd, limit int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		n, err := unix.Read(fd, s.chunk[:min(limit, len(s.chunk))])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, errEOF
+		}
+		s.cut(s.chunk[:n])
+		return n, nil
+	}
+}
+
+// drain reads what is there now. The amount is asked first, so that a process that
+// writes without end cannot hold the caller.
+func (s *stream) drain() {
+	_ = s.raw.Control(func(fd uintptr) {
+		there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		for err == nil && there > 0 {
+			var n int
+			n, err = s.read(int(fd), there)
+			there -= n
+		}
+	})
+	// The goroutine may hold bytes that it has read and not emitted yet.
+	s.mu.Lock()
+	s.mu.Unlock() //nolint:staticcheck // waits for it
+}
+
+func (s *stream) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.line) > 0 {
+		s.emitLine()
+	}
+}
+
+// cut emits the complete lines of p. Only \n ends a line (LOG-10); one that grows
+// beyond maxLine is emitted in pieces.
+func (s *stream) cut(p []byte) {
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n')
+		if i >= 0 && i <= maxLine && len(s.line) == 0 {
+			s.emit(p[:i]) // the usual case: no copy
+			p = p[i+1:]
+			continue
+		}
+		part := p
+		if i >= 0 {
+			part = p[:i]
+		}
+		if len(part) > 0 && len(s.line) == maxLine {
+			s.emitLine()
+		}
+		part = part[:min(len(part), maxLine-len(s.line))]
+		s.line = append(s.line, part...)
+		p = p[len(part):]
+		if i == len(part) {
+			s.emitLine()
+			p = p[1:]
+		}
+	}
+}
+
+func (s *stream) emitLine() {
+	s.emit(s.line)
+	s.line = s.line[:0]
+	if cap(s.line) > readBytes {
+		s.line = nil // one long line must not keep its memory
+	}
+}

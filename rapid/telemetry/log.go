@@ -1,0 +1,197 @@
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// TailBytes is the size of an invocation's tail (INV-03).
+const TailBytes = 4096
+
+const (
+	// queueBytes bounds what waits for a slow sink, for each sandbox.
+	queueBytes = 1 << 20
+	// platformReserve is what platform records may use beyond queueBytes, so that
+	// a flood of output does not push out the START and REPORT that frame it.
+	platformReserve = 64 << 10
+	// recordOverhead is what a queued record costs beside its text.
+	recordOverhead = 160
+)
+
+const slowReader = "Some logs were dropped because the downstream consumer is slower than the logs production rate" // TL-19
+
+// Log is the log of one sandbox: it orders what processes and platform say, keeps
+// the tail of the current invocation, and feeds a sink through a bounded queue, so
+// that no caller ever waits for the sink. Its methods are safe for concurrent use.
+type Log struct {
+	sink   Sink
+	format Format
+	wake   chan struct{} // capacity 1: the queue has something
+	idle   chan struct{} // closed when the pump has ended
+
+	mu      sync.Mutex
+	id      string // current invocation
+	tail    tail
+	queue   []Record
+	size    int
+	dropped LogsDropped
+	closed  bool
+}
+
+// NewLog returns a log that feeds sink; a nil sink discards. The format decides how
+// platform records look in the tail. Close it to end its goroutine.
+func NewLog(sink Sink, format Format) *Log {
+	l := &Log{sink: sink, format: format, wake: make(chan struct{}, 1), idle: make(chan struct{})}
+	l.tail.whole = format == JSON
+	go l.pump()
+	return l
+}
+
+// Output adds one line that a process wrote.
+func (l *Log) Output(source Source, name string, line []byte) {
+	l.mu.Lock()
+	l.add(Record{Time: time.Now(), Source: source, Name: name, Text: string(line)})
+	l.mu.Unlock()
+}
+
+// Platform adds a record of the platform.
+func (l *Log) Platform(p Platform) {
+	l.mu.Lock()
+	l.add(Record{Time: time.Now(), Source: FromPlatform, Platform: p})
+	l.mu.Unlock()
+}
+
+// Begin starts a new tail: what follows belongs to the invocation id.
+func (l *Log) Begin(id string) {
+	l.mu.Lock()
+	l.id = id
+	l.tail.reset()
+	l.mu.Unlock()
+}
+
+// End returns the tail since Begin; what follows belongs to no invocation.
+func (l *Log) End() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id = ""
+	return l.tail.bytes()
+}
+
+// Close hands what is queued to the sink and ends the log's goroutine. When ctx
+// ends first it returns an error; the goroutine then ends with the sink's call.
+func (l *Log) Close(ctx context.Context) error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.signal()
+	select {
+	case <-l.idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("telemetry: close log: the reader of the log is stuck: %w", ctx.Err())
+	}
+}
+
+// add puts r into tail and queue. The caller holds mu.
+func (l *Log) add(r Record) {
+	r.RequestID = l.id
+	if l.id != "" {
+		l.tail.add(&r, l.format)
+	}
+	if l.sink == nil || l.closed {
+		return
+	}
+	room := queueBytes
+	if r.Platform != nil {
+		room += platformReserve
+	}
+	if l.size+len(r.Text)+recordOverhead > room {
+		l.dropped.Records++
+		l.dropped.Bytes += int64(len(r.Text))
+		return
+	}
+	if l.dropped.Records > 0 {
+		d := l.dropped
+		d.Reason = slowReader
+		l.dropped = LogsDropped{}
+		l.push(Record{Time: r.Time, Source: FromPlatform, Platform: &d})
+	}
+	l.push(r)
+	l.signal()
+}
+
+func (l *Log) push(r Record) {
+	l.queue = append(l.queue, r)
+	l.size += len(r.Text) + recordOverhead
+}
+
+func (l *Log) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pump hands records to the sink until the log is closed and the queue is empty.
+func (l *Log) pump() {
+	defer close(l.idle)
+	var batch []Record
+	for {
+		l.mu.Lock()
+		batch, l.queue, l.size = l.queue, batch[:0], 0
+		if len(batch) == 0 && l.dropped.Records > 0 {
+			d := l.dropped
+			d.Reason = slowReader
+			l.dropped = LogsDropped{}
+			batch = append(batch, Record{Time: time.Now(), Source: FromPlatform, Platform: &d})
+		}
+		closed := l.closed
+		l.mu.Unlock()
+		if len(batch) == 0 {
+			if closed {
+				return
+			}
+			<-l.wake
+			continue
+		}
+		for i := range batch {
+			l.sink.Line(batch[i])
+			batch[i] = Record{}
+		}
+	}
+}
+
+// tail keeps the last TailBytes bytes of what is added.
+type tail struct {
+	buf   []byte
+	whole bool // keep whole records only (LOG-44)
+}
+
+func (t *tail) reset() { t.buf = t.buf[:0] }
+
+func (t *tail) add(r *Record, f Format) {
+	t.buf = r.Append(t.buf, f)
+	if len(t.buf) > 4*TailBytes {
+		// One byte more than is given out, so that bytes still sees the cut.
+		n := copy(t.buf, t.buf[len(t.buf)-TailBytes-1:])
+		t.buf = t.buf[:n]
+		if cap(t.buf) > 16*TailBytes {
+			t.buf = append(make([]byte, 0, 4*TailBytes), t.buf...)
+		}
+	}
+}
+
+func (t *tail) bytes() []byte {
+	b := t.buf
+	if cut := len(b) - TailBytes; cut > 0 {
+		if t.whole {
+			for cut < len(b) && b[cut-1] != '\n' {
+				cut++
+			}
+		}
+		b = b[cut:]
+	}
+	return append([]byte(nil), b...)
+}

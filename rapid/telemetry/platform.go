@@ -1,0 +1,368 @@
+package telemetry
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// Platform is a record of the platform itself: one of the types of this file.
+type Platform interface {
+	// Type is the name in the event envelope, such as platform.start (TL-24).
+	Type() string
+	appendText(b []byte, at time.Time) []byte
+}
+
+// Phase says whether an initialization has a phase of its own or is part of an
+// invocation (TL-29).
+type Phase string
+
+// The phases of TL-29.
+const (
+	InitPhase   Phase = "init"
+	InvokePhase Phase = "invoke"
+)
+
+// Status is how an initialization or invocation ended (TL-28).
+type Status string
+
+// The statuses of TL-28.
+const (
+	Success Status = "success"
+	Failure Status = "failure" // the error type begins Sandbox.
+	Error   Status = "error"
+	Timeout Status = "timeout"
+)
+
+// StatusOf gives the status that goes with an error type; "" is success.
+func StatusOf(errorType string) Status {
+	switch {
+	case errorType == "":
+		return Success
+	case strings.HasPrefix(errorType, "Sandbox."):
+		return Failure
+	}
+	return Error
+}
+
+// Millis is a duration that is written in milliseconds with up to three decimals (TL-27).
+type Millis time.Duration
+
+// MarshalJSON writes the number of milliseconds.
+func (m Millis) MarshalJSON() ([]byte, error) {
+	us := float64(time.Duration(m).Microseconds())
+	return json.Marshal(us / 1000)
+}
+
+func (m Millis) ms() float64 { return float64(m) / float64(time.Millisecond) }
+
+// Billed rounds a duration up to whole milliseconds (LOG-25).
+func Billed(d time.Duration) int64 {
+	return int64(math.Ceil(float64(d.Microseconds()) / 1000))
+}
+
+// Tracing is the trace that an invocation belongs to (TL-31).
+type Tracing struct {
+	Type  string `json:"type"` // X-Amzn-Trace-Id
+	Value string `json:"value"`
+}
+
+// NewTracing returns nil for an invocation without a trace header.
+func NewTracing(header string) *Tracing {
+	if header == "" {
+		return nil
+	}
+	return &Tracing{Type: "X-Amzn-Trace-Id", Value: header}
+}
+
+// Span is a part of an invocation's time (TL-30).
+type Span struct {
+	Name     string    `json:"name"` // responseLatency, responseDuration, runtimeOverhead, extensionOverhead
+	Start    Timestamp `json:"start"`
+	Duration Millis    `json:"durationMs"`
+}
+
+// Timestamp is a time written in UTC with millisecond digits (TL-24).
+type Timestamp time.Time
+
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
+func (t Timestamp) append(b []byte) []byte { return time.Time(t).UTC().AppendFormat(b, timeLayout) }
+
+// MarshalJSON writes the time as a JSON string.
+func (t Timestamp) MarshalJSON() ([]byte, error) {
+	return append(t.append([]byte{'"'}), '"'), nil
+}
+
+// InitStart begins an initialization (TL-32, LOG-20).
+type InitStart struct {
+	InitializationType string `json:"initializationType"`
+	Phase              Phase  `json:"phase"`
+	RuntimeVersion     string `json:"runtimeVersion,omitempty"`
+	RuntimeVersionARN  string `json:"runtimeVersionArn,omitempty"`
+	FunctionName       string `json:"functionName,omitempty"`
+	FunctionVersion    string `json:"functionVersion,omitempty"`
+	InstanceID         string `json:"instanceId,omitempty"`        // log stream name (TL-44)
+	InstanceMaxMemory  int64  `json:"instanceMaxMemory,omitempty"` // bytes (TL-44)
+}
+
+// Type implements Platform.
+func (*InitStart) Type() string { return "platform.initStart" }
+
+func (r *InitStart) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "INIT_START Runtime Version: %s\tRuntime Version ARN: %s\n", r.RuntimeVersion, r.RuntimeVersionARN)
+}
+
+// InitRuntimeDone says that the runtime is ready or has failed (TL-33). It has no
+// text form.
+type InitRuntimeDone struct {
+	InitializationType string `json:"initializationType"`
+	Phase              Phase  `json:"phase"`
+	Status             Status `json:"status"`
+	ErrorType          string `json:"errorType,omitempty"`
+}
+
+// Type implements Platform.
+func (*InitRuntimeDone) Type() string { return "platform.initRuntimeDone" }
+
+func (*InitRuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
+
+// InitReport ends an initialization (TL-34). Its text form exists for failures
+// only (LOG-27).
+type InitReport struct {
+	InitializationType string      `json:"initializationType"`
+	Phase              Phase       `json:"phase"`
+	Metrics            InitMetrics `json:"metrics"`
+	Status             Status      `json:"status"`
+	ErrorType          string      `json:"errorType,omitempty"`
+}
+
+// InitMetrics are the metrics of an [InitReport].
+type InitMetrics struct {
+	Duration Millis `json:"durationMs"`
+}
+
+// Type implements Platform.
+func (*InitReport) Type() string { return "platform.initReport" }
+
+func (r *InitReport) appendText(b []byte, _ time.Time) []byte {
+	if r.Status == Success {
+		return b
+	}
+	b = fmt.Appendf(b, "INIT_REPORT Init Duration: %.2f ms\tPhase: %s\tStatus: %s", r.Metrics.Duration.ms(), r.Phase, r.Status)
+	if r.ErrorType != "" {
+		b = fmt.Appendf(b, "\tError Type: %s", r.ErrorType)
+	}
+	return append(b, '\n')
+}
+
+// Extension describes one agent at the end of an initialization (TL-41, LOG-30).
+type Extension struct {
+	Name      string   `json:"name"`
+	State     string   `json:"state"`
+	Events    []string `json:"events"` // sorted
+	ErrorType string   `json:"errorType,omitempty"`
+}
+
+// Type implements Platform.
+func (*Extension) Type() string { return "platform.extension" }
+
+func (r *Extension) appendText(b []byte, _ time.Time) []byte {
+	b = fmt.Appendf(b, "EXTENSION\tName: %s\tState: %s\tEvents: [%s]", oneLine(r.Name), r.State, strings.Join(r.Events, ", "))
+	if r.ErrorType != "" {
+		b = fmt.Appendf(b, "\tError Type: %s", oneLine(r.ErrorType))
+	}
+	return append(b, '\n')
+}
+
+// Start begins an invocation (TL-35, LOG-21).
+type Start struct {
+	RequestID string   `json:"requestId"`
+	Version   string   `json:"version,omitempty"`
+	Tracing   *Tracing `json:"tracing,omitempty"`
+	TenantID  string   `json:"tenantId,omitempty"`
+}
+
+// Type implements Platform.
+func (*Start) Type() string { return "platform.start" }
+
+func (r *Start) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "START RequestId: %s Version: %s\n", r.RequestID, r.Version)
+}
+
+// RuntimeDone says that the runtime is done with an invocation (TL-36). It has no
+// text form.
+type RuntimeDone struct {
+	RequestID string          `json:"requestId"`
+	Status    Status          `json:"status"`
+	ErrorType string          `json:"errorType,omitempty"`
+	Metrics   *RuntimeMetrics `json:"metrics,omitempty"`
+	Spans     []Span          `json:"spans,omitempty"`
+	Tracing   *Tracing        `json:"tracing,omitempty"`
+	TenantID  string          `json:"tenantId,omitempty"`
+}
+
+// RuntimeMetrics are the metrics of a [RuntimeDone] (TL-45).
+type RuntimeMetrics struct {
+	Duration      Millis `json:"durationMs"`
+	ProducedBytes *int64 `json:"producedBytes,omitempty"` // nil when no response was read
+}
+
+// Type implements Platform.
+func (*RuntimeDone) Type() string { return "platform.runtimeDone" }
+
+func (*RuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
+
+// Fault tells how the environment failed (TL-50, LOG-29).
+type Fault struct {
+	RequestID string // "" outside an invocation
+	Message   string // of LC-45
+	ErrorType string
+}
+
+// Type implements Platform.
+func (*Fault) Type() string { return "platform.fault" }
+
+// MarshalJSON writes the text: the record of a fault is a string (TL-50).
+func (r *Fault) MarshalJSON() ([]byte, error) {
+	return json.Marshal(string(r.appendText(nil, time.Time{})))
+}
+
+func (r *Fault) appendText(b []byte, _ time.Time) []byte {
+	if r.RequestID != "" {
+		b = fmt.Appendf(b, "RequestId: %s ", r.RequestID)
+	}
+	return fmt.Appendf(b, "Error: %s\n%s\n", r.Message, r.ErrorType)
+}
+
+// TimedOut says that an invocation passed its deadline (LOG-28). It has no JSON
+// form: there the report's status tells it.
+type TimedOut struct {
+	RequestID string
+	Timeout   time.Duration // as configured
+}
+
+// Type implements Platform; it is never written.
+func (*TimedOut) Type() string { return "" }
+
+func (r *TimedOut) appendText(b []byte, at time.Time) []byte {
+	b = Timestamp(at).append(b)
+	return fmt.Appendf(b, " %s %s\n\n", r.RequestID, r.Message())
+}
+
+// Message is the text that INV-13 and LOG-28 share: the seconds have two decimals.
+func (r *TimedOut) Message() string {
+	return fmt.Sprintf("Task timed out after %.2f seconds", r.Timeout.Seconds())
+}
+
+// End ends an invocation in text logs (LOG-22). It has no JSON form (TL-51).
+type End struct{ RequestID string }
+
+// Type implements Platform; it is never written.
+func (*End) Type() string { return "" }
+
+func (r *End) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "END RequestId: %s\n", r.RequestID)
+}
+
+// Report sums an invocation up (TL-37, LOG-23).
+type Report struct {
+	RequestID string        `json:"requestId"`
+	Status    Status        `json:"status"`
+	ErrorType string        `json:"errorType,omitempty"`
+	Metrics   ReportMetrics `json:"metrics"`
+	Spans     []Span        `json:"spans,omitempty"`
+	Tracing   *Tracing      `json:"tracing,omitempty"`
+}
+
+// ReportMetrics are the metrics of a [Report].
+type ReportMetrics struct {
+	Duration        Millis  `json:"durationMs"`
+	BilledMillis    int64   `json:"billedDurationMs"`
+	MemorySizeMB    int     `json:"memorySizeMB"`
+	MaxMemoryUsedMB int     `json:"maxMemoryUsedMB"`
+	InitDuration    *Millis `json:"initDurationMs,omitempty"` // nil unless LOG-24 asks for it
+}
+
+// Type implements Platform.
+func (*Report) Type() string { return "platform.report" }
+
+func (r *Report) appendText(b []byte, _ time.Time) []byte {
+	m := &r.Metrics
+	b = fmt.Appendf(b, "REPORT RequestId: %s\tDuration: %.2f ms\tBilled Duration: %d ms\tMemory Size: %d MB\tMax Memory Used: %d MB\t",
+		r.RequestID, m.Duration.ms(), m.BilledMillis, m.MemorySizeMB, m.MaxMemoryUsedMB)
+	if m.InitDuration != nil {
+		b = fmt.Appendf(b, "Init Duration: %.2f ms\t", m.InitDuration.ms())
+	}
+	if r.Status != Success {
+		b = fmt.Appendf(b, "Status: %s\t", r.Status)
+	}
+	if r.ErrorType != "" {
+		b = fmt.Appendf(b, "Error Type: %s\t", r.ErrorType)
+	}
+	b = append(b, '\n')
+	if root, segment, ok := sampled(r.Tracing); ok {
+		b = fmt.Appendf(b, "XRAY TraceId: %s\tSegmentId: %s\tSampled: true\t\n", root, segment)
+	}
+	return b
+}
+
+// sampled takes root and parent out of a trace header that says Sampled=1.
+func sampled(t *Tracing) (root, segment string, ok bool) {
+	if t == nil {
+		return "", "", false
+	}
+	for part := range strings.SplitSeq(t.Value, ";") {
+		switch key, value, _ := strings.Cut(strings.TrimSpace(part), "="); key {
+		case "Root":
+			root = oneLine(value)
+		case "Parent":
+			segment = oneLine(value)
+		case "Sampled":
+			ok = value == "1"
+		}
+	}
+	return root, segment, ok
+}
+
+// LogsDropped says that a slow reader of the log has cost records (TL-19, TL-43).
+type LogsDropped struct {
+	Bytes   int64  `json:"droppedBytes"`
+	Records int64  `json:"droppedRecords"`
+	Reason  string `json:"reason"`
+}
+
+// Type implements Platform.
+func (*LogsDropped) Type() string { return "platform.logsDropped" }
+
+func (r *LogsDropped) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "LOGS_DROPPED Records: %d\tBytes: %d\tReason: %s\n", r.Records, r.Bytes, r.Reason)
+}
+
+// oneLine keeps text that a process chose from forging lines of the platform.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// appendJSON appends the envelope of TL-24 (LOG-40).
+func appendJSON(b []byte, r *Record) []byte {
+	if r.Platform.Type() == "" {
+		return b
+	}
+	line, err := json.Marshal(struct {
+		Time   Timestamp `json:"time"`
+		Type   string    `json:"type"`
+		Record Platform  `json:"record"`
+	}{Timestamp(r.Time), r.Platform.Type(), r.Platform})
+	if err != nil { // no type of this file can fail
+		return b
+	}
+	return append(append(b, line...), '\n')
+}

@@ -1,0 +1,84 @@
+// Package telemetry carries what a sandbox has to say: the output of its processes
+// and the platform's own records. It reads stdout and stderr without ever making
+// the writer wait ([Egress]), keeps the order and the tail of an invocation ([Log]),
+// and renders records as text or JSON lines ([Record.Append]).
+package telemetry
+
+import (
+	"io"
+	"sync"
+	"time"
+)
+
+// Source says where a record comes from (TL-04).
+type Source string
+
+// The sources of section 3.1.
+const (
+	FromPlatform  Source = "platform"
+	FromFunction  Source = "function"
+	FromExtension Source = "extension"
+)
+
+// Format is how platform records are written (LOG-45). Lines of functions and
+// extensions are passed on as they are in both.
+type Format string
+
+// The two formats; the zero value counts as Text.
+const (
+	Text Format = "Text"
+	JSON Format = "JSON"
+)
+
+// Record is one line of output or one platform record. It is a value: nothing in
+// it changes after it was made, so it may be kept and shared.
+type Record struct {
+	Time      time.Time // of arrival (LOG-07)
+	Source    Source
+	Name      string   // process that wrote it, "" for the platform
+	RequestID string   // invocation in whose time it arrived, "" outside of one
+	Text      string   // the line without its newline; "" for platform records
+	Platform  Platform // nil unless Source is FromPlatform
+}
+
+// Append appends the record to b as complete lines. A platform record that has no
+// form in f appends nothing.
+func (r *Record) Append(b []byte, f Format) []byte {
+	switch {
+	case r.Platform == nil:
+		b = append(b, r.Text...)
+		return append(b, '\n')
+	case f == JSON:
+		return appendJSON(b, r)
+	default:
+		return r.Platform.appendText(b, r.Time)
+	}
+}
+
+// Sink takes records in order. A sandbox calls it from one goroutine at a time; a
+// sink shared by sandboxes must be safe for concurrent use. It may be slow: then
+// records are dropped before it and a [LogsDropped] says how many.
+type Sink interface{ Line(Record) }
+
+// NewWriter returns a sink that renders records to w, one Write a record, safe for
+// concurrent use. Errors of w are ignored: there is nowhere left to tell them.
+func NewWriter(w io.Writer, f Format) Sink { return &writer{w: w, format: f} }
+
+type writer struct {
+	mu     sync.Mutex
+	w      io.Writer
+	format Format
+	buf    []byte
+}
+
+func (w *writer) Line(r Record) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = r.Append(w.buf[:0], w.format)
+	if len(w.buf) > 0 {
+		_, _ = w.w.Write(w.buf)
+	}
+	if cap(w.buf) > maxLine {
+		w.buf = nil // one long line must not keep its memory
+	}
+}

@@ -1,0 +1,80 @@
+package rapid
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+)
+
+var errorTypePattern = regexp.MustCompile(`(Runtime|Function)\.[A-Z][a-zA-Z]+`)
+
+// sanitizeType is the platform's error type for what a runtime calls it (RT-45).
+func sanitizeType(t string) string {
+	switch {
+	case errorTypePattern.MatchString(t):
+		return t
+	case strings.HasPrefix(t, "Function."):
+		return "Function.Unknown"
+	}
+	return "Runtime.Unknown"
+}
+
+const (
+	maxCause     = 64 << 10 // RT-47
+	maxCauseText = 30720
+)
+
+// cause is the X-Ray error cause of RT-46.
+type cause struct {
+	Exceptions []exception `json:"exceptions"`
+	Dir        string      `json:"working_directory"`
+	Paths      []string    `json:"paths"`
+	Message    string      `json:"message,omitempty"`
+}
+
+type exception struct {
+	Message string  `json:"message"`
+	Type    string  `json:"type"`
+	Stack   []frame `json:"stack"`
+}
+
+type frame struct {
+	Path  string `json:"path"`
+	Line  int    `json:"line"`
+	Label string `json:"label"`
+}
+
+// sanitizeCause returns the cause to keep, nil if there is none (RT-46, RT-47).
+func sanitizeCause(raw []byte) []byte {
+	var c cause
+	if len(raw) == 0 || json.Unmarshal(raw, &c) != nil {
+		return nil
+	}
+	if len(c.Exceptions) == 0 && c.Dir == "" && len(c.Paths) == 0 && c.Message == "" {
+		return nil
+	}
+	for tenths := 10; tenths >= 2; tenths -= 2 {
+		part := c
+		part.Exceptions = c.Exceptions[:len(c.Exceptions)*tenths/10]
+		part.Paths = c.Paths[:len(c.Paths)*tenths/10]
+		if b := causeBytes(part); len(b) <= maxCause {
+			return b
+		}
+	}
+	return causeBytes(cause{Dir: cutText(c.Dir), Message: cutText(c.Message)})
+}
+
+func causeBytes(c cause) []byte {
+	b, err := json.Marshal(c)
+	if err != nil { // strings and numbers cannot fail
+		return nil
+	}
+	return b
+}
+
+func cutText(s string) string {
+	if len(s) <= maxCauseText {
+		return s
+	}
+	return s[:maxCauseText] + "..."
+}
