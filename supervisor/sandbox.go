@@ -138,15 +138,21 @@ func (s *Sandbox) startable(d *domain) error {
 	return s.usable()
 }
 
-// usable says why no request can be served. The caller holds s.mu.
+// usable says why nothing can run now. The caller holds s.mu.
 func (s *Sandbox) usable() error {
+	if s.frozen && s.alive() == nil {
+		return errors.New("the sandbox is frozen")
+	}
+	return s.alive()
+}
+
+// alive says why nothing will ever run again. The caller holds s.mu.
+func (s *Sandbox) alive() error {
 	switch {
 	case s.closing:
 		return errClosed
 	case s.cause != nil:
 		return fmt.Errorf("the sandbox is lost: %w", s.cause)
-	case s.frozen:
-		return errors.New("the sandbox is frozen")
 	}
 	return nil
 }
@@ -174,16 +180,15 @@ func (s *Sandbox) Freeze(ctx context.Context) error {
 	defer s.freezer.leave()
 
 	s.mu.Lock()
-	if s.frozen {
-		s.mu.Unlock()
-		return nil
-	}
-	if err := s.usable(); err != nil {
-		s.mu.Unlock()
+	frozen, err := s.frozen, s.alive()
+	s.frozen = frozen || err == nil
+	s.mu.Unlock()
+	if err != nil {
 		return fail(InvalidState, err)
 	}
-	s.frozen = true
-	s.mu.Unlock()
+	if frozen {
+		return nil
+	}
 
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
