@@ -33,7 +33,6 @@ type Cgroups struct {
 	Mode       string   // "unified", "hybrid", "legacy" or "none"
 	Missing    []string // controllers that sandboxd needs and the host lacks
 	NeedsScope bool     // systemd owns the tree: the daemon must get a scope from it
-	Systemd    bool
 }
 
 // Host is what is examined.

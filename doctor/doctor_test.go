@@ -78,7 +78,7 @@ func byName(name string) check {
 
 func TestScopeNeedsSystemdRun(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	o := lookScope(t.Context(), Host{Cgroups: Cgroups{NeedsScope: true, Systemd: true}})
+	o := lookScope(t.Context(), Host{Cgroups: Cgroups{NeedsScope: true}})
 	if !o.missing || !strings.Contains(o.fix, "Delegate=yes") {
 		t.Errorf("%+v", o)
 	}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"gopkg.in/yaml.v3"
+)
+
+// applyConfig sets from the YAML file at path what the command line has not set. A
+// key is the name of a flag or of a setting. A repeatable one takes a list, and env a
+// mapping too. A key or value that is wrong is an error that names it and its line.
+func applyConfig(path string, flags, settings *pflag.FlagSet) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	defer f.Close()
+	var doc yaml.Node
+	err = yaml.NewDecoder(f).Decode(&doc)
+	if errors.Is(err, io.EOF) {
+		return nil // an empty file sets nothing
+	}
+	if err != nil {
+		return fmt.Errorf("--config %s: %w", path, err)
+	}
+	top := doc.Content[0]
+	if top.Kind != yaml.MappingNode {
+		return fmt.Errorf("--config %s:%d: must be a mapping of keys to values", path, top.Line)
+	}
+	seen := map[string]bool{}
+	for i := 0; i < len(top.Content); i += 2 {
+		key, value := top.Content[i], top.Content[i+1]
+		if seen[key.Value] {
+			return fmt.Errorf("--config %s:%d: %s is there twice", path, key.Line, key.Value)
+		}
+		seen[key.Value] = true
+		if err := applyKey(key.Value, value, flags, settings); err != nil {
+			return fmt.Errorf("--config %s:%d: %s: %w", path, key.Line, key.Value, err)
+		}
+	}
+	return nil
+}
+
+// applyKey sets one key.
+func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) error {
+	flag := flags.Lookup(key)
+	switch {
+	case flag == nil:
+		flag = settings.Lookup(key)
+	case key == "config" || key == "help":
+		flag = nil
+	case flag.Changed:
+		return nil // the command line wins
+	}
+	if flag == nil {
+		return errors.New("unknown key; keys are the names of run's flags, and the settings that 'sandboxd run --help' lists")
+	}
+	list, err := scalars(value, flag.Value)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if err := flag.Value.Set(s); err != nil {
+			return fmt.Errorf("%q %w", s, err)
+		}
+	}
+	return nil
+}
+
+// scalars returns the values that a node gives to a flag.
+func scalars(node *yaml.Node, v pflag.Value) ([]string, error) {
+	_, isEnv := v.(envValue)
+	_, isList := v.(listValue)
+	switch {
+	case node.Kind == yaml.ScalarNode && node.Tag != "!!null":
+		return []string{node.Value}, nil
+	case node.Kind == yaml.SequenceNode && (isEnv || isList):
+		var list []string
+		for _, n := range node.Content {
+			if n.Kind != yaml.ScalarNode {
+				return nil, fmt.Errorf("line %d: must be a single value", n.Line)
+			}
+			list = append(list, n.Value)
+		}
+		return list, nil
+	case node.Kind == yaml.MappingNode && isEnv:
+		var list []string
+		for i := 0; i < len(node.Content); i += 2 {
+			name, value := node.Content[i], node.Content[i+1]
+			if value.Kind != yaml.ScalarNode || strings.Contains(name.Value, "=") {
+				return nil, fmt.Errorf("line %d: must be a name with a single value", name.Line)
+			}
+			list = append(list, name.Value+"="+value.Value)
+		}
+		return list, nil
+	case isEnv:
+		return nil, errors.New("must be a mapping, or a list of NAME=VALUE")
+	case isList:
+		return nil, errors.New("must be a list")
+	}
+	return nil, errors.New("must be a single value")
+}

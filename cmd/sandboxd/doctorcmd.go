@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sandboxd/sandboxd/doctor"
+	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/isolation/runc"
+)
+
+// doctorHost says what doctor is to examine.
+func doctorHost(h runc.Host, idBase int) doctor.Host {
+	return doctor.Host{
+		IDBase: uint32(idBase),
+		Cgroups: doctor.Cgroups{
+			Mode: h.Mode.String(), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
+		},
+	}
+}
+
+func doctorCommand() *cobra.Command {
+	var format string
+	idBase := instance.DefaultIDBase
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check what this host offers and lacks",
+		Long: `doctor checks what sandboxes need of this host, by trying it where that is cheap, and
+tells the fix for what is missing. FAIL is a must-have; WARN is a restriction that
+sandboxes can live with.
+
+Exit codes: 0 every must-have is there; 1 one is missing; 2 the command line is at
+fault.`,
+		Example: `  sudo sandboxd doctor
+  sudo sandboxd doctor --output json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			host, err := runc.DetectHost()
+			if err != nil {
+				return err
+			}
+			findings := doctor.Examine(cmd.Context(), doctorHost(host, idBase))
+			if format == "json" {
+				err = printJSON(cmd.OutOrStdout(), findings)
+			} else {
+				rows := [][]string{{"STATUS", "CHECK", "SEEN", "FIX"}}
+				for _, f := range findings {
+					rows = append(rows, []string{string(f.Status), f.Check, f.Seen, f.Fix})
+				}
+				err = table(cmd.OutOrStdout(), rows)
+			}
+			if err != nil {
+				return err
+			}
+			missing := 0
+			for _, f := range findings {
+				if f.Status == doctor.Fail {
+					missing++
+				}
+			}
+			if missing > 0 {
+				return &exitError{exitFunction, fmt.Errorf("%d must-haves are missing: sandboxes cannot run on this host", missing)}
+			}
+			return nil
+		},
+	}
+	addOutput(cmd.Flags(), &format)
+	cmd.Flags().Var(intValue{&idBase, 0, 1<<32 - 1, ""}, "id-base", "first host id for sandboxes, a multiple of 65536")
+	return cmd
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// defaultStateDir keeps what outlives a daemon: extracted code packages and images.
+const defaultStateDir = "/var/lib/sandboxd"
+
+// options are what `run` can be told. The zero value of a field is not always its
+// default: see newOptions.
+type options struct {
+	code string // DIR or ZIP
+
+	functionName string
+	handler      string
+	runtime      string
+	rootfs       string
+	layers       []string
+	env          map[string]string
+	memoryMB     int
+	timeout      time.Duration
+	ephemeralMB  int
+	concurrency  int // 0: what memory allows
+	network      string
+
+	listen       string
+	event        string // "" serves; else a file, or "-" for stdin
+	config       string
+	drainTimeout time.Duration
+
+	logFormat      string
+	logLevel       string
+	logDescriptors string
+
+	linger   time.Duration
+	stateDir string
+	runDir   string
+	idBase   int
+
+	settings settings
+}
+
+// settings are what only the configuration file can set.
+type settings struct {
+	region, accountID                       string
+	accessKeyID, secretAccessKey, sessToken string
+	initTimeout                             time.Duration // LC-06
+	idleTimeout                             time.Duration // until an idle sandbox is closed; 0 never
+	shutdownExternal, shutdownInternal      time.Duration // LC-64
+	runtimeShare                            int           // percent of the window, LC-61
+	billInit                                bool          // LOG-25
+}
+
+var (
+	functionNameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`) // INV-01
+	regionForm       = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)
+	accountForm      = regexp.MustCompile(`^[0-9]{12}$`)
+	anyForm          = regexp.MustCompile(`^[^\x00]*$`)
+)
+
+// rapidDefaults are the specification's values.
+var rapidDefaults = rapid.DefaultSettings()
+
+func newOptions() *options {
+	return &options{
+		functionName: "function",
+		runtime:      "provided.al2023",
+		rootfs:       "host",
+		memoryMB:     128,
+		timeout:      3 * time.Second,
+		ephemeralMB:  512,
+		network:      "none",
+
+		listen:       "127.0.0.1:9000",
+		drainTimeout: 30 * time.Second,
+
+		logFormat:      "Text",
+		logLevel:       "info",
+		logDescriptors: "pipe",
+
+		linger:   rapidDefaults.Linger,
+		stateDir: defaultStateDir,
+		runDir:   instance.DefaultRunDir,
+		idBase:   instance.DefaultIDBase,
+
+		settings: settings{
+			region: "us-east-1", accountID: "123456789012",
+			initTimeout:      rapidDefaults.InitTimeout,
+			idleTimeout:      15 * time.Minute,
+			shutdownExternal: rapidDefaults.ExternalWindow,
+			shutdownInternal: rapidDefaults.InternalWindow,
+			runtimeShare:     int(rapidDefaults.RuntimeShare * 100),
+			billInit:         rapidDefaults.BillInit,
+		},
+	}
+}
+
+// addFlags defines the flags of run.
+func (o *options) addFlags(f *pflag.FlagSet) {
+	f.Var(nameValue{&o.functionName, functionNameForm, "1 to 64 letters, digits, '-' and '_'"}, "function-name", "name that the endpoint serves besides 'function'")
+	f.StringVar(&o.handler, "handler", o.handler, "handler, as the runtime expects it (_HANDLER)")
+	f.StringVar(&o.runtime, "runtime", o.runtime, "provided.al2023, nodejs20.x, python3.11, …")
+	f.StringVar(&o.rootfs, "rootfs", o.rootfs, "base file system: host, or a directory tree")
+	f.Var(listValue{&o.layers, 5, "layers"}, "layer", "layer for /opt; repeatable, later ones win")
+	f.Var(envValue{&o.env}, "env", "environment variable of the function; repeatable")
+	f.Var(intValue{&o.memoryMB, 128, 10240, " MB"}, "memory", "memory in MB, 128 to 10240; CPU is in proportion, 1769 MB are one CPU")
+	f.Var(durationValue{&o.timeout, time.Second, 900 * time.Second, true}, "timeout", "longest time of an invocation, 1s to 900s")
+	f.Var(intValue{&o.ephemeralMB, 512, 10240, " MB"}, "ephemeral-storage", "size of /tmp in MB, 512 to 10240")
+	f.Var(intValue{&o.concurrency, 1, 4094, ""}, "concurrency", "most sandboxes at once (default: what memory allows, at most 10)")
+	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
+
+	f.Var(addressValue{&o.listen}, "listen", "address of the invoke endpoint")
+	f.StringVar(&o.event, "event", o.event, "invoke once with the event in FILE (- is standard input), print the response, and exit")
+	f.StringVar(&o.config, "config", o.config, "YAML file with the same keys as the flags; flags win")
+	f.Var(durationValue{&o.drainTimeout, 0, time.Hour, false}, "drain-timeout", "how long invocations may take to end after SIGTERM")
+
+	f.Var(choiceValue{&o.logFormat, []string{"Text", "JSON"}}, "log-format", "form of all log lines: Text or JSON")
+	f.Var(choiceValue{&o.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "least level of the daemon's own messages")
+	f.Var(choiceValue{&o.logDescriptors, []string{"pipe", "socket"}}, "log-descriptors", "what the function gets as stdout and stderr")
+
+	f.Var(durationValue{&o.linger, 0, 10 * time.Second, false}, "linger", "how long a sandbox stays unfrozen after an invocation")
+	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "folder for extracted packages, kept between runs")
+	f.StringVar(&o.runDir, "run-dir", o.runDir, "folder for the running daemons")
+	f.Var(intValue{&o.idBase, 0, 1<<32 - 1, ""}, "id-base", "first host id for sandboxes, a multiple of 65536")
+}
+
+// addSettings defines the keys that only the configuration file has.
+func (o *options) addSettings(f *pflag.FlagSet) {
+	s := &o.settings
+	f.Var(nameValue{&s.region, regionForm, "a region such as us-east-1"}, "region", "AWS_REGION and the function's ARN")
+	f.Var(nameValue{&s.accountID, accountForm, "12 digits"}, "account-id", "account in the function's ARN")
+	f.Var(nameValue{&s.accessKeyID, anyForm, "text"}, "access-key-id", "AWS_ACCESS_KEY_ID of the function")
+	f.Var(nameValue{&s.secretAccessKey, anyForm, "text"}, "secret-access-key", "AWS_SECRET_ACCESS_KEY of the function")
+	f.Var(nameValue{&s.sessToken, anyForm, "text"}, "session-token", "AWS_SESSION_TOKEN of the function")
+	f.Var(durationValue{&s.initTimeout, time.Second, 900 * time.Second, false}, "init-timeout", "longest time of an initialization of its own")
+	f.Var(durationValue{&s.idleTimeout, 0, 24 * time.Hour, false}, "idle-timeout", "how long a sandbox may be idle before it is closed; 0 is for ever")
+	f.Var(durationValue{&s.shutdownExternal, 0, time.Minute, false}, "shutdown-window", "time for the shutdown with external extensions")
+	f.Var(durationValue{&s.shutdownInternal, 0, time.Minute, false}, "shutdown-window-internal", "time for the shutdown with internal extensions only")
+	f.Var(intValue{&s.runtimeShare, 0, 100, " percent"}, "shutdown-runtime-share", "part of the window that the runtime may use")
+	f.Var(boolValue{&s.billInit}, "bill-init", "count the initialization into the billed duration")
+}
+
+// complete checks what no single value can know.
+func (o *options) complete() error {
+	if o.rootfs == "" || o.stateDir == "" || o.runDir == "" {
+		return fmt.Errorf("--rootfs, --state-dir and --run-dir must not be empty")
+	}
+	if _, err := instance.NewPool(uint32(o.idBase), "/"); err != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+)
+
+// lockedWriter lets several writers share one stream without mixing their lines.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// outletBytes bounds the daemon's own messages that wait for a slow reader.
+const outletBytes = 1 << 20
+
+// outlet passes writes on without ever making the writer wait. What a slow reader
+// leaves no room for is dropped, counted, and told once there is room again. A Write
+// is one message; they stay in order. Safe for concurrent use.
+type outlet struct {
+	w    io.Writer
+	wake chan struct{} // capacity 1: there is something to do
+	done chan struct{} // closed when the last message is out
+
+	mu      sync.Mutex
+	queue   [][]byte
+	bytes   int
+	dropped int
+	closed  bool
+}
+
+func newOutlet(w io.Writer) *outlet {
+	o := &outlet{w: w, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go o.pump()
+	return o
+}
+
+// Write queues p. It always succeeds.
+func (o *outlet) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	if o.closed || o.bytes+len(p) > outletBytes {
+		o.dropped++
+	} else {
+		o.queue = append(o.queue, append([]byte(nil), p...))
+		o.bytes += len(p)
+	}
+	o.mu.Unlock()
+	o.signal()
+	return len(p), nil
+}
+
+func (o *outlet) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pump writes what is queued until the outlet is closed and empty.
+func (o *outlet) pump() {
+	defer close(o.done)
+	for range o.wake {
+		o.mu.Lock()
+		queue, dropped, closed := o.queue, o.dropped, o.closed
+		o.queue, o.bytes, o.dropped = nil, 0, 0
+		o.mu.Unlock()
+		for _, p := range queue {
+			_, _ = o.w.Write(p) // there is nowhere left to tell an error
+		}
+		if dropped > 0 {
+			fmt.Fprintf(o.w, "sandboxd: %d messages were dropped: standard error is read too slowly\n", dropped)
+		}
+		if closed {
+			return
+		}
+	}
+}
+
+// Close waits until everything is out, at most for patience: a reader that has
+// stopped must not keep the daemon.
+func (o *outlet) Close(patience time.Duration) {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.signal()
+	select {
+	case <-o.done:
+	case <-time.After(patience):
+	}
+}
+
+// newLogger makes the daemon's own log on w.
+func newLogger(w io.Writer, o *options) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(w)
+	level, err := logrus.ParseLevel(o.logLevel)
+	if err != nil {
+		level = logrus.InfoLevel // not possible: the flag takes known levels only
+	}
+	log.SetLevel(level)
+	if o.logFormat == string(telemetry.JSON) {
+		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})
+	}
+	return log
+}
+
+// newSink makes the sink for the lines of functions, extensions and platform. In
+// text they are printed as they are. In JSON every line is one object: a line that
+// is none becomes the record of one, as the Telemetry API has it (TL-24).
+func newSink(w io.Writer, format telemetry.Format) telemetry.Sink {
+	plain := telemetry.NewWriter(w, format)
+	if format != telemetry.JSON {
+		return plain
+	}
+	return jsonSink{plain}
+}
+
+// jsonSink wraps lines that are no JSON objects.
+type jsonSink struct{ next telemetry.Sink }
+
+func (s jsonSink) Line(r telemetry.Record) {
+	if text := strings.TrimSpace(r.Text); r.Platform == nil && (!strings.HasPrefix(text, "{") || !json.Valid([]byte(text))) {
+		event := struct {
+			Time   string `json:"time"`
+			Type   string `json:"type"`
+			Record string `json:"record"`
+		}{r.Time.UTC().Format("2006-01-02T15:04:05.000Z"), string(r.Source), r.Text}
+		if b, err := json.Marshal(event); err == nil {
+			r.Text = string(b)
+		}
+	}
+	s.next.Line(r)
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/fleet"
+	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/api"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+const (
+	mbPerCPU = 1769 // ENV-32
+	maxCPUs  = 6    // ENV-32
+	maxPIDs  = 1024 // ENV-34
+)
+
+// factory makes the sandboxes of one function.
+type factory struct {
+	instance *instance.Instance
+	leases   *instance.Leases
+	engine   *runc.Engine
+	log      *logrus.Logger
+	hurry    <-chan struct{}
+
+	name string         // first part of sandbox ids
+	spec isolation.Spec // all but ID and IDBase
+	life rapid.Config   // all but LogStream and OnState
+
+	quarantine atomic.Bool // some sandbox could not be removed
+
+	mu   sync.Mutex
+	live map[string]*sandbox
+}
+
+func newFactory(s *session, function *rootfs.Function, template string, hurry <-chan struct{}) *factory {
+	return &factory{
+		instance: s.instance, leases: s.leases, engine: s.engine, log: s.log, hurry: hurry,
+		name: idPrefix(s.o.functionName),
+		spec: specOf(s.o, function, template),
+		life: lifeOf(s.o, function, s.sink()),
+		live: map[string]*sandbox{},
+	}
+}
+
+// specOf says what a sandbox of the function is made of.
+func specOf(o *options, function *rootfs.Function, template string) isolation.Spec {
+	spec := isolation.Spec{
+		Hostname: "sandbox", // /etc/hosts inside knows it
+		Limits: isolation.Limits{
+			MemoryBytes: int64(o.memoryMB) << 20,
+			CPU:         min(float64(o.memoryMB)/mbPerCPU, maxCPUs),
+			PIDs:        maxPIDs,
+		},
+		Domains: []string{isolation.RuntimeDomain},
+		Root:    isolation.Root{Dirs: function.Dirs},
+		Tmp:     isolation.Tmp{Template: template},
+	}
+	if len(function.Extensions) > 0 && !function.ExtensionsDisabled {
+		spec.Domains = append(spec.Domains, isolation.ExtensionDomain)
+	}
+	for _, l := range function.Links {
+		spec.Root.Links = append(spec.Root.Links, isolation.Link(l))
+	}
+	for _, m := range function.Mounts {
+		spec.Mounts = append(spec.Mounts, isolation.Mount(m))
+	}
+	return spec
+}
+
+// lifeOf says how a sandbox of the function lives.
+func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Config {
+	settings := rapid.DefaultSettings()
+	settings.InitTimeout = o.settings.initTimeout
+	settings.Linger = o.linger
+	settings.InternalWindow = o.settings.shutdownInternal
+	settings.ExternalWindow = o.settings.shutdownExternal
+	settings.RuntimeShare = float64(o.settings.runtimeShare) / 100
+	settings.BillInit = o.settings.billInit
+	settings.Descriptors = telemetry.Descriptors(o.logDescriptors)
+	return rapid.Config{
+		Function: rapid.Function{
+			Name: o.functionName, Version: functionVersion, ARN: functionARN(o), Handler: o.handler,
+			Runtime: o.runtime, Region: o.settings.region, AccountID: o.settings.accountID,
+			MemoryMB: o.memoryMB, Timeout: o.timeout, Env: o.env,
+			LogFormat: telemetry.Format(o.logFormat), LogGroup: "/aws/lambda/" + o.functionName,
+			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs},
+			Extensions:         function.Extensions,
+			ExtensionsDisabled: function.ExtensionsDisabled,
+		},
+		Settings: settings,
+		Credentials: rapid.Credentials{
+			AccessKeyID: o.settings.accessKeyID, SecretAccessKey: o.settings.secretAccessKey, SessionToken: o.settings.sessToken,
+		},
+		Sink: sink,
+	}
+}
+
+// functionVersion is the only version that there is.
+const functionVersion = "$LATEST"
+
+// functionARN is the function's unqualified ARN.
+func functionARN(o *options) string {
+	return fmt.Sprintf("arn:aws:lambda:%s:%s:function:%s", o.settings.region, o.settings.accountID, o.functionName)
+}
+
+// sandbox joins the parts of one execution environment. It implements fleet.Sandbox.
+type sandbox struct {
+	id      string
+	base    uint32 // of its lease
+	box     *runc.Sandbox
+	sup     *supervisor.Sandbox
+	life    *rapid.Sandbox
+	factory *factory
+
+	end   context.CancelFunc // ends the life
+	ended chan struct{}      // closed when the life and its API have ended
+	err   error              // of the life; valid once ended
+}
+
+// make makes a sandbox and starts its life. What fails is rolled back.
+func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) {
+	id, err := sandboxID(f.name)
+	if err != nil {
+		return nil, err
+	}
+	base, err := f.leases.Acquire(f.instance)
+	if err != nil {
+		return nil, err
+	}
+	spec := f.spec
+	spec.ID, spec.IDBase = id, base
+	box, err := f.engine.Create(ctx, spec)
+	if err != nil {
+		return nil, errors.Join(err, f.leases.Release(base)) // no process ever had these ids
+	}
+	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f, ended: make(chan struct{})}
+	cfg := f.life
+	cfg.LogStream = time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
+	cfg.OnState = func(st rapid.State) { f.log.WithField("sandbox", id).WithField("state", st).Debug("life cycle") }
+	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
+	var lifeCtx context.Context
+	lifeCtx, s.end = context.WithCancel(context.Background())
+	go s.run(lifeCtx)
+	f.mu.Lock()
+	f.live[id] = s
+	f.mu.Unlock()
+	return s, nil
+}
+
+// find returns the live sandbox of that id, nil if there is none.
+func (f *factory) find(id string) *sandbox {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.live[id]
+}
+
+// run lives the sandbox's life and serves the Runtime API for as long as it lasts:
+// the shutdown needs the API too.
+func (s *sandbox) run(ctx context.Context) {
+	defer close(s.ended)
+	apiCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), api.DefaultLimits()) }()
+	s.err = s.life.Run(ctx)
+	stop()
+	s.err = errors.Join(s.err, <-served)
+}
+
+// ID names the sandbox.
+func (s *sandbox) ID() string { return s.id }
+
+// State is where in its life the sandbox is.
+func (s *sandbox) State() rapid.State { return s.life.State() }
+
+// Invoke runs one invocation.
+func (s *sandbox) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+	return s.life.Invoke(ctx, inv)
+}
+
+// Ended is closed when the life has ended.
+func (s *sandbox) Ended() <-chan struct{} { return s.ended }
+
+// Close ends the life and removes the sandbox. When ctx ends or the user is in a
+// hurry, the orderly shutdown is cut short by a kill. A sandbox that cannot be
+// removed is quarantined: its ids are not used again.
+func (s *sandbox) Close(ctx context.Context) error {
+	s.end()
+	var errs []error
+	select {
+	case <-s.ended:
+	case <-s.factory.hurry:
+		errs = append(errs, s.box.Kill())
+	case <-ctx.Done():
+		errs = append(errs, s.box.Kill())
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
+	defer cancel()
+	if err := s.sup.Close(last); err != nil {
+		s.factory.quarantine.Store(true)
+		errs = append(errs, fmt.Errorf("sandbox %s is quarantined: %w", s.id, err))
+	} else {
+		errs = append(errs, s.factory.leases.Release(s.base))
+	}
+	select {
+	case <-s.ended: // also after a kill: nothing is left to wait for
+		errs = append(errs, s.err)
+	case <-last.Done():
+		errs = append(errs, fmt.Errorf("sandbox %s: its life does not end: %w", s.id, last.Err()))
+	}
+	s.factory.mu.Lock()
+	delete(s.factory.live, s.id)
+	s.factory.mu.Unlock()
+	return errors.Join(errs...)
+}
+
+// idPrefix turns a function's name into the first part of sandbox ids, which name
+// files and cgroups.
+func idPrefix(name string) string {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return strings.Trim(name[:min(len(name), 33)], "-")
+}
+
+// sandboxID makes a new id: the prefix and six random hexadecimal digits.
+func sandboxID(prefix string) (string, error) {
+	var b [3]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("sandbox id: %w", err)
+	}
+	return strings.TrimPrefix(prefix+"-", "-") + hex.EncodeToString(b[:]), nil
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/front"
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// maxEventBytes bounds the event of --event (INV-08).
+const maxEventBytes = 6 << 20
+
+// serve answers requests on l until ctx ends, then drains. The fleet's shutdown
+// answers what still runs when the time for that is up.
+func (s *session) serve(ctx context.Context, l net.Listener) error {
+	server := front.New(front.Config{
+		Fleet: s.fleet, Name: s.o.functionName, Version: functionVersion, ARN: functionARN(s.o),
+		DrainTimeout: s.o.drainTimeout + teardownTime,
+		OnError:      func(err error) { s.log.WithError(err).Error("request failed") },
+	})
+	s.log.WithFields(logrus.Fields{"addr": l.Addr().String(), "instance": s.instance.ID(), "function": s.o.functionName}).Info("listening")
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-s.drain.Done():
+		_ = s.fleet.Shutdown(s.drain) // close asks again, and tells the error
+		return <-served
+	}
+}
+
+// invokeOnce runs one invocation and writes its response to out. When ctx ends first
+// the invocation is cut short.
+func (s *session) invokeOnce(ctx context.Context, event []byte, out io.Writer) error {
+	type answer struct {
+		*rapid.Result
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		res, err := s.fleet.Invoke(ctx, &rapid.Invocation{ID: uuid.NewString(), Payload: event, Arrived: time.Now()})
+		if err == nil {
+			<-res.Done // the REPORT comes before the end
+		}
+		answers <- answer{res, err}
+	}()
+	var a answer
+	select {
+	case a = <-answers:
+	case <-ctx.Done():
+		cut, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		cancel()
+		_ = s.fleet.Shutdown(cut) // close asks again, and tells the error
+		<-answers
+		return errors.New("interrupted before the invocation was over")
+	}
+	if a.err != nil {
+		return a.err
+	}
+	if _, err := out.Write(a.Payload); err != nil {
+		return fmt.Errorf("write the response: %w", err)
+	}
+	if a.FunctionError {
+		return &exitError{code: exitFunction}
+	}
+	return nil
+}
+
+// readEvent reads the event of --event and checks it as the endpoint would (INV-08,
+// INV-09).
+func readEvent(name string, stdin io.Reader) ([]byte, error) {
+	in := stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("--event: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	event, err := io.ReadAll(io.LimitReader(in, maxEventBytes+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("--event %s: %w", name, err)
+	case len(event) > maxEventBytes:
+		return nil, fmt.Errorf("--event %s: is over the limit of %d bytes", name, maxEventBytes)
+	case len(event) == 0:
+		return []byte("{}"), nil
+	case !json.Valid(event):
+		return nil, fmt.Errorf("--event %s: is not JSON", name)
+	}
+	return event, nil
+}
