@@ -34,7 +34,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 			l.answered(res)
 			return res, nil
 		}
-		close(l.m.broken)
+		l.broke()
 		if l.f.life.Err() != nil {
 			return nil, fmt.Errorf("%w: %w", ErrClosed, err)
 		}
@@ -80,6 +80,16 @@ func (l *Lease) answered(res *rapid.Result) {
 	}
 	f.mu.Unlock()
 	m.done <- res.Done // has room: there is one invocation at a time
+}
+
+// broke has the keeper close a sandbox that did not take its invocation.
+func (l *Lease) broke() {
+	l.f.mu.Lock()
+	if l.m.phase == taken { // else the keeper has found it dead
+		l.f.move(l.m, leaving)
+	}
+	l.f.mu.Unlock()
+	close(l.m.broken)
 }
 
 // exchange trades a broken sandbox for another or for a new place. It takes what is
