@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Installs what a step needs and is missing, on Debian 12 or 13 as root. Says nothing
+# and needs no root when all is there.
+#
+#   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
+#   scripts/setup.sh test      build, and what the tests run: Node, Python, shellcheck
+#   scripts/setup.sh vm        qemu and what makes a Debian image
+#   scripts/setup.sh vagrant   vagrant, to check the Vagrantfile
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+. scripts/go-env.sh
+
+# A Go of this version or later fetches the one that go.mod asks for by itself
+# (GOTOOLCHAIN=auto); older ones know nothing of it.
+oldest_go=1.21
+
+# has_go: there is a go command that can build the project.
+has_go() {
+	local version
+	version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || return 1
+	printf '%s\n' "$oldest_go" "${version#go}" | sort -V -C
+}
+
+# candidate_go COMMAND…: the version of golang-go that apt would install.
+candidate_go() { "$@" golang-go 2>/dev/null | sed -n 's/^Version: *\([0-9]*:\)\{0,1\}//p' | head -n 1; }
+
+install_go() {
+	has_go && return 0
+	local codename version
+	need_root "installing Go"
+	apt-get -qq update
+	version=$(candidate_go apt-cache show --no-all-versions)
+	if printf '%s\n' "$oldest_go" "${version:-0}" | sort -V -C; then
+		apt_install golang-go
+	else
+		codename=$(debian_codename)
+		[ -n "$codename" ] || die "Go ${version:-none} is too old and this is not Debian: install Go $oldest_go or later by hand"
+		say "installing Go from $codename-backports"
+		DEBIAN_FRONTEND=noninteractive apt_from "$codename $codename-updates $codename-backports" apt-get -y \
+			--no-install-recommends -o Dpkg::Use-Pty=0 -t "$codename-backports" install golang-go >/dev/null
+	fi
+	has_go || die "Go is still older than $oldest_go: $(go version)"
+}
+
+build() {
+	apt_install gcc libc6-dev libseccomp-dev pkg-config make git ca-certificates \
+		curl e2fsprogs mount util-linux iproute2
+	install_go
+	go version >/dev/null || die "Go cannot get the version that go.mod asks for"
+}
+
+# have_command NAME PACKAGE: installs the package unless the command is there, from
+# wherever it came.
+have_command() { [ -x "/usr/bin/$1" ] || [ -x "/usr/local/bin/$1" ] || apt_install "$2"; }
+
+case ${1:-build} in
+build) build ;;
+test)
+	build
+	have_command node nodejs
+	have_command npm npm
+	have_command python3 python3
+	have_command pip3 python3-pip
+	apt_install shellcheck
+	;;
+vm)
+	apt_install mmdebstrap e2fsprogs kmod
+	case $(debian_codename) in
+	bookworm)
+		# qemu 7.2 of bookworm crashes a 6.12 guest at random when it emulates the CPU.
+		if [ "$(missing_packages qemu-system-x86)" ]; then
+			need_root "installing qemu"
+			say "installing qemu from bookworm-backports"
+			DEBIAN_FRONTEND=noninteractive apt_from "bookworm bookworm-updates bookworm-backports" apt-get -y \
+				--no-install-recommends -o Dpkg::Use-Pty=0 -t bookworm-backports \
+				install qemu-system-x86 seabios >/dev/null
+		fi
+		;;
+	*) apt_install qemu-system-x86 seabios ;;
+	esac
+	;;
+vagrant) apt_install vagrant ;;
+*) die "usage: setup.sh [build|test|vm|vagrant]" ;;
+esac

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# A virtual machine with a Debian kernel and pure cgroup v2, for hosts that have
+# another kind of cgroups. qemu emulates the CPU (TCG): the same everywhere, no KVM needed.
+#
+#   vm/vm.sh build KIND       builds kernel and image below .build/vm, unless they are there
+#   vm/vm.sh run KIND DIR     runs DIR/run in the machine as root with a copy of DIR as
+#                             working directory; passes on its output and exit status
+#
+# KIND is "plain" (our own small PID 1) or "systemd". VM_MEMORY (MiB, 3072) and
+# VM_TIMEOUT (seconds, 1500) bound the machine.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/../scripts/lib.sh"
+
+suite=trixie
+packages=mount,kmod,procps,iproute2,e2fsprogs,curl,ca-certificates,libseccomp2
+[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported so far"
+
+# image_dir KIND: where this kind's kernel and image are. The name carries a hash of
+# this tool and the files it puts in.
+image_dir() {
+	local inputs
+	inputs=$( (echo "$suite $packages" && cat vm/vm.sh vm/guest/*) | sha256sum | cut -c1-12)
+	echo "$project/.build/vm/$1-$inputs"
+}
+
+# fetch_kernel DIR: unpacks the newest cloud kernel of the suite into DIR and prints its
+# release. ext4 and NVMe are built into it, so the machine needs no initramfs.
+fetch_kernel() {
+	local package
+	package=$(apt_from "$suite" apt-cache show --no-all-versions linux-image-cloud-amd64 |
+		sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p')
+	[ -n "$package" ] || die "no cloud kernel in $suite"
+	mkdir -p "$1"
+	(cd "$1" && apt_from "$suite" apt-get download "$package")
+	dpkg-deb -x "$1/$package"_*.deb "$1/tree"
+	echo "${package#linux-image-}"
+}
+
+build() {
+	local kind=$1 dir include=$packages work kernel init=/sbin/init
+	dir=$(image_dir "$kind")
+	[ ! -e "$dir" ] || return 0
+	need_root "building a machine image"
+	scripts/setup.sh vm
+	case $kind in
+	plain) init=/usr/local/sbin/vm-init ;;
+	systemd) include+=,systemd-sysv,dbus ;;
+	*) die "unknown kind of machine $kind: plain or systemd" ;;
+	esac
+	say "building $kind: kernel and image of Debian $suite"
+	rm -rf "$project/.build/vm/$kind"-*
+	work=$dir.partial
+	mkdir -p "$work"
+
+	kernel=$(fetch_kernel "$work/kernel")
+	# shellcheck disable=SC2016 # mmdebstrap expands it
+	mmdebstrap --quiet --mode=root --variant=essential --include="$include" \
+		--aptopt='Apt::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
+		--customize-hook='rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale' \
+		"$suite" "$work/root" "$(debian_mirror)"
+	cp -a "$work/kernel/tree/usr/lib/modules" "$work/root/usr/lib/"
+	depmod -b "$work/root" "$kernel"
+	install -m 755 vm/guest/init "$work/root/usr/local/sbin/vm-init"
+	install -m 755 vm/guest/run-payload "$work/root/usr/local/sbin/run-payload"
+	if [ "$kind" = systemd ]; then
+		install -m 644 vm/guest/payload.service "$work/root/etc/systemd/system/payload.service"
+		systemctl_offline "$work/root" enable payload.service
+		systemctl_offline "$work/root" mask serial-getty@ttyS0.service
+	fi
+	cp "$work/kernel/tree/boot/vmlinuz-$kernel" "$work/vmlinuz"
+	mke2fs -q -t ext4 -O ^has_journal -d "$work/root" "$work/root.ext4" 2G >/dev/null
+	echo "$init" >"$work/init"
+	rm -rf "$work/root" "$work/kernel"
+	mv "$work" "$dir"
+	say "built $kind: Linux $kernel, $(du -h "$dir/root.ext4" | cut -f1)"
+}
+
+# systemctl_offline ROOT VERB UNIT: makes the links that systemctl would make. The
+# host may have no systemctl.
+systemctl_offline() {
+	local etc=$1/etc/systemd/system
+	case $2 in
+	enable) mkdir -p "$etc/multi-user.target.wants" && ln -s "../$3" "$etc/multi-user.target.wants/$3" ;;
+	mask) ln -s /dev/null "$etc/$3" ;;
+	esac
+}
+
+run() {
+	local kind=$1 payload=$2 dir scratch status
+	build "$kind"
+	dir=$(image_dir "$kind")
+	scratch=$(mktemp -d)
+	# shellcheck disable=SC2064 # the path of now is meant
+	trap "rm -rf '$scratch'" EXIT
+
+	mke2fs -q -t ext4 -O ^has_journal -d "$payload" "$scratch/payload.ext4" 1G >/dev/null
+	: >"$scratch/status"
+	mkfifo "$scratch/log" # qemu's own stdio device would close at the end of stdin
+	exec 3<>"$scratch/log" # held open, so that cat ends even if qemu never opens it
+	cat <"$scratch/log" 3>&- &
+	timeout -k 5 "${VM_TIMEOUT:-1500}" qemu-system-x86_64 \
+		-M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${VM_MEMORY:-3072}" \
+		-nodefaults -no-user-config -no-reboot -display none \
+		-kernel "$dir/vmlinuz" \
+		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init=$(cat "$dir/init") panic=-1 mitigations=off" \
+		-serial "file:$scratch/console" \
+		-drive "file=$dir/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" \
+		-device nvme,drive=root,serial=root \
+		-drive "file=$scratch/payload.ext4,if=none,id=payload,format=raw,cache=unsafe" \
+		-device virtio-blk-pci,drive=payload \
+		-device virtio-rng-pci \
+		-device virtio-serial-pci \
+		-chardev "file,id=log,path=$scratch/log" -device virtserialport,chardev=log,name=log \
+		-chardev "file,id=status,path=$scratch/status" -device virtserialport,chardev=status,name=status \
+		</dev/null 3>&- || say "qemu ended with status $?"
+	exec 3>&-
+	wait
+	status=$(cat "$scratch/status")
+	if [ -z "$status" ]; then
+		say "the machine ended without an exit status; the end of its console:"
+		tail -n 40 "$scratch/console" >&2
+		status=125
+	fi
+	exit "$status"
+}
+
+case ${1:-} in
+build) build "${2:?KIND}" ;;
+run) run "${2:?KIND}" "${3:?DIR}" ;;
+*) die "usage: vm/vm.sh build KIND | run KIND DIR" ;;
+esac
