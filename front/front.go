@@ -104,9 +104,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
+	_ = l.Close()
+	<-failed
 	conns.closeWaiting() // they have no request, and Shutdown would give new ones 5 s
 	err := srv.Shutdown(drain)
-	<-failed
 	if err == nil {
 		err = s.waitEvents(drain)
 	}
@@ -147,7 +148,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// the function does. Errors mean that the connection has gone.
 	limit := time.Now().Add(s.cfg.BodyTimeout)
 	_ = conn.SetReadDeadline(limit)
-	_ = conn.SetWriteDeadline(limit) // for 100 Continue
+	_ = conn.SetWriteDeadline(limit.Add(s.cfg.WriteTimeout)) // for 100 Continue and refusals
 
 	ids := newIDs()
 	id := ids.request
@@ -173,12 +174,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body, held, err := s.readBody(r, req.kind)
-	_ = conn.SetReadDeadline(time.Time{})
-	if err != nil {
+	if err != nil { // the deadline stays: net/http reads on before it answers
 		s.buffered.give(held)
 		err.write(w)
 		return
 	}
+	_ = conn.SetReadDeadline(time.Time{})
 	if req.kind == dryRun { // INV-02
 		s.buffered.give(held)
 		w.WriteHeader(http.StatusNoContent)
