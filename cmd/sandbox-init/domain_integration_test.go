@@ -155,6 +155,67 @@ func TestExecAtTheLimit(t *testing.T) {
 	d.start("/bin/sleep", "1000")
 }
 
+// The handler needs no new thread after its Hello, whatever it does.
+func TestThreadsAreReserved(t *testing.T) {
+	d := newDomain(t)
+	count := func() int {
+		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(tasks)
+	}
+	before := count()
+	for i := range 200 {
+		started, _ := d.start("/bin/true")
+		d.wantExit(started.ID, exitedWith(0))
+		d.start("/bin/sleep", "1000")
+		d.send(wire.KillAll{Seq: uint32(i)})
+		d.recv()
+		d.recv()
+	}
+	if after := count(); after != before {
+		t.Errorf("%d threads after work, %d at the Hello", after, before)
+	}
+}
+
+// With no process or thread left to have, the handler refuses to start processes and
+// does all else: a fork bomb does not end it (REQUIREMENTS 4, exhaustion).
+func TestNoThreadsLeft(t *testing.T) {
+	d := newDomain(t)
+	sleeper, _ := d.start("/bin/sleep", "1000")
+	limit := unix.Rlimit{Cur: 1, Max: 1}
+	if err := unix.Prlimit(d.pid, unix.RLIMIT_NPROC, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if started, _ := d.exec([]string{"/bin/true"}, nil); syscall.Errno(started.Errno) != unix.EAGAIN {
+			t.Fatalf("%#v, want EAGAIN", started)
+		}
+	}
+	d.send(wire.Signal{ID: sleeper.ID, Signal: int32(unix.SIGTERM)})
+	d.wantExit(sleeper.ID, killedBy(unix.SIGTERM))
+	d.send(wire.KillAll{Seq: 1})
+	if m := d.recv(); m != (wire.Killed{Seq: 1}) {
+		t.Fatalf("%#v", m)
+	}
+}
+
+func BenchmarkExec(b *testing.B) {
+	d := newDomain(b)
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer null.Close()
+	for b.Loop() {
+		d.next++
+		d.send(wire.Exec{ID: d.next, Path: "/bin/true", Argv: []string{"true"}, Dir: "/", UID: 993, GID: 990}, null, null)
+		d.recv()
+		d.recv()
+	}
+}
+
 // SUP-16: exit codes and signals arrive as they were, and to the group.
 func TestExits(t *testing.T) {
 	d := newDomain(t)

@@ -160,7 +160,7 @@ func parent(program, base string) error {
 }
 
 type domain struct {
-	t    *testing.T
+	t    testing.TB
 	base int
 	pid  int // on the host
 	cmd  *exec.Cmd
@@ -172,7 +172,7 @@ var ranges atomic.Int32
 
 func newBase() int { return 1879048192 + int(ranges.Add(1))*isolation.IDCount }
 
-func newDomain(t *testing.T) *domain {
+func newDomain(t testing.TB) *domain {
 	t.Helper()
 	local, remote, err := wire.Pair()
 	if err != nil {

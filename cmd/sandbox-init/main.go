@@ -64,6 +64,7 @@ func serve(conn *wire.Conn) error {
 	if err := dropPrivileges(); err != nil {
 		return err
 	}
+	reserveThreads()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
