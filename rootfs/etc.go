@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -90,13 +91,35 @@ func (c *copier) copyMatching(patterns []string) error {
 				ok, _ := path.Match(pattern, name)
 				return !ok
 			})
-		} else if err := c.dst.MkdirAll(path.Dir(pattern), 0o755); err != nil {
-			return fmt.Errorf("rootfs: make /etc: %w", err)
+		} else if _, err := c.src.Lstat(pattern); err != nil {
+			continue // this distribution does not have it
+		} else if err := c.makeParents(pattern); err != nil {
+			return err
 		}
 		for _, rel := range matches {
 			if err := c.copy(rel, 0); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// makeParents makes the directories above rel.
+func (c *copier) makeParents(rel string) error {
+	for i := range len(rel) {
+		if rel[i] != '/' {
+			continue
+		}
+		err := c.dst.Mkdir(rel[:i], 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = c.dst.Chmod(rel[:i], 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("rootfs: make /etc: %w", err)
 		}
 	}
 	return nil

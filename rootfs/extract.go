@@ -17,7 +17,6 @@ import (
 // ones. Every directory stays usable by its owner, so that it can be removed.
 func (p *zipPlan) extract(ctx context.Context, root *os.Root, progress func(done, total int64)) error {
 	var done int64
-	var dirs []zipEntry
 	for _, e := range p.entries {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("rootfs: extract %s: %w", p.file, err)
@@ -30,7 +29,6 @@ func (p *zipPlan) extract(ctx context.Context, root *os.Root, progress func(done
 			if err := root.MkdirAll(e.name, 0o755); err != nil {
 				return fmt.Errorf("rootfs: extract %s: %w", p.file, err)
 			}
-			dirs = append(dirs, e)
 			continue
 		case fs.ModeSymlink:
 			if err := p.extractLink(root, e); err != nil {
@@ -49,8 +47,8 @@ func (p *zipPlan) extract(ctx context.Context, root *os.Root, progress func(done
 			return err
 		}
 	}
-	for _, e := range dirs {
-		if err := root.Chmod(e.name, e.perm|0o700); err != nil {
+	for name, perm := range p.dirs { // implied ones too: the umask counted when they were made
+		if err := root.Chmod(name, perm|0o700); err != nil {
 			return fmt.Errorf("rootfs: extract %s: %w", p.file, err)
 		}
 	}

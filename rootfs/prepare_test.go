@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const shell = "#!/bin/sh\n"
@@ -271,6 +273,27 @@ func TestScanWarnings(t *testing.T) {
 	}
 	if w := f.Warnings[maxScanWarnings+1]; !strings.Contains(w, "ENV-36") {
 		t.Errorf("warning %q, want the limit", w)
+	}
+}
+
+// TestUmask: whatever the daemon's umask, the sandbox user can read what is made.
+func TestUmask(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	code := writeZip(t, t.TempDir(), makeZip(t, file{name: "bootstrap", mode: 0o755, body: shell}, file{name: "a/b/awslambdaric"},
+		file{name: "awslambdaric/__main__.py"}))
+	f, err := prepareDir(t, FunctionOptions{Code: code, Base: HostBase})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range f.Mounts {
+		if m.Target == "/usr" {
+			continue
+		}
+		s := scan{ctx: t.Context(), pkg: pkg{given: m.Target, dir: m.Sources[0], inside: m.Target}}
+		if err := s.run(); err != nil || s.unreadable > 0 || s.entries < 3 {
+			t.Errorf("%s: %d entries, %v, %v", m.Target, s.entries, s.warnings, err)
+		}
 	}
 }
 

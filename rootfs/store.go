@@ -117,8 +117,18 @@ func (s *Store) AddZip(ctx context.Context, path string, limits Limits, progress
 	if err != nil {
 		return Entry{}, err
 	}
-	err = st.publish("entry", filepath.Join(s.entries, digest))
-	if err != nil && !errors.Is(err, fs.ErrExist) { // else another process was faster
+	target := filepath.Join(s.entries, digest)
+	err = st.publish("entry", target)
+	if errors.Is(err, fs.ErrExist) {
+		if entry, err := s.lookup(path, digest, limits); !errors.Is(err, fs.ErrNotExist) {
+			return entry, err // another process was faster
+		}
+		if err := os.Rename(target, filepath.Join(st.dir, "damaged")); err != nil { // S-11
+			return Entry{}, fmt.Errorf("rootfs: set damaged entry aside: %w", err)
+		}
+		err = st.publish("entry", target)
+	}
+	if err != nil {
 		return Entry{}, err
 	}
 	return s.lookup(path, digest, limits)
@@ -175,7 +185,7 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 	return digest, nil
 }
 
-// lookup finds an entry, or says fs.ErrNotExist. The limits hold for entries that
+// lookup finds an entry, or says fs.ErrNotExist, also of a damaged one. The limits hold for entries that
 // were added under wider ones too.
 func (s *Store) lookup(path, digest string, limits Limits) (Entry, error) {
 	dir := filepath.Join(s.entries, digest)
@@ -185,7 +195,7 @@ func (s *Store) lookup(path, digest string, limits Limits) (Entry, error) {
 	}
 	var meta entryMeta
 	if err := json.Unmarshal(data, &meta); err != nil {
-		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged, remove it: %w", dir, err)
+		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged (%v): %w", dir, err, fs.ErrNotExist)
 	}
 	if meta.Size > limits.UnzippedBytes {
 		return Entry{}, tooLargeUnzipped(path, limits.UnzippedBytes)

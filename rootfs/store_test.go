@@ -38,6 +38,32 @@ func TestAddZipTwice(t *testing.T) {
 		"sha256/"+first.Digest+"/tree", "sha256/"+first.Digest+"/tree/bootstrap", "staging")
 }
 
+// TestDamagedEntry (S-11): an entry whose description is lost or garbled is made
+// anew.
+func TestDamagedEntry(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := writeZip(t, dir, makeZip(t, file{name: "a", body: "a"}))
+	store := openTestStore(t, filepath.Join(dir, "store"))
+	first, err := store.AddZip(t.Context(), zipPath, Limits{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta := filepath.Join(filepath.Dir(first.Dir), "entry.json")
+	for name, damage := range map[string]func() error{
+		"lost":    func() error { return os.Remove(meta) },
+		"garbled": func() error { return os.WriteFile(meta, []byte("{"), 0o600) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := store.AddZip(t.Context(), zipPath, Limits{}, nil); err != nil || again != first {
+			t.Errorf("%s: %+v, %v, want %+v", name, again, err, first)
+		}
+		wantTree(t, first.Dir, "a")
+		wantTree(t, filepath.Join(dir, "store", "staging"))
+	}
+}
+
 func TestAddZipConcurrently(t *testing.T) {
 	dir := t.TempDir()
 	zipPath := writeZip(t, dir, makeZip(t, file{name: "a", body: strings.Repeat("a", 1<<20)}, file{name: "b/c", body: "c"}))

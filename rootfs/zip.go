@@ -29,7 +29,8 @@ const (
 type zipPlan struct {
 	file    string // for messages
 	entries []zipEntry
-	bytes   int64 // declared, uncompressed
+	dirs    map[string]fs.FileMode // permissions of every directory, listed or only implied
+	bytes   int64                  // declared, uncompressed
 }
 
 // zipEntry is one thing to make.
@@ -59,7 +60,7 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 		return nil, &InvalidError{Kind: ErrTooLarge, File: file,
 			Reason: fmt.Sprintf("has %d entries, %d are allowed", len(zr.File), limits.Entries), Fix: fixTooMany}
 	}
-	p := &zipPlan{file: file}
+	p := &zipPlan{file: file, dirs: map[string]fs.FileMode{}}
 	kinds := map[string]fs.FileMode{".": fs.ModeDir}
 	for _, zf := range zr.File {
 		if err := p.add(zf, kinds, limits); err != nil {
@@ -106,6 +107,7 @@ func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits)
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		if kind, seen := kinds[dir]; !seen {
 			kinds[dir] = fs.ModeDir
+			p.dirs[dir] = 0o755
 		} else if kind != fs.ModeDir {
 			return unsafe(fmt.Sprintf("lies below %q, which is no directory", shorten(dir)), "remove one of the two")
 		} else {
@@ -116,6 +118,9 @@ func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits)
 		return unsafe("is there twice", "remove one of the two")
 	}
 	kinds[name] = typ
+	if typ == fs.ModeDir {
+		p.dirs[name] = perm
+	}
 	p.entries = append(p.entries, zipEntry{zf: zf, name: name, typ: typ, perm: perm})
 	return nil
 }

@@ -36,7 +36,7 @@ func makeZip(t testing.TB, files ...file) []byte {
 			f.mode = 0o644
 		}
 		h.SetMode(f.mode)
-		if strings.HasSuffix(f.name, "/") {
+		if f.body == "" {
 			h.Method = zip.Store
 		}
 		fw, err := w.CreateHeader(h)
@@ -75,26 +75,41 @@ func rawZip(t testing.TB, body string, change func(*zip.FileHeader)) []byte {
 	return buf.Bytes()
 }
 
-// deflated compresses n zeros.
+// deflated gives n zeros, a multiple of 1 MiB and two at least, as deflate stores
+// them. All mebibytes but the first compress to the same bytes.
 func deflated(t testing.TB, n int64) string {
 	t.Helper()
-	var buf bytes.Buffer
-	fw, err := flate.NewWriter(&buf, flate.BestSpeed)
-	if err == nil {
-		_, err = io.CopyN(fw, zeros{}, n)
+	const mebi = 1 << 20
+	var out bytes.Buffer
+	fw, err := flate.NewWriter(&out, flate.BestSpeed)
+	mark := func(step func() error) int {
+		if err == nil {
+			err = step()
+		}
+		return out.Len()
 	}
-	if err == nil {
-		err = fw.Close()
+	write := func() error {
+		if _, err := fw.Write(make([]byte, mebi)); err != nil {
+			return err
+		}
+		return fw.Flush()
 	}
+	first, second := mark(write), mark(write)
+	mark(fw.Close)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return buf.String()
+	data := out.String()
+	return data[:first] + strings.Repeat(data[first:second], int(n/mebi)-1) + data[second:]
 }
 
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+// TestDeflated makes sure of the test's own zeros.
+func TestDeflated(t *testing.T) {
+	n, err := io.Copy(io.Discard, flate.NewReader(strings.NewReader(deflated(t, 16<<20))))
+	if n != 16<<20 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
 
 // patchCentral changes the n-th central directory header (from 0).
 func patchCentral(t testing.TB, data []byte, n int, change func(header []byte)) []byte {
