@@ -1,0 +1,183 @@
+//go:build integration
+
+package integration
+
+import (
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sandboxd/sandboxd/integration/script"
+)
+
+// ACC-21, LC-80, LC-83.
+func TestACC21Freeze(t *testing.T) {
+	const period = 5 * time.Millisecond
+	d := start(t, oneCPU, oneSandbox, function(t, "testruntime"))
+	d.do(script.Step{Op: "tick", MS: period.Milliseconds()}, script.Step{Op: "sleep", MS: 50})
+	d.waitFrozen()
+	from := time.Now()
+	<-time.After(20 * period) // the time in which nothing may happen is what is measured
+	to := time.Now()
+	r := d.do(script.Step{Op: "sleep", MS: 50}, script.Step{Op: "ticks"})
+	times := r.Results[1].Times
+	var before, after int
+	for _, at := range times {
+		switch tick := time.UnixMilli(at); {
+		case tick.Before(from):
+			before++
+		case tick.After(to):
+			after++
+		default:
+			t.Errorf("the counter advanced at %v, frozen from %v to %v", tick, from, to)
+		}
+	}
+	if before < 2 || after < 2 {
+		t.Errorf("%d ticks before and %d after the freeze; the counter does not run", before, after)
+	}
+}
+
+// neighbour is another daemon's function, which must not notice what happens beside it.
+type neighbour struct {
+	d      *daemon
+	before script.Report
+}
+
+func newNeighbour(t *testing.T) neighbour {
+	t.Helper()
+	d := start(t, oneCPU, function(t, "testruntime"))
+	return neighbour{d, d.do()}
+}
+
+// check invokes the neighbour, which must be the process that it was.
+func (n neighbour) check(t *testing.T) {
+	t.Helper()
+	after := n.d.do(script.Step{Op: "fork", N: 20}, script.Step{Op: "open", N: 500}, script.Step{Op: "fill", Path: "/tmp/n", N: 1 << 20}, script.Step{Op: "alloc", N: 16})
+	if after.Started != n.before.Started {
+		t.Error("the neighbour's runtime was replaced")
+	}
+	for _, r := range after.Results {
+		if r.Error != "" {
+			t.Errorf("neighbour: %+v", r)
+		}
+	}
+}
+
+// ACC-23, ENV-34, REQUIREMENTS section 4 "Exhaustion".
+func TestACC23Exhaustion(t *testing.T) {
+	n := newNeighbour(t)
+
+	t.Run("processes", func(t *testing.T) {
+		d := start(t, oneCPU, "--timeout=60s", function(t, "testruntime"))
+		r := d.do(script.Step{Op: "fork", N: 2000}).Results[0]
+		// Each child of the Go program is several threads.
+		if syscall.Errno(r.Errno) != syscall.EAGAIN || r.N < 50 || r.N > 1024 {
+			t.Errorf("%+v; want EAGAIN before 1,024 processes", r)
+		}
+		n.check(t)
+		d.do()
+	})
+	t.Run("fork bomb", func(t *testing.T) {
+		d := start(t, oneCPU, oneSandbox, "--timeout=5s", function(t, "testruntime"))
+		before := d.do()
+		a := d.invoke(script.Event{Steps: []script.Step{{Op: "bomb"}, {Op: "sleep", MS: 600_000}}})
+		// A runtime without threads to spare may die before its time is up.
+		if body := string(a.body); !strings.Contains(body, `"Sandbox.Timedout"`) && !strings.Contains(body, `"Runtime.ExitError"`) {
+			t.Errorf("answer %s; want Sandbox.Timedout or Runtime.ExitError", body)
+		}
+		n.check(t)
+		if after := d.do(); after.Started == before.Started {
+			t.Error("the runtime survived")
+		}
+		if guests := d.guests(); len(guests) != 1 {
+			t.Errorf("%d processes in the sandbox after the reset, want 1", len(guests))
+		}
+	})
+	t.Run("descriptors", func(t *testing.T) {
+		d := start(t, oneCPU, function(t, "testruntime"))
+		before := d.do()
+		r := d.do(script.Step{Op: "open", N: 5000}).Results[0]
+		if syscall.Errno(r.Errno) != syscall.EMFILE || r.N < 900 || r.N > 1024 {
+			t.Errorf("%+v; want EMFILE before 1,024 descriptors", r)
+		}
+		n.check(t)
+		if after := d.do(); after.Started != before.Started {
+			t.Error("the runtime was replaced")
+		}
+	})
+	t.Run("tmp", func(t *testing.T) {
+		// More than the memory limit: filling /tmp costs no memory of the function's.
+		d := start(t, "--memory=256", "--timeout=120s", "--ephemeral-storage=512", function(t, "testruntime"))
+		r := d.do(script.Step{Op: "fill", Path: "/tmp/full", N: 4 << 30}).Results[0]
+		if syscall.Errno(r.Errno) != syscall.ENOSPC || r.N < 400<<20 || r.N > 512<<20 {
+			t.Errorf("%+v; want ENOSPC between 400 and 512 MiB", r)
+		}
+		n.check(t)
+		again := d.do(
+			script.Step{Op: "remove", Path: "/tmp/full"},
+			script.Step{Op: "fill", Path: "/tmp/again", N: 100 << 20},
+			script.Step{Op: "fill_inodes", Path: "/tmp/inodes", N: 1 << 20},
+			script.Step{Op: "remove", Path: "/tmp/inodes"},
+			script.Step{Op: "write", Path: "/tmp/last", Data: "x"})
+		if r := again.Results[1]; r.Error != "" {
+			t.Errorf("after removal: %+v", r)
+		}
+		if r := again.Results[2]; syscall.Errno(r.Errno) != syscall.ENOSPC {
+			t.Errorf("inodes: %+v; want ENOSPC", r)
+		}
+		if r := again.Results[4]; r.Error != "" {
+			t.Errorf("after removal of the inodes: %+v", r)
+		}
+		n.check(t)
+	})
+	t.Run("memory", func(t *testing.T) {
+		d := start(t, "--memory=256", "--timeout=60s", function(t, "testruntime"))
+		before := d.do()
+		a := d.invoke(script.Event{Steps: []script.Step{{Op: "alloc", N: 1024}}})
+		a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		n.check(t)
+		if after := d.do(); after.LogStream == before.LogStream || after.Started == before.Started {
+			t.Errorf("log stream %s after %s; want a fresh sandbox (ARCHITECTURE decision 12)", after.LogStream, before.LogStream)
+		}
+	})
+	t.Run("memory of a child", func(t *testing.T) {
+		d := start(t, "--memory=256", "--timeout=60s", shellFunction(t, []byte("#!/bin/sh\n"+
+			"api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation\ncurl -s $api/next\ntail /dev/zero\nsleep 1000\n")))
+		d.invoke("x").wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		n.check(t)
+	})
+	t.Run("output", func(t *testing.T) {
+		d := start(t, oneCPU, "--timeout=120s", "--log-level=info", function(t, "testruntime"))
+		before := d.do()
+		d.do(script.Step{Op: "print", N: 20_000, Data: strings.Repeat("x", 1000)})
+		n.check(t)
+		if after := d.do(); after.Started != before.Started {
+			t.Error("the runtime was replaced")
+		}
+	})
+}
+
+// ACC-24, LC-69, SUP-13.
+func TestACC24Daemon(t *testing.T) {
+	d := start(t, oneCPU, oneSandbox, function(t, "testruntime"))
+	r := d.do(script.Step{Op: "daemon"})
+	if r.Results[0].N == 0 {
+		t.Fatalf("no daemon: %+v", r.Results)
+	}
+	daemons := slices.DeleteFunc(d.guests(), func(p process) bool { return !strings.Contains(command(p.pid), " daemon") })
+	if len(daemons) != 1 {
+		t.Fatalf("%d daemons on the host, want 1", len(daemons))
+	}
+	d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}}).
+		wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 1")
+	for _, line := range d.do(script.Step{Op: "ps"}).Results[0].List {
+		if strings.Contains(line, " daemon") {
+			t.Errorf("after the reset: %s", line)
+		}
+	}
+	if daemons[0].alive() {
+		t.Error("the daemon lives on, on the host")
+	}
+}

@@ -1,0 +1,261 @@
+//go:build integration
+
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sandboxd/sandboxd/integration/script"
+)
+
+// oneCPU is the memory setting, in MB, that is worth a whole CPU (ENV-32): tests
+// that look at times use it so that the quota does not come into them.
+const oneCPU = "--memory=1769"
+
+// oneSandbox is for tests that look at one sandbox through several invocations: with
+// more of them, an invocation that meets a reset would get another.
+const oneSandbox = "--concurrency=1"
+
+// shellAnswer is what the shell function of shell/bootstrap answers.
+type shellAnswer struct {
+	Event              string
+	ID                 string
+	PID                int
+	Received, Deadline int64 // ms
+	Kept               bool
+}
+
+func (d *daemon) shell(event string) (shellAnswer, answer) {
+	d.t.Helper()
+	a := d.invoke(event)
+	var s shellAnswer
+	if a.header.Get("X-Amz-Function-Error") == "" {
+		if err := json.Unmarshal(a.body, &s); err != nil {
+			d.t.Fatalf("answer %q: %v", a.body, err)
+		}
+	}
+	return s, a
+}
+
+// ACC-01, RT-13, RT-14, INV-06.
+func TestACC01ShellBootstrapEchoes(t *testing.T) {
+	const timeout = 7 * time.Second
+	d := start(t, oneCPU, "--timeout=7s", shellFunction(t, shellBootstrap))
+	tolerance := scaled(t, 50*time.Millisecond)
+	seen := make(map[string]bool)
+	for i := range 3 {
+		event := fmt.Sprintf("hello %d", i)
+		s, a := d.shell(event)
+		if s.Event != event {
+			t.Errorf("answer %q to %q", s.Event, event)
+		}
+		if s.ID != a.id() || seen[s.ID] {
+			t.Errorf("id %q inside, %q outside, seen before: %v", s.ID, a.id(), seen[s.ID])
+		}
+		seen[s.ID] = true
+		late := time.Duration(s.Received-(s.Deadline-timeout.Milliseconds())) * time.Millisecond
+		if late < 0 || late > tolerance {
+			t.Errorf("deadline is %v before now + %v; want 0 to %v", late, timeout, tolerance)
+		}
+		if v := a.header.Get("X-Amz-Executed-Version"); v != "$LATEST" {
+			t.Errorf("X-Amz-Executed-Version %q", v)
+		}
+	}
+}
+
+// ACC-02, INV-10, INV-11, RT-38, RT-44.
+func TestACC02HandlerPostsError(t *testing.T) {
+	d := start(t, oneSandbox, oneCPU, shellFunction(t, shellBootstrap))
+	before, _ := d.shell("a")
+	a := d.invoke("fail")
+	const body = `{"errorType":"My.Error","errorMessage":"as it came", "stackTrace":[{"odd":1}], "more":true}`
+	if a.header.Get("X-Amz-Function-Error") != "Unhandled" || string(a.body) != body {
+		t.Errorf("function error %q, body %q; want Unhandled, %q", a.header.Get("X-Amz-Function-Error"), a.body, body)
+	}
+	after, _ := d.shell("b")
+	if after.PID != before.PID {
+		t.Errorf("pid %d after the error, %d before; want the same process", after.PID, before.PID)
+	}
+}
+
+// ACC-03, LC-45, LC-47, LC-71, INV-12.
+func TestACC03HandlerExits(t *testing.T) {
+	d := start(t, oneSandbox, oneCPU, shellFunction(t, shellBootstrap))
+	before, _ := d.shell("touch")
+	a := d.invoke("exit 1")
+	a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 1")
+	after, _ := d.shell("again")
+	if after.PID == before.PID {
+		t.Errorf("pid %d before and after the exit", after.PID)
+	}
+	if !after.Kept {
+		t.Error("a file in /tmp did not survive the reset")
+	}
+}
+
+// ACC-04, LC-45, SUP-16.
+func TestACC04RuntimeDies(t *testing.T) {
+	d := start(t, oneSandbox, oneCPU, shellFunction(t, shellBootstrap))
+	d.invoke("kill").wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+	d.invoke("exit 0").wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited without providing a reason")
+	if s, _ := d.shell("fine"); s.Event != "fine" {
+		t.Errorf("answer %+v", s)
+	}
+}
+
+// ACC-05, INV-13, LC-48, LC-66, RT-29.
+func TestACC05Timeout(t *testing.T) {
+	const timeout = 3 * time.Second
+	d := start(t, oneSandbox, oneCPU, "--timeout=3s",
+		"--layer", extensionLayer(t, "watcher"), extensionFlag("watcher", script.Extension{Events: []string{"INVOKE", "SHUTDOWN"}}),
+		function(t, "testruntime"))
+	d.do(script.Step{Op: "on_sigterm", Data: "late"})
+	a := d.invoke(script.Event{Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
+	a.wantError(t, "Sandbox.Timedout", "RequestId: <id> Error: Task timed out after 3.00 seconds")
+	if most := timeout + scaled(t, 300*time.Millisecond); a.took < timeout || a.took > most {
+		t.Errorf("answered after %v; want %v to %v", a.took, timeout, most)
+	}
+	var shutdown, late *script.Note
+	for _, n := range d.notes() {
+		switch {
+		case n.Who == "watcher" && n.What == "SHUTDOWN":
+			shutdown = &n
+		case n.Who == "runtime" && n.What == "late":
+			late = &n
+		}
+	}
+	if shutdown == nil || shutdown.Values["reason"] != "timeout" {
+		t.Errorf("SHUTDOWN event %+v; want reason timeout", shutdown)
+	}
+	if late == nil || late.Values["status"] != "400" {
+		t.Errorf("late response %+v; want status 400", late)
+	}
+}
+
+// ACC-06, RT-34, INV-08.
+func TestACC06ResponseSize(t *testing.T) {
+	const limit = 6_291_556
+	d := start(t, oneSandbox, "--memory=512", "--timeout=60s", function(t, "testruntime"))
+	first := d.do()
+	response := func(size int64) script.Step {
+		return script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/response", N: size}
+	}
+	d.invoke(script.Event{Steps: []script.Step{response(limit)}})
+	if r := d.do().Previous[0]; r.Status != http.StatusAccepted {
+		t.Errorf("response of %d bytes: %+v; want 202", limit, r)
+	}
+	a := d.invoke(script.Event{Steps: []script.Step{response(limit + 1)}})
+	a.wantError(t, "Function.ResponseSizeTooLarge", fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", limit+1, limit))
+	after := d.do()
+	if r := after.Previous[0]; r.Status != http.StatusRequestEntityTooLarge || !strings.Contains(r.Text, "RequestEntityTooLarge") {
+		t.Errorf("response of %d bytes: %+v; want 413 RequestEntityTooLarge", limit+1, r)
+	}
+	if after.PID != first.PID || after.Started != first.Started {
+		t.Error("the runtime was replaced after an oversized response")
+	}
+}
+
+// ACC-07, RT-26.
+func TestACC07NextWhileRunning(t *testing.T) {
+	d := start(t, oneSandbox, oneCPU, function(t, "testruntime"))
+	next := script.Step{Op: "call", Method: "GET", Path: "/2018-06-01/runtime/invocation/next"}
+	event := script.Event{Steps: []script.Step{next, next}}
+	r := d.report(d.invoke(event))
+	for i, again := range r.Results {
+		if again.Status != http.StatusOK || again.Text != script.Encode(event) {
+			t.Errorf("next %d while running: %d %q; want 200 and the same event", i+2, again.Status, again.Text)
+		}
+		if id := again.Headers["Lambda-Runtime-Aws-Request-Id"]; id != r.ID {
+			t.Errorf("next %d while running: id %q, want %q", i+2, id, r.ID)
+		}
+	}
+	d.reportOf(r.ID)
+	if n := strings.Count(d.log.text(), "START RequestId: "+r.ID); n != 1 {
+		t.Errorf("%d START lines, want 1", n)
+	}
+}
+
+// ACC-08, RT-28, RT-29, RT-30, RT-07.
+func TestACC08ResponseTwice(t *testing.T) {
+	d := start(t, oneSandbox, oneCPU, function(t, "testruntime"))
+	post := func(id string) script.Step {
+		return script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/" + id + "/response", Data: `"mine"`}
+	}
+	a := d.invoke(script.Event{Steps: []script.Step{post("00000000-0000-4000-8000-000000000000"), post("{id}"), post("{id}")}})
+	if string(a.body) != `"mine"` {
+		t.Errorf("body %q", a.body)
+	}
+	after := d.do(post("{previous}"))
+	for i, want := range []struct {
+		result script.Result
+		status int
+		text   string
+	}{
+		{after.Previous[0], 400, `"errorType":"InvalidRequestID"`},
+		{after.Previous[1], 202, `{"status":"OK"}`},
+		{after.Previous[2], 403, `State transition from RuntimeResponseSentState to `},
+		{after.Results[0], 400, `"errorType":"InvalidRequestID"`},
+	} {
+		if want.result.Status != want.status || !strings.Contains(want.result.Text, want.text) {
+			t.Errorf("response %d: %d %q; want %d and %s", i+1, want.result.Status, want.result.Text, want.status, want.text)
+		}
+	}
+}
+
+// ACC-16, LC-06, LC-07, LC-23, LC-25, LOG-24, LOG-27.
+func TestACC16InitTimeout(t *testing.T) {
+	for _, c := range []struct {
+		name, timeout string
+		wantTimeout   bool
+	}{
+		{"inline init fits into the timeout", "20s", false},
+		{"inline init exceeds the timeout", "5s", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			begin := time.Now()
+			d := start(t, oneCPU, "--timeout="+c.timeout, initFlag(script.Step{Op: "sleep", MS: 11_000}), function(t, "testruntime"))
+			answers := make(chan answer, 1)
+			go func() { // brings a sandbox up, should none be there already
+				a, err := d.request(script.Event{Steps: []script.Step{}})
+				if err != nil {
+					t.Errorf("invoke: %v", err)
+				}
+				answers <- a
+			}()
+			line := d.waitFor("INIT_REPORT")
+			if took := time.Since(begin); took < 10*time.Second || !strings.Contains(line, "Phase: init") || !strings.Contains(line, "Status: timeout") {
+				t.Errorf("after %v: %s; want a timeout of phase init after 10 s", took, line)
+			}
+			inline := time.Now()
+			a := <-answers
+			took := time.Since(inline)
+			if c.wantTimeout {
+				a.wantError(t, "Sandbox.Timedout", "RequestId: <id> Error: Task timed out after 5.00 seconds")
+				return
+			}
+			if d.report(a); took < 11*time.Second || took > 20*time.Second {
+				t.Errorf("answered %v after the end of init; want 11 to 20 s", took)
+			}
+			if r := d.reportOf(a.id()); r.initDuration != 0 || r.duration < 11_000 {
+				t.Errorf("report %+v; want a Duration that holds the inline init", r)
+			}
+		})
+	}
+}
+
+// ACC-17, RT-49, RT-51, LC-27.
+func TestACC17InitError(t *testing.T) {
+	const body = `{"errorMessage":"no such table","errorType":"My.InitError","stackTrace":[]}`
+	d := start(t, oneCPU, initFlag(
+		script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/init/error", Data: body},
+		script.Step{Op: "exit", N: 1}), function(t, "testruntime"))
+	a := d.invoke("x")
+	if a.header.Get("X-Amz-Function-Error") != "Unhandled" || string(a.body) != body {
+		t.Errorf("function error %q, body %q; want Unhandled, %q", a.header.Get("X-Amz-Function-Error"), a.body, body)
+	}
+}
