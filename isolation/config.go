@@ -93,7 +93,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	}
 	hostname := s.Hostname
 	if hostname == "" {
-		hostname = s.ID
+		hostname = "sandbox" // as /etc/hosts inside has it
 	}
 	ids := []configs.IDMap{{ContainerID: 0, HostID: int64(s.IDBase), Size: IDCount}}
 	seccomp, err := seccompConfig(s.profile())

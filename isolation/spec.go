@@ -31,7 +31,7 @@ const APIAddr = "127.0.0.1:9001"
 type Spec struct {
 	ID       string   // names every resource of the sandbox: 1 to 40 of [a-z0-9-]
 	IDBase   uint32   // first host id of the sandbox's range
-	Hostname string   // UTS name inside; "" means the ID
+	Hostname string   // UTS name inside; "" means "sandbox"
 	Limits   Limits   // shared by all domains
 	Domains  []string // RuntimeDomain, and ExtensionDomain if there are external extensions
 	Root     Root     // the root file system: a small read-only tmpfs

@@ -10,10 +10,9 @@ import (
 
 // BenchmarkLife is one sandbox from nothing to nothing, without a process of a user.
 func BenchmarkLife(b *testing.B) {
-	e := newEngine(b)
 	spec := hostSpec(b, isolation.RuntimeDomain)
 	for b.Loop() {
-		s, err := e.Create(b.Context(), spec)
+		s, err := engine.Create(b.Context(), spec)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -29,8 +28,7 @@ func BenchmarkLife(b *testing.B) {
 }
 
 func BenchmarkFreezeThaw(b *testing.B) {
-	e := newEngine(b)
-	s, err := e.Create(b.Context(), hostSpec(b, isolation.RuntimeDomain))
+	s, err := engine.Create(b.Context(), hostSpec(b, isolation.RuntimeDomain))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -25,9 +25,10 @@ const (
 	cpuPeriod = 100_000
 	// minQuota in microseconds is the smallest that the kernel takes (sched-bwc.rst: 1 ms).
 	minQuota = 1_000
-	// handlerPIDs is what each init handler may use of the sandbox's pids limit: its
-	// threads are not the user's (REQUIREMENTS section 3, Limits).
-	handlerPIDs = 12
+	// handlerPIDs is what each init handler may use of the sandbox's pids limit, beyond
+	// the user's (REQUIREMENTS section 3, Limits): 10 or 11 threads that it keeps in
+	// reserve, and a few for a Go runtime that wants one more.
+	handlerPIDs = 16
 )
 
 // cgroup is the parent cgroup of one sandbox: the limits that its domains share,

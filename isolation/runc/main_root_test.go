@@ -4,6 +4,7 @@ package runc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,7 +13,9 @@ import (
 	"time"
 )
 
-var initBinary []byte
+// engine is the one of this process: the cgroup libraries remember a process's view of
+// the tree, so a daemon has one, and so have the tests.
+var engine *Engine
 
 // TestMain is also what libcontainer re-executes, and what SealSelf does.
 func TestMain(m *testing.M) {
@@ -38,47 +41,45 @@ func TestMain(m *testing.M) {
 				return 1, fmt.Errorf("build the init handler: %v\n%s", err, out)
 			}
 		}
-		var err error
-		if initBinary, err = os.ReadFile(path); err != nil {
+		initBinary, err := os.ReadFile(path)
+		if err != nil {
 			return 1, err
 		}
-		return m.Run(), nil
+		return withEngine(initBinary, m.Run)
 	}()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
 
-// newEngine makes an engine that is closed, and seen to leave nothing, at the end.
-func newEngine(t testing.TB) *Engine {
-	t.Helper()
+// withEngine runs the tests with an engine, and sees that it leaves nothing behind.
+func withEngine(initBinary []byte, run func() int) (code int, err error) {
 	host, err := DetectHost()
 	if err != nil {
-		t.Fatal(err)
+		return 1, err
 	}
-	dir := t.TempDir()
-	for p := dir; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
-		if err := os.Chmod(p, 0o711); err != nil {
-			t.Fatal(err)
-		}
-	}
-	instance := fmt.Sprintf("test%d-%d", os.Getpid(), time.Now().UnixNano()%1e6)
-	e, err := New(Config{Instance: instance, RunDir: dir, InitBinary: initBinary, Host: host})
+	dir, err := os.MkdirTemp("", "engine")
 	if err != nil {
-		t.Fatal(err)
+		return 1, err
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := e.Close(ctx); err != nil {
-			t.Error(err)
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return 1, err
+	}
+	engine, err = New(Config{Instance: fmt.Sprintf("test%d", os.Getpid()), RunDir: dir, InitBinary: initBinary, Host: host})
+	if err != nil {
+		return 1, err
+	}
+	code = run()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = engine.Close(ctx)
+	for _, root := range host.roots() {
+		if fileExists(filepath.Join(root, engine.CgroupPath())) {
+			err = errors.Join(err, fmt.Errorf("cgroup %s is left in %s", engine.CgroupPath(), root))
 		}
-		for _, root := range host.roots() {
-			if fileExists(filepath.Join(root, e.CgroupPath())) {
-				t.Errorf("cgroup %s is left in %s", e.CgroupPath(), root)
-			}
-		}
-	})
-	return e
+	}
+	return code, err
 }

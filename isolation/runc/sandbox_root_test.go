@@ -55,9 +55,9 @@ func tmpTemplate(t testing.TB) string {
 	return image
 }
 
-func create(t *testing.T, e *Engine, spec isolation.Spec) *Sandbox {
+func create(t *testing.T, spec isolation.Spec) *Sandbox {
 	t.Helper()
-	s, err := e.Create(t.Context(), spec)
+	s, err := engine.Create(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +126,7 @@ func shell(t *testing.T, s *Sandbox, conn *wire.Conn, script string) (string, sy
 }
 
 func TestPosture(t *testing.T) {
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
 	for _, tt := range []struct{ name, script, want string }{
 		{"ids", "id -u; id -g; id -G", "993\n990\n990\n"},
@@ -159,8 +158,7 @@ func TestPosture(t *testing.T) {
 }
 
 func TestDomainsShareNetworkAndTmp(t *testing.T) {
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
 	a, b := start(t, s, isolation.RuntimeDomain), start(t, s, isolation.ExtensionDomain)
 
 	script := "echo from runtime >/tmp/x; readlink /proc/self/ns/net"
@@ -180,8 +178,7 @@ func TestDomainsShareNetworkAndTmp(t *testing.T) {
 }
 
 func TestListenerIsInside(t *testing.T) { // SUP-19
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
 	go func() {
 		for {
@@ -212,8 +209,7 @@ func TestListenerIsInside(t *testing.T) { // SUP-19
 }
 
 func TestFreezeAndKill(t *testing.T) {
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
 	out := begin(t, s, conn, 1, "while echo x; do :; done")
 	if _, err := out.Read(make([]byte, 1)); err != nil {
@@ -276,8 +272,7 @@ func drain(t *testing.T, f *os.File) {
 }
 
 func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // decision 12
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
 	a, b := start(t, s, isolation.RuntimeDomain), start(t, s, isolation.ExtensionDomain)
 	if u, err := s.Usage(); err != nil || u.OOMKills != 0 {
 		t.Fatalf("at first: %+v, %v", u, err)
@@ -302,10 +297,9 @@ func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // decision 12
 }
 
 func TestThrottle(t *testing.T) { // decision 11
-	e := newEngine(t)
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Limits.CPU = 0.1
-	s := create(t, e, spec)
+	s := create(t, spec)
 	conn := start(t, s, isolation.RuntimeDomain)
 	share := func() float64 {
 		begin := time.Now()
@@ -332,8 +326,7 @@ func TestThrottle(t *testing.T) { // decision 11
 }
 
 func TestPIDsAreBounded(t *testing.T) { // ENV-34
-	e := newEngine(t)
-	s := create(t, e, hostSpec(t, isolation.RuntimeDomain))
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
 	got, _ := shell(t, s, conn, "(i=0; while [ $i -lt 200 ]; do sleep 100 >/dev/null 2>&1 & i=$((i+1)); done) 2>&1 | grep -c -i fork")
 	if n, err := strconv.Atoi(strings.TrimSpace(got)); err != nil || n == 0 {
@@ -348,7 +341,6 @@ func TestPIDsAreBounded(t *testing.T) { // ENV-34
 }
 
 func TestOverlayLaterLayersWin(t *testing.T) {
-	e := newEngine(t)
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	var layers []string
 	for i := range 3 {
@@ -361,7 +353,7 @@ func TestOverlayLaterLayersWin(t *testing.T) {
 		layers = append(layers, dir)
 	}
 	spec.Mounts = append(spec.Mounts, isolation.Mount{Target: "/opt", Sources: layers})
-	s := create(t, e, spec)
+	s := create(t, spec)
 	conn := start(t, s, isolation.RuntimeDomain)
 	got, _ := shell(t, s, conn, "cd /opt && ls && cat all && stat -c ' %u:%g' all; touch all 2>&1 | grep -o 'Read-only'")
 	if want := "all\nonly0\nonly1\nonly2\n2 0:0\nRead-only\n"; got != want {
@@ -370,7 +362,6 @@ func TestOverlayLaterLayersWin(t *testing.T) {
 }
 
 func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
-	e := newEngine(t)
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	code := t.TempDir()
 	for name, uid := range map[string]int{"": 1234, "mine": 1234, "roots": 0, "user": isolation.UserID} {
@@ -385,7 +376,7 @@ func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
 		}
 	}
 	spec.Mounts[1].Sources = []string{code}
-	s := create(t, e, spec)
+	s := create(t, spec)
 	conn := start(t, s, isolation.RuntimeDomain)
 	got, _ := shell(t, s, conn, "cd /var/task && stat -c '%n %u:%g' . mine roots user; cat user 2>&1 | grep -o denied")
 	if want := ". 0:0\nmine 0:0\nroots 65534:65534\nuser 65534:65534\ndenied\n"; got != want {
@@ -394,11 +385,10 @@ func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
 }
 
 func TestMountTargetsAreNotFollowed(t *testing.T) {
-	e := newEngine(t)
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Root.Links = append(spec.Root.Links, isolation.Link{Path: "/srv", Target: "/etc"})
 	spec.Mounts = append(spec.Mounts, isolation.Mount{Target: "/srv", Sources: []string{t.TempDir()}})
-	s := create(t, e, spec)
+	s := create(t, spec)
 	if _, err := s.Start(t.Context(), isolation.RuntimeDomain); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("mount over a symbolic link: %v, want ELOOP", err)
 	}
