@@ -58,6 +58,9 @@ func (s *Sandbox) exited(e exited) bool {
 		s.exit = e.p
 	}
 	s.reason = reasonFailure
+	if e.p.handle.Exit().OOMKilled {
+		s.lost = true // decision 12: the supervisor is ending the others
+	}
 	return true
 }
 

@@ -1,0 +1,197 @@
+// Package fakesup is a supervisor in memory, for tests: its processes are Go functions.
+package fakesup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+// Program is what a process does until it returns or its context ends, which a
+// SIGKILL does. What it returns is its exit.
+type Program func(p *Process) supervisor.Exit
+
+// Supervisor runs programs. Set the fields before use; methods are safe for
+// concurrent use.
+type Supervisor struct {
+	Programs map[string]Program // by the path of the request
+	ExecErr  map[string]error   // by the path: what Exec fails with
+	StopErr  error
+	Peak     uint64 // of Usage
+
+	mu    sync.Mutex
+	live  map[string]*Process
+	calls []string
+	execs []supervisor.ExecRequest
+	lost  chan struct{}
+	once  sync.Once
+}
+
+// New returns a supervisor of programs.
+func New(programs map[string]Program) *Supervisor {
+	return &Supervisor{Programs: programs, ExecErr: map[string]error{}, live: map[string]*Process{}, lost: make(chan struct{})}
+}
+
+// Process is a running program.
+type Process struct {
+	Ctx            context.Context // ends with SIGKILL
+	Term           <-chan struct{} // closed by SIGTERM
+	Name           string
+	Stdout, Stderr *os.File // nil if the request had none
+
+	cancel context.CancelFunc
+	term   sync.Once
+	termed chan struct{}
+	done   chan struct{}
+	exit   supervisor.Exit
+}
+
+// Done is closed when the program has returned.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Exit says how it ended.
+func (p *Process) Exit() supervisor.Exit { return p.exit }
+
+func (s *Supervisor) note(format string, args ...any) {
+	s.mu.Lock()
+	s.calls = append(s.calls, fmt.Sprintf(format, args...))
+	s.mu.Unlock()
+}
+
+// Calls returns what was called so far, and forgets it.
+func (s *Supervisor) Calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.calls
+	s.calls = nil
+	return c
+}
+
+// Execs returns every request to execute.
+func (s *Supervisor) Execs() []supervisor.ExecRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]supervisor.ExecRequest(nil), s.execs...)
+}
+
+// Configure implements rapid.Supervisor, as do the methods below.
+func (s *Supervisor) Configure(domain string, _ supervisor.DomainConfig) error {
+	s.note("configure %s", domain)
+	return nil
+}
+
+func (s *Supervisor) Start(_ context.Context, domain string) error {
+	s.note("start %s", domain)
+	return nil
+}
+
+func (s *Supervisor) Launch(ctx context.Context, r supervisor.ExecRequest) (*Process, error) {
+	s.note("exec %s", r.Name)
+	if err := s.ExecErr[r.Path]; err != nil {
+		return nil, err
+	}
+	program := s.Programs[r.Path]
+	if program == nil {
+		return nil, &supervisor.ExecError{Path: r.Path, Dir: r.Dir, Errno: syscall.ENOENT}
+	}
+	p := &Process{Name: r.Name, termed: make(chan struct{}), done: make(chan struct{})}
+	p.Term = p.termed
+	p.Ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	p.Stdout, p.Stderr = dup(r.Stdout), dup(r.Stderr)
+	s.mu.Lock()
+	s.execs = append(s.execs, r)
+	s.live[r.Domain+"/"+r.Name] = p
+	s.mu.Unlock()
+	go func() {
+		s.finish(r.Domain+"/"+r.Name, p, program(p))
+		for _, f := range []*os.File{p.Stdout, p.Stderr} {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+	}()
+	return p, nil
+}
+
+func dup(f *os.File) *os.File {
+	if f == nil {
+		return nil
+	}
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), f.Name())
+}
+
+func (s *Supervisor) Terminate(domain, name string) error {
+	s.note("terminate %s", name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.live[domain+"/"+name]; p != nil {
+		p.term.Do(func() { close(p.termed) })
+	}
+	return nil
+}
+
+func (s *Supervisor) Kill(ctx context.Context, domain, name string) error {
+	s.note("kill %s", name)
+	return s.end(ctx, domain+"/"+name, false)
+}
+
+func (s *Supervisor) end(ctx context.Context, prefix string, oom bool) error {
+	s.mu.Lock()
+	ended := map[string]*Process{}
+	for key, p := range s.live {
+		if strings.HasPrefix(key, prefix) {
+			ended[key] = p
+		}
+	}
+	s.mu.Unlock()
+	for key, p := range ended {
+		s.finish(key, p, supervisor.Exit{Signal: syscall.SIGKILL, OOMKilled: oom})
+	}
+	return ctx.Err()
+}
+
+// finish ends a process, once. What its program still does is nobody's business, as
+// with a request that a dead process has sent.
+func (s *Supervisor) finish(key string, p *Process, exit supervisor.Exit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live[key] != p {
+		return
+	}
+	delete(s.live, key)
+	p.exit = exit
+	p.cancel()
+	close(p.done)
+}
+
+func (s *Supervisor) Stop(ctx context.Context, domain string) (isolation.Usage, error) {
+	s.note("stop %s", domain)
+	if s.StopErr != nil {
+		return isolation.Usage{}, s.StopErr
+	}
+	return isolation.Usage{}, s.end(ctx, domain+"/", false)
+}
+
+// OutOfMemory kills everything and loses the domains, as decision 12 does.
+func (s *Supervisor) OutOfMemory() {
+	_ = s.end(context.Background(), "", true)
+	s.once.Do(func() { close(s.lost) })
+}
+
+func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
+func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
+func (s *Supervisor) Throttle(on bool) error       { s.note("throttle %v", on); return nil }
+func (s *Supervisor) Usage() (isolation.Usage, error) {
+	return isolation.Usage{MemoryPeakBytes: s.Peak}, nil
+}
+func (s *Supervisor) Lost() <-chan struct{} { return s.lost }

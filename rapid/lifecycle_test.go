@@ -1,0 +1,313 @@
+package rapid
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+const initStart = "INIT_START Runtime Version: provided.al2023\tRuntime Version ARN: arn:aws:lambda:eu-west-1::runtime:provided.al2023\n"
+
+// LOG-20 to LOG-27, LOG-34, LC-44: two plain invocations.
+func TestTwoInvocations(t *testing.T) {
+	inWorld(t, echo(20*time.Millisecond), func(w *world) {
+		w.sup.Peak = 100<<20 + 1
+		for _, id := range []string{"one", "two"} {
+			r := w.invoke(id)
+			if r.FunctionError || string(r.Payload) != "{}" {
+				t.Errorf("%s: %+v", id, r)
+			}
+			<-r.Done
+			if !strings.HasPrefix(string(r.Tail()), "START RequestId: "+id) || !strings.Contains(string(r.Tail()), "REPORT RequestId: "+id) {
+				t.Errorf("tail of %s (INV-03): %q", id, r.Tail())
+			}
+		}
+		w.wantLog(initStart +
+			"START RequestId: one Version: $LATEST\nEND RequestId: one\n" +
+			"REPORT RequestId: one\tDuration: 20.00 ms\tBilled Duration: 20 ms\tMemory Size: 128 MB\tMax Memory Used: 101 MB\tInit Duration: 0.00 ms\t\n" +
+			"START RequestId: two Version: $LATEST\nEND RequestId: two\n" +
+			"REPORT RequestId: two\tDuration: 20.00 ms\tBilled Duration: 20 ms\tMemory Size: 128 MB\tMax Memory Used: 101 MB\t\n")
+		w.wantStates("Initializing Invoking Idle Invoking Idle")
+	})
+}
+
+// LC-80, LC-82, ARCHITECTURE decision 11: who comes in the linger pays no freeze.
+func TestFreezeFollowsTheLinger(t *testing.T) {
+	inWorld(t, echo(0), func(w *world) {
+		<-w.invoke("a").Done
+		time.Sleep(4 * time.Millisecond)
+		<-w.invoke("b").Done
+		synctest.Wait()
+		want := []string{"configure runtime", "start runtime", "throttle false", "exec runtime-1", "throttle true"}
+		if got := w.sup.Calls(); !slices.Equal(got, want) {
+			t.Errorf("calls %q, want %q", got, want)
+		}
+		time.Sleep(6 * time.Millisecond)
+		frozenAt := w.s.Thawed()
+		time.Sleep(time.Hour)
+		if d := w.s.Thawed() - frozenAt; d != 0 {
+			t.Errorf("the thawed clock went on by %v", d)
+		}
+		<-w.invoke("c").Done
+		w.cancel()
+		<-w.s.dead
+		want = []string{"freeze", "thaw", "stop runtime"} // no SIGTERM without agents: LC-60
+		if got := w.sup.Calls(); !slices.Equal(got, want) {
+			t.Errorf("calls %q, want %q", got, want)
+		}
+	})
+}
+
+// LC-11, LC-45, LC-46, INV-12 to INV-14, ACC-03, ACC-04: ends of the runtime.
+func TestRuntimeEnds(t *testing.T) {
+	for _, tt := range []struct {
+		name, message string
+		exit          supervisor.Exit
+	}{
+		{"status 1", "Runtime exited with error: exit status 1", supervisor.Exit{Code: 1}},
+		{"status 0", "Runtime exited without providing a reason", supervisor.Exit{}},
+		{"killed", "Runtime exited with error: signal: killed", supervisor.Exit{Signal: syscall.SIGKILL}},
+		{"segmentation fault", "Runtime exited with error: signal: segmentation fault", supervisor.Exit{Signal: syscall.SIGSEGV}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			first := true
+			program := func(w *world) fakesup.Program {
+				good := echo(0)(w)
+				return func(p *fakesup.Process) supervisor.Exit {
+					if first {
+						first = false
+						_, _ = w.s.NewClient().Next(p.Ctx)
+						return tt.exit
+					}
+					return good(p)
+				}
+			}
+			inWorld(t, program, func(w *world) {
+				r := w.invoke("a")
+				want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: a Error: ` + tt.message + `"}`
+				if !r.FunctionError || string(r.Payload) != want {
+					t.Errorf("payload %s\nwant    %s", r.Payload, want)
+				}
+				<-r.Done
+				w.wantLogHas("START RequestId: a Version: $LATEST\nRequestId: a Error: " + tt.message + "\nRuntime.ExitError\nEND RequestId: a\nREPORT RequestId: a\t")
+				w.wantLogHas("Status: error\tError Type: Runtime.ExitError\t\n")
+				if r := w.invoke("b"); r.FunctionError { // LC-47: a fresh environment
+					t.Errorf("after the reset: %s", r.Payload)
+				}
+				w.wantStates("Initializing Invoking Resetting Cold Initializing Invoking Idle")
+			})
+		})
+	}
+}
+
+// LC-46, EX-31: what comes after the answer does not change it.
+func TestExitAfterTheAnswer(t *testing.T) {
+	program := func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			c := w.s.NewClient()
+			e, _ := c.Next(p.Ctx)
+			_ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
+			_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, Answer{Payload: []byte("1")})
+			return supervisor.Exit{Code: 7}
+		}
+	}
+	inWorld(t, program, func(w *world) {
+		r := w.invoke("a")
+		<-r.Done
+		if r.FunctionError || string(r.Payload) != "1" {
+			t.Errorf("answer %+v", r)
+		}
+		w.wantLogHas("Status: error\tError Type: Runtime.ExitError\t\n")
+		w.wantStates("Initializing Invoking Resetting Cold")
+	})
+}
+
+// LC-48, INV-13, LOG-28: the time limit, to the millisecond.
+func TestTimeout(t *testing.T) {
+	inWorld(t, echo(time.Minute), func(w *world) {
+		begin := time.Now()
+		r := w.invoke("a")
+		if d := time.Since(begin); d != 3*time.Second {
+			t.Errorf("answered after %v", d)
+		}
+		want := `{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: a Error: Task timed out after 3.00 seconds"}`
+		if string(r.Payload) != want {
+			t.Errorf("payload %s\nwant    %s", r.Payload, want)
+		}
+		<-r.Done
+		w.wantLogHas("2000-01-01T00:00:03.000Z a Task timed out after 3.00 seconds\n\nEND RequestId: a\nREPORT RequestId: a\tDuration: 3000.00 ms\tBilled Duration: 3000 ms\tMemory Size: 128 MB\tMax Memory Used: 0 MB\tInit Duration: 0.00 ms\tStatus: timeout\t\n")
+		w.wantStates("Initializing Invoking Resetting Cold")
+	})
+}
+
+// LC-07, LC-23, ACC-16: the init limit, then the same invocation inside its own time.
+func TestInitTimeout(t *testing.T) {
+	slow := func(w *world) fakesup.Program {
+		good := echo(0)(w)
+		return func(p *fakesup.Process) supervisor.Exit {
+			sleep(p, 11*time.Second)
+			return good(p)
+		}
+	}
+	longer := with(func(c *Config, _ *fakesup.Supervisor) { c.Function.Timeout = 20 * time.Second })
+	inWorld(t, slow, func(w *world) {
+		r := w.invoke("a")
+		<-r.Done
+		if r.FunctionError {
+			t.Errorf("answer %s", r.Payload)
+		}
+		w.wantLog(initStart + "INIT_REPORT Init Duration: 10000.00 ms\tPhase: init\tStatus: timeout\n" + initStart +
+			"START RequestId: a Version: $LATEST\nEND RequestId: a\n" +
+			"REPORT RequestId: a\tDuration: 11000.00 ms\tBilled Duration: 11000 ms\tMemory Size: 128 MB\tMax Memory Used: 0 MB\t\n")
+		w.wantStates("Initializing Resetting Cold Initializing Invoking Idle")
+	}, longer)
+	inWorld(t, slow, func(w *world) {
+		r := w.invoke("a")
+		<-r.Done
+		if !strings.Contains(string(r.Payload), "Task timed out after 3.00 seconds") {
+			t.Errorf("answer %s", r.Payload)
+		}
+		w.wantLogHas("INIT_REPORT Init Duration: 3000.00 ms\tPhase: invoke\tStatus: timeout\nSTART RequestId: a")
+		w.wantStates("Initializing Resetting Cold Initializing Resetting Cold")
+	})
+}
+
+// RT-51, LC-27, ACC-17: the posted body wins, though the exit is seen first.
+func TestInitErrorThenExit(t *testing.T) {
+	program := func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			c := w.s.NewClient()
+			if err := c.BeginInitError(p.Ctx); err != nil {
+				t.Error(err)
+			}
+			go func() { // the body comes after the exit
+				time.Sleep(50 * time.Millisecond)
+				_ = c.FinishInitError(context.Background(), InitError{Body: []byte(`{"errorMessage":"no module"}`), Type: "Runtime.ImportModuleError"})
+			}()
+			return supervisor.Exit{Code: 1}
+		}
+	}
+	inWorld(t, program, func(w *world) {
+		r := w.invoke("a")
+		if !r.FunctionError || string(r.Payload) != `{"errorMessage":"no module"}` || r.ErrorType != "Runtime.ImportModuleError" {
+			t.Errorf("answer %+v %s", r, r.Payload)
+		}
+		<-r.Done
+		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: init\tStatus: error\tError Type: Runtime.ImportModuleError\n")
+		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.ImportModuleError\nSTART RequestId: a")
+		w.wantLogHas("RequestId: a Error: Runtime exited with error: exit status 1\nRuntime.ImportModuleError\nEND")
+	})
+}
+
+// LC-12, FE-02, FE-03: the bootstrap cannot be executed.
+func TestBadEntry(t *testing.T) {
+	for _, tt := range []struct {
+		name, errorType string
+		set             option
+	}{
+		{"missing", errInvalidEntrypoint, func(_ *Config, s *fakesup.Supervisor) { delete(s.Programs, bootstrap) }},
+		{"none found", errInvalidEntrypoint, func(c *Config, _ *fakesup.Supervisor) { c.Function.Bootstrap.Path = "" }},
+		{"bad folder", errInvalidWorkingDir, func(_ *Config, s *fakesup.Supervisor) {
+			s.ExecErr[bootstrap] = &supervisor.ExecError{Path: bootstrap, Dir: "/nowhere", BadDir: true, Errno: syscall.ENOENT}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, hangs, func(w *world) {
+				if r := w.invoke("a"); r.ErrorType != tt.errorType {
+					t.Errorf("error type %q, want %q: %s", r.ErrorType, tt.errorType, r.Payload)
+				}
+			}, with(tt.set))
+		})
+	}
+}
+
+// Decision 12, INV-14: out of memory is told, and the sandbox is over.
+func TestOutOfMemory(t *testing.T) {
+	inWorld(t, echo(time.Minute), func(w *world) {
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.OutOfMemory()
+		}()
+		r := w.invoke("a")
+		if want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: a Error: Runtime exited with error: signal: killed"}`; string(r.Payload) != want {
+			t.Errorf("payload %s", r.Payload)
+		}
+		<-r.Done
+		w.wantStates("Initializing Invoking Resetting Dead")
+		err := <-w.ran
+		w.ran <- err
+		if w.mayFail = true; !errors.Is(err, ErrLost) {
+			t.Errorf("Run: %v", err)
+		}
+		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "b"}); !errors.Is(err, ErrDead) {
+			t.Errorf("Invoke: %v, want ErrDead", err)
+		}
+	})
+}
+
+// LC-73: a reset that fails ends the sandbox.
+func TestFailedReset(t *testing.T) {
+	broken := errors.New("cgroup is stuck")
+	inWorld(t, exits(supervisor.Exit{Code: 1}), func(w *world) {
+		err := <-w.ran
+		w.ran <- err
+		if w.mayFail = true; !errors.Is(err, broken) {
+			t.Errorf("Run: %v", err)
+		}
+		w.wantStates("Initializing Resetting Dead")
+	}, with(func(_ *Config, s *fakesup.Supervisor) { s.StopErr = broken }))
+}
+
+// LC-20, and an Invoke whose caller has gone.
+func TestOneInvocationAtATime(t *testing.T) {
+	inWorld(t, echo(time.Second), func(w *world) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		if _, err := w.s.Invoke(ctx, &Invocation{ID: "a"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Invoke of a caller that leaves: %v", err)
+		}
+		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "b"}); !errors.Is(err, ErrBusy) {
+			t.Errorf("second Invoke: %v, want ErrBusy", err)
+		}
+		time.Sleep(time.Second)
+		<-w.invoke("c").Done
+		w.wantLogHas("END RequestId: a\n")
+		w.wantStates("Initializing Invoking Idle Invoking Idle")
+	})
+}
+
+// A shutdown in the middle of an invocation answers its caller.
+func TestShutdownWhileInvoking(t *testing.T) {
+	inWorld(t, echo(time.Second), func(w *world) {
+		go func() { time.Sleep(time.Millisecond); w.cancel() }()
+		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "a"}); !errors.Is(err, ErrDead) {
+			t.Errorf("Invoke: %v, want ErrDead", err)
+		}
+		w.wantStates("Initializing Invoking ShuttingDown Dead")
+	})
+}
+
+// EX-29: an end between invocations resets before the next dispatch.
+func TestExitWhileIdle(t *testing.T) {
+	program := func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			ctx, cancel := context.WithTimeout(p.Ctx, time.Second)
+			defer cancel()
+			_, _ = w.s.NewClient().Next(ctx)
+			return supervisor.Exit{Code: 9}
+		}
+	}
+	inWorld(t, program, func(w *world) {
+		time.Sleep(2 * time.Second)
+		w.wantStates("Initializing Idle Resetting Cold")
+		w.wantLogHas("Error: Runtime exited with error: exit status 9\nRuntime.ExitError\n")
+	})
+}
