@@ -16,8 +16,15 @@ import (
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread with the goroutine
-		done <- f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The runtime cannot end the main thread: in a sandbox's namespaces it would
+			// keep them alive, and /proc/self would show them. Held here, it is not taken.
+			done <- onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f() // never unlocked: the runtime ends the thread with the goroutine
 	}()
 	return <-done
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -228,8 +229,11 @@ func TestFreezeAndKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		drain(t, out)
-		if b, err := s.Usage(); err != nil || b.CPU != before.CPU {
+		if b, err := s.Usage(); err != nil || b.CPU-before.CPU > time.Millisecond {
 			t.Errorf("a frozen sandbox used %v of CPU (%v)", b.CPU-before.CPU, err)
+		}
+		if n, err := unix.IoctlGetInt(int(out.Fd()), unix.TIOCINQ); err != nil || n != 0 {
+			t.Errorf("a frozen sandbox wrote %d bytes (%v)", n, err)
 		}
 		if err := s.Thaw(t.Context()); err != nil {
 			t.Fatal(err)
@@ -293,6 +297,32 @@ func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // decision 12
 	}
 	if u.MemoryPeakBytes < 100<<20 || u.MemoryPeakBytes > 128<<20 {
 		t.Errorf("peak %d, want near the limit of 128 MiB", u.MemoryPeakBytes)
+	}
+}
+
+// The main thread cannot end, so no function that changes namespaces may run on it.
+func TestMainThreadStaysOutside(t *testing.T) {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for range 64 {
+		wait.Go(func() {
+			err := onOwnThread(func() error {
+				if unix.Gettid() == unix.Getpid() {
+					return errors.New("on the main thread")
+				}
+				return unix.Unshare(unix.CLONE_NEWNET)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != own {
+		t.Errorf("network namespace of the process: %s, was %s (%v)", now, own, err)
 	}
 }
 
