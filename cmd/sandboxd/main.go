@@ -46,7 +46,9 @@ func main() {
 		runc.Init()
 	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	// A log reader that goes away must not end the daemon: the write fails instead.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(withSignals(context.Background(), signals), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -123,7 +125,7 @@ Exit codes: 0 success; 1 the function failed, or doctor found a must-have missin
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
-	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), versionCommand())
 	return root
 }

@@ -106,9 +106,9 @@ func newOptions() *options {
 // addFlags defines the flags of run.
 func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(nameValue{&o.functionName, functionNameForm, "1 to 64 letters, digits, '-' and '_'"}, "function-name", "name that the endpoint serves besides 'function'")
-	f.StringVar(&o.handler, "handler", o.handler, "handler, as the runtime expects it (_HANDLER)")
-	f.StringVar(&o.runtime, "runtime", o.runtime, "provided.al2023, nodejs20.x, python3.11, …")
-	f.StringVar(&o.rootfs, "rootfs", o.rootfs, "base file system: host, or a directory tree")
+	f.StringVar(&o.handler, "handler", o.handler, "the `HANDLER`, as the runtime expects it (_HANDLER)")
+	f.StringVar(&o.runtime, "runtime", o.runtime, "the `RUNTIME`: provided.al2023, nodejs20.x, python3.11, …")
+	f.StringVar(&o.rootfs, "rootfs", o.rootfs, "base file system: host, or the `DIR` of a tree")
 	f.Var(listValue{&o.layers, 5, "layers"}, "layer", "layer for /opt; repeatable, later ones win")
 	f.Var(envValue{&o.env}, "env", "environment variable of the function; repeatable")
 	f.Var(intValue{&o.memoryMB, 128, 10240, " MB"}, "memory", "memory in MB, 128 to 10240; CPU is in proportion, 1769 MB are one CPU")
@@ -118,8 +118,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
 
 	f.Var(addressValue{&o.listen}, "listen", "address of the invoke endpoint")
-	f.StringVar(&o.event, "event", o.event, "invoke once with the event in FILE (- is standard input), print the response, and exit")
-	f.StringVar(&o.config, "config", o.config, "YAML file with the same keys as the flags; flags win")
+	f.StringVar(&o.event, "event", o.event, "invoke once with the event in `FILE` (- is standard input), print the response, and exit")
+	f.StringVar(&o.config, "config", o.config, "YAML `FILE` with the same keys as the flags; flags win")
 	f.Var(durationValue{&o.drainTimeout, 0, time.Hour, false}, "drain-timeout", "how long invocations may take to end after SIGTERM")
 
 	f.Var(choiceValue{&o.logFormat, []string{"Text", "JSON"}}, "log-format", "form of all log lines: Text or JSON")
@@ -127,8 +127,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(choiceValue{&o.logDescriptors, []string{"pipe", "socket"}}, "log-descriptors", "what the function gets as stdout and stderr")
 
 	f.Var(durationValue{&o.linger, 0, 10 * time.Second, false}, "linger", "how long a sandbox stays unfrozen after an invocation")
-	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "folder for extracted packages, kept between runs")
-	f.StringVar(&o.runDir, "run-dir", o.runDir, "folder for the running daemons")
+	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
+	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")
 	f.Var(intValue{&o.idBase, 0, 1<<32 - 1, ""}, "id-base", "first host id for sandboxes, a multiple of 65536")
 }
 

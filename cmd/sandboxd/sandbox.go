@@ -152,7 +152,9 @@ func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) {
 	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f, ended: make(chan struct{})}
 	cfg := f.life
 	cfg.LogStream = time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
-	cfg.OnState = func(st rapid.State) { f.log.WithField("sandbox", id).WithField("state", st).Debug("life cycle") }
+	cfg.OnState = func(st rapid.State) {
+		f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
+	}
 	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
 	var lifeCtx context.Context
 	lifeCtx, s.end = context.WithCancel(context.Background())

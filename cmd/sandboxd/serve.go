@@ -29,6 +29,9 @@ func (s *session) serve(ctx context.Context, l net.Listener) error {
 		OnError:      func(err error) { s.log.WithError(err).Error("request failed") },
 	})
 	s.log.WithFields(logrus.Fields{"addr": l.Addr().String(), "instance": s.instance.ID(), "function": s.o.functionName}).Info("listening")
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		s.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
 	select {

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sandboxd/sandboxd/doctor"
+)
+
+// TestMain makes the test binary a sandboxd when it is asked to be one.
+func TestMain(m *testing.M) {
+	if os.Getenv("SANDBOXD_TEST_MAIN") != "" || len(os.Args) > 1 && os.Args[1] == "init" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// command runs one command line in this process.
+func command(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// A bad command line is exit code 2, one line on standard error, and nothing else.
+func TestUsageErrors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args []string
+		want string // in the message
+	}{
+		"unknown command":        {[]string{"rum"}, `did you mean "run"`},
+		"unknown flag":           {[]string{"run", "--speed", "x"}, "--speed"},
+		"no code":                {[]string{"run"}, "one DIR or ZIP"},
+		"two codes":              {[]string{"run", "a", "b"}, "2 arguments"},
+		"memory below the least": {[]string{"run", "--memory", "127", "x"}, "from 128 to 10240 MB"},
+		"memory above the most":  {[]string{"run", "--memory", "10241", "x"}, "from 128 to 10240 MB"},
+		"memory with a unit":     {[]string{"run", "--memory", "1G", "x"}, "from 128 to 10240 MB"},
+		"timeout of nothing":     {[]string{"run", "--timeout", "0", "x"}, "--timeout"},
+		"timeout too long":       {[]string{"run", "--timeout", "901s", "x"}, "15m0s"},
+		"timeout not whole":      {[]string{"run", "--timeout", "1500ms", "x"}, "whole seconds"},
+		"/tmp too small":         {[]string{"run", "--ephemeral-storage", "511", "x"}, "from 512 to 10240 MB"},
+		"no concurrency":         {[]string{"run", "--concurrency", "0", "x"}, "from 1"},
+		"network later":          {[]string{"run", "--network", "egress", "x"}, "not supported in this version"},
+		"network unknown":        {[]string{"run", "--network", "tor", "x"}, "must be none"},
+		"log format":             {[]string{"run", "--log-format", "json", "x"}, "Text or JSON"},
+		"descriptors":            {[]string{"run", "--log-descriptors", "file", "x"}, "pipe or socket"},
+		"function name":          {[]string{"run", "--function-name", "a/b", "x"}, "1 to 64 letters"},
+		"function name too long": {[]string{"run", "--function-name", strings.Repeat("a", 65), "x"}, "1 to 64 letters"},
+		"listen":                 {[]string{"run", "--listen", "9000", "x"}, "127.0.0.1:9000"},
+		"six layers":             {[]string{"run", "--layer=1", "--layer=2", "--layer=3", "--layer=4", "--layer=5", "--layer=6", "x"}, "at most 5 layers"},
+		"env without value":      {[]string{"run", "--env", "A", "x"}, "NAME=VALUE"},
+		"env reserved":           {[]string{"run", "--env", "AWS_REGION=x", "x"}, "AWS_REGION is reserved"},
+		"id base":                {[]string{"run", "--id-base", "1879048193", "x"}, "multiple of 65536"},
+		"id base of systemd":     {[]string{"run", "--id-base", "1048576", "x"}, "systemd"},
+		"missing config":         {[]string{"run", "--config", "/nonexistent.yaml", "x"}, "/nonexistent.yaml"},
+		"empty state folder":     {[]string{"run", "--state-dir", "", "x"}, "must not be empty"},
+		"inspect nothing":        {[]string{"inspect"}, "sandboxd ps"},
+		"ps of something":        {[]string{"ps", "x"}, "takes no argument"},
+		"output":                 {[]string{"doctor", "-o", "xml"}, "table or json"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, stdout, stderr := command(t, tt.args...)
+			if code != exitUsage || stdout != "" {
+				t.Errorf("exit code %d, stdout %q", code, stdout)
+			}
+			if !strings.Contains(stderr, tt.want) || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "sandboxd: ") {
+				t.Errorf("stderr %q, want one line with %q", stderr, tt.want)
+			}
+		})
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}} {
+		code, stdout, stderr := command(t, cmd...)
+		if code != exitOK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {
+			t.Errorf("%v: exit code %d, stderr %q, stdout without examples or exit codes:\n%s", cmd, code, stderr, stdout)
+		}
+	}
+	if code, stdout, _ := command(t, "version"); code != exitOK || !strings.HasPrefix(stdout, "sandboxd ") {
+		t.Errorf("version: %d %q", code, stdout)
+	}
+	if code, stdout, _ := command(t, "completion", "bash"); code != exitOK || !strings.Contains(stdout, "sandboxd") {
+		t.Errorf("completion: %d", code)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	code, stdout, stderr := command(t, "doctor", "--output", "json")
+	var findings []doctor.Finding
+	if err := json.Unmarshal([]byte(stdout), &findings); err != nil {
+		t.Fatal(err)
+	}
+	want := exitOK
+	for _, f := range findings {
+		if f.Status == doctor.Fail {
+			want = exitFunction
+		}
+	}
+	if code != want || (want == exitOK) != (stderr == "") || len(findings) < 10 {
+		t.Errorf("exit code %d, want %d; stderr %q; %d findings", code, want, stderr, len(findings))
+	}
+	code, table, _ := command(t, "doctor", "--id-base", "0")
+	if code != exitFunction || !strings.Contains(table, "FAIL") {
+		t.Errorf("with a must-have missing: exit code %d\n%s", code, table)
+	}
+}
+
+// The exit code belongs to the error, wherever it is wrapped.
+func TestOneLine(t *testing.T) {
+	err := errors.Join(errors.New("a\nb"), errors.New("c"))
+	if got := oneLine(err); got != "a; b; c" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals := make(chan os.Signal)
+		ctx := withSignals(context.Background(), signals)
+		drain, stop := drainContext(ctx, time.Minute)
+		defer stop()
+		signals <- syscall.SIGTERM
+		synctest.Wait()
+		if ctx.Err() == nil || drain.Err() != nil {
+			t.Fatalf("after one signal: context %v, drain %v", ctx.Err(), drain.Err())
+		}
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		if drain.Err() != nil {
+			t.Fatal("drained too early")
+		}
+		signals <- syscall.SIGINT
+		synctest.Wait()
+		if drain.Err() == nil {
+			t.Fatal("the second signal does not cut the drain short")
+		}
+		select {
+		case <-hurry(ctx):
+		default:
+			t.Fatal("no hurry after the second signal")
+		}
+	})
+}
+
+func TestDrainTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		drain, stop := drainContext(ctx, time.Minute)
+		defer stop()
+		time.Sleep(time.Hour) // serving does not count
+		cancel()
+		begin := time.Now()
+		<-drain.Done()
+		if waited := time.Since(begin); waited != time.Minute {
+			t.Errorf("drained for %v, want a minute", waited)
+		}
+	})
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
+)
+
+// gate is a reader of log lines that stops reading until it is opened.
+type gate struct {
+	open chan struct{}
+	mu   sync.Mutex
+	buf  bytes.Buffer
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	<-g.open
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.buf.Write(p)
+}
+
+func (g *gate) String() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.buf.String()
+}
+
+// A reader that has stopped blocks nobody; what is lost is counted, and told.
+func TestOutletNeverBlocks(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	o := newOutlet(g)
+	line := strings.Repeat("x", 1023) + "\n"
+	const lines = 3 * outletBytes / 1024
+	for range lines {
+		if n, err := io.WriteString(o, line); n != len(line) || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	o.Close(time.Millisecond) // must give up: this test would hang else
+	close(g.open)
+	<-o.done
+	out := g.String()
+	kept := strings.Count(out, line)
+	if kept == 0 || kept == lines || !strings.Contains(out, fmt.Sprintf("%d messages were dropped", lines-kept)) {
+		t.Errorf("%d of %d lines arrived, end of output %q", kept, lines, out[max(0, len(out)-100):])
+	}
+}
+
+func TestOutletKeepsOrderAndFlushes(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	close(g.open)
+	o := newOutlet(g)
+	var want strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(o, "%d\n", i)
+		fmt.Fprintf(&want, "%d\n", i)
+	}
+	o.Close(time.Minute)
+	if g.String() != want.String() {
+		t.Error("lines are missing or out of order")
+	}
+}
+
+func TestSink(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
+	records := []telemetry.Record{
+		{Time: at, Source: telemetry.FromFunction, Text: "plain \"text\""},
+		{Time: at, Source: telemetry.FromFunction, Text: `{"level":"INFO"}`},
+		{Time: at, Source: telemetry.FromExtension, Text: `{"broken`},
+	}
+	var text, asJSON bytes.Buffer
+	for _, r := range records {
+		newSink(&text, telemetry.Text).Line(r)
+		newSink(&asJSON, telemetry.JSON).Line(r)
+	}
+	if want := "plain \"text\"\n{\"level\":\"INFO\"}\n{\"broken\n"; text.String() != want {
+		t.Errorf("text: %q, want the lines as they are", text.String())
+	}
+	want := `{"time":"2026-01-02T03:04:05.006Z","type":"function","record":"plain \"text\""}
+{"level":"INFO"}
+{"time":"2026-01-02T03:04:05.006Z","type":"extension","record":"{\"broken"}
+`
+	if asJSON.String() != want {
+		t.Errorf("JSON: %s\nwant %s", asJSON.String(), want)
+	}
+}
+
+// Every line of the daemon's own log is an object too.
+func TestLoggerFormats(t *testing.T) {
+	o := newOptions()
+	o.logFormat, o.logLevel = "JSON", "warn"
+	var b bytes.Buffer
+	log := newLogger(&b, o)
+	log.Info("not this")
+	log.WithField("addr", "127.0.0.1:9000").Warn("this")
+	var entry map[string]string
+	if err := json.Unmarshal(b.Bytes(), &entry); err != nil || entry["msg"] != "this" || entry["addr"] != "127.0.0.1:9000" {
+		t.Errorf("%s: %v", b.String(), err)
+	}
+	b.Reset()
+	o.logFormat = "Text"
+	newLogger(&b, o).WithField("addr", "127.0.0.1:9000").Warn("this")
+	if !strings.Contains(b.String(), `msg=this addr="127.0.0.1:9000"`) {
+		t.Errorf("%s", b.String())
+	}
+}
