@@ -11,20 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main goroutine keeps the main thread, which the Go runtime can only park and
+// never end. Otherwise a goroutine that enters a sandbox's namespaces for good, ours
+// or libcontainer's (for the sources of bind mounts), might take it there: it would
+// keep the namespaces alive, and /proc/self would show them.
+func init() { runtime.LockOSThread() }
+
 // onOwnThread runs f on an OS thread of its own, which ends with it: f may change
 // the thread's namespaces, and no other goroutine ever sees the result.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The runtime cannot end the main thread: in a sandbox's namespaces it would
-			// keep them alive, and /proc/self would show them. Held here, it is not taken.
-			done <- onOwnThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- f() // never unlocked: the runtime ends the thread with the goroutine
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread with the goroutine
+		done <- f()
 	}()
 	return <-done
 }
