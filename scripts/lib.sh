@@ -5,6 +5,12 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 project=$PWD
 
+# A Go that was unpacked by hand is often not in a bare PATH. Debian's Go and some
+# images refuse a newer toolchain unless told; go.mod names the version that is needed,
+# and one that is new enough is used as it is.
+command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+export GOTOOLCHAIN=auto
+
 # say TEXT: a progress line with the time since the script began.
 say() { printf '%s [%3ds] %s\n' "${0##*/}:" "$SECONDS" "$*" >&2; }
 

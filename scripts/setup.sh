@@ -9,7 +9,6 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
-. scripts/go-env.sh
 
 # A Go of this version or later fetches the one that go.mod asks for by itself
 # (GOTOOLCHAIN=auto); older ones know nothing of it.

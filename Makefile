@@ -1,0 +1,97 @@
+# sandboxd: `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # the machine is small, and the tests share it
+
+# A Go unpacked by hand is often not in a bare PATH; go.mod says which version is needed.
+export PATH := $(PATH):/usr/local/go/bin
+export GOTOOLCHAIN := auto
+
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null)
+EMBEDDED := cmd/sandboxd/embedded/sandbox-init
+TOOLS := .build/tools
+SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload)
+FUZZTIME ?= 20s
+# Packages whose tests need root have files with this build tag.
+ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
+# One line per package; every event is kept for scripts/summary.sh.
+GOTESTSUM = mkdir -p .build/results && $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
+
+.PHONY: setup
+setup: ## install what is missing to build, on Debian 12 or 13 as root
+	@scripts/setup.sh build
+
+.PHONY: build
+build: setup ## build bin/sandboxd, with the init handler inside
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(EMBEDDED) ./cmd/sandbox-init
+	CGO_ENABLED=1 go build -trimpath -tags seccomp -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
+
+.PHONY: demo
+demo: build ## run a function and an extension, show their isolation, clean up, check that
+	@scripts/demo.sh
+
+TEST_PARTS := lint unit race integration vm-test demo
+
+.PHONY: test
+test: $(TEST_PARTS) ## everything that CI checks
+	@scripts/summary.sh
+
+.PHONY: test-parts
+test-parts:
+	@echo build $(TEST_PARTS)
+
+.PHONY: lint
+lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck, shellcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
+	go vet -tags seccomp,integration ./...
+	$(TOOLS)/staticcheck -tags seccomp,integration ./...
+	shellcheck -x $(SCRIPTS)
+
+.PHONY: vagrant-check
+vagrant-check: ## check the Vagrantfile
+	@scripts/setup.sh vagrant
+	vagrant validate --ignore-provider
+
+.PHONY: unit
+unit: tools ## tests that need no privilege and no cgo, run as nobody
+	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor/... ./isolation ./architecture
+
+.PHONY: race
+race: tools $(EMBEDDED) ## the same and all other unit tests with the race detector
+	$(GOTESTSUM) --jsonfile .build/results/race.json -- -race -tags seccomp -p 1 -timeout 10m ./...
+
+.PHONY: integration
+integration: tools build ## tests on real namespaces and cgroups of this host, as root
+	scripts/setup.sh test
+	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m $(ROOT_PACKAGES)
+
+.PHONY: vm-test
+vm-test: tools build ## the same tests in a virtual machine with pure cgroup v2
+	$(GOTESTSUM) --jsonfile .build/results/vm.json --ignore-non-json-output-lines --raw-command -- vm/test.sh plain
+
+.PHONY: vm-test-systemd
+vm-test-systemd: tools build ## the same in a virtual machine where systemd owns the cgroups
+	$(GOTESTSUM) --jsonfile .build/results/vm-systemd.json --ignore-non-json-output-lines --raw-command -- vm/test.sh systemd
+
+.PHONY: fuzz
+fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (20s)
+	scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove what was built, machine images too
+	rm -rf bin .build $(EMBEDDED)
+
+.PHONY: tools
+tools:
+	@scripts/setup.sh test
+	@go build -C tools -o ../$(TOOLS)/ tool
+
+# For what only compiles the daemon; `make build` always makes it anew.
+$(EMBEDDED):
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./cmd/sandbox-init

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Runs the root tests in a virtual machine (see vm.sh) and prints their events as
+# `go test -json` does. Needs bin/sandboxd.
+#
+#   vm/test.sh plain|systemd
+#   vm/test.sh here             without a machine: this one is it (see Vagrantfile)
+#
+# VM_RUN, a regular expression, chooses tests. Tests named TestClient… stay away: they
+# need npm, pip and their registries.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/../scripts/lib.sh"
+
+kind=${1:?plain, systemd or here}
+payload=$(mktemp -d)
+root=/payload # where the machine has it
+[ "$kind" != here ] || root=$payload
+trap 'rm -rf "$payload"' EXIT
+
+say "collecting the tests"
+mkdir -p "$payload"/{bin,programs,packages}
+install bin/sandboxd cmd/sandboxd/embedded/sandbox-init "$payload/bin/"
+cp -r examples "$payload/"
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/programs/" \
+	./integration/testruntime ./integration/testextension \
+	./examples/go-echo ./examples/go-sigterm ./examples/extension-go
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/bin/test2json" cmd/test2json
+for package in ./integration ./isolation/runc; do
+	name=${package//\//_}
+	go test -c -trimpath -ldflags '-s -w' -tags seccomp,integration -o "$payload/packages/${name#._}.test" "$package"
+done
+cat >"$payload/environment" <<END
+export SANDBOXD=$root/bin/sandboxd SANDBOX_INIT=$root/bin/sandbox-init
+export SANDBOXD_TESTBIN=$root/programs SANDBOXD_EXAMPLES=$root/examples
+tests='${VM_RUN:-.}'
+END
+install -m 755 vm/guest/run-tests "$payload/run"
+
+if [ "$kind" = here ]; then
+	cd "$payload" && ./run
+	exit
+fi
+say "booting"
+vm/vm.sh run "$kind" "$payload"
