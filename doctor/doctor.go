@@ -4,6 +4,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -113,7 +114,7 @@ func run(ctx context.Context, h Host, checks []check, whenMissing Status) []Find
 		o := c.look(ctx, h)
 		f := Finding{Check: c.name, Status: OK, Seen: o.seen}
 		if o.missing {
-			f.Status, f.Fix = whenMissing, o.fix
+			f.Status, f.Fix = whenMissing, cmp.Or(o.fix, "see docs/troubleshooting.md")
 		}
 		findings = append(findings, f)
 	}

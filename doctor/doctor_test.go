@@ -101,8 +101,8 @@ func TestExamine(t *testing.T) {
 	seen := map[string]Finding{}
 	for _, f := range Examine(t.Context(), h) {
 		seen[f.Check] = f
-		if (f.Status == OK) != (f.Fix == "") && f.Fix != "" {
-			t.Errorf("%+v: a fix for what is OK", f)
+		if (f.Status == OK) != (f.Fix == "") || f.Seen == "" {
+			t.Errorf("%+v: what is missing has a fix, and only that", f)
 		}
 	}
 	if len(seen) != len(mustHaves)+len(niceToHaves) {
