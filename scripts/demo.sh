@@ -28,7 +28,7 @@ daemon=$!
 trap 'kill -KILL $daemon 2>/dev/null || true' EXIT
 
 # The daemon is ready when it takes connections; curl asks until then.
-curl -sS --retry 60 --retry-connrefused --retry-delay 1 --retry-max-time 60 -o /dev/null "http://127.0.0.1:$port/" ||
+curl -s --retry 60 --retry-connrefused --retry-delay 1 --retry-max-time 60 -o /dev/null "http://127.0.0.1:$port/" ||
 	die "the daemon does not listen: see its log above"
 
 heading "Three invocations"
@@ -79,5 +79,5 @@ gone "namespaces ($(wc -l <"$namespaces") before)" \
 	"$( (readlink /proc/[0-9]*/ns/* /proc/[0-9]*/task/[0-9]*/ns/* 2>/dev/null || true) | sort -u | comm -12 - "$namespaces")"
 gone "mounts" "$(cat /proc/[0-9]*/mountinfo 2>/dev/null | grep -F -e "$sandbox" -e "$demo" | sort -u)"
 gone "loop devices" "$(losetup --list --noheadings --output NAME,BACK-FILE | grep -F -e "$sandbox" -e "$demo")"
-gone "running files" "$(find "$demo/run" -mindepth 1 -not -name '*.lock')"
+gone "sockets and state of the daemon" "$(find "$demo/run" -mindepth 1 -not -name lock)"
 [ $left = 0 ] || die "the sandbox left something behind"
