@@ -1,0 +1,172 @@
+package telemetry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// LOG-20 to LOG-30, LOG-40: each record in both formats.
+func TestRecords(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678_900_000, time.UTC)
+	initTime := Millis(1293830 * time.Microsecond)
+	for _, tt := range []struct {
+		record     Platform
+		text, json string
+	}{
+		{&InitStart{InitializationType: "on-demand", Phase: InitPhase, RuntimeVersion: "v", RuntimeVersionARN: "arn", InstanceMaxMemory: 1 << 27},
+			"INIT_START Runtime Version: v\tRuntime Version ARN: arn\n",
+			`{"initializationType":"on-demand","phase":"init","runtimeVersion":"v","runtimeVersionArn":"arn","instanceMaxMemory":134217728}`},
+		{&InitReport{InitializationType: "on-demand", Phase: InvokePhase, Metrics: InitMetrics{Millis(1234567 * time.Microsecond)}, Status: Error, ErrorType: "Runtime.ExitError"},
+			"INIT_REPORT Init Duration: 1234.57 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.ExitError\n",
+			`{"initializationType":"on-demand","phase":"invoke","metrics":{"durationMs":1234.567},"status":"error","errorType":"Runtime.ExitError"}`},
+		{&InitReport{InitializationType: "on-demand", Phase: InitPhase, Status: Success}, "",
+			`{"initializationType":"on-demand","phase":"init","metrics":{"durationMs":0},"status":"success"}`},
+		{&Extension{Name: "e\n\tx", State: "Ready", Events: []string{"INVOKE", "SHUTDOWN"}},
+			"EXTENSION\tName: e  x\tState: Ready\tEvents: [INVOKE, SHUTDOWN]\n",
+			`{"name":"e\n\tx","state":"Ready","events":["INVOKE","SHUTDOWN"]}`},
+		{&Start{RequestID: "id", Version: "$LATEST"}, "START RequestId: id Version: $LATEST\n", `{"requestId":"id","version":"$LATEST"}`},
+		{&RuntimeDone{RequestID: "id", Status: Success}, "", `{"requestId":"id","status":"success"}`},
+		{&Fault{RequestID: "id", Message: "m", ErrorType: "T"}, "RequestId: id Error: m\nT\n", `"RequestId: id Error: m\nT\n"`},
+		{&TimedOut{RequestID: "id", Timeout: 3 * time.Second}, "2026-01-02T03:04:05.678Z id Task timed out after 3.00 seconds\n\n", ""},
+		{&End{RequestID: "id"}, "END RequestId: id\n", ""},
+		{&Report{RequestID: "id", Status: Success, Metrics: ReportMetrics{Duration: Millis(1049630 * time.Microsecond), BilledMillis: 2344, MemorySizeMB: 128, MaxMemoryUsedMB: 90, InitDuration: &initTime},
+			Tracing: NewTracing("Root=1-a-b;Parent=c;Sampled=1")},
+			"REPORT RequestId: id\tDuration: 1049.63 ms\tBilled Duration: 2344 ms\tMemory Size: 128 MB\tMax Memory Used: 90 MB\tInit Duration: 1293.83 ms\t\nXRAY TraceId: 1-a-b\tSegmentId: c\tSampled: true\t\n",
+			`{"requestId":"id","status":"success","metrics":{"durationMs":1049.63,"billedDurationMs":2344,"memorySizeMB":128,"maxMemoryUsedMB":90,"initDurationMs":1293.83},"tracing":{"type":"X-Amzn-Trace-Id","value":"Root=1-a-b;Parent=c;Sampled=1"}}`},
+		{&Report{RequestID: "id", Status: Timeout},
+			"REPORT RequestId: id\tDuration: 0.00 ms\tBilled Duration: 0 ms\tMemory Size: 0 MB\tMax Memory Used: 0 MB\tStatus: timeout\t\n",
+			`{"requestId":"id","status":"timeout","metrics":{"durationMs":0,"billedDurationMs":0,"memorySizeMB":0,"maxMemoryUsedMB":0}}`},
+	} {
+		r := Record{Time: at, Source: FromPlatform, Platform: tt.record}
+		if got := string(r.Append(nil, Text)); got != tt.text {
+			t.Errorf("%T as text\n got %q\nwant %q", tt.record, got, tt.text)
+		}
+		want := ""
+		if tt.json != "" {
+			want = `{"time":"2026-01-02T03:04:05.678Z","type":"` + tt.record.Type() + `","record":` + tt.json + "}\n"
+		}
+		if got := string(r.Append(nil, JSON)); got != want {
+			t.Errorf("%T as JSON\n got %s\nwant %s", tt.record, got, want)
+		}
+	}
+}
+
+// LOG-25: 1293.83 + 1049.63 → 2344.
+func TestBilled(t *testing.T) {
+	if got := Billed((1293830 + 1049630) * time.Microsecond); got != 2344 {
+		t.Errorf("%d", got)
+	}
+	if got := Billed(3 * time.Second); got != 3000 {
+		t.Errorf("%d", got)
+	}
+}
+
+// INV-03, LOG-44: text is cut at a byte, JSON between records.
+func TestTail(t *testing.T) {
+	for _, format := range []Format{Text, JSON} {
+		l := NewLog(nil, format)
+		l.Output(FromFunction, "runtime", []byte("before"))
+		l.Begin("id")
+		var all bytes.Buffer
+		for i := range 3000 {
+			line := fmt.Sprintf("line %d", i)
+			all.WriteString(line + "\n")
+			l.Output(FromFunction, "runtime", []byte(line))
+		}
+		got := string(l.End())
+		want := all.String()[all.Len()-TailBytes:]
+		if format == JSON {
+			want = want[strings.Index(want, "\n")+1:]
+		}
+		if got != want {
+			t.Errorf("%s: %d bytes, begins %.20q, want %d, %.20q", format, len(got), got, len(want), want)
+		}
+		if err := l.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+type slowSink struct {
+	gate chan struct{}
+	got  []Record
+}
+
+func (s *slowSink) Line(r Record) {
+	<-s.gate
+	s.got = append(s.got, r)
+}
+
+// A slow sink blocks nobody: records are dropped, counted and said.
+func TestSlowSink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &slowSink{gate: make(chan struct{})}
+		l := NewLog(sink, Text)
+		line := bytes.Repeat([]byte("x"), 1000)
+		const sent = 5000
+		for range sent {
+			l.Output(FromFunction, "runtime", line)
+		}
+		l.Platform(&End{RequestID: "kept"})
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := l.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Close with a stuck sink: %v", err)
+		}
+		close(sink.gate)
+		synctest.Wait()
+		var dropped, received int64
+		kept := false
+		for _, r := range sink.got {
+			switch p := r.Platform.(type) {
+			case nil:
+				received++
+			case *LogsDropped:
+				dropped += p.Records
+				if p.Bytes != p.Records*1000 {
+					t.Errorf("%d records of 1000 bytes are %d bytes", p.Records, p.Bytes)
+				}
+			case *End:
+				kept = true
+			}
+		}
+		if dropped == 0 || received+dropped != sent {
+			t.Errorf("%d received, %d dropped of %d", received, dropped, sent)
+		}
+		if !kept {
+			t.Error("a flood has pushed out a platform record")
+		}
+	})
+}
+
+// Records carry the invocation in whose time they arrived.
+func TestAttribution(t *testing.T) {
+	var b bytes.Buffer
+	sink := &slowSink{gate: make(chan struct{})}
+	close(sink.gate)
+	l := NewLog(sink, Text)
+	l.Output(FromExtension, "e", []byte("0"))
+	l.Begin("one")
+	l.Output(FromFunction, "runtime", []byte("1"))
+	_ = l.End()
+	l.Output(FromFunction, "runtime", []byte("2"))
+	if err := l.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	w := NewWriter(&b, Text)
+	for i, want := range []string{"", "one", ""} {
+		if got := sink.got[i].RequestID; got != want {
+			t.Errorf("line %d belongs to %q, want %q", i, got, want)
+		}
+		w.Line(sink.got[i])
+	}
+	if b.String() != "0\n1\n2\n" {
+		t.Errorf("%q", b.String())
+	}
+}
