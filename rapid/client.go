@@ -181,9 +181,9 @@ func (m *invokeMsg) serve(s *Sandbox) {
 	switch st := s.State(); {
 	case st == ShuttingDown || st == Dead || s.lost || s.broken != nil:
 		m.refuse(ErrDead)
-	case s.current != nil || st == Invoking || st == Resetting:
-		m.refuse(ErrBusy) // LC-20
-	default:
+	case s.current != nil:
+		m.refuse(ErrBusy) // LC-20, until the reset after a failed one is over
+	default: // taken up at once, or after the initialization or reset that goes on
 		s.current = newInvocation(m, s.cfg.Function.ARN)
 	}
 }

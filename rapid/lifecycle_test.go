@@ -153,7 +153,9 @@ func TestInitTimeout(t *testing.T) {
 	slow := func(w *world) fakesup.Program {
 		good := echo(0)(w)
 		return func(p *fakesup.Process) supervisor.Exit {
-			sleep(p, 11*time.Second)
+			if sleep(p, 11*time.Second); p.Ctx.Err() != nil {
+				return killed
+			}
 			return good(p)
 		}
 	}

@@ -54,7 +54,7 @@ type setup struct {
 
 func newWorld(t *testing.T, u setup) *world {
 	t.Helper()
-	w := &world{t: t, states: make(chan rapid.State, 100), procs: make(chan *fakesup.Process, 10)}
+	w := &world{t: t, states: make(chan rapid.State, 10000), procs: make(chan *fakesup.Process, 10)}
 	w.exit.Store(int32(u.failInits))
 	live := func(p *fakesup.Process) supervisor.Exit { <-p.Ctx.Done(); return supervisor.Exit{} }
 	w.sup = fakesup.New(map[string]fakesup.Program{bootstrap: func(p *fakesup.Process) supervisor.Exit {
@@ -86,8 +86,9 @@ func newWorld(t *testing.T, u setup) *world {
 	w.base = "http://" + l.Addr().String()
 	w.client = &http.Client{Transport: &http.Transport{}}
 	ctx, cancel := context.WithCancel(context.Background())
+	serving, stopServing := context.WithCancel(context.Background())
 	ran, served := make(chan error, 1), make(chan error, 1)
-	go func() { served <- Serve(ctx, w.s, l, u.limits) }()
+	go func() { served <- Serve(serving, w.s, l, u.limits) }()
 	go func() { ran <- w.s.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
@@ -95,6 +96,7 @@ func newWorld(t *testing.T, u setup) *world {
 		if err := <-ran; err != nil {
 			t.Errorf("Run: %v", err)
 		}
+		stopServing()
 		if err := <-served; err != nil {
 			t.Errorf("Serve: %v", err)
 		}

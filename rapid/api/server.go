@@ -37,8 +37,9 @@ const (
 	maxRegister = 64 << 10 // body of a registration: a list of two names
 )
 
-// Serve answers the processes of s on l until ctx ends. It closes l, and returns when
-// every connection is closed. The error is nil after an end by ctx.
+// Serve answers the processes of s on l until ctx ends. The context must outlive
+// Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
+// returns when every connection is closed. The error is nil after an end by ctx.
 func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits) error {
 	conns := newGuard(l, s, limits)
 	srv := &http.Server{

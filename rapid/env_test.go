@@ -1,0 +1,96 @@
+package rapid
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func envConfig() *Config {
+	f := testFunction()
+	f.Runtime, f.LogLevel = "nodejs22.x", "DEBUG"
+	f.Env = map[string]string{
+		"MINE": "$HOME", "TZ": "Europe/Berlin", "NODE_OPTIONS": "-x", "AWS_XRAY_DAEMON_ADDRESS": "1.2.3.4:5", // ENV-15
+		"AWS_REGION": "mars", "_HANDLER": "evil", "_LAMBDA_SERVER_PORT": "1", "AWS_LAMBDA_MAX_CONCURRENCY": "9", // ENV-16, ENV-17, RT-67
+		"AWS_ACCESS_KEY": "k", "LAMBDA_TASK_ROOT": "/x", "x": "short", "1A": "digit", "A=B": "c", "NUL": "a\x00b", // ENV-18
+		"AWS_LAMBDA_EXEC_WRAPPER": "/opt/wrapper", // ENV-26
+	}
+	return &Config{Function: f, Settings: DefaultSettings(), LogStream: "stream", APIAddr: "127.0.0.1:9001",
+		Credentials: Credentials{"AKID", "SECRET", "TOKEN"}}
+}
+
+// ENV-01 to ENV-19, ACC-20: exactly these.
+func TestRuntimeEnvironment(t *testing.T) {
+	want := []string{
+		"AWS_ACCESS_KEY_ID=AKID", "AWS_DEFAULT_REGION=eu-west-1", "AWS_EXECUTION_ENV=AWS_Lambda_nodejs22.x", "AWS_LAMBDA_EXEC_WRAPPER=/opt/wrapper",
+		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_FUNCTION_NAME=fn", "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
+		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_FORMAT=Text", "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/fn", "AWS_LAMBDA_LOG_LEVEL=DEBUG",
+		"AWS_LAMBDA_LOG_STREAM_NAME=stream", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001", "AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET",
+		"AWS_SESSION_TOKEN=TOKEN", "AWS_XRAY_CONTEXT_MISSING=LOG_ERROR", "AWS_XRAY_DAEMON_ADDRESS=1.2.3.4:5", "LAMBDA_RUNTIME_DIR=/var/runtime",
+		"LAMBDA_TASK_ROOT=/var/task", "LANG=en_US.UTF-8",
+		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
+		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",
+		"_AWS_XRAY_DAEMON_ADDRESS=127.0.0.1", "_AWS_XRAY_DAEMON_PORT=2000", "_HANDLER=main.handler",
+	}
+	if got := runtimeEnv(envConfig()); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	c := envConfig()
+	c.Function.Runtime = "provided.al2023"
+	if slices.ContainsFunc(runtimeEnv(c), func(e string) bool { return strings.HasPrefix(e, "AWS_EXECUTION_ENV") }) {
+		t.Error("AWS_EXECUTION_ENV with provided.al2023 (ENV-06)")
+	}
+}
+
+// ENV-20, ENV-21: exactly these.
+func TestExtensionEnvironment(t *testing.T) {
+	want := []string{
+		"AWS_ACCESS_KEY_ID=AKID", "AWS_DEFAULT_REGION=eu-west-1", "AWS_LAMBDA_EXEC_WRAPPER=/opt/wrapper",
+		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_FUNCTION_NAME=fn", "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
+		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_FORMAT=Text", "AWS_LAMBDA_LOG_LEVEL=DEBUG", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
+		"AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET", "AWS_SESSION_TOKEN=TOKEN", "LANG=en_US.UTF-8",
+		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
+		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",
+	}
+	if got := extensionEnv(envConfig()); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// RT-45.
+func TestErrorTypes(t *testing.T) {
+	for in, want := range map[string]string{
+		"Runtime.ImportModuleError": "Runtime.ImportModuleError", "my Function.Foo here": "my Function.Foo here",
+		"Function.x": "Function.Unknown", "Function.": "Function.Unknown", "": "Runtime.Unknown", "Error": "Runtime.Unknown", "Runtime.x": "Runtime.Unknown",
+	} {
+		if got := sanitizeType(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// RT-46, RT-47.
+func TestCauses(t *testing.T) {
+	for _, bad := range []string{"", "{", "[]", "{}", `{"exceptions":[],"paths":[]}`, `"text"`} {
+		if got := sanitizeCause([]byte(bad)); got != nil {
+			t.Errorf("%q: %s, want it dropped", bad, got)
+		}
+	}
+	many := cause{Message: "m"}
+	for range 100 {
+		many.Exceptions = append(many.Exceptions, exception{Message: strings.Repeat("e", 1000)})
+		many.Paths = append(many.Paths, "p")
+	}
+	var got cause
+	b := sanitizeCause(causeBytes(many))
+	if err := json.Unmarshal(b, &got); err != nil || len(got.Exceptions) != 60 || len(got.Paths) != 60 || len(b) > maxCause {
+		t.Errorf("%d exceptions, %d paths, %d bytes, %v: want the first 60 %%", len(got.Exceptions), len(got.Paths), len(b), err)
+	}
+	long := strings.Repeat("x", 70000)
+	got = cause{}
+	b = sanitizeCause(causeBytes(cause{Message: long, Dir: long, Paths: []string{long}}))
+	if err := json.Unmarshal(b, &got); err != nil || len(got.Message) != maxCauseText+3 || len(got.Dir) != maxCauseText+3 || got.Paths != nil {
+		t.Errorf("%d, %d, %d, %v", len(got.Message), len(got.Dir), len(got.Paths), err)
+	}
+}

@@ -1,0 +1,97 @@
+package rapid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/uuid"
+
+	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
+)
+
+func refused(err error) RefusalType {
+	var r *Refusal
+	if errors.As(err, &r) {
+		return r.Type
+	}
+	return RefusalType(fmt.Sprint(err))
+}
+
+// EX-10 to EX-17, TL-11: what registration and identified calls refuse.
+func TestRegistrationRules(t *testing.T) {
+	inWorld(t, hangs, func(w *world) {
+		synctest.Wait()
+		c, ctx := w.s.NewClient(), context.Background()
+		register := func(name string, events ...string) RefusalType {
+			_, err := c.Register(ctx, Registration{Name: name, Events: events})
+			return refused(err)
+		}
+		for i, tt := range []struct{ got, want RefusalType }{
+			{register("", "X"), InvalidExtensionName},
+			{register("ext", "invoke"), InvalidEventType},
+			{register("internal", EventShutdown), InvalidEventType},
+			{register("internal", EventInvoke), "<nil>"},
+			{register("internal"), InvalidExtensionState},
+			{register("ext", EventShutdown, EventInvoke, EventInvoke), "<nil>"},
+			{register("ext"), InvalidExtensionState},
+			{refused(c.Subscribe(ctx, "", "Telemetry")), MissingExtensionIdentifier},
+			{refused(c.Subscribe(ctx, "x", "Telemetry")), InvalidExtensionIdentifier},
+			{refused(c.Subscribe(ctx, uuid.NewString(), "Telemetry")), UnknownExtensionIdentifier},
+			{refused(c.FailAgent(ctx, "", AgentFailure{})), MissingExtensionIdentifier},
+		} {
+			if tt.got != tt.want {
+				t.Errorf("%d: %s, want %s", i, tt.got, tt.want)
+			}
+		}
+		r, err := c.Register(ctx, Registration{Name: "third", AccountID: true})
+		if err != nil || r.AccountID != "123456789012" || r.FunctionName != "fn" || r.Handler != "main.handler" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if got := refused(c.Subscribe(ctx, r.ID, "Logs")); got != LogsNotSupported {
+			t.Errorf("Logs: %s", got)
+		}
+		if got := refused(c.FailAgent(ctx, r.ID, AgentFailure{})); got != MissingHeader {
+			t.Errorf("no type: %s", got)
+		}
+		for i := range maxAgents - 3 {
+			if got := register(fmt.Sprintf("i%d", i)); got != "<nil>" {
+				t.Errorf("i%d: %s", i, got)
+			}
+		}
+		if got := register("eleventh"); got != TooManyExtensions {
+			t.Errorf("eleventh: %s", got)
+		}
+		go func() { _, _ = c.Next(ctx) }()
+		synctest.Wait()
+		if got := register("late"); got != RegistrationClosed {
+			t.Errorf("late: %s", got)
+		}
+	}, withExtension("ext", hangs), with(func(c *Config, _ *fakesup.Supervisor) { c.Settings.ExternalWindow = 0 }))
+}
+
+// The rows of section 1.8 that need snap-start stand in the table already.
+func TestRestoreRows(t *testing.T) {
+	for _, tt := range []struct {
+		from runtimeState
+		call runtimeCall
+		to   runtimeState // "" is refused
+	}{
+		{rtRestoreReady, callNext, ""}, {rtRestoreReady, callInitError, ""},
+		{rtRestoring, callNext, rtReady}, {rtRestoring, callInitError, rtRestoreError},
+		{rtRestoreError, callNext, ""}, {rtRestoreError, callInitError, ""},
+	} {
+		r := runtimeParty{state: tt.from}
+		err := r.move(tt.call)
+		if (err == nil) != (tt.to != "") || err == nil && r.state != tt.to {
+			t.Errorf("%s, call %d: %s, %v", tt.from, tt.call, r.state, err)
+		}
+	}
+	r := runtimeParty{state: rtInitError}
+	want := "State transition from InitError to Ready failed for runtime. Error: State transition is not allowed"
+	if err := r.move(callNext); err == nil || err.Message != want {
+		t.Errorf("%v, want %s (RT-30)", err, want)
+	}
+}
