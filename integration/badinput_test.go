@@ -59,7 +59,7 @@ func TestBadInput(t *testing.T) {
 		want []string // all in the message
 	}{
 		{"no such code", []string{"/nonexistent/code"}, []string{"/nonexistent/code"}},
-		{"no code", nil, []string{"DIR|ZIP"}},
+		{"no code", nil, []string{"DIR or ZIP"}},
 		{"missing bootstrap", []string{t.TempDir()}, []string{"bootstrap"}},
 		{"bootstrap not executable", []string{codeWith(t, "bootstrap", []byte("#!/bin/sh\n"), 0o644)}, []string{"bootstrap", "execut"}},
 		{"bootstrap is a folder", []string{codeWith(t, "bootstrap/x", nil, 0o644)}, []string{"bootstrap"}},
@@ -84,6 +84,8 @@ func TestBadInput(t *testing.T) {
 		{"log format", []string{"--log-format=xml", good}, []string{"--log-format", "JSON"}},
 		{"variable without value", []string{"--env=NAME", good}, []string{"--env", "NAME"}},
 		{"variable with a bad name", []string{"--env=1X=2", good}, []string{"--env", "1X"}},
+		{"reserved variable", []string{"--env=AWS_LAMBDA_FUNCTION_NAME=forged", good}, []string{"--env", "AWS_LAMBDA_FUNCTION_NAME", "reserved"}},
+		{"variable of another mode", []string{"--env=AWS_LAMBDA_MAX_CONCURRENCY=4", good}, []string{"--env", "AWS_LAMBDA_MAX_CONCURRENCY", "reserved"}},
 		{"function name", []string{"--function-name=a b", good}, []string{"--function-name", "a b"}},
 		{"unknown flag", []string{"--nonsense", good}, []string{"--nonsense"}},
 		{"six layers", append(slices.Repeat([]string{"--layer=" + t.TempDir()}, 6), good), []string{"--layer", "5"}},
@@ -103,7 +105,6 @@ func TestBadInput(t *testing.T) {
 			args := slices.Concat([]string{"run", "--listen=127.0.0.1:0"}, f.flags(), c.args)
 			out := sandboxdCommandWithin(t, "not json", args...)
 			wantUsageError(t, out, c.want)
-			wantNothingLeft(t, f.state, f.run)
 		})
 	}
 }
@@ -119,15 +120,15 @@ func sandboxdCommandWithin(t *testing.T, stdin string, args ...string) outcome {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
 	go func() {
-		defer close(done)
 		if _, ok := book.wait(patience, func(line string) bool { return strings.Contains(line, "msg=listening") }); ok {
 			cmd.Process.Signal(syscall.SIGTERM)
 		}
 	}()
 	var exit *exec.ExitError
-	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+	err := cmd.Wait()
+	book.end()
+	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	return outcome{cmd.ProcessState.ExitCode(), stdout.String(), book.text()}
@@ -213,10 +214,13 @@ func TestNotRoot(t *testing.T) {
 // in a mount namespace where they are hidden.
 func TestHostWithoutCgroups(t *testing.T) {
 	f := newFolders(t)
-	args := slices.Concat([]string{"-c", `mount --make-rprivate / && mount -t tmpfs none /sys/fs/cgroup && exec "$0" "$@"`, sandboxd, "run", "--event=-"}, f.flags(), []string{shellFunction(t, shellBootstrap)})
-	cmd := exec.Command("sh", args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	out := finish(t, "{}", cmd)
+	args := slices.Concat([]string{"run", "--event=-"}, f.flags(), []string{shellFunction(t, shellBootstrap)})
+	out := finish(t, "{}", withoutCgroups(args...))
 	wantUsageError(t, out, []string{"cgroup", "fix"})
-	wantNothingLeft(t, f.state, f.run)
+}
+
+// withoutCgroups runs sandboxd in a mount namespace that has no cgroup tree.
+func withoutCgroups(args ...string) *exec.Cmd {
+	const script = `umount -R -l /sys/fs/cgroup && exec "$0" "$@"`
+	return exec.Command("unshare", slices.Concat([]string{"-m", "sh", "-c", script, sandboxd}, args)...)
 }

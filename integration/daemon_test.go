@@ -28,15 +28,17 @@ import (
 // test may share them, one after the other or at once.
 type folders struct{ state, run string }
 
-// newFolders makes folders that go with the test. Their paths are short because
-// sockets live in them.
+// newFolders makes folders that go with the test, and wants that nothing is left of
+// what was in them. Their paths are short because sockets live in them.
 func newFolders(t *testing.T) folders {
 	t.Helper()
 	root, err := os.MkdirTemp("", "sbx")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	f := folders{state: filepath.Join(root, "state"), run: filepath.Join(root, "run")}
+	t.Cleanup(func() { // after those of the daemons
+		wantNothingLeft(t, f.state, f.run)
 		if err := os.RemoveAll(root); err != nil {
 			t.Errorf("removing the daemon's folders: %v", err)
 		}
@@ -44,7 +46,7 @@ func newFolders(t *testing.T) folders {
 	if err := os.Chmod(root, 0o711); err != nil { // sandbox users pass through the run folder
 		t.Fatal(err)
 	}
-	return folders{state: filepath.Join(root, "state"), run: filepath.Join(root, "run")}
+	return f
 }
 
 func (f folders) flags() []string { return []string{"--state-dir", f.state, "--run-dir", f.run} }
@@ -58,7 +60,6 @@ type daemon struct {
 	cmd      *exec.Cmd
 	log      *logBook
 	exited   chan struct{} // closed when the process is reaped
-	err      error         // of Wait, valid after exited
 }
 
 // start runs sandboxd with the flags and code given, and waits until it serves. At
@@ -81,7 +82,7 @@ func startIn(t *testing.T, f folders, args ...string) *daemon {
 	}
 	t.Cleanup(func() {
 		d.stop()
-		wantNothingLeft(t, d.instance, f.state, f.run)
+		wantNothingLeft(t, d.instance)
 		if t.Failed() {
 			t.Logf("log of sandboxd %s:\n%s", d.instance, d.log.text())
 		}
@@ -101,7 +102,8 @@ func launch(t *testing.T, f folders, args ...string) *daemon {
 		t.Fatal(err)
 	}
 	go func() {
-		d.err = d.cmd.Wait()
+		_ = d.cmd.Wait() // the exit code is what counts
+		d.log.end()
 		close(d.exited)
 	}()
 	t.Cleanup(func() { // whatever happened before
@@ -183,7 +185,6 @@ func (d *daemon) request(payload any, header ...string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	req.Header.Set("X-Amz-Log-Type", "Tail")
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
@@ -213,7 +214,7 @@ func (d *daemon) invoke(payload any, header ...string) answer {
 // do lets the test runtime do steps, and returns its report.
 func (d *daemon) do(steps ...script.Step) script.Report {
 	d.t.Helper()
-	return d.report(d.invoke(script.Event{Steps: steps}))
+	return d.report(d.invoke(script.Event{Steps: append([]script.Step{}, steps...)}))
 }
 
 // report is the test runtime's report in an answer that must not be an error.
@@ -239,6 +240,10 @@ func (d *daemon) notes() []script.Note {
 	}
 	return notes
 }
+
+// withTail are the header lines that ask for the end of the log. The answer then
+// comes at Done, with the REPORT line, and not as soon as it is complete.
+var withTail = []string{"X-Amz-Log-Type", "Tail"}
 
 // id is the request id of the answer.
 func (a answer) id() string { return a.header.Get("X-Amzn-RequestId") }
@@ -317,6 +322,7 @@ type logBook struct {
 	lines []string
 	rest  []byte        // of a line that has not ended
 	more  chan struct{} // closed and replaced at every new line
+	ended bool          // nothing more will come
 }
 
 func newLogBook() *logBook { return &logBook{more: make(chan struct{})} }
@@ -337,12 +343,22 @@ func (l *logBook) Write(p []byte) (int, error) {
 	}
 }
 
-// wait returns the first line that is wanted, waiting for it at most for limit.
+// end says that nothing more will come.
+func (l *logBook) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	close(l.more)
+	l.more = nil
+}
+
+// wait returns the first line that is wanted, waiting for it at most for limit, and
+// not beyond the end.
 func (l *logBook) wait(limit time.Duration, wanted func(string) bool) (string, bool) {
 	timeout := time.After(limit)
 	for next := 0; ; {
 		l.mu.Lock()
-		lines, more := l.lines[next:], l.more
+		lines, more, ended := l.lines[next:], l.more, l.ended
 		l.mu.Unlock()
 		for _, line := range lines {
 			if wanted(line) {
@@ -350,6 +366,9 @@ func (l *logBook) wait(limit time.Duration, wanted func(string) bool) (string, b
 			}
 		}
 		next += len(lines)
+		if ended {
+			return "", false
+		}
 		select {
 		case <-more:
 		case <-timeout:

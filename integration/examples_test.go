@@ -21,7 +21,7 @@ type exampleAnswer struct {
 func wantExample(t *testing.T, d *daemon) {
 	t.Helper()
 	for range 3 {
-		a := d.invoke(map[string]string{"hello": "world"})
+		a := d.invoke(map[string]string{"hello": "world"}, withTail...)
 		var got exampleAnswer
 		if err := json.Unmarshal(a.body, &got); err != nil || got.RequestID != a.id() || got.Event["hello"] != "world" {
 			t.Errorf("answer %s: %v; want the event and id %s", a.body, err, a.id())
@@ -47,7 +47,7 @@ func TestACC22Go(t *testing.T) {
 // RIC-13.
 func TestExampleShell(t *testing.T) {
 	d := start(t, oneCPU, filepath.Join(examples, "shell"))
-	a := d.invoke(map[string]string{"hello": "world"})
+	a := d.invoke(map[string]string{"hello": "world"}, withTail...)
 	if string(a.body) != `{"hello":"world"}` || !strings.Contains(a.tail(t), "handling "+a.id()) {
 		t.Errorf("answer %s, tail %q", a.body, a.tail(t))
 	}

@@ -19,7 +19,7 @@ func child(part []string) {
 	switch part[0] {
 	case "exit":
 	case "sleep":
-		select {}
+		forever()
 	case "bomb": // every process of it starts others as long as it can
 		for {
 			if self("bomb").Start() != nil {
@@ -36,9 +36,17 @@ func child(part []string) {
 		if err := os.WriteFile(daemonFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
 			log.Fatal(err)
 		}
-		select {}
+		forever()
 	default:
 		log.Fatalf("no such part: %s", part[0])
+	}
+}
+
+// forever waits without end. (An empty select would end the program: the Go runtime
+// calls it a deadlock.)
+func forever() {
+	for {
+		time.Sleep(time.Hour)
 	}
 }
 

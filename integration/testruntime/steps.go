@@ -92,7 +92,7 @@ func await(_ *testRuntime, s script.Step, r *script.Result) {
 func signalSelf(_ *testRuntime, s script.Step, r *script.Result) {
 	fail(r, syscall.Kill(os.Getpid(), syscall.Signal(s.N)))
 	if r.Error == "" {
-		select {}
+		forever()
 	}
 }
 
