@@ -153,7 +153,7 @@ func (r *InitReport) appendText(b []byte, _ time.Time) []byte {
 	}
 	b = fmt.Appendf(b, "INIT_REPORT Init Duration: %.2f ms\tPhase: %s\tStatus: %s", r.Metrics.Duration.ms(), r.Phase, r.Status)
 	if r.ErrorType != "" {
-		b = fmt.Appendf(b, "\tError Type: %s", r.ErrorType)
+		b = fmt.Appendf(b, "\tError Type: %s", oneLine(r.ErrorType))
 	}
 	return append(b, '\n')
 }
@@ -300,7 +300,7 @@ func (r *Report) appendText(b []byte, _ time.Time) []byte {
 		b = fmt.Appendf(b, "Status: %s\t", r.Status)
 	}
 	if r.ErrorType != "" {
-		b = fmt.Appendf(b, "Error Type: %s\t", r.ErrorType)
+		b = fmt.Appendf(b, "Error Type: %s\t", oneLine(r.ErrorType))
 	}
 	b = append(b, '\n')
 	if root, segment, ok := sampled(r.Tracing); ok {
