@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,9 @@ const (
 	exitFunction = 1 // the function failed, or doctor found a must-have missing
 	exitUsage    = 2 // the command line, the configuration, or the host is at fault
 )
+
+// flushTime is how long the last messages may take to reach their reader.
+const flushTime = 2 * time.Second
 
 // exitError gives an error an exit code other than exitUsage. Without err nothing is
 // printed: all has been said already.
@@ -46,7 +50,10 @@ func main() {
 		runc.Init()
 	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	// A log reader that goes away must not end the daemon: the write fails instead.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(withSignals(context.Background(), signals), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
@@ -70,7 +77,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		code, err = exit.code, exit.err
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "sandboxd:", oneLine(err))
+		last := newOutlet(stderr) // whose reader may have stopped
+		fmt.Fprintf(last, "sandboxd: %s\n", oneLine(err))
+		last.Close(flushTime)
 	}
 	return code
 }

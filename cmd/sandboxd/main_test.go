@@ -15,14 +15,6 @@ import (
 	"github.com/sandboxd/sandboxd/doctor"
 )
 
-// TestMain makes the test binary a sandboxd when it is asked to be one.
-func TestMain(m *testing.M) {
-	if os.Getenv("SANDBOXD_TEST_MAIN") != "" || len(os.Args) > 1 && os.Args[1] == "init" {
-		main()
-	}
-	os.Exit(m.Run())
-}
-
 // command runs one command line in this process.
 func command(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
@@ -63,6 +55,7 @@ func TestUsageErrors(t *testing.T) {
 		"id base of systemd":     {[]string{"run", "--id-base", "1048576", "x"}, "systemd"},
 		"missing config":         {[]string{"run", "--config", "/nonexistent.yaml", "x"}, "/nonexistent.yaml"},
 		"empty state folder":     {[]string{"run", "--state-dir", "", "x"}, "must not be empty"},
+		"long run folder":        {[]string{"run", "--run-dir", strings.Repeat("/x", 60), "x"}, "at most 80 bytes"},
 		"inspect nothing":        {[]string{"inspect"}, "sandboxd ps"},
 		"ps of something":        {[]string{"ps", "x"}, "takes no argument"},
 		"output":                 {[]string{"doctor", "-o", "xml"}, "table or json"},

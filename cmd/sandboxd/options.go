@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"time"
 
@@ -13,6 +14,10 @@ import (
 
 // defaultStateDir keeps what outlives a daemon: extracted code packages and images.
 const defaultStateDir = "/var/lib/sandboxd"
+
+// maxRunDir leaves room for an instance and a socket in it: the kernel takes 107 bytes
+// for a socket's path.
+const maxRunDir = 80
 
 // options are what `run` can be told. The zero value of a field is not always its
 // default: see newOptions.
@@ -152,6 +157,9 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 func (o *options) complete() error {
 	if o.rootfs == "" || o.stateDir == "" || o.runDir == "" {
 		return fmt.Errorf("--rootfs, --state-dir and --run-dir must not be empty")
+	}
+	if dir, err := filepath.Abs(o.runDir); err != nil || len(dir) > maxRunDir {
+		return fmt.Errorf("--run-dir %s: at most %d bytes are allowed, for the sockets in it", o.runDir, maxRunDir)
 	}
 	if _, err := instance.NewPool(uint32(o.idBase), "/"); err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -174,7 +173,7 @@ func execute(ctx context.Context, o *options, host runc.Host, std streams) (err 
 
 	stderr := &lockedWriter{w: std.err}
 	messages := newOutlet(stderr)
-	defer messages.Close(2 * time.Second)
+	defer messages.Close(flushTime)
 	drain, stop := drainContext(ctx, o.drainTimeout)
 	defer stop()
 	s := &session{o: o, host: host, log: newLogger(messages, o), stderr: stderr, drain: drain}

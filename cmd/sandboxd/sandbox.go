@@ -204,12 +204,14 @@ func (s *sandbox) Ended() <-chan struct{} { return s.ended }
 func (s *sandbox) Close(ctx context.Context) error {
 	s.end()
 	var errs []error
+	killed := true
 	select {
 	case <-s.ended:
+		killed = false
 	case <-s.factory.hurry:
 		errs = append(errs, s.box.Kill())
 	case <-ctx.Done():
-		errs = append(errs, s.box.Kill())
+		errs = append(errs, s.box.Kill(), fmt.Errorf("sandbox %s was killed: its shutdown took too long: %w", s.id, ctx.Err()))
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
@@ -221,7 +223,9 @@ func (s *sandbox) Close(ctx context.Context) error {
 	}
 	select {
 	case <-s.ended: // also after a kill: nothing is left to wait for
-		errs = append(errs, s.err)
+		if !killed { // else its errors are those of the kill
+			errs = append(errs, s.err)
+		}
 	case <-last.Done():
 		errs = append(errs, fmt.Errorf("sandbox %s: its life does not end: %w", s.id, last.Err()))
 	}
