@@ -15,8 +15,9 @@ import (
 // Status is the outcome of a check.
 type Status string
 
+// The outcomes of a check.
 const (
-	OK   Status = "OK"
+	OK   Status = "OK"   // all is there
 	Warn Status = "WARN" // something nice to have is missing: sandboxes run, with the restriction that is told
 	Fail Status = "FAIL" // a must-have is missing: no sandbox can run
 )
