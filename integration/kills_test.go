@@ -186,6 +186,8 @@ func TestKilledInEveryState(t *testing.T) {
 			d := start(t, append(flags, g.code)...)
 			var before map[string]int
 			for i := range kills {
+				g.open("init")
+				g.open("invoke")
 				answers := state.reach(d, g)
 				d.killSandboxes()
 				if answers != nil {
@@ -196,9 +198,8 @@ func TestKilledInEveryState(t *testing.T) {
 				if i == 0 {
 					before = d.fds()
 				}
-				g.open("init")
-				g.open("invoke")
 			}
+			g.open("init")
 			d.wantFDsBack(before)
 			d.do()
 		})
