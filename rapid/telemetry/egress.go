@@ -190,7 +190,8 @@ func (s *stream) drain() {
 	})
 	// The goroutine may hold bytes that it has read and not emitted yet.
 	s.mu.Lock()
-	s.mu.Unlock() //nolint:staticcheck // waits for it
+	//lint:ignore SA2001 taking the lock is the wait for the goroutine
+	s.mu.Unlock()
 }
 
 func (s *stream) flush() {
