@@ -33,6 +33,7 @@ type Finding struct {
 // Cgroups is what isolation/runc found out about the host's cgroup trees.
 type Cgroups struct {
 	Mode       string   // "unified", "hybrid", "legacy" or "none"
+	Trees      []string // where the trees that sandboxes need are mounted
 	Missing    []string // controllers that sandboxd needs and the host lacks
 	NeedsScope bool     // systemd owns the tree: the daemon must get a scope from it
 }

@@ -46,6 +46,7 @@ func TestChecksThatReadFiles(t *testing.T) {
 		"swap unbounded":  {byName("swap accounting"), map[string]string{"proc/swaps": "Filename Type\n/dev/sda2 partition\n"}, nil, true, "swapaccount=1"},
 		"no cgroups":      {byName("cgroups"), nil, cgroups(Cgroups{Mode: "none"}), true, "mount -t cgroup2"},
 		"no memory":       {byName("cgroups"), nil, cgroups(Cgroups{Mode: "unified", Missing: []string{"memory"}}), true, "cgroup_enable=memory"},
+		"hidden tree":     {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid", Trees: []string{"/etc"}}), true, "/etc is hidden"},
 		"hybrid":          {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid"}), false, "hybrid"},
 		"legacy":          {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
 		"no scope needed": {byName("systemd scope"), nil, nil, false, "not needed"},

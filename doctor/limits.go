@@ -27,7 +27,20 @@ func lookCgroups(_ context.Context, h Host) outcome {
 		return lacks(fmt.Sprintf("%s, without the controllers %s", h.Cgroups.Mode, strings.Join(h.Cgroups.Missing, ", ")),
 			"boot with cgroup_enable=memory, and without cgroup_disable")
 	}
+	for _, tree := range h.Cgroups.Trees {
+		if !isCgroup(tree) {
+			return lacks(tree+" is hidden by another mount", "umount what covers /sys/fs/cgroup, or run sandboxd outside of the container that hides it")
+		}
+	}
 	return has(h.Cgroups.Mode + ", with cpu, memory and pids")
+}
+
+// isCgroup says whether a directory is in a cgroup file system. The list of mounts
+// alone does not tell: one may lie over another.
+func isCgroup(dir string) bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	return err == nil && (st.Type == unix.CGROUP2_SUPER_MAGIC || st.Type == unix.CGROUP_SUPER_MAGIC)
 }
 
 func lookScope(_ context.Context, h Host) outcome {

@@ -15,9 +15,26 @@ func doctorHost(h runc.Host, idBase int) doctor.Host {
 	return doctor.Host{
 		IDBase: uint32(idBase),
 		Cgroups: doctor.Cgroups{
-			Mode: h.Mode.String(), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
+			Mode: h.Mode.String(), Trees: cgroupTrees(h), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
 		},
 	}
+}
+
+// cgroupTrees are the mount points of the trees that sandboxes cannot do without.
+func cgroupTrees(h runc.Host) []string {
+	if h.Mode == runc.ModeUnified {
+		return []string{"/sys/fs/cgroup"}
+	}
+	var trees []string
+	for _, controller := range []string{"cpu", "memory", "pids"} {
+		if tree, ok := h.Hierarchies[controller]; ok {
+			trees = append(trees, tree)
+		}
+	}
+	if h.Mode == runc.ModeHybrid {
+		trees = append(trees, "/sys/fs/cgroup/unified")
+	}
+	return trees
 }
 
 func doctorCommand() *cobra.Command {
