@@ -12,7 +12,7 @@ export GOTOOLCHAIN := auto
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null)
 EMBEDDED := cmd/sandboxd/embedded/sandbox-init
 TOOLS := .build/tools
-SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload)
+SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)
 FUZZTIME ?= 20s
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)

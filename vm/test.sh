@@ -34,7 +34,7 @@ export SANDBOXD=$root/bin/sandboxd SANDBOX_INIT=$root/bin/sandbox-init
 export SANDBOXD_TESTBIN=$root/programs SANDBOXD_EXAMPLES=$root/examples
 tests='${VM_RUN:-.}'
 END
-install -m 755 vm/guest/run-tests "$payload/run"
+install -m 755 vm/run-tests "$payload/run"
 
 if [ "$kind" = here ]; then
 	cd "$payload" && ./run
