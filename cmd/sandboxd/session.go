@@ -111,16 +111,13 @@ func (s *session) openEngine() error {
 	if err != nil {
 		return errors.New("this sandboxd was built without its init handler; build it with 'make build'")
 	}
-	if err := s.recordCgroups(cgroupFolder(s.host, s.instance.ID())); err != nil {
+	if err := s.recordCgroups(s.host.CgroupFolder(s.instance.ID())); err != nil {
 		return err
 	}
 	s.engine, err = runc.New(runc.Config{
 		Instance: s.instance.ID(), RunDir: s.instance.Dir(), InitBinary: binary, Host: s.host,
 	})
-	if err != nil {
-		return err
-	}
-	return s.recordCgroups(s.engine.CgroupPath())
+	return err
 }
 
 func (s *session) recordCgroups(path string) error {
@@ -128,15 +125,6 @@ func (s *session) recordCgroups(path string) error {
 		return fmt.Errorf("record of cgroups: %w", err)
 	}
 	return nil
-}
-
-// cgroupFolder is where the engine of an instance is going to make its cgroups.
-func cgroupFolder(h runc.Host, id string) string {
-	parent := "/"
-	if h.Mode == runc.ModeUnified && h.Delegated {
-		parent = h.Own
-	}
-	return filepath.Join(parent, "sandboxd", id)
 }
 
 // prepare makes what all sandboxes of the function share: the function's files and

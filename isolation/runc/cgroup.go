@@ -51,7 +51,9 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("runc: cgroup of %s: %w", id, err), c.remove(context.Background()))
+			ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
+			defer cancel()
+			err = errors.Join(fmt.Errorf("runc: cgroup of %s: %w", id, err), c.remove(ctx))
 		}
 	}()
 	pids := l.PIDs

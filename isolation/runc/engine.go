@@ -74,10 +74,6 @@ func New(cfg Config) (_ *Engine, err error) {
 func (e *Engine) initBinary() string { return filepath.Join(e.fs, "init") }
 func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
-// CgroupPath is the daemon's folder in the host's cgroup trees, absolute below their
-// mount. Reconcile takes it when the daemon was killed.
-func (e *Engine) CgroupPath() string { return e.place.hosted }
-
 // Close removes what New made. Every sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
 	e.creator.close()
@@ -105,7 +101,7 @@ func removeFolder(ctx context.Context, p *placement) error {
 }
 
 // Reconcile ends and removes what a daemon that is gone left in the cgroup trees.
-// cgroupPath is what its CgroupPath was. Call it before New: afterwards the process
+// cgroupPath is what Host.CgroupFolder gave for it. Call it before New: afterwards the process
 // sees only its own cgroups.
 func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
 	clean := filepath.Clean(cgroupPath)

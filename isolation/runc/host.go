@@ -141,6 +141,16 @@ func ownCgroup() (string, error) {
 	return "", errors.New("runc: own cgroup: no v2 line in /proc/self/cgroup")
 }
 
+// CgroupFolder is the folder of the named daemon in the host's cgroup trees, absolute
+// below their mounts. What [Reconcile] takes if that daemon was killed.
+func (h Host) CgroupFolder(instance string) string {
+	parent := "/"
+	if h.Mode == ModeUnified && h.Delegated {
+		parent = h.Own
+	}
+	return filepath.Join(parent, ownFolder, instance)
+}
+
 // placement is where the sandboxes of one daemon live in the cgroup trees.
 type placement struct {
 	host   Host
@@ -161,17 +171,16 @@ func place(h Host, instance string) (*placement, error) {
 	if missing := h.Missing(); len(missing) > 0 {
 		return nil, fmt.Errorf("runc: the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
 	}
-	parent := "/"
-	if h.Mode == ModeUnified && h.Delegated {
-		parent = h.Own
-		if err := moveSelf(filepath.Join(cgroupRoot, parent), "daemon"); err != nil {
-			return nil, err
-		}
-	}
-	p.hosted = filepath.Join(parent, ownFolder, instance)
+	p.hosted = h.CgroupFolder(instance)
 	p.group = p.hosted
 	if h.Mode != ModeUnified {
 		return p, nil
+	}
+	parent := filepath.Dir(filepath.Dir(p.hosted))
+	if h.Delegated {
+		if err := moveSelf(filepath.Join(cgroupRoot, parent), "daemon"); err != nil {
+			return nil, err
+		}
 	}
 	dir := filepath.Join(cgroupRoot, p.hosted)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

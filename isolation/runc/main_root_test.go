@@ -68,7 +68,8 @@ func withEngine(initBinary []byte, run func() int) (code int, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return 1, err
 	}
-	engine, err = New(Config{Instance: fmt.Sprintf("test%d", os.Getpid()), RunDir: dir, InitBinary: initBinary, Host: host})
+	instance := fmt.Sprintf("test%d", os.Getpid())
+	engine, err = New(Config{Instance: instance, RunDir: dir, InitBinary: initBinary, Host: host})
 	if err != nil {
 		return 1, err
 	}
@@ -77,8 +78,8 @@ func withEngine(initBinary []byte, run func() int) (code int, err error) {
 	defer cancel()
 	err = engine.Close(ctx)
 	for _, root := range host.roots() {
-		if fileExists(filepath.Join(root, engine.CgroupPath())) {
-			err = errors.Join(err, fmt.Errorf("cgroup %s is left in %s", engine.CgroupPath(), root))
+		if fileExists(filepath.Join(root, host.CgroupFolder(instance))) {
+			err = errors.Join(err, fmt.Errorf("cgroup %s is left in %s", host.CgroupFolder(instance), root))
 		}
 	}
 	return code, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,9 @@ type Sandbox struct {
 	released bool // root and tmp are the domains' now
 }
 
+// rollbackTime is how long a creation that failed tries to remove what it made.
+const rollbackTime = 5 * time.Second
+
 type domain struct {
 	container *libcontainer.Container
 	process   *libcontainer.Process
@@ -49,7 +53,9 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
+			defer cancel()
+			err = errors.Join(err, s.Close(ctx))
 		}
 	}()
 	if spec.Tmp.Template != "" {
