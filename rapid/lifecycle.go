@@ -33,7 +33,7 @@ const (
 	Resetting                 // something failed; every process is being ended
 	Cold                      // no process runs; the next invocation initializes (LC-47)
 	ShuttingDown              // as Resetting, but for good
-	Dead
+	Dead                      // the end; the sandbox is to be discarded
 )
 
 // String returns the name of the state.
