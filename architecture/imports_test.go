@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "rootfs/image", "supervisor"},
+	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "supervisor"},
 	"doctor":                 {"instance"},
 	"fleet":                  {"rapid"},
 	"front":                  {"fleet", "rapid"},
@@ -34,14 +34,7 @@ var allowed = map[string][]string{
 	"rapid/internal/fakesup": {"isolation", "supervisor"},
 	"rapid/telemetry":        {},
 	"rootfs":                 {},
-	"rootfs/image":           {"rootfs"},
 	"supervisor":             {"isolation", "isolation/wire"},
-
-	// The conformance suite knows the wire alone.
-	"conformance/cmd/conformance": {"conformance/suite", "conformance/script"},
-	"conformance/actor":           {"conformance/script", "integration/inside"},
-	"conformance/script":          {},
-	"conformance/suite":           {"conformance/script"},
 
 	// What runs inside sandboxes must build without the rest.
 	"examples/extension-go":     {},
