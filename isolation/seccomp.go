@@ -99,7 +99,7 @@ var allowed = []ruleGroup{
 	{why: "asking for the personality", calls: []string{"personality"}, args: []*configs.Arg{arg(0, configs.EqualTo, 0xffffffff)}},
 }
 
-var denied = []ruleGroup{
+var denied = append([]ruleGroup{
 	{why: "namespaces", calls: []string{"unshare", "setns"}},
 	{why: "mounts and roots", calls: []string{"mount", "umount2", "pivot_root", "chroot", "fsopen", "fsconfig", "fsmount", "fspick", "move_mount", "open_tree", "mount_setattr", "statmount", "listmount", "quotactl", "quotactl_fd", "swapon", "swapoff"}},
 	{why: "files by handle, past every mount", calls: []string{"open_by_handle_at", "name_to_handle_at"}},
@@ -111,6 +111,15 @@ var denied = []ruleGroup{
 		"iopl", "ioperm", "modify_ldt", "vhangup", "lookup_dcookie", "nfsservctl",
 	}},
 	{why: "kernel AIO", calls: []string{"io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents"}},
+}, cloneRules()...)
+
+// cloneRules refuse every new namespace by itself: a rule can compare a masked
+// argument for equality only.
+func cloneRules() (groups []ruleGroup) {
+	for _, flag := range []uint64{unix.CLONE_NEWNS, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWUSER, unix.CLONE_NEWPID, unix.CLONE_NEWNET, unix.CLONE_NEWCGROUP} {
+		groups = append(groups, ruleGroup{why: "new namespaces", calls: []string{"clone"}, args: []*configs.Arg{masked(0, flag, flag)}})
+	}
+	return groups
 }
 
 // seccompConfig turns the named profile into libcontainer's form. Names that the

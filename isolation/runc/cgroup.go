@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -56,27 +57,13 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 			err = errors.Join(fmt.Errorf("runc: cgroup of %s: %w", id, err), c.remove(ctx))
 		}
 	}()
-	pids := l.PIDs
-	if pids > 0 {
-		pids += int64(domains) * handlerPIDs
-	}
 	if p.host.Mode == ModeUnified {
-		group, swap := true, int64(0)
-		r := &cgroup2.Resources{CPU: &cgroup2.CPU{}, Memory: &cgroup2.Memory{OOMGroup: &group}, Pids: &cgroup2.Pids{Max: pids}}
-		if l.MemoryBytes > 0 {
-			r.Memory.Max, r.Memory.Swap = &l.MemoryBytes, &swap
-		}
-		if _, err := os.Stat("/proc/swaps"); err != nil || !fileExists(filepath.Join(cgroupRoot, p.group, "memory.swap.max")) {
-			r.Memory.Swap = nil // a kernel without swap accounting has no such file
-		}
-		if c.v2, err = cgroup2.NewManager(cgroupRoot, c.path, r); err != nil {
+		if c.v2, err = cgroup2.NewManager(cgroupRoot, c.path, resourcesV2(l, domains)); err != nil {
 			return nil, err
 		}
 		c.core = filepath.Join(cgroupRoot, c.path)
-	} else {
-		if err := c.newV1(pids); err != nil {
-			return nil, err
-		}
+	} else if err := c.newV1(domains); err != nil {
+		return nil, err
 	}
 	if c.freeze, err = newFreezer(c); err != nil {
 		return nil, err
@@ -86,14 +73,58 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 
 func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-func (c *cgroup) newV1(pids int64) (err error) {
+// limit puts other limits in force.
+func (c *cgroup) limit(l isolation.Limits, domains int) error {
+	c.limits = l
+	var err error
+	if c.v2 != nil {
+		err = c.v2.Update(resourcesV2(l, domains))
+	} else {
+		err = c.v1.Update(resourcesV1(l, domains))
+	}
+	if err != nil {
+		return fmt.Errorf("runc: limits of %s: %w", c.path, err)
+	}
+	return nil
+}
+
+// allowance is the pids limit that leaves the user's to the user; 0 means none.
+func allowance(l isolation.Limits, domains int) int64 {
+	if l.PIDs == 0 {
+		return 0
+	}
+	return l.PIDs + int64(domains)*handlerPIDs
+}
+
+func resourcesV2(l isolation.Limits, domains int) *cgroup2.Resources {
+	group, swap := true, int64(0)
+	r := &cgroup2.Resources{CPU: &cgroup2.CPU{}, Memory: &cgroup2.Memory{OOMGroup: &group}, Pids: &cgroup2.Pids{Max: allowance(l, domains)}}
+	if l.MemoryBytes > 0 {
+		r.Memory.Max = &l.MemoryBytes
+		if swapAccounting() {
+			r.Memory.Swap = &swap
+		}
+	}
+	return r
+}
+
+// swapAccounting tells whether the kernel has memory.swap.max.
+var swapAccounting = sync.OnceValue(func() bool {
+	return fileExists(filepath.Join(cgroupRoot, "memory.swap.max")) // cgroupRoot shows the daemon's folder by now
+})
+
+func resourcesV1(l isolation.Limits, domains int) *specs.LinuxResources {
 	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}, Pids: &specs.LinuxPids{}}
-	if pids > 0 {
+	if pids := allowance(l, domains); pids > 0 {
 		r.Pids.Limit = &pids
 	}
-	if c.limits.MemoryBytes > 0 {
-		r.Memory.Limit, r.Memory.Swap = &c.limits.MemoryBytes, &c.limits.MemoryBytes // memory and swap together
+	if l.MemoryBytes > 0 {
+		r.Memory.Limit, r.Memory.Swap = &l.MemoryBytes, &l.MemoryBytes // memory and swap together
 	}
+	return r
+}
+
+func (c *cgroup) newV1(domains int) (err error) {
 	subsystems := func() ([]cgroup1.Subsystem, error) {
 		h := c.place.host.Hierarchies
 		s := []cgroup1.Subsystem{
@@ -106,7 +137,7 @@ func (c *cgroup) newV1(pids int64) (err error) {
 		}
 		return s, nil
 	}
-	if c.v1, err = cgroup1.New(cgroup1.StaticPath(c.path), r, cgroup1.WithHierarchy(subsystems)); err != nil {
+	if c.v1, err = cgroup1.New(cgroup1.StaticPath(c.path), resourcesV1(c.limits, domains), cgroup1.WithHierarchy(subsystems)); err != nil {
 		return err
 	}
 	if c.place.host.Mode == ModeHybrid {

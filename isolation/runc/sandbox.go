@@ -27,10 +27,11 @@ type Sandbox struct {
 	net    *netns
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
 
-	mu       sync.Mutex
-	root     string // mount point of the root as long as domains are to be started
-	domains  map[string]*domain
-	released bool // root and tmp are the domains' now
+	mu        sync.Mutex
+	root      string // mount point of the root as long as domains are to be started
+	domains   map[string]*domain
+	furnished int  // domains that have their files
+	released  bool // root and tmp are the domains' now
 }
 
 // rollbackTime is how long a creation that failed tries to remove what it made.
@@ -39,6 +40,7 @@ const rollbackTime = 5 * time.Second
 type domain struct {
 	container *libcontainer.Container
 	process   *libcontainer.Process
+	conn      *wire.Conn // until Start hands it out
 }
 
 // Create makes the cgroup, the network namespace with its listener, the root and the
@@ -70,8 +72,11 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	if s.net, err = newNetNS(isolation.APIAddr); err != nil {
 		return nil, err
 	}
-	if err := s.makeRoot(); err != nil {
-		return nil, fmt.Errorf("runc: root of %s: %w", spec.ID, err)
+	if err := s.mountRoot(); err != nil {
+		return nil, err
+	}
+	if err := s.fillRoot(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -83,19 +88,29 @@ func inBackground[T any](f func() (T, error)) func() (T, error) {
 	return once
 }
 
-// makeRoot mounts the sandbox's root: a small tmpfs with the mount points, owned by
-// the domains' root.
-func (s *Sandbox) makeRoot() error {
+// mountRoot mounts the sandbox's root: a small tmpfs that belongs to the domains' root.
+// They see it read-only; the daemon can fill it for as long as it holds its mount.
+func (s *Sandbox) mountRoot() error {
 	root := filepath.Join(s.engine.fs, "roots", s.spec.ID)
 	if err := os.Mkdir(root, 0o711); err != nil {
-		return err
+		return fmt.Errorf("runc: root of %s: %w", s.spec.ID, err)
 	}
 	data := fmt.Sprintf("mode=755,size=256k,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
 	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return errors.Join(&os.PathError{Op: "mount", Path: root, Err: err}, os.Remove(root))
 	}
 	s.root = root
-	tree, err := os.OpenRoot(root)
+	return nil
+}
+
+// fillRoot makes the mount points and links of the spec.
+func (s *Sandbox) fillRoot() (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("runc: root of %s: %w", s.spec.ID, err)
+		}
+	}()
+	tree, err := os.OpenRoot(s.root)
 	if err != nil {
 		return err
 	}
@@ -143,16 +158,37 @@ func makeMountPoint(tree *os.Root, m isolation.Mount) error {
 	return f.Close()
 }
 
-// Start makes a domain. See supervisor.Box.
-func (s *Sandbox) Start(ctx context.Context, name string) (_ *wire.Conn, err error) {
+// Start makes a domain, or takes the one that is ready. See supervisor.Box.
+func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
+	s.mu.Lock()
+	d := s.domains[name]
+	s.mu.Unlock()
+	if d == nil {
+		var err error
+		if d, err = s.boot(ctx, name); err == nil {
+			err = s.furnish(name, d)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conn := d.conn
+	if conn == nil {
+		return nil, fmt.Errorf("runc: start %s of %s: it was started before", name, s.spec.ID)
+	}
+	d.conn = nil
+	return conn, nil
+}
+
+// boot makes a domain of which only the init handler runs.
+func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) {
 	cfg, err := s.spec.Config(name, isolation.Paths{
 		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Cgroup: s.group.path,
 	})
 	if err != nil {
 		return nil, err
-	}
-	if _, err := os.Stat(s.root); err != nil {
-		return nil, fmt.Errorf("runc: start %s of %s: its domains were started before", name, s.spec.ID)
 	}
 	conn, remote, err := wire.Pair()
 	if err != nil {
@@ -161,7 +197,6 @@ func (s *Sandbox) Start(ctx context.Context, name string) (_ *wire.Conn, err err
 	defer func() {
 		if err != nil {
 			conn.Close()
-			err = fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
 		}
 	}()
 	d := &domain{process: &libcontainer.Process{
@@ -187,10 +222,8 @@ func (s *Sandbox) Start(ctx context.Context, name string) (_ *wire.Conn, err err
 	if err := hello(ctx, conn); err != nil {
 		return nil, err
 	}
-	if err := s.furnish(name, d); err != nil {
-		return nil, err
-	}
-	return conn, nil
+	d.conn = conn
+	return d, nil
 }
 
 // hello waits for the init handler's first message.
@@ -236,7 +269,7 @@ func (s *Sandbox) furnish(name string, d *domain) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.domains) < len(s.spec.Domains) {
+	if s.furnished++; s.furnished < len(s.spec.Domains) {
 		return nil
 	}
 	return s.release()
@@ -321,6 +354,10 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		errs = append(errs, s.group.kill())
 	}
 	for name, d := range s.domains {
+		if d.conn != nil {
+			d.conn.Close()
+			d.conn = nil
+		}
 		if err := d.end(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("runc: end %s of %s: %w", name, s.spec.ID, err))
 			continue

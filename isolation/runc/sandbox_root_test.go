@@ -62,14 +62,17 @@ func create(t *testing.T, spec isolation.Spec) *Sandbox {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		if err := s.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closeSandbox(t, s) })
 	return s
+}
+
+func closeSandbox(t *testing.T, s *Sandbox) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.Close(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 func start(t *testing.T, s *Sandbox, domain string) *wire.Conn {
@@ -411,6 +414,52 @@ func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
 	got, _ := shell(t, s, conn, "cd /var/task && stat -c '%n %u:%g' . mine roots user; cat user 2>&1 | grep -o denied")
 	if want := ". 0:0\nmine 0:0\nroots 65534:65534\nuser 65534:65534\ndenied\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestBlank(t *testing.T) { // decision 2
+	spec := hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain)
+	b, err := engine.Prepare(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	s, err := b.Assign(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("assigned in %v", time.Since(begin))
+	t.Cleanup(func() { closeSandbox(t, s) })
+	for _, domain := range spec.Domains {
+		conn := start(t, s, domain)
+		if got, _ := shell(t, s, conn, "cat /var/task/hello; touch /tmp/"+domain+" /x 2>&1 | grep -o 'Read-only'; ls /tmp | grep "+domain); got != "hello from the codeRead-only\n"+domain+"\n" {
+			t.Errorf("%s: %q", domain, got)
+		}
+	}
+	if _, err := s.Start(t.Context(), isolation.RuntimeDomain); err == nil {
+		t.Error("a domain started twice")
+	}
+}
+
+func TestBlankIsNotAssigned(t *testing.T) {
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	b, err := engine.Prepare(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := b.sandbox.PIDs()[isolation.RuntimeDomain]
+	spec.Mounts = append(spec.Mounts, isolation.Mount{Target: "/opt", Sources: []string{"/nowhere"}})
+	if _, err := b.Assign(t.Context(), spec); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("assign with a source that does not exist: %v", err)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("init handler %d of the blank that failed: %v", pid, err)
+	}
+	if b, err = engine.Prepare(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

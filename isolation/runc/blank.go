@@ -1,0 +1,73 @@
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sandboxd/sandboxd/isolation"
+)
+
+// Blank is a sandbox made ahead of need (ARCHITECTURE decision 2): its cgroup, its
+// network namespace with the listener, its /tmp and its domains are there, and only
+// init handlers run in them. It has no function's files and limits yet. It becomes
+// one function's sandbox, once, or is closed.
+type Blank struct{ sandbox *Sandbox }
+
+// Prepare makes a blank with the id, id range, domains, /tmp and seccomp profile of
+// spec. It takes what Create and the start of every domain take.
+func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, error) {
+	spec.Limits.CPU, spec.Root, spec.Mounts = 0, isolation.Root{}, nil
+	s, err := e.Create(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	b := &Blank{s}
+	for _, name := range spec.Domains {
+		if _, err := s.boot(ctx, name); err != nil {
+			return nil, errors.Join(fmt.Errorf("runc: prepare %s of %s: %w", name, spec.ID, err), b.rollBack(ctx))
+		}
+	}
+	if s.tmp != nil {
+		if _, err := s.tmp(); err != nil {
+			return nil, errors.Join(err, b.rollBack(ctx))
+		}
+	}
+	return b, nil
+}
+
+func (b *Blank) rollBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
+	defer cancel()
+	return b.Close(ctx)
+}
+
+// ID is the id that the blank was prepared with.
+func (b *Blank) ID() string { return b.sandbox.spec.ID }
+
+// Assign gives the blank the limits, root and mounts of spec and returns it as a
+// sandbox whose domains only wait for Start. It takes about a millisecond. After an
+// error the blank is closed. Assign may be called once.
+func (b *Blank) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, error) {
+	s := b.sandbox
+	s.spec.Limits, s.spec.Root, s.spec.Mounts = spec.Limits, spec.Root, spec.Mounts
+	err := s.spec.Validate()
+	if err == nil {
+		err = s.group.limit(spec.Limits, len(s.spec.Domains))
+	}
+	if err == nil {
+		err = s.fillRoot()
+	}
+	for _, name := range s.spec.Domains {
+		if err == nil {
+			err = s.furnish(name, s.domains[name])
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("runc: assign %s: %w", s.spec.ID, err), b.rollBack(ctx))
+	}
+	return s, nil
+}
+
+// Close ends and removes a blank that was not assigned.
+func (b *Blank) Close(ctx context.Context) error { return b.sandbox.Close(ctx) }
