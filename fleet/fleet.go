@@ -102,9 +102,9 @@ const (
 
 // A member is one sandbox, or the place of one that is being made.
 type member struct {
-	sandbox Sandbox                // nil until made; then fixed
-	done    chan (<-chan struct{}) // from the lease to the keeper: the Done of the answered invocation
-	broken  chan struct{}          // closed by the lease when the sandbox refused its invocation
+	sandbox Sandbox            // nil until made; then fixed
+	results chan *rapid.Result // from the lease to the keeper: that of the answered invocation
+	broken  chan struct{}      // closed by the lease when the sandbox refused its invocation
 
 	// Guarded by Fleet.mu.
 	phase       phase
@@ -213,7 +213,7 @@ func (f *Fleet) take() *Lease {
 		f.move(m, taken)
 		return &Lease{f: f, m: m}
 	}
-	m := &member{done: make(chan (<-chan struct{}), 1), broken: make(chan struct{})}
+	m := &member{results: make(chan *rapid.Result, 1), broken: make(chan struct{})}
 	f.members[m] = struct{}{}
 	f.count[taken]++
 	f.keepers.Add(1) // before Shutdown's Wait: not taken once closing

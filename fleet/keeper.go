@@ -54,15 +54,16 @@ func (f *Fleet) watch(m *member) {
 	}
 	for {
 		select {
-		case done := <-m.done:
-			select {
-			case <-done:
-			case <-m.sandbox.Ended():
-				return
-			case <-f.life.Done():
-				return
+		case res := <-m.results:
+			if res.Stream != nil {
+				if !f.await(m, res.Stream.Ended()) {
+					return
+				}
+				f.mu.Lock()
+				f.move(m, finishing)
+				f.mu.Unlock()
 			}
-			if m.sandbox.State() == rapid.Dead {
+			if !f.await(m, res.Done) || m.sandbox.State() == rapid.Dead {
 				return
 			}
 			f.mu.Lock()
@@ -83,6 +84,17 @@ func (f *Fleet) watch(m *member) {
 			return
 		}
 	}
+}
+
+// await waits for an event of m's invocation; false means that m is to be closed.
+func (f *Fleet) await(m *member, event <-chan struct{}) bool {
+	select {
+	case <-event:
+		return true
+	case <-m.sandbox.Ended():
+	case <-f.life.Done():
+	}
+	return false
 }
 
 // spinDown withdraws m from use if it is idle. The timer may also fire while m is

@@ -15,7 +15,8 @@ type Lease struct {
 	m *member
 }
 
-// Invoke runs the invocation and returns when its answer is complete. If the lease has
+// Invoke runs the invocation and returns when its answer is complete, or has begun if
+// it is a stream, which must then be read to its end. If the lease has
 // no sandbox yet, it makes one on this goroutine. An invocation that a sandbox has
 // taken runs to its end, whether or not anybody still wants the answer.
 //
@@ -75,11 +76,11 @@ func (l *Lease) answered(res *rapid.Result) {
 	f, m := l.f, l.m
 	f.mu.Lock()
 	m.invocations++
-	if m.phase == taken { // else the keeper has found it dead
+	if m.phase == taken && res.Stream == nil { // else the keeper has found it dead, or waits for the end of the stream
 		f.move(m, finishing)
 	}
 	f.mu.Unlock()
-	m.done <- res.Done // has room: there is one invocation at a time
+	m.results <- res // has room: there is one invocation at a time
 }
 
 // broke has the keeper close a sandbox that did not take its invocation.

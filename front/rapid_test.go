@@ -70,7 +70,7 @@ func startLife(fn rapid.Function) *life {
 			if err != nil {
 				return
 			}
-			if client.BeginAnswer(ctx, e.Invocation.ID, rapid.AnswerHead{Kind: rapid.AnswerResponse}) != nil {
+			if _, err := client.BeginAnswer(ctx, e.Invocation.ID, rapid.AnswerHead{Kind: rapid.AnswerResponse}); err != nil {
 				return
 			}
 			if client.FinishAnswer(ctx, e.Invocation.ID, rapid.Answer{Kind: rapid.AnswerResponse, Payload: e.Invocation.Payload}) != nil {

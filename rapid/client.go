@@ -55,10 +55,10 @@ func (c *Client) undelivered(m *undeliveredMsg) {
 }
 
 // BeginAnswer opens the runtime's answer to invocation id; it is legal or refused
-// before the body is read (RT-28). FinishAnswer must follow.
-func (c *Client) BeginAnswer(ctx context.Context, id string, h AnswerHead) error {
-	_, err := ask(ctx, c.s, &beginAnswerMsg{id: id, head: h, call: newCall[struct{}](ctx, c.gen)})
-	return err
+// before the body is read (RT-28). FinishAnswer must follow. If there is a Stream the
+// body goes there; without one FinishAnswer has it.
+func (c *Client) BeginAnswer(ctx context.Context, id string, h AnswerHead) (*Stream, error) {
+	return ask(ctx, c.s, &beginAnswerMsg{id: id, head: h, call: newCall[*Stream](ctx, c.gen)})
 }
 
 // FinishAnswer hands over the body of an answer that BeginAnswer has opened. It ends

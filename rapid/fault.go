@@ -54,7 +54,8 @@ const (
 	errExtensionExit     = "Extension.ExitError"
 	errExtensionCrash    = "Extension.Crash"
 	errSandboxFailure    = "Sandbox.Failure"
-	errSandboxTimedout   = "Sandbox.Timedout"
+	errSandboxTimedout   = "Sandbox.Timedout" // before the answer began
+	errSandboxTimeout    = "Sandbox.Timeout"  // while it streamed (RT-73)
 )
 
 // Fault is a fatal error of the environment. Its type is chosen where the fault is
@@ -146,7 +147,7 @@ const causeContentType = "application/vnd.aws.lambda.error.cause+json"
 // errorResult is the answer that a runtime posted to …/error (RT-38 to RT-42).
 func errorResult(a *Answer) *Result {
 	r := &Result{Payload: a.Payload, ContentType: a.ContentType, FunctionError: true,
-		ErrorType: sanitizeType(a.ErrorType), Cause: sanitizeCause(a.Cause)}
+		ErrorType: sanitizeType(a.ErrorType), Code: "Unhandled", Cause: sanitizeCause(a.Cause)}
 	mediaType, _, _ := strings.Cut(a.ContentType, ";")
 	if !strings.EqualFold(strings.TrimSpace(mediaType), causeContentType) {
 		return r
@@ -166,5 +167,16 @@ func errorResult(a *Answer) *Result {
 	if p, err := json.Marshal(body); err == nil {
 		r.Payload, r.ContentType = p, "application/json"
 	}
+	return r
+}
+
+// trailerResult is the answer of a runtime that failed while it sent a body (RT-70).
+// What it had sent is of no use to who waits for the whole.
+func trailerResult(a *Answer) *Result {
+	r := &Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true}
+	if len(r.Payload) == 0 {
+		r = failure(a.TrailerType, "")
+	}
+	r.ErrorType, r.Code = sanitizeType(a.TrailerType), a.TrailerType
 	return r
 }

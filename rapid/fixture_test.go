@@ -173,7 +173,7 @@ func loop(handle func(p *fakesup.Process, c *Client, e *Event) (Answer, bool)) f
 				if !goOn {
 					return supervisor.Exit{Code: 1}
 				}
-				if c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{Kind: a.Kind, Nonce: e.Nonce}) == nil {
+				if _, err := c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{Kind: a.Kind, Nonce: e.Nonce}); err == nil {
 					_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, a)
 				}
 			}

@@ -1,6 +1,7 @@
 package rapid
 
 import (
+	"context"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,6 +18,8 @@ type invocation struct {
 	started  time.Time     // dispatch, or begin of the inline initialization (LC-23)
 	deadline time.Time     // zero until begin
 	reported bool          // REPORT is written
+	stream   *Stream       // of an answer that streams (RT-69); the caller has it already
+	cut      *Result       // the answer to a body that was cut short, until given
 
 	released, firstByte, lastByte, ready time.Time // of TL-45; zero if not reached
 	produced                             int64
@@ -48,7 +51,43 @@ func (s *Sandbox) answer(r *Result) {
 	}
 	r.Done = c.done
 	c.result = r
+	if c.stream != nil {
+		c.stream.end(r)
+		return
+	}
 	c.msg.answer(r)
+}
+
+// openStream gives the caller of the current invocation an answer that has only begun.
+func (s *Sandbox) openStream(contentType string) {
+	c := s.current
+	c.stream = newStream(c.msg.ctx, s.cfg.Settings.Stream)
+	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.done})
+}
+
+// answerCut answers an invocation whose body was cut short (RT-35), after a grace: a
+// body most often ends early because the runtime does, and then its exit says more.
+func (s *Sandbox) answerCut(ctx context.Context) wakening {
+	c := s.current
+	s.timer.Reset(min(s.cfg.Settings.ExitGrace, time.Until(c.deadline)))
+	w := s.wait(ctx, func() bool { return s.runtime.state == rtReady })
+	if w == limitPassed || w == reached {
+		s.answer(c.cut)
+		s.timer.Reset(time.Until(c.deadline))
+		w = s.wait(ctx, s.runtimeDone)
+	}
+	return w
+}
+
+// came notes size and times of an answer (TL-45).
+func (c *invocation) came(a *Answer) {
+	c.produced, c.lastByte = a.Seen, a.Last
+	if !a.First.IsZero() {
+		c.firstByte = a.First
+	}
+	if c.lastByte.IsZero() {
+		c.lastByte = time.Now()
+	}
 }
 
 // abandon ends the current invocation with an error that is not the function's.
@@ -57,7 +96,11 @@ func (s *Sandbox) abandon(err error) {
 	if c == nil {
 		return
 	}
-	if c.result == nil {
+	switch {
+	case c.result != nil:
+	case c.stream != nil: // RT-73
+		s.answer(failure(errSandboxFailure, "RequestId: "+c.inv.ID+" Error: the sandbox ended before the response was complete"))
+	default:
 		c.result = &Result{Done: c.done} // nobody sees it
 		c.msg.refuse(err)
 	}
@@ -154,7 +197,11 @@ func (c *invocation) spans() []telemetry.Span {
 func (s *Sandbox) timedOut() {
 	c := s.current
 	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: s.cfg.Function.Timeout}
-	s.answer(failure(errSandboxTimedout, "RequestId: "+c.inv.ID+" Error: "+t.Message()))
+	errorType := errSandboxTimedout
+	if c.stream != nil {
+		errorType = errSandboxTimeout // FE-14
+	}
+	s.answer(failure(errorType, "RequestId: "+c.inv.ID+" Error: "+t.Message()))
 	s.flush()
 	s.log.Platform(t)
 	s.tellRuntimeDone("", telemetry.Timeout)

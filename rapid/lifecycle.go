@@ -168,7 +168,10 @@ func (s *Sandbox) idle(ctx context.Context) State {
 func (s *Sandbox) invoke(ctx context.Context) State {
 	s.dispatch()
 	s.timer.Reset(time.Until(s.current.deadline))
-	w := s.wait(ctx, s.runtimeDone)
+	w := s.wait(ctx, func() bool { return s.runtimeDone() || s.current.cut != nil })
+	if w == reached && s.current.cut != nil {
+		w = s.answerCut(ctx)
+	}
 	if w == reached {
 		s.tellRuntimeDone("", telemetry.Success)
 		w = s.wait(ctx, s.agentsDone)

@@ -114,7 +114,7 @@ func TestExitAfterTheAnswer(t *testing.T) {
 		return func(p *fakesup.Process) supervisor.Exit {
 			c := w.s.NewClient()
 			e, _ := c.Next(p.Ctx)
-			_ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
+			_, _ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
 			_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, Answer{Payload: []byte("1")})
 			return supervisor.Exit{Code: 7}
 		}

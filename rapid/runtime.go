@@ -172,12 +172,17 @@ type AnswerHead struct {
 	Kind  AnswerKind
 	Nonce string // echo of RT-22, "" if not echoed
 	Mode  string // Lambda-Runtime-Function-Response-Mode, "" if absent (RT-36)
+
+	ContentType string // as of Answer
 }
+
+// modeStreaming is the one Mode that there is.
+const modeStreaming = "streaming"
 
 // Answer is a complete answer of the runtime.
 type Answer struct {
 	Kind        AnswerKind
-	Payload     []byte
+	Payload     []byte // nil if it went into a Stream
 	ContentType string
 	ErrorType   string // Lambda-Runtime-Function-Error-Type of AnswerError, unsanitised
 	Cause       []byte // Lambda-Runtime-Function-XRay-Error-Cause, unsanitised
@@ -188,6 +193,8 @@ type Answer struct {
 	TooLarge  bool // the body passed MaxPayload; Seen bytes of it were seen (RT-34)
 	Seen      int64
 	Truncated bool // the body was shorter than announced (RT-35)
+
+	First, Last time.Time // when its first and last byte came (TL-45); zero means at the calls themselves
 }
 
 // MaxPayload is the limit of a response body: 6 MiB and 100 bytes (RT-34).
@@ -196,7 +203,7 @@ const MaxPayload = 6<<20 + 100
 type beginAnswerMsg struct {
 	id   string
 	head AnswerHead
-	call[struct{}]
+	call[*Stream]
 }
 
 func (m *beginAnswerMsg) serve(s *Sandbox) {
@@ -217,14 +224,17 @@ func (m *beginAnswerMsg) serve(s *Sandbox) {
 		m.refuse(err)
 		return
 	}
-	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != "streaming" { // RT-36
+	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != modeStreaming { // RT-36
 		s.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
 		r.state = rtSent
 		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
 		return
 	}
 	s.current.firstByte = time.Now()
-	m.answer(struct{}{})
+	if m.head.Kind == AnswerResponse && m.head.Mode == modeStreaming && s.current.inv.Stream { // else RT-74
+		s.openStream(m.head.ContentType)
+	}
+	m.answer(s.current.stream)
 }
 
 type finishAnswerMsg struct {
@@ -240,21 +250,26 @@ func (m *finishAnswerMsg) serve(s *Sandbox) {
 		return
 	}
 	r.state = rtSent // whatever the body was: the following next is legal
-	s.current.lastByte, s.current.produced = time.Now(), a.Seen
+	c := s.current
+	c.came(a)
 	switch {
 	case a.TooLarge:
+		limit := int64(MaxPayload)
+		if c.stream != nil {
+			limit = c.stream.limits.Bytes
+		}
 		s.answer(failure("Function.ResponseSizeTooLarge",
-			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, MaxPayload)))
-		m.refuse(&Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", MaxPayload)})
+			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, limit)))
+		m.refuse(&Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", limit)})
 		return
 	case a.Truncated:
-		s.answer(failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", m.id)))
+		c.cut = failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", m.id))
 		m.refuse(&Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"})
 		return
 	case a.Kind == AnswerError:
 		s.answer(errorResult(a))
-	case a.TrailerType != "": // RT-70
-		s.answer(&Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true, ErrorType: sanitizeType(a.TrailerType)})
+	case a.TrailerType != "" || a.TrailerBody != nil:
+		s.answer(trailerResult(a))
 	default:
 		s.answer(&Result{Payload: a.Payload, ContentType: a.ContentType})
 	}

@@ -100,6 +100,7 @@ type Settings struct {
 	KillWait       time.Duration         // for processes to be gone after SIGKILL (LC-63)
 	FreezeTimeout  time.Duration         // for a freeze or thaw; then the sandbox is reset or given up
 	BillInit       bool                  // LOG-25
+	Stream         StreamLimits          // of streamed answers (RT-71)
 	Descriptors    telemetry.Descriptors // stdout and stderr of the processes
 	XRayAddress    string                // host:port of AWS_XRAY_DAEMON_ADDRESS (ENV-08)
 }
@@ -116,6 +117,7 @@ func DefaultSettings() Settings {
 		KillWait:       9 * time.Second,
 		FreezeTimeout:  time.Second,
 		BillInit:       true,
+		Stream:         StreamLimits{Bytes: 200 << 20, Burst: 6 << 20},
 		Descriptors:    telemetry.Pipes,
 		XRayAddress:    "127.0.0.1:2000",
 	}
@@ -227,11 +229,11 @@ var (
 )
 
 // Invoke runs one invocation and returns when the runtime's answer is complete
-// (LC-41); Result.Done says when the sandbox is free again. Whatever the function
+// (LC-41), or has begun if it is a Stream; Result.Done says when the sandbox is free again. Whatever the function
 // does wrong is a Result. The error is ErrBusy until the invocation before is Done
 // (LC-20), ErrDead when the sandbox has ended or ends before the answer, or that of
 // ctx: then an invocation that was taken goes on and its answer is thrown
-// away. Payload and Invocation must not change before Done.
+// away, as is the rest of a Stream whose ctx ends. Payload and Invocation must not change before Done.
 func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
 	return ask(ctx, s, &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)})
 }
@@ -246,6 +248,7 @@ type Invocation struct {
 	CognitoIdentity string // JSON (RT-18)
 	TenantID        string // RT-19
 	FunctionARN     string // as invoked (RT-15); "" means the function's
+	Stream          bool   // the invoker takes the answer as it comes, if it comes as a stream (RT-69, RT-74)
 	Arrived         time.Time
 }
 
@@ -255,7 +258,13 @@ type Result struct {
 	ContentType   string // as the runtime set it; "" if it set none (RT-31)
 	FunctionError bool   // X-Amz-Function-Error: Unhandled (INV-10)
 	ErrorType     string // for logs (RT-41); "" unless FunctionError
+	Code          string // for the invoker of a stream (INV-32), "" if it is ErrorType
 	Cause         []byte // X-Ray cause of RT-46, nil if there is none
+
+	// Stream is the body of an answer that has only begun; it is nil unless the
+	// Invocation asks for it. Then of the other fields only ContentType and Done are
+	// set: the Result of the Stream has the rest.
+	Stream *Stream
 
 	// Done is closed when REPORT is written and the sandbox is free again, after
 	// its reset if there is one.

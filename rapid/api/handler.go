@@ -196,11 +196,16 @@ func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated b
 		b, err = io.ReadAll(io.LimitReader(r.Body, limit+1))
 		seen = int64(len(b))
 		if seen > limit {
-			rest, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // so that the client reads our answer
-			return nil, seen + rest, true, false
+			return nil, seen + r.discard(), true, false
 		}
 	}
 	return b, seen, false, err != nil
+}
+
+// discard reads on in a body that is too large, so that the client comes to read our answer.
+func (r *request) discard() int64 {
+	n, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // the answer is the same without the rest
+	return n
 }
 
 // maxDiscard is how much of a body that is too large is read and thrown away.

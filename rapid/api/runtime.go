@@ -2,8 +2,11 @@ package api
 
 import (
 	"encoding/base64"
+	"errors"
+	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/sandboxd/sandboxd/rapid"
 )
@@ -52,32 +55,75 @@ func (r *request) deliver(agentID string, e *rapid.Event, body []byte) {
 // answer is POST …/runtime/invocation/{id}/response and …/error (1.4, 1.5).
 func answer(id string, kind rapid.AnswerKind) func(*request) error {
 	return func(r *request) error {
-		err := r.client.BeginAnswer(r.ctx(), id, rapid.AnswerHead{
-			Kind:  kind,
-			Nonce: r.get("Lambda-Runtime-Invocation-Id"),
-			Mode:  r.get("Lambda-Runtime-Function-Response-Mode"),
+		a := rapid.Answer{Kind: kind, ContentType: r.get("Content-Type")}
+		stream, err := r.client.BeginAnswer(r.ctx(), id, rapid.AnswerHead{
+			Kind:        kind,
+			Nonce:       r.get("Lambda-Runtime-Invocation-Id"),
+			Mode:        r.get("Lambda-Runtime-Function-Response-Mode"),
+			ContentType: a.ContentType,
 		})
 		if err != nil {
 			return err
 		}
-		a := rapid.Answer{Kind: kind, ContentType: r.get("Content-Type")}
-		a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(rapid.MaxPayload)
+		arrival := &arrival{ReadCloser: r.Body}
+		r.Body = arrival
+		if stream == nil {
+			a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(rapid.MaxPayload)
+		} else {
+			a.Seen, a.TooLarge, a.Truncated = r.stream(stream)
+		}
+		a.First, a.Last = arrival.first, time.Now()
 		if kind == rapid.AnswerError {
 			a.ErrorType = r.get("Lambda-Runtime-Function-Error-Type")
 			a.Cause = []byte(r.get("Lambda-Runtime-Function-Xray-Error-Cause"))
 		}
-		a.TrailerType = r.Trailer.Get("Lambda-Runtime-Function-Error-Type") // RT-70
-		if body := r.Trailer.Get("Lambda-Runtime-Function-Error-Body"); body != "" {
-			if a.TrailerBody, err = base64.StdEncoding.DecodeString(body); err != nil {
-				a.TrailerBody = []byte(body) // better than nothing
-			}
-		}
+		a.TrailerType, a.TrailerBody = trailers(r.Trailer)
 		if err := r.client.FinishAnswer(r.ctx(), id, a); err != nil {
+			if stream != nil && a.TooLarge {
+				r.discard() // the invoker knows already
+			}
 			return err
 		}
 		r.accept()
 		return nil
 	}
+}
+
+// stream hands the body on as it comes (RT-69). If the invocation ends first, so does
+// the connection (RT-73).
+func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool) {
+	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already
+	defer stop()
+	seen, err := to.ReadFrom(r.Body)
+	tooLarge = errors.Is(err, rapid.ErrStreamLimit)
+	return seen, tooLarge, err != nil && !tooLarge
+}
+
+// trailers tell of a failure in the middle of a body (RT-70); there is none if both
+// are empty.
+func trailers(t http.Header) (errorType string, body []byte) {
+	text := t.Get("Lambda-Runtime-Function-Error-Body")
+	if text != "" {
+		var err error
+		if body, err = base64.StdEncoding.DecodeString(text); err != nil {
+			body = []byte(text) // better than nothing
+		}
+	}
+	return t.Get("Lambda-Runtime-Function-Error-Type"), body
+}
+
+// arrival is a body that notes when its first byte came (TL-45).
+type arrival struct {
+	io.ReadCloser
+	first time.Time
+}
+
+func (a *arrival) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if n > 0 && a.first.IsZero() {
+		a.first = time.Now()
+	}
+	return n, err
 }
 
 // initError is POST …/runtime/init/error (1.7).
