@@ -249,19 +249,6 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-type subscribeMsg struct {
-	agentID, api string
-	call[struct{}]
-}
-
-func (m *subscribeMsg) serve(s *Sandbox) {
-	_, err := s.agentByID(m.agentID)
-	if err == nil {
-		err = &Refusal{Type: RefusalType(m.api + ".NotSupported"), Message: m.api + " API is not supported"}
-	}
-	m.refuse(err)
-}
-
 // closeAgents forgets every agent and ends its parked call (RT-59, EX-27).
 func (s *Sandbox) closeAgents() {
 	for _, a := range s.agents {

@@ -94,13 +94,6 @@ func (c *Client) FailAgent(ctx context.Context, agentID string, f AgentFailure) 
 	return err
 }
 
-// Subscribe checks the agent of a telemetry subscription, and refuses it as not
-// supported (TL-11). api is "Telemetry" or "Logs".
-func (c *Client) Subscribe(ctx context.Context, agentID, api string) error {
-	_, err := ask(ctx, c.s, &subscribeMsg{agentID: agentID, api: api, call: newCall[struct{}](ctx, c.gen)})
-	return err
-}
-
 // A message is a request to the goroutine in Run, which answers each exactly once.
 type message interface {
 	serve(*Sandbox)

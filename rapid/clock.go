@@ -5,12 +5,20 @@ import (
 	"time"
 )
 
-// thawClock counts the time in which the sandbox was not frozen.
+// thawClock counts the time in which the sandbox was not frozen. It implements
+// telemetry.Clock.
 type thawClock struct {
-	mu     sync.Mutex
-	start  time.Time
-	frozen time.Duration // sum of the freezes that have ended
-	since  time.Time     // of the present freeze; zero if thawed
+	mu      sync.Mutex
+	start   time.Time
+	frozen  time.Duration // sum of the freezes that have ended
+	since   time.Time     // of the present freeze; zero if thawed
+	running chan struct{} // closed unless frozen
+}
+
+func newThawClock() *thawClock {
+	c := &thawClock{running: make(chan struct{})}
+	close(c.running)
+	return c
 }
 
 func (c *thawClock) begin() {
@@ -21,7 +29,9 @@ func (c *thawClock) begin() {
 
 func (c *thawClock) freeze() {
 	c.mu.Lock()
-	c.since = time.Now()
+	if c.since.IsZero() {
+		c.since, c.running = time.Now(), make(chan struct{})
+	}
 	c.mu.Unlock()
 }
 
@@ -30,11 +40,20 @@ func (c *thawClock) thaw() {
 	if !c.since.IsZero() {
 		c.frozen += time.Since(c.since)
 		c.since = time.Time{}
+		close(c.running)
 	}
 	c.mu.Unlock()
 }
 
-func (c *thawClock) now() time.Duration {
+// Running returns a channel that is closed while the sandbox is not frozen.
+func (c *thawClock) Running() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running
+}
+
+// Now returns how long the sandbox has run.
+func (c *thawClock) Now() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.start.IsZero() {

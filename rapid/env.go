@@ -75,7 +75,8 @@ func platformEnv(c *Config) map[string]string {
 		"PATH":            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
 		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		// ENV-11
-		"AWS_LAMBDA_LOG_FORMAT": string(format),
+		"AWS_LAMBDA_LOG_FORMAT":    string(format),
+		"_LAMBDA_TELEMETRY_LOG_FD": framesFD,
 	}
 	if f.LogLevel != "" {
 		env["AWS_LAMBDA_LOG_LEVEL"] = f.LogLevel

@@ -31,7 +31,7 @@ func TestRuntimeEnvironment(t *testing.T) {
 		"LAMBDA_TASK_ROOT=/var/task", "LANG=en_US.UTF-8",
 		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",
-		"_AWS_XRAY_DAEMON_ADDRESS=127.0.0.1", "_AWS_XRAY_DAEMON_PORT=2000", "_HANDLER=main.handler",
+		"_AWS_XRAY_DAEMON_ADDRESS=127.0.0.1", "_AWS_XRAY_DAEMON_PORT=2000", "_HANDLER=main.handler", "_LAMBDA_TELEMETRY_LOG_FD=3",
 	}
 	if got := runtimeEnv(envConfig()); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

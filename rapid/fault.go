@@ -31,8 +31,8 @@ const (
 	InvalidExtensionIdentifier  RefusalType = "Extension.InvalidExtensionIdentifier"
 	UnknownExtensionIdentifier  RefusalType = "Extension.UnknownExtensionIdentifier"
 	MissingHeader               RefusalType = "Extension.MissingHeader"
-	TelemetryNotSupported       RefusalType = "Telemetry.NotSupported"
-	LogsNotSupported            RefusalType = "Logs.NotSupported"
+	ValidationError             RefusalType = "ValidationError" // of the Telemetry API
+	LogsValidationError         RefusalType = "Logs.ValidationError"
 )
 
 // Refusal says why a call of a process was not legal. Nothing has changed by it,

@@ -37,6 +37,7 @@ type noOutput struct{}
 
 func (noOutput) Stdout() *os.File { return nil }
 func (noOutput) Stderr() *os.File { return nil }
+func (noOutput) Frames() *os.File { return nil }
 func (noOutput) Release()         {}
 func (noOutput) Drain()           {}
 func (noOutput) Flush()           {}
@@ -107,7 +108,7 @@ func inWorld(t *testing.T, runtime func(*world) fakesup.Program, test func(*worl
 			o(w)(&cfg, w.sup)
 		}
 		w.s = New(cfg, fakeSup{w.sup})
-		w.s.openOutput = func(func([]byte)) (output, error) { return noOutput{}, nil }
+		w.s.openOutput = func(bool, func(telemetry.Message)) (output, error) { return noOutput{}, nil }
 		ctx, cancel := context.WithCancel(context.Background())
 		w.cancel = cancel
 		go func() { w.ran <- w.s.Run(ctx) }()

@@ -49,6 +49,7 @@ func (s *Sandbox) beginInit() {
 	s.gen.Add(1)
 	s.fault, s.exit, s.throttled, s.initStatus = nil, nil, false, false
 	s.runtime = runtimeParty{state: rtStarted}
+	s.hub.Open()
 	s.initBegin, s.initPhase = time.Now(), telemetry.InitPhase
 	if s.inline() {
 		s.initPhase, s.inlineLog = telemetry.InvokePhase, true
@@ -146,6 +147,7 @@ func (s *Sandbox) initDone() {
 // it took.
 func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Duration {
 	d := time.Since(s.initBegin)
+	s.hub.Close() // TL-14
 	s.flush()
 	if status == telemetry.Success || s.fault == nil {
 		s.tellInitRuntimeDone(errorType, status)

@@ -261,6 +261,7 @@ func (s *Sandbox) report(errorType string, status telemetry.Status) {
 	r.Metrics.MemorySizeMB, r.Metrics.MaxMemoryUsedMB = f.MemoryMB, s.maxMemoryMB()
 	s.log.Platform(&telemetry.End{RequestID: c.inv.ID})
 	s.log.Platform(r)
+	s.hub.Flush() // TL-17
 	c.result.tail = s.log.End()
 	c.reported, s.inlineLog = true, false
 }

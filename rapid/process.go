@@ -2,6 +2,7 @@ package rapid
 
 import (
 	"context"
+	"os"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -18,6 +19,10 @@ type process struct {
 
 type exited struct{ p *process }
 
+// framesFD is the number that the descriptor of LOG-01 has in the runtime: the first
+// after stderr.
+const framesFD = "3"
+
 // start runs r with descriptors for its output, and arranges for its exit to reach
 // the owner exactly once.
 func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest) (*process, error) {
@@ -25,11 +30,14 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	if a != nil {
 		source, name = telemetry.FromExtension, a.name
 	}
-	out, err := s.openOutput(func(line []byte) { s.log.Output(source, name, line) })
+	out, err := s.openOutput(a == nil, func(m telemetry.Message) { s.log.Output(source, name, m) })
 	if err != nil {
 		return nil, err
 	}
 	r.Stdout, r.Stderr = out.Stdout(), out.Stderr()
+	if f := out.Frames(); f != nil {
+		r.ExtraFiles = []*os.File{f} // framesFD
+	}
 	h, err := s.sup.Exec(ctx, r)
 	out.Release()
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 func refused(err error) RefusalType {
@@ -37,9 +38,9 @@ func TestRegistrationRules(t *testing.T) {
 			{register("internal"), InvalidExtensionState},
 			{register("ext", EventShutdown, EventInvoke, EventInvoke), "<nil>"},
 			{register("ext"), InvalidExtensionState},
-			{refused(c.Subscribe(ctx, "", "Telemetry")), MissingExtensionIdentifier},
-			{refused(c.Subscribe(ctx, "x", "Telemetry")), InvalidExtensionIdentifier},
-			{refused(c.Subscribe(ctx, uuid.NewString(), "Telemetry")), UnknownExtensionIdentifier},
+			{refused(c.Subscribe(ctx, "", telemetry.TelemetryAPI, nil)), MissingExtensionIdentifier},
+			{refused(c.Subscribe(ctx, "x", telemetry.TelemetryAPI, nil)), InvalidExtensionIdentifier},
+			{refused(c.Subscribe(ctx, uuid.NewString(), telemetry.TelemetryAPI, nil)), UnknownExtensionIdentifier},
 			{refused(c.FailAgent(ctx, "", AgentFailure{})), MissingExtensionIdentifier},
 		} {
 			if tt.got != tt.want {
@@ -50,7 +51,7 @@ func TestRegistrationRules(t *testing.T) {
 		if err != nil || r.AccountID != "123456789012" || r.FunctionName != "fn" || r.Handler != "main.handler" {
 			t.Errorf("%+v, %v", r, err)
 		}
-		if got := refused(c.Subscribe(ctx, r.ID, "Logs")); got != LogsNotSupported {
+		if got := refused(c.Subscribe(ctx, r.ID, telemetry.LogsAPI, nil)); got != LogsValidationError {
 			t.Errorf("Logs: %s", got)
 		}
 		if got := refused(c.FailAgent(ctx, r.ID, AgentFailure{})); got != MissingHeader {

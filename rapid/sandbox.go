@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,7 @@ type Supervisor interface {
 	Throttle(on bool) error
 	Usage() (isolation.Usage, error)
 	Lost() <-chan struct{}
+	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox
 }
 
 // Process is a started process. Exit is valid once Done is closed.
@@ -77,7 +79,8 @@ type Function struct {
 	Timeout                     time.Duration
 	Env                         map[string]string // the customer's
 	LogFormat                   telemetry.Format
-	LogLevel                    string // AWS_LAMBDA_LOG_LEVEL, "" if not configured
+	LogLevel                    string          // AWS_LAMBDA_LOG_LEVEL, "" if not configured
+	SystemLogLevel              telemetry.Level // of platform records in JSON logs, "" for all (LOG-41)
 	LogGroup                    string
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
@@ -146,10 +149,11 @@ type Sandbox struct {
 	dead  chan struct{} // closed when Run returns
 	state atomic.Int32  // State; written by Run alone
 	gen   atomic.Uint64 // generation (LC-10); written by Run alone
-	clock thawClock
+	clock *thawClock
+	hub   *telemetry.Hub // nil if extensions are disabled
 	log   *telemetry.Log
 
-	openOutput func(emit func([]byte)) (output, error) // replaced by tests
+	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
 	// Everything below belongs to the goroutine in Run.
 	runCtx     context.Context
@@ -175,10 +179,11 @@ type Sandbox struct {
 	exit       *process // the first that ended in this phase, until noted
 }
 
-// output is the reading side of a process's stdout and stderr.
+// output is the reading side of a process's stdout, stderr and framed messages.
 type output interface {
 	Stdout() *os.File
 	Stderr() *os.File
+	Frames() *os.File // nil if there are none
 	Release()
 	Drain()
 	Flush()
@@ -197,11 +202,14 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	s := &Sandbox{
 		cfg: cfg, sup: sup,
 		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}),
-		log:    telemetry.NewLog(cfg.Sink, cfg.Function.LogFormat),
-		reason: reasonFailure,
+		clock: newThawClock(), reason: reasonFailure,
 	}
-	s.openOutput = func(emit func([]byte)) (output, error) {
-		e, err := telemetry.Open(cfg.Settings.Descriptors, emit)
+	if !cfg.Function.ExtensionsDisabled {
+		s.hub = telemetry.NewHub(s.clock, s.dial, cfg.Function.LogFormat == telemetry.JSON)
+	}
+	s.log = telemetry.NewLog(telemetry.LogConfig{Sink: cfg.Sink, Format: cfg.Function.LogFormat, System: cfg.Function.SystemLogLevel, Hub: s.hub})
+	s.openOutput = func(framed bool, emit func(telemetry.Message)) (output, error) {
+		e, err := telemetry.Open(cfg.Settings.Descriptors, framed, emit)
 		if err != nil {
 			return nil, err
 		}
@@ -220,7 +228,7 @@ func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDi
 
 // Thawed is a clock that stands still while the sandbox is frozen: how long it has
 // not been frozen since New. Limits on what processes inside must do go by it (RT-04).
-func (s *Sandbox) Thawed() time.Duration { return s.clock.now() }
+func (s *Sandbox) Thawed() time.Duration { return s.clock.Now() }
 
 // Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
 var (

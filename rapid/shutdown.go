@@ -11,6 +11,7 @@ import (
 func (s *Sandbox) endProcesses(reason string) error {
 	s.fault, s.exit, s.reason = nil, nil, reasonFailure // LC-49, LC-50
 	s.runtime.retire()
+	s.hub.Hurry()   // TL-17, TL-22
 	err := s.thaw() // LC-82: the window counts from here
 	if err == nil && !s.lost {
 		err = s.askToLeave(reason)
@@ -35,6 +36,7 @@ func (s *Sandbox) askToLeave(reason string) error {
 			}
 		}
 	}
+	s.flush()
 	e := &Event{Type: EventShutdown, Reason: reason, Deadline: deadline}
 	for _, a := range s.agents {
 		switch {
@@ -168,8 +170,9 @@ func (s *Sandbox) window() (window, share time.Duration) {
 }
 
 // forget clears what a reset clears (LC-70) and releases the outputs. What the
-// processes wrote last is passed on before.
+// processes wrote last is passed on before, but to subscribers, which are gone.
 func (s *Sandbox) forget() {
+	s.hub.Reset()
 	for _, p := range s.procs {
 		_ = p.out.Close() // of a pipe: nothing that could be done about it
 	}

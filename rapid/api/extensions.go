@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 const identifier = "Lambda-Extension-Identifier"
@@ -106,7 +107,21 @@ func failAgent(atInit bool) func(*request) error {
 	}
 }
 
-// subscribe is PUT of the Telemetry and Logs APIs, which refuse it for now (TL-11).
-func subscribe(api string) func(*request) error {
-	return func(r *request) error { return r.client.Subscribe(r.ctx(), r.get(identifier), api) }
+// subscribe is PUT of the Telemetry and Logs APIs (section 3.1).
+func subscribe(api telemetry.API) func(*request) error {
+	return func(r *request) error {
+		body, _, tooLarge, truncated := r.body(telemetry.MaxSubscription)
+		switch {
+		case tooLarge:
+			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
+				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(telemetry.MaxSubscription) + " bytes)."}
+		case truncated:
+			return &rapid.Refusal{Type: rapid.TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
+		}
+		if err := r.client.Subscribe(r.ctx(), r.get(identifier), api, body); err != nil {
+			return err
+		}
+		r.send(http.StatusOK, "application/json", []byte(`"OK"`)) // TL-08
+		return nil
+	}
 }

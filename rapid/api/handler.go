@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 // handler answers one sandbox's requests.
@@ -51,10 +52,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		}
 		switch strings.TrimSuffix(path, "/") {
 		case telemetryPath:
-			h.method(r, http.MethodPut, subscribe("Telemetry"))
+			h.method(r, http.MethodPut, subscribe(telemetry.TelemetryAPI))
 			return
 		case logsPath:
-			h.method(r, http.MethodPut, subscribe("Logs"))
+			h.method(r, http.MethodPut, subscribe(telemetry.LogsAPI))
 			return
 		}
 	}
@@ -120,8 +121,8 @@ var statuses = map[rapid.RefusalType]int{
 	rapid.TruncatedHTTPRequest:        http.StatusBadRequest,
 	rapid.RequestEntityTooLarge:       http.StatusRequestEntityTooLarge,
 	rapid.InvokeTimeout:               http.StatusGone,
-	rapid.TelemetryNotSupported:       http.StatusAccepted, // TL-11
-	rapid.LogsNotSupported:            http.StatusAccepted,
+	rapid.ValidationError:             http.StatusBadRequest, // TL-09
+	rapid.LogsValidationError:         http.StatusBadRequest,
 }
 
 // refuse answers with the error of a call. A caller whose generation is gone is cut

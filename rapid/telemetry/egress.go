@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -26,68 +25,81 @@ const (
 	readBytes = 16 << 10  // of one read
 )
 
-// Egress reads the stdout and stderr of one process, line by line. Its goroutines
-// read all the time and never wait for anybody, so a process cannot block on its
-// output.
+// Egress reads what one process writes: stdout and stderr line by line, and framed
+// messages if it was opened for them. Its goroutines read all the time and never wait
+// for anybody, so a process cannot block on its output.
 type Egress struct {
-	streams [2]*stream
-	ends    [2]*os.File // the writing ends, until Release
+	streams []*stream
+	ends    []*os.File // the writing ends, until Release
 }
 
-// Open makes the descriptors of one process and starts to read them; emit gets each
-// line without its newline and must neither block nor keep the slice. It is called
-// from two goroutines, one line at a time for each descriptor. The caller must Close
-// the egress.
-func Open(kind Descriptors, emit func(line []byte)) (*Egress, error) {
+// Open makes the descriptors of one process and starts to read them; framed adds the
+// one for section 7.1. emit gets each message and must neither block nor keep its
+// text. It is called from a goroutine for each descriptor, one message at a time for
+// each. The caller must Close the egress.
+func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
+	cutters := []cutter{&lines{emit: emit}, &lines{emit: emit}}
+	if framed {
+		cutters = append(cutters, &frames{emit: emit})
+	}
 	e := &Egress{}
-	for i := range e.streams {
+	for _, c := range cutters {
 		r, w, err := pair(kind)
 		if err != nil {
 			_ = e.Close()
 			return nil, fmt.Errorf("telemetry: make %s for the output of a process: %w", kind, err)
 		}
-		e.ends[i] = w
-		s, err := newStream(r, emit)
+		e.ends = append(e.ends, w)
+		s, err := newStream(r, c)
 		if err != nil {
 			_ = r.Close()
 			_ = e.Close()
 			return nil, err
 		}
-		e.streams[i] = s
+		e.streams = append(e.streams, s)
 	}
 	return e, nil
 }
 
-// Stdout is the writing end for the process; the egress owns it.
+// Stdout is the writing end for the process; the egress owns it. Like the other ends
+// it is valid until Release.
 func (e *Egress) Stdout() *os.File { return e.ends[0] }
 
 // Stderr is the writing end for the process; the egress owns it.
 func (e *Egress) Stderr() *os.File { return e.ends[1] }
 
-// Release closes our copies of the writing ends, once the process has its own.
-func (e *Egress) Release() {
-	for i, w := range e.ends {
-		if w != nil {
-			_ = w.Close()
-			e.ends[i] = nil
-		}
+// Frames is the writing end for framed messages, nil if the egress was opened without
+// it; the egress owns it.
+func (e *Egress) Frames() *os.File {
+	if len(e.ends) < 3 {
+		return nil
 	}
+	return e.ends[2]
 }
 
-// Drain emits every complete line that was written before the call. It never waits:
-// what a process has written, also one that is dead by now, is there to be read
-// (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
+// Release closes our copies of the writing ends, once the process has its own.
+func (e *Egress) Release() {
+	for _, w := range e.ends {
+		_ = w.Close()
+	}
+	e.ends = nil
+}
+
+// Drain emits every complete line and frame that was written before the call. It
+// never waits: what a process has written, also one that is dead by now, is there to
+// be read (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
 func (e *Egress) Drain() {
 	for _, s := range e.streams {
 		s.drain()
 	}
 }
 
-// Flush is Drain, and emits an unfinished last line too.
+// Flush is Drain, and emits an unfinished last line too. A frame whose end has not
+// come yet goes on: only Close cuts it.
 func (e *Egress) Flush() {
 	for _, s := range e.streams {
 		s.drain()
-		s.flush()
+		s.flush(false)
 	}
 }
 
@@ -96,13 +108,10 @@ func (e *Egress) Close() error {
 	e.Release()
 	var errs []error
 	for _, s := range e.streams {
-		if s == nil {
-			continue
-		}
 		s.drain()
 		errs = append(errs, s.file.Close())
 		<-s.ended
-		s.flush()
+		s.flush(true)
 	}
 	return errors.Join(errs...)
 }
@@ -125,24 +134,29 @@ func pair(kind Descriptors) (r, w *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
 }
 
+// A cutter makes messages of a stream of bytes.
+type cutter interface {
+	write(p []byte)
+	flush(end bool) // emits an unfinished line, and at the end an unfinished frame
+}
+
 // stream reads one descriptor.
 type stream struct {
 	file  *os.File
 	raw   syscall.RawConn
-	emit  func([]byte)
 	ended chan struct{} // closed when the reading goroutine has ended
 
-	mu    sync.Mutex // held while bytes are read and cut into lines, which keeps their order
-	chunk []byte
-	line  []byte // the beginning of an unfinished line
+	mu     sync.Mutex // held while bytes are read and cut, which keeps their order
+	chunk  []byte
+	cutter cutter
 }
 
-func newStream(r *os.File, emit func([]byte)) (*stream, error) {
+func newStream(r *os.File, c cutter) (*stream, error) {
 	raw, err := r.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
 	}
-	s := &stream{file: r, raw: raw, emit: emit, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
+	s := &stream{file: r, raw: raw, cutter: c, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
 	go func() {
 		defer close(s.ended)
 		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close
@@ -172,7 +186,7 @@ func (s *stream) read(fd, limit int) (int, error) {
 		case n == 0:
 			return 0, errEOF
 		}
-		s.cut(s.chunk[:n])
+		s.cutter.write(s.chunk[:n])
 		return n, nil
 	}
 }
@@ -194,45 +208,8 @@ func (s *stream) drain() {
 	s.mu.Unlock()
 }
 
-func (s *stream) flush() {
+func (s *stream) flush(end bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.line) > 0 {
-		s.emitLine()
-	}
-}
-
-// cut emits the complete lines of p. Only \n ends a line (LOG-10); one that grows
-// beyond maxLine is emitted in pieces.
-func (s *stream) cut(p []byte) {
-	for len(p) > 0 {
-		i := bytes.IndexByte(p, '\n')
-		if i >= 0 && i <= maxLine && len(s.line) == 0 {
-			s.emit(p[:i]) // the usual case: no copy
-			p = p[i+1:]
-			continue
-		}
-		part := p
-		if i >= 0 {
-			part = p[:i]
-		}
-		if len(part) > 0 && len(s.line) == maxLine {
-			s.emitLine()
-		}
-		part = part[:min(len(part), maxLine-len(s.line))]
-		s.line = append(s.line, part...)
-		p = p[len(part):]
-		if i == len(part) {
-			s.emitLine()
-			p = p[1:]
-		}
-	}
-}
-
-func (s *stream) emitLine() {
-	s.emit(s.line)
-	s.line = s.line[:0]
-	if cap(s.line) > readBytes {
-		s.line = nil // one long line must not keep its memory
-	}
+	s.cutter.flush(end)
 }

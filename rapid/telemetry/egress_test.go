@@ -14,27 +14,27 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type lines struct {
+type lineLog struct {
 	mu  sync.Mutex
 	got []string
 }
 
-func (l *lines) emit(b []byte) {
+func (l *lineLog) emit(m Message) {
 	l.mu.Lock()
-	l.got = append(l.got, string(b))
+	l.got = append(l.got, string(m.Text))
 	l.mu.Unlock()
 }
 
-func (l *lines) take() []string {
+func (l *lineLog) take() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.got)
 }
 
-func open(t *testing.T, kind Descriptors) (*Egress, *lines) {
+func open(t *testing.T, kind Descriptors) (*Egress, *lineLog) {
 	t.Helper()
-	var l lines
-	e, err := Open(kind, l.emit)
+	var l lineLog
+	e, err := Open(kind, false, l.emit)
 	if err != nil {
 		t.Fatal(err)
 	}

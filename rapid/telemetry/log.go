@@ -26,10 +26,9 @@ const slowReader = "Some logs were dropped because the downstream consumer is sl
 // the tail of the current invocation, and feeds a sink through a bounded queue, so
 // that no caller ever waits for the sink. Its methods are safe for concurrent use.
 type Log struct {
-	sink   Sink
-	format Format
-	wake   chan struct{} // capacity 1: the queue has something
-	idle   chan struct{} // closed when the pump has ended
+	cfg  LogConfig
+	wake chan struct{} // capacity 1: the queue has something
+	idle chan struct{} // closed when the pump has ended
 
 	mu      sync.Mutex
 	id      string // current invocation
@@ -40,19 +39,29 @@ type Log struct {
 	closed  bool
 }
 
-// NewLog returns a log that feeds sink; a nil sink discards. The format decides how
-// platform records look in the tail. Close it to end its goroutine.
-func NewLog(sink Sink, format Format) *Log {
-	l := &Log{sink: sink, format: format, wake: make(chan struct{}, 1), idle: make(chan struct{})}
-	l.tail.whole = format == JSON
+// LogConfig says where the records of a log go. It must not change after NewLog.
+type LogConfig struct {
+	Sink   Sink   // nil discards
+	Format Format // of platform records in the tail
+	System Level  // least level of platform records in tail and sink, if Format is JSON; "" shows all (LOG-41)
+	Hub    *Hub   // gets every record; nil discards
+}
+
+// NewLog returns a log. Close it to end its goroutine; the hub stays the caller's.
+func NewLog(c LogConfig) *Log {
+	l := &Log{cfg: c, wake: make(chan struct{}, 1), idle: make(chan struct{})}
+	l.tail.whole = c.Format == JSON
 	go l.pump()
 	return l
 }
 
-// Output adds one line that a process wrote.
-func (l *Log) Output(source Source, name string, line []byte) {
+// Output adds what a process wrote.
+func (l *Log) Output(source Source, name string, m Message) {
+	if m.Time.IsZero() {
+		m.Time = time.Now()
+	}
 	l.mu.Lock()
-	l.add(Record{Time: time.Now(), Source: source, Name: name, Text: string(line)})
+	l.add(Record{Time: m.Time, Source: source, Name: name, Level: m.Level, Text: string(m.Text)})
 	l.mu.Unlock()
 }
 
@@ -94,13 +103,17 @@ func (l *Log) Close(ctx context.Context) error {
 	}
 }
 
-// add puts r into tail and queue. The caller holds mu.
+// add puts r into tail and queue, and hands it to the hub. The caller holds mu.
 func (l *Log) add(r Record) {
 	r.RequestID = l.id
-	if l.id != "" {
-		l.tail.add(&r, l.format)
+	l.cfg.Hub.Add(&r)
+	if l.cfg.Format == JSON && r.Platform != nil && !l.cfg.System.shows(r.Platform) {
+		return
 	}
-	if l.sink == nil || l.closed {
+	if l.id != "" {
+		l.tail.add(&r, l.cfg.Format)
+	}
+	if l.cfg.Sink == nil || l.closed {
 		return
 	}
 	room := queueBytes
@@ -157,7 +170,7 @@ func (l *Log) pump() {
 			continue
 		}
 		for i := range batch {
-			l.sink.Line(batch[i])
+			l.cfg.Sink.Line(batch[i])
 			batch[i] = Record{}
 		}
 	}

@@ -70,14 +70,14 @@ func TestBilled(t *testing.T) {
 // INV-03, LOG-44: text is cut at a byte, JSON between records.
 func TestTail(t *testing.T) {
 	for _, format := range []Format{Text, JSON} {
-		l := NewLog(nil, format)
-		l.Output(FromFunction, "runtime", []byte("before"))
+		l := NewLog(LogConfig{Sink: nil, Format: format})
+		l.Output(FromFunction, "runtime", Message{Text: []byte("before")})
 		l.Begin("id")
 		var all bytes.Buffer
 		for i := range 3000 {
 			line := fmt.Sprintf("line %d", i)
 			all.WriteString(line + "\n")
-			l.Output(FromFunction, "runtime", []byte(line))
+			l.Output(FromFunction, "runtime", Message{Text: []byte(line)})
 		}
 		got := string(l.End())
 		want := all.String()[all.Len()-TailBytes:]
@@ -107,11 +107,11 @@ func (s *slowSink) Line(r Record) {
 func TestSlowSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &slowSink{gate: make(chan struct{})}
-		l := NewLog(sink, Text)
+		l := NewLog(LogConfig{Sink: sink, Format: Text})
 		line := bytes.Repeat([]byte("x"), 1000)
 		const sent = 5000
 		for range sent {
-			l.Output(FromFunction, "runtime", line)
+			l.Output(FromFunction, "runtime", Message{Text: line})
 		}
 		l.Platform(&End{RequestID: "kept"})
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -150,12 +150,12 @@ func TestAttribution(t *testing.T) {
 	var b bytes.Buffer
 	sink := &slowSink{gate: make(chan struct{})}
 	close(sink.gate)
-	l := NewLog(sink, Text)
-	l.Output(FromExtension, "e", []byte("0"))
+	l := NewLog(LogConfig{Sink: sink, Format: Text})
+	l.Output(FromExtension, "e", Message{Text: []byte("0")})
 	l.Begin("one")
-	l.Output(FromFunction, "runtime", []byte("1"))
+	l.Output(FromFunction, "runtime", Message{Text: []byte("1")})
 	_ = l.End()
-	l.Output(FromFunction, "runtime", []byte("2"))
+	l.Output(FromFunction, "runtime", Message{Text: []byte("2")})
 	if err := l.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}

@@ -177,6 +177,30 @@ func (r *Extension) appendText(b []byte, _ time.Time) []byte {
 	return append(b, '\n')
 }
 
+// Subscribed says that an agent has subscribed (TL-42, LOG-31).
+type Subscribed struct {
+	API   API      `json:"-"`
+	Name  string   `json:"name"`
+	State string   `json:"state"` // Subscribed
+	Types []Source `json:"types"`
+}
+
+// Type implements Platform.
+func (r *Subscribed) Type() string {
+	if r.API == LogsAPI {
+		return "platform.logsSubscription"
+	}
+	return "platform.telemetrySubscription"
+}
+
+func (r *Subscribed) appendText(b []byte, _ time.Time) []byte {
+	names := make([]string, len(r.Types))
+	for i, t := range r.Types {
+		names[i] = strings.ToUpper(string(t[:1])) + string(t[1:])
+	}
+	return fmt.Appendf(b, "%s\tName: %s\tState: %s\tTypes: [%s]\n", strings.ToUpper(string(r.API)), oneLine(r.Name), r.State, strings.Join(names, ", "))
+}
+
 // Start begins an invocation (TL-35, LOG-21).
 type Start struct {
 	RequestID string   `json:"requestId"`

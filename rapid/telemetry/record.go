@@ -1,7 +1,8 @@
 // Package telemetry carries what a sandbox has to say: the output of its processes
-// and the platform's own records. It reads stdout and stderr without ever making
-// the writer wait ([Egress]), keeps the order and the tail of an invocation ([Log]),
-// and renders records as text or JSON lines ([Record.Append]).
+// and the platform's own records. It reads stdout, stderr and framed messages without
+// ever making the writer wait ([Egress]), keeps the order and the tail of an invocation
+// ([Log]), renders records as text or JSON lines ([Record.Append]), and delivers them
+// to the extensions that have subscribed ([Hub]).
 package telemetry
 
 import (
@@ -33,10 +34,11 @@ const (
 // Record is one line of output or one platform record. It is a value: nothing in
 // it changes after it was made, so it may be kept and shared.
 type Record struct {
-	Time      time.Time // of arrival (LOG-07)
+	Time      time.Time // of arrival, or as a frame says (LOG-07)
 	Source    Source
 	Name      string   // process that wrote it, "" for the platform
 	RequestID string   // invocation in whose time it arrived, "" outside of one
+	Level     Level    // of a framed message, else ""
 	Text      string   // the line without its newline; "" for platform records
 	Platform  Platform // nil unless Source is FromPlatform
 }

@@ -4,6 +4,7 @@ package fakesup
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -23,7 +24,8 @@ type Supervisor struct {
 	Programs map[string]Program // by the path of the request
 	ExecErr  map[string]error   // by the path: what Exec fails with
 	StopErr  error
-	Peak     uint64 // of Usage
+	Peak     uint64                                                            // of Usage
+	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // what Dial does; nil refuses
 
 	mu    sync.Mutex
 	live  map[string]*Process
@@ -194,4 +196,13 @@ func (s *Supervisor) Throttle(on bool) error       { s.note("throttle %v", on); 
 func (s *Supervisor) Usage() (isolation.Usage, error) {
 	return isolation.Usage{MemoryPeakBytes: s.Peak}, nil
 }
+
+// Dial connects as Connect does.
+func (s *Supervisor) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if s.Connect == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	return s.Connect(ctx, network, addr)
+}
+
 func (s *Supervisor) Lost() <-chan struct{} { return s.lost }

@@ -1,0 +1,208 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Clock is the time of the processes in a sandbox: it stands still while they are
+// frozen. Its methods are safe for concurrent use.
+type Clock interface {
+	Now() time.Duration
+	Running() <-chan struct{} // closed unless the sandbox is frozen, else closed at the thaw
+}
+
+// Dial connects to a TCP port on loopback inside the sandbox.
+type Dial func(ctx context.Context, port int) (net.Conn, error)
+
+const (
+	// replayBytes bounds what is kept for subscribers to come (TL-20).
+	replayBytes = 512 << 10
+	// connectTime is how long the listener of a TCP subscriber may take (TL-13).
+	connectTime = time.Second
+)
+
+// Hub passes the records of one sandbox on to its subscribers (section 3.2). Each
+// subscriber has a buffer with a bound and a goroutine of its own, so that nobody waits
+// for one that is slow. Methods are safe for concurrent use; a nil Hub has no
+// subscribers and keeps nothing.
+type Hub struct {
+	clock   Clock
+	dial    Dial
+	objects bool // TL-25: function records may be objects
+
+	mu      sync.Mutex
+	open    bool // subscriptions are taken, and records kept for them
+	hurry   bool
+	replay  []Record
+	size    int // of replay
+	dropped LogsDropped
+	subs    []*subscriber
+
+	running sync.WaitGroup // the goroutines of subscribers, replaced ones too
+}
+
+// NewHub returns a hub without subscribers and with a closed window. objects says that
+// the function logs in JSON. Reset ends its goroutines.
+func NewHub(clock Clock, dial Dial, objects bool) *Hub {
+	return &Hub{clock: clock, dial: dial, objects: objects}
+}
+
+// Open begins to take subscriptions and to keep what new subscribers are told first.
+func (h *Hub) Open() {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	h.open, h.hurry = true, false
+	h.mu.Unlock()
+}
+
+// Close takes no more subscriptions (TL-14). Those that there are go on.
+func (h *Hub) Close() {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	h.open, h.replay, h.size, h.dropped = false, nil, 0, LogsDropped{}
+	h.mu.Unlock()
+}
+
+// Flush lets every subscriber have what waits for its batch to become full.
+func (h *Hub) Flush() { h.each((*subscriber).flush) }
+
+// Hurry makes batches go out at once from now on, until Reset.
+func (h *Hub) Hurry() {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	h.hurry = true
+	h.mu.Unlock()
+	h.Flush()
+}
+
+// Reset ends every subscription and throws away what was not delivered. When it
+// returns, no goroutine of a subscriber is left.
+func (h *Hub) Reset() {
+	if h == nil {
+		return
+	}
+	h.Close()
+	h.mu.Lock()
+	subs := h.subs
+	h.subs = nil
+	h.mu.Unlock()
+	for _, s := range subs {
+		s.cancel()
+	}
+	h.running.Wait()
+}
+
+func (h *Hub) each(do func(*subscriber)) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.subs {
+		do(s)
+	}
+}
+
+// Add passes r on. It never waits for a subscriber.
+func (h *Hub) Add(r *Record) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.subs {
+		s.add(r, h.objects)
+		if h.hurry {
+			s.flush()
+		}
+	}
+	if !h.open {
+		return
+	}
+	if n := len(r.Text) + recordOverhead; h.size+n <= replayBytes || r.Platform != nil && h.size+n <= replayBytes+platformReserve {
+		h.replay = append(h.replay, *r)
+		h.size += n
+	} else {
+		h.dropped.Records++
+		h.dropped.Bytes += int64(len(r.Text))
+	}
+}
+
+// Errors of a subscription that is well-formed.
+var (
+	ErrClosedWindow = errors.New("telemetry: subscription is closed already")
+	ErrOtherAPI     = errors.New("the extension has subscribed with the other API already") // TL-12
+)
+
+// Connect makes the connection that a TCP subscription begins with (TL-13); for HTTP
+// it returns nil. The caller closes it unless Subscribe takes it.
+func (h *Hub) Connect(ctx context.Context, sub *Subscription) (net.Conn, error) {
+	if sub.Protocol != "TCP" {
+		return nil, nil
+	}
+	ctx, cancel := limit(ctx, h.clock, connectTime)
+	defer cancel()
+	conn, err := h.dial(ctx, sub.Port)
+	if err != nil {
+		return nil, fmt.Errorf("connection to sandbox:%d cannot be made: %w", sub.Port, err)
+	}
+	return conn, nil
+}
+
+// Subscribe adds or replaces the subscription of the agent name, and tells whether
+// there is anything new about it (TL-08). It takes conn over unless it fails.
+func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.open {
+		return false, ErrClosedWindow
+	}
+	at := len(h.subs)
+	for i, s := range h.subs {
+		switch {
+		case s.name != name:
+		case s.sub.API != sub.API:
+			return false, ErrOtherAPI
+		case s.sub.equal(sub):
+			if conn != nil {
+				_ = conn.Close() // the first one serves
+			}
+			return false, nil
+		default:
+			at = i
+			s.cancel()
+		}
+	}
+	var via sender
+	if sub.Protocol == "TCP" {
+		via = &tcpSender{dial: h.dial, port: sub.Port, conn: conn}
+	} else {
+		via = newHTTPSender(sub, h.dial, h.clock)
+	}
+	s, run := newSubscriber(name, sub, h.clock, via)
+	for i := range h.replay { // TL-20
+		s.add(&h.replay[i], h.objects)
+	}
+	if h.dropped.Records > 0 {
+		d := h.dropped
+		d.Reason = slowReader
+		s.add(&Record{Time: time.Now(), Source: FromPlatform, Platform: &d}, h.objects)
+	}
+	h.running.Go(run)
+	if at == len(h.subs) {
+		h.subs = append(h.subs, nil)
+	}
+	h.subs[at] = s
+	return true, nil
+}

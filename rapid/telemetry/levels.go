@@ -1,0 +1,38 @@
+package telemetry
+
+import "slices"
+
+// systemLevel is the level of a platform record (LOG-41): failures are warnings,
+// details are for debugging, and the frame of each phase is information.
+func systemLevel(p Platform) Level {
+	failed := func(s Status, otherwise Level) Level {
+		if s == Success {
+			return otherwise
+		}
+		return LevelWarn
+	}
+	switch r := p.(type) {
+	case *InitStart, *Start, *End:
+		return LevelInfo
+	case *Report:
+		return failed(r.Status, LevelInfo)
+	case *RuntimeDone:
+		return failed(r.Status, LevelInfo)
+	case *InitRuntimeDone:
+		return failed(r.Status, LevelDebug)
+	case *InitReport:
+		return failed(r.Status, LevelDebug)
+	case *Extension:
+		if r.ErrorType == "" {
+			return LevelDebug
+		}
+	case *Subscribed:
+		return LevelDebug
+	}
+	return LevelWarn
+}
+
+// shows tells whether a log of that level has p; "" has everything.
+func (l Level) shows(p Platform) bool {
+	return slices.Index(frameLevels[:], systemLevel(p)) >= slices.Index(frameLevels[:], l)
+}
