@@ -29,11 +29,13 @@ var allowed = map[string][]string{
 	"isolation":              {},
 	"isolation/runc":         {"isolation", "isolation/wire"},
 	"isolation/wire":         {},
+	"pool":                   {},
 	"rapid":                  {"isolation", "rapid/telemetry", "supervisor"},
 	"rapid/api":              {"rapid", "rapid/telemetry"},
 	"rapid/internal/fakesup": {"isolation", "supervisor"},
 	"rapid/telemetry":        {},
 	"rootfs":                 {},
+	"rootfs/image":           {"rootfs"},
 	"supervisor":             {"isolation", "isolation/wire"},
 
 	// What runs inside sandboxes must build without the rest.
@@ -55,6 +57,7 @@ var onlyIn = map[string][]string{
 	"github.com/opencontainers/cgroups":                   {"isolation", "isolation/runc"},
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
 	"github.com/opencontainers/runc/libcontainer":         {"isolation", "isolation/runc"},
+	"github.com/google/go-containerregistry":              {"rootfs/image"},
 	"github.com/spf13/":                                   {"cmd/sandboxd"},
 	"C":                                                   {},
 }

@@ -64,6 +64,11 @@ func (s Spec) profile() string {
 	return s.Seccomp
 }
 
+// oomScore makes sandboxes the first to go when the host, not a sandbox, runs out of
+// memory: before the daemon, whose own score they would have otherwise, and before
+// the host's services (proc(5), oom_score_adj).
+const oomScore = 500
+
 // initCapabilities are what the init handler starts with. It gives up SETPCAP and
 // SYS_RESOURCE before it says hello (ARCHITECTURE decision 9); the processes that it
 // starts have none.
@@ -101,6 +106,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		return nil, err
 	}
 	nodes, rules := deviceNodes()
+	score := oomScore
 	return &configs.Config{
 		Rootfs:          p.Rootfs,
 		Readonlyfs:      true,
@@ -118,6 +124,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		NoNewPrivileges: true,
 		Seccomp:         seccomp,
 		Rlimits:         rlimits(),
+		OomScoreAdj:     &score,
 		Devices:         nodes,
 		Mounts:          kernelMounts(p.Init),
 		MaskPaths:       maskedPaths,

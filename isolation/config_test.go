@@ -155,6 +155,20 @@ func TestSeccompProfileIsConsistent(t *testing.T) {
 	}
 }
 
+// The kernel cuts int arguments to 32 bits, the filter does not: an allow rule that
+// an unequal value meets could be met by bits that the kernel ignores.
+func TestSeccompProfileAllowsNoInequality(t *testing.T) {
+	for name, p := range profiles {
+		for _, g := range p.allow {
+			for _, a := range g.args {
+				if a.Op == configs.NotEqualTo || a.Op == configs.GreaterThan || a.Op == configs.GreaterThanOrEqualTo {
+					t.Errorf("%s: the rule %q for %v compares argument %d for inequality", name, g.why, g.calls, a.Index)
+				}
+			}
+		}
+	}
+}
+
 // What real runtimes were seen to call must be allowed, at least with some
 // arguments; what REQUIREMENTS section 3 refuses must not be.
 func TestSeccompProfileAllowsRuntimesAndRefusesTheRest(t *testing.T) {

@@ -3,6 +3,7 @@ package isolation
 import (
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ func masked(index uint, mask, value uint64) *configs.Arg {
 
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 
-var allowed = []ruleGroup{
+var allowed = append([]ruleGroup{
 	{why: "reading, writing and placing of open files", calls: []string{
 		"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "lseek", "sendfile", "splice", "tee",
 		"copy_file_range", "readahead", "fadvise64", "fallocate", "ftruncate", "truncate", "fsync", "fdatasync", "sync_file_range", "syncfs", "sync", "flock", "fcntl", "ioctl",
@@ -84,19 +85,42 @@ var allowed = []ruleGroup{
 		"bind", "listen", "accept", "accept4", "connect", "getsockname", "getpeername", "getsockopt", "shutdown", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg",
 	}},
 	{why: "local sockets", calls: []string{"socket", "socketpair"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_UNIX)}},
-	{why: "TCP over IPv4", calls: []string{"socket"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_INET), masked(1, 0xf, unix.SOCK_STREAM)}},
-	{why: "UDP over IPv4", calls: []string{"socket"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_INET), masked(1, 0xf, unix.SOCK_DGRAM)}},
-	{why: "TCP over IPv6", calls: []string{"socket"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_INET6), masked(1, 0xf, unix.SOCK_STREAM)}},
-	{why: "UDP over IPv6", calls: []string{"socket"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_INET6), masked(1, 0xf, unix.SOCK_DGRAM)}},
 	{why: "libc lists addresses over route netlink", calls: []string{"socket"}, args: []*configs.Arg{arg(0, configs.EqualTo, unix.AF_NETLINK), arg(2, configs.EqualTo, unix.NETLINK_ROUTE)}},
-	{why: "socket options below and beside TCP", calls: []string{"setsockopt"}, args: []*configs.Arg{arg(1, configs.NotEqualTo, unix.SOL_TCP)}},
-	{why: "options of TCP, but no upper layer protocols: their kernel code has a bad record", calls: []string{"setsockopt"}, args: []*configs.Arg{arg(1, configs.EqualTo, unix.SOL_TCP), arg(2, configs.NotEqualTo, unix.TCP_ULP)}},
-	{why: "plain files, fifos and sockets; devices need a capability besides", calls: []string{"mknod"}, args: []*configs.Arg{masked(1, unix.S_IFMT, unix.S_IFREG)}},
+	{why: "options of TCP below TCP_ULP: upper layer protocols' kernel code has a bad record", calls: []string{"setsockopt"}, args: []*configs.Arg{arg(1, configs.EqualTo, unix.SOL_TCP), arg(2, configs.LessThan, unix.TCP_ULP)}},
+	{why: "options of TCP above TCP_ULP", calls: []string{"setsockopt"}, args: []*configs.Arg{arg(1, configs.EqualTo, unix.SOL_TCP), masked(2, ^uint64(0x1f), 0x20)}},
+	{why: "plain files; devices need a capability besides", calls: []string{"mknod"}, args: []*configs.Arg{masked(1, unix.S_IFMT, unix.S_IFREG)}},
+	{why: "plain files, in short", calls: []string{"mknod"}, args: []*configs.Arg{masked(1, unix.S_IFMT, 0)}},
 	{why: "fifos", calls: []string{"mknod"}, args: []*configs.Arg{masked(1, unix.S_IFMT, unix.S_IFIFO)}},
 	{why: "plain files", calls: []string{"mknodat"}, args: []*configs.Arg{masked(2, unix.S_IFMT, unix.S_IFREG)}},
+	{why: "plain files, in short", calls: []string{"mknodat"}, args: []*configs.Arg{masked(2, unix.S_IFMT, 0)}},
 	{why: "fifos", calls: []string{"mknodat"}, args: []*configs.Arg{masked(2, unix.S_IFMT, unix.S_IFIFO)}},
 	{why: "asking for, and setting, the ordinary Linux personality", calls: []string{"personality"}, args: []*configs.Arg{arg(0, configs.EqualTo, 0)}},
 	{why: "asking for the personality", calls: []string{"personality"}, args: []*configs.Arg{arg(0, configs.EqualTo, 0xffffffff)}},
+}, slices.Concat(internetRules(), optionRules())...)
+
+// internetRules allow TCP and UDP sockets. Their protocols are named: others of the
+// same types (SCTP, MPTCP, SMC, UDP-Lite) would load kernel modules on demand.
+func internetRules() (groups []ruleGroup) {
+	for _, family := range []uint64{unix.AF_INET, unix.AF_INET6} {
+		for _, p := range []struct{ kind, protocol uint64 }{
+			{unix.SOCK_STREAM, 0}, {unix.SOCK_STREAM, unix.IPPROTO_TCP}, {unix.SOCK_DGRAM, 0}, {unix.SOCK_DGRAM, unix.IPPROTO_UDP},
+		} {
+			groups = append(groups, ruleGroup{why: "TCP and UDP", calls: []string{"socket"}, args: []*configs.Arg{
+				arg(0, configs.EqualTo, family), masked(1, 0xf, p.kind), arg(2, configs.EqualTo, p.protocol),
+			}})
+		}
+	}
+	return groups
+}
+
+// optionRules allow the options of the levels that allowed sockets have, TCP's own
+// apart. The kernel looks at the low half of the level only, so what is not named
+// exactly must be refused: an inequality could be met with bits that it ignores.
+func optionRules() (groups []ruleGroup) {
+	for _, level := range []uint64{unix.SOL_IP, unix.SOL_SOCKET, unix.SOL_UDP, unix.SOL_IPV6, unix.SOL_NETLINK} {
+		groups = append(groups, ruleGroup{why: "socket options beside TCP's", calls: []string{"setsockopt"}, args: []*configs.Arg{arg(1, configs.EqualTo, level)}})
+	}
+	return groups
 }
 
 var denied = append([]ruleGroup{

@@ -239,12 +239,12 @@ func (s *sandbox) Close(ctx context.Context) error {
 // files and cgroups.
 func idPrefix(name string) string {
 	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	return strings.Trim(name[:min(len(name), 33)], "-")
+	return strings.Trim(name[:min(len(name), 31)], "-")
 }
 
-// sandboxID makes a new id: the prefix and six random hexadecimal digits.
+// sandboxID makes a new id: the prefix and eight random hexadecimal digits.
 func sandboxID(prefix string) (string, error) {
-	var b [3]byte
+	var b [4]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return "", fmt.Errorf("sandbox id: %w", err)
 	}

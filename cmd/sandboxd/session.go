@@ -96,6 +96,9 @@ func (s *session) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if len(path) == 0 { // damaged: it was where this daemon would look, most likely
+			path = []byte(s.host.CgroupFolder(dead.ID))
+		}
 		return runc.Reconcile(ctx, s.host, string(path))
 	})
 	if len(removed) > 0 {
@@ -121,7 +124,12 @@ func (s *session) openEngine() error {
 }
 
 func (s *session) recordCgroups(path string) error {
-	if err := os.WriteFile(filepath.Join(s.instance.Dir(), cgroupRecord), []byte(path), 0o600); err != nil {
+	record := filepath.Join(s.instance.Dir(), cgroupRecord)
+	err := os.WriteFile(record+".new", []byte(path), 0o600)
+	if err == nil {
+		err = os.Rename(record+".new", record) // whole or not at all, whenever we are killed
+	}
+	if err != nil {
 		return fmt.Errorf("record of cgroups: %w", err)
 	}
 	return nil

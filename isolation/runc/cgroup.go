@@ -50,6 +50,15 @@ type cgroup struct {
 // CPU unthrottled.
 func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgroup, err error) {
 	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
+	// Making a cgroup that exists is no error for the libraries: an id in use, or one
+	// whose remains could not be removed, must be refused before anything is rolled back.
+	claim := cgroupRoot
+	if p.host.Mode != ModeUnified {
+		claim = p.host.Hierarchies["memory"]
+	}
+	if err := os.Mkdir(filepath.Join(claim, c.path), 0o755); err != nil {
+		return nil, fmt.Errorf("runc: sandbox id %s is in use: %w", id, err)
+	}
 	defer func() {
 		if err != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
@@ -265,11 +274,38 @@ func killTree(path string, p *placement, f *freezer) error {
 	}
 	pids, err := pidsBelow(p, path)
 	for _, pid := range pids {
-		if e := unix.Kill(pid, unix.SIGKILL); e != nil && !errors.Is(e, unix.ESRCH) {
-			err = errors.Join(err, fmt.Errorf("kill process %d: %w", pid, e))
+		if e := killIn(pid, path); e != nil {
+			err = errors.Join(err, fmt.Errorf("runc: kill process %d: %w", pid, e))
 		}
 	}
 	return err
+}
+
+// killIn kills the process pid if it is still one of the cgroup path: the id may be
+// somebody else's by now (SUP-21).
+func killIn(pid int, path string) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	groups, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(groups), ":"+path+"/") && !strings.Contains(string(groups), ":"+path+"\n") {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
 }
 
 // pidsBelow lists the processes of the cgroup path and of its children, in whichever

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -76,8 +77,8 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
 // Close removes what New made. Every sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
-	e.creator.close()
 	err := errors.Join(
+		e.creator.close(ctx),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
 		os.Remove(e.fs),
 	)
@@ -109,14 +110,33 @@ func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
 		return fmt.Errorf("runc: %q is not a cgroup folder of sandboxd", cgroupPath)
 	}
 	p := &placement{host: h, hosted: clean, group: clean, roots: h.roots()}
-	pids, err := pidsBelow(p, clean)
-	if err == nil && len(pids) > 0 {
-		err = killTree(clean, p, nil)
-		for _, root := range p.roots {
-			_ = os.WriteFile(filepath.Join(root, clean, "cgroup.kill"), []byte("1"), 0) // only the v2 tree has it; reaches frozen processes
+	err := killFolder(p, clean)
+	return errors.Join(err, removeFolder(ctx, p))
+}
+
+// killFolder ends every process below path: by the v2 tree's switch where there is
+// one, which reaches frozen processes, else one by one.
+func killFolder(p *placement, path string) error {
+	for _, root := range p.roots {
+		if os.WriteFile(filepath.Join(root, path, "cgroup.kill"), []byte("1"), 0) == nil {
+			return nil
 		}
 	}
-	return errors.Join(err, removeFolder(ctx, p))
+	err := killTree(path, p, nil)
+	// On v1 a frozen process takes no signal, and whoever froze it is gone.
+	freezer, ok := p.host.Hierarchies["freezer"]
+	if !ok {
+		return err
+	}
+	return errors.Join(err, filepath.WalkDir(filepath.Join(freezer, path), func(dir string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.IsDir() {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
+	}))
 }
 
 // searchable reports whether the user of a domain can pass through dir: libcontainer
@@ -141,16 +161,22 @@ func searchable(dir string) error {
 // it ends, so domains must be created on a thread that does not (decision 7).
 type creator struct {
 	jobs chan func()
+	quit chan struct{}
 	done chan struct{}
 }
 
 func newCreator() *creator {
-	c := &creator{jobs: make(chan func()), done: make(chan struct{})}
+	c := &creator{jobs: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		runtime.LockOSThread()
 		defer close(c.done)
-		for job := range c.jobs {
-			job()
+		for {
+			select {
+			case job := <-c.jobs:
+				job()
+			case <-c.quit:
+				return
+			}
 		}
 	}()
 	return c
@@ -162,12 +188,21 @@ func (c *creator) do(ctx context.Context, f func() error) error {
 	select {
 	case c.jobs <- func() { result <- f() }:
 		return <-result
+	case <-c.quit:
+		return errors.New("the engine is closed")
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (c *creator) close() {
-	close(c.jobs)
-	<-c.done
+// close ends the thread, which ends what it created. A job that hangs is not waited
+// for longer than ctx.
+func (c *creator) close(ctx context.Context) error {
+	close(c.quit)
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("runc: the creation of a domain hangs: %w", ctx.Err())
+	}
 }

@@ -2,6 +2,7 @@ package runc
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -163,7 +164,7 @@ type placement struct {
 // then mounts that folder over /sys/fs/cgroup in the daemon's private mount
 // namespace: cgroup libraries write cgroup.subtree_control of every ancestor that
 // they can see, and above the own folder nothing may be written.
-func place(h Host, instance string) (*placement, error) {
+func place(h Host, instance string) (_ *placement, err error) {
 	p := &placement{host: h, roots: h.roots()}
 	if h.Mode == ModeNone {
 		return nil, errors.New("runc: no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
@@ -173,19 +174,26 @@ func place(h Host, instance string) (*placement, error) {
 	}
 	p.hosted = h.CgroupFolder(instance)
 	p.group = p.hosted
-	if h.Mode != ModeUnified {
-		return p, nil
-	}
 	parent := filepath.Dir(filepath.Dir(p.hosted))
-	if h.Delegated {
+	if h.Delegated && h.Mode == ModeUnified {
 		if err := moveSelf(filepath.Join(cgroupRoot, parent), "daemon"); err != nil {
 			return nil, err
 		}
 	}
-	dir := filepath.Join(cgroupRoot, p.hosted)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
+	for _, root := range p.roots {
+		if err := makeFolder(filepath.Join(root, p.hosted)); err != nil {
+			return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
+		}
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeFolder(context.Background(), p))
+		}
+	}()
+	if h.Mode != ModeUnified {
+		return p, nil
+	}
+	dir := filepath.Join(cgroupRoot, p.hosted)
 	for _, d := range []string{parent, filepath.Dir(p.hosted), p.hosted} {
 		if err := enableControllers(filepath.Join(cgroupRoot, d)); err != nil {
 			return nil, err
@@ -196,6 +204,20 @@ func place(h Host, instance string) (*placement, error) {
 	}
 	p.group = "/"
 	return p, nil
+}
+
+// makeFolder makes dir and its parent. Another daemon that ends may remove the parent
+// just before dir is in it; then it is made again.
+func makeFolder(dir string) error {
+	for {
+		err := os.MkdirAll(filepath.Dir(dir), 0o755)
+		if err == nil {
+			err = os.Mkdir(dir, 0o755)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 }
 
 // enableControllers hands the needed controllers of the cgroup dir to its children.

@@ -22,14 +22,13 @@ type detached struct {
 
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// A mapper decides how the owners of a mount's files appear in a domain. Host root
-// appears as root by the domain's own user namespace. Where a directory belongs to
-// somebody else, its owner appears as root and everybody else as nobody, so that no
-// stranger's file comes to belong to the sandbox user.
+// A mapper decides how the owners of a mount's files appear in a domain: whoever owns
+// the mounted directory appears as root, everybody else as nobody, so that no host
+// user's file comes to belong to the sandbox user.
 type mapper struct {
-	domain *os.File // the domain's user namespace
-	base   uint32   // first host id of its range
+	base   uint32   // first host id of the domain's range
 	helper string   // a program to hold a user namespace for a moment
+	root   *os.File // the user namespace for what host root owns
 }
 
 // clone makes a detached read-only mount of the host's path, without what is mounted
@@ -57,7 +56,7 @@ func (m mapper) restrict(fd int) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	userns := m.domain
+	userns := m.root
 	if st.Uid != 0 || st.Gid != 0 {
 		var err error
 		if userns, err = m.ownerNS(st.Uid, st.Gid); err != nil {
@@ -164,22 +163,15 @@ func newFS(kind string, attrs int, options ...string) (int, error) {
 }
 
 // attach moves the spec's mounts into the mount namespace of the process pid, in
-// order, and the detached mount tmp unless it is -1; it makes /proc/sys read-only. Targets are resolved inside, without following a
+// order, and the detached mount tmp unless it is -1; it makes /proc/sys read-only.
+// owners says how the files' owners appear. Targets are resolved inside, without following a
 // symbolic link: the root they are in may be a stranger's.
-func (e *Engine) attach(pid int, spec isolation.Spec, tmp int) error {
-	proc := filepath.Join("/proc", strconv.Itoa(pid), "ns")
-	userns, err := os.Open(filepath.Join(proc, "user"))
-	if err != nil {
-		return fmt.Errorf("runc: attach: %w", err)
-	}
-	defer userns.Close()
-	mntns, err := os.Open(filepath.Join(proc, "mnt"))
+func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) error {
+	mntns, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", "mnt"))
 	if err != nil {
 		return fmt.Errorf("runc: attach: %w", err)
 	}
 	defer mntns.Close()
-
-	owners := mapper{domain: userns, base: spec.IDBase, helper: e.initBinary()}
 
 	var ready []detached
 	defer func() {

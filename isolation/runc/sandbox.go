@@ -26,6 +26,7 @@ type Sandbox struct {
 	group  *cgroup
 	net    *netns
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
+	owners func() (mapper, error)     // likewise
 
 	mu        sync.Mutex
 	root      string // mount point of the root as long as domains are to be started
@@ -40,7 +41,9 @@ const rollbackTime = 5 * time.Second
 type domain struct {
 	container *libcontainer.Container
 	process   *libcontainer.Process
-	conn      *wire.Conn // until Start hands it out
+	pid       int          // of the init handler, once it runs; guarded by Sandbox.mu
+	conn      *wire.Conn   // until Start hands it out
+	gone      func() error // waits for the init handler, however often it is called
 }
 
 // Create makes the cgroup, the network namespace with its listener, the root and the
@@ -60,6 +63,11 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 			err = errors.Join(err, s.Close(ctx))
 		}
 	}()
+	s.owners = inBackground(func() (m mapper, err error) {
+		m = mapper{base: spec.IDBase, helper: e.initBinary()}
+		m.root, err = m.ownerNS(0, 0)
+		return m, err
+	})
 	if spec.Tmp.Template != "" {
 		uid, gid := s.IDs()
 		s.tmp = inBackground(func() (*tmpVolume, error) {
@@ -202,24 +210,41 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	d := &domain{process: &libcontainer.Process{
 		Args: []string{isolation.InitPath}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote},
 	}}
+	id := s.spec.ID + "." + name
 	err = s.engine.creator.do(ctx, func() (err error) {
 		defer remote.Close()
-		if d.container, err = libcontainer.Create(s.engine.state, s.spec.ID+"."+name, cfg); err != nil {
+		if d.container, err = libcontainer.Create(s.engine.state, id, cfg); err != nil {
 			return err
 		}
 		s.mu.Lock()
 		s.domains[name] = d
 		s.mu.Unlock()
-		if err = d.container.Run(d.process); err != nil {
-			d.process = nil // libcontainer has reaped it
-		}
-		return err
+		return d.container.Start(d.process)
 	})
 	remote.Close() // again, if its turn never came
 	if err != nil {
 		return nil, err
 	}
+	pid, err := d.process.Pid()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	d.pid = pid
+	d.gone = sync.OnceValue(func() error { _, err := d.process.Wait(); return err })
+	s.mu.Unlock()
+	// libcontainer's process waits until its fifo is opened. Opened here, and without
+	// waiting, it holds nobody up when the process is killed at this moment.
+	fifo := filepath.Join(s.engine.state, id, "exec.fifo")
+	f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
 	if err := hello(ctx, conn); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(fifo); err != nil {
 		return nil, err
 	}
 	d.conn = conn
@@ -248,7 +273,7 @@ func hello(ctx context.Context, conn *wire.Conn) error {
 // furnish attaches the sandbox's files to a new domain. After the last domain the
 // daemon lets go of its own hold on them.
 func (s *Sandbox) furnish(name string, d *domain) error {
-	pid, err := d.process.Pid()
+	owners, err := s.owners()
 	if err != nil {
 		return err
 	}
@@ -264,7 +289,7 @@ func (s *Sandbox) furnish(name string, d *domain) error {
 			}
 		}
 	}
-	if err := s.engine.attach(pid, s.spec, tmp); err != nil {
+	if err := s.engine.attach(d.pid, s.spec, owners, tmp); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -281,19 +306,24 @@ func (s *Sandbox) release() error {
 	if s.released {
 		return nil
 	}
-	s.released = true
 	if s.tmp != nil {
 		if v, err := s.tmp(); err == nil {
 			v.Close()
 		}
 	}
-	if s.root == "" {
-		return nil
+	if m, err := s.owners(); err == nil {
+		m.root.Close()
 	}
-	if err := unix.Unmount(s.root, unix.MNT_DETACH); err != nil {
-		return &os.PathError{Op: "unmount", Path: s.root, Err: err}
+	if s.root != "" {
+		if err := unix.Unmount(s.root, unix.MNT_DETACH); err != nil {
+			return &os.PathError{Op: "unmount", Path: s.root, Err: err}
+		}
+		if err := os.Remove(s.root); err != nil {
+			return err
+		}
 	}
-	return os.Remove(s.root)
+	s.released = true
+	return nil
 }
 
 // IDs returns the host's ids of the sandbox user.
@@ -330,11 +360,8 @@ func (s *Sandbox) PIDs() map[string]int {
 	defer s.mu.Unlock()
 	pids := map[string]int{}
 	for name, d := range s.domains {
-		if d.process == nil {
-			continue
-		}
-		if pid, err := d.process.Pid(); err == nil {
-			pids[name] = pid
+		if d.pid != 0 {
+			pids[name] = d.pid
 		}
 	}
 	return pids
@@ -353,7 +380,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if s.group != nil {
 		errs = append(errs, s.group.kill())
 	}
+	failed := false
 	for name, d := range s.domains {
+		failed = failed || d.gone == nil
 		if d.conn != nil {
 			d.conn.Close()
 			d.conn = nil
@@ -371,16 +400,19 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if s.group != nil {
 		errs = append(errs, s.group.remove(ctx))
 	}
+	if failed {
+		errs = append(errs, s.reapOrphans(ctx))
+	}
 	return errors.Join(errs...)
 }
 
 // end reaps the killed init handler, and with it the kernel ends the rest of its
-// domain; then it removes the domain's cgroup and state.
+// domain; then it removes the domain's cgroup and state. It can be tried again.
 func (d *domain) end(ctx context.Context) error {
-	if d.process != nil {
+	if d.gone != nil {
 		gone := make(chan struct{})
 		go func() {
-			_, _ = d.process.Wait() // its status is of no interest: it was killed
+			_ = d.gone() // its status is of no interest: it was killed
 			close(gone)
 		}()
 		select {
@@ -388,7 +420,21 @@ func (d *domain) end(ctx context.Context) error {
 		case <-ctx.Done():
 			return fmt.Errorf("init handler does not end: %w", ctx.Err())
 		}
-		d.process = nil
 	}
 	return d.container.Destroy()
+}
+
+// reapOrphans waits for children of the creator's thread that are dead already. When
+// a start fails early, libcontainer does not know yet which process was to become
+// PID 1, and leaves it to us. Another domain's PID 1 that is reaped here is as dead
+// for its own wait.
+func (s *Sandbox) reapOrphans(ctx context.Context) error {
+	return s.engine.creator.do(ctx, func() error {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL|unix.WNOTHREAD, nil)
+			if pid <= 0 && !errors.Is(err, unix.EINTR) {
+				return nil // none is dead, or there is none
+			}
+		}
+	})
 }

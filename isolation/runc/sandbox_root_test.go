@@ -129,6 +129,12 @@ func shell(t *testing.T, s *Sandbox, conn *wire.Conn, script string) (string, sy
 	return string(out), syscall.WaitStatus(ex.Status)
 }
 
+// ulp sets options of a TCP socket: TCP_ULP by its number and with bits that the kernel
+// ignores in the level and in the option; then TCP_NODELAY.
+const ulp = `perl -e 'socket($s, 2, 1, 0) or die; $f = fileno($s); $one = pack("i", 1);
+for ([6, 31, "tls\0"], [0x100000006, 31, "tls\0"], [6, 0x10000001f, "tls\0"], [6, 1, $one]) {
+	push @out, (syscall(54, $f, $_->[0], $_->[1], $_->[2], 4) == 0 ? 0 : $!+0) } print "@out"'`
+
 func TestPosture(t *testing.T) {
 	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
@@ -150,6 +156,9 @@ func TestPosture(t *testing.T) {
 		{"processes of the host are out of sight", "[ $(ls -d /proc/[0-9]* | wc -l) -le 5 ] && echo few", "few\n"},
 		{"init handler is out of reach", "kill -9 1 2>&1 | grep -o 'not permitted'; cat /proc/1/environ 2>&1 | grep -o 'Permission denied'", "not permitted\nPermission denied\n"},
 		{"init handler cannot be replaced", "sh -c 'echo >>/.sandbox-init' 2>&1 | grep -o 'Permission denied'", "Permission denied\n"},
+		{"first to go when the host is short of memory", "cat /proc/self/oom_score_adj", "500\n"},
+		{"upper layer protocols of TCP are refused, whatever the high bits", ulp, "38 38 38 0"},
+		{"odd protocols are refused", "perl -e 'for (132, 262, 136) { socket($s, 2, $_ == 136 ? 2 : 1, $_); printf \"%d \", $! }'", "38 38 38 "},
 		{"nofile", "ulimit -n; ulimit -Hn; ulimit -c", "1024\n1024\n0\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -460,6 +469,68 @@ func TestBlankIsNotAssigned(t *testing.T) {
 	}
 	if err := b.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Whenever a sandbox is killed while a domain starts, nothing of it stays: no zombie
+// that nobody waits for, no thread that waits for a process that will not come.
+func TestKillDuringStart(t *testing.T) {
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	round := func(after time.Duration) {
+		spec.ID = "k-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+		s, err := engine.Create(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(after, func() { _ = s.Kill() })
+		defer timer.Stop()
+		if conn, err := s.Start(t.Context(), isolation.RuntimeDomain); err == nil {
+			conn.Close()
+		}
+		closeSandbox(t, s)
+	}
+	round(time.Hour)
+	threads := count(t, "/proc/self/task/*")
+	for i := range 40 {
+		round(time.Duration(i) * time.Millisecond / 2)
+	}
+	if now := count(t, "/proc/self/task/*"); now > threads+3 {
+		t.Errorf("%d threads, %d before", now, threads)
+	}
+	for _, task := range glob(t, "/proc/self/task/*/children") {
+		pids, err := os.ReadFile(task)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for pid := range strings.FieldsSeq(string(pids)) {
+			stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+			if strings.Contains(string(stat), ") Z ") {
+				t.Errorf("zombie: %s", stat)
+			}
+		}
+	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	names, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func count(t *testing.T, pattern string) int { t.Helper(); return len(glob(t, pattern)) }
+
+func TestIDInUse(t *testing.T) {
+	spec := hostSpec(t, isolation.RuntimeDomain)
+	s := create(t, spec)
+	conn := start(t, s, isolation.RuntimeDomain)
+	if _, err := engine.Create(t.Context(), spec); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a second sandbox of the same id: %v", err)
+	}
+	if got, _ := shell(t, s, conn, "echo alive"); got != "alive\n" {
+		t.Errorf("the first one says %q", got)
 	}
 }
 

@@ -1,0 +1,191 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// workshop makes numbers and knows which it got back.
+type workshop struct {
+	mu        sync.Mutex
+	made      int
+	discarded []int
+	fail      error
+	ceiling   int
+	short     bool
+	took      time.Duration
+	errors    int
+}
+
+func (w *workshop) config(floor int) Config[int] {
+	return Config[int]{
+		Make: func(ctx context.Context) (int, error) {
+			if !sleep(ctx, w.took) {
+				return 0, ctx.Err()
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.fail != nil {
+				return 0, w.fail
+			}
+			w.made++
+			return w.made, nil
+		},
+		Discard:  func(n int) { w.mu.Lock(); w.discarded = append(w.discarded, n); w.mu.Unlock() },
+		Floor:    floor,
+		Ceiling:  func() int { w.mu.Lock(); defer w.mu.Unlock(); return w.ceiling },
+		Pressure: func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.short },
+		OnError:  func(error) { w.mu.Lock(); w.errors++; w.mu.Unlock() },
+	}
+}
+
+func TestPoolHoldsTheFloorAndRefills(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
+		p := New(w.config(2))
+		defer p.Close()
+		if _, ok := p.Take(); ok {
+			t.Error("an empty pool gave something")
+		}
+		time.Sleep(time.Second)
+		if n := p.Ready(); n != 2 {
+			t.Fatalf("%d ready, want the floor of 2", n)
+		}
+		got, ok := p.Take()
+		if !ok || got != 2 {
+			t.Errorf("took %d, %v; want the newest, 2", got, ok)
+		}
+		synctest.Wait()
+		if n := p.Ready(); n != 1 {
+			t.Errorf("%d ready right after: the refill did not leave the taker in peace", n)
+		}
+		time.Sleep(time.Second)
+		if n := p.Ready(); n != 2 {
+			t.Errorf("%d ready after a second, want 2", n)
+		}
+	})
+}
+
+func TestPoolFollowsDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 4}
+		p := New(w.config(1))
+		defer p.Close()
+		for range 6 {
+			p.Take()
+		}
+		time.Sleep(time.Second)
+		if n := p.Ready(); n != 4 {
+			t.Errorf("%d ready after 6 takes, want the ceiling of 4", n)
+		}
+		time.Sleep(window + 2*checkEvery)
+		if n := p.Ready(); n != 1 {
+			t.Errorf("%d ready when demand is over, want the floor of 1", n)
+		}
+		if !slices.Equal(w.discarded, []int{1, 2, 3}) {
+			t.Errorf("discarded %v, want the three oldest", w.discarded)
+		}
+	})
+}
+
+func TestPoolWithoutFloorFillsWithDemand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 4}
+		p := New(w.config(0))
+		defer p.Close()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if w.made != 0 {
+			t.Errorf("%d made without demand", w.made)
+		}
+		p.Take()
+		time.Sleep(time.Second)
+		if n := p.Ready(); n != 1 {
+			t.Errorf("%d ready after one miss, want 1", n)
+		}
+	})
+}
+
+func TestPoolDrainsUnderPressure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 4}
+		p := New(w.config(3))
+		defer p.Close()
+		time.Sleep(time.Second)
+		w.mu.Lock()
+		w.short = true
+		w.mu.Unlock()
+		time.Sleep(2 * checkEvery)
+		if n := p.Ready(); n != 0 {
+			t.Errorf("%d ready under pressure", n)
+		}
+		w.mu.Lock()
+		w.short = false
+		w.mu.Unlock()
+		time.Sleep(2 * checkEvery)
+		if n := p.Ready(); n != 3 {
+			t.Errorf("%d ready when pressure is over, want 3", n)
+		}
+	})
+}
+
+func TestPoolTriesAgainLess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 1, fail: errors.New("no")}
+		p := New(w.config(1))
+		defer p.Close()
+		time.Sleep(10 * time.Second)
+		w.mu.Lock()
+		if w.errors != 4 {
+			t.Errorf("%d tries in 10 s, want 4: after 0, 1, 3 and 7 s", w.errors)
+		}
+		w.fail = nil
+		w.mu.Unlock()
+		time.Sleep(lastRetry)
+		if n := p.Ready(); n != 1 {
+			t.Errorf("%d ready after recovery", n)
+		}
+	})
+}
+
+func TestPoolCloseDiscardsAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 3}
+		p := New(w.config(3))
+		time.Sleep(time.Second)
+		mine, _ := p.Take()
+		p.Close()
+		p.Close()
+		if _, ok := p.Take(); ok {
+			t.Error("a closed pool gave something")
+		}
+		slices.Sort(w.discarded)
+		for n := 1; n <= w.made; n++ {
+			if _, there := slices.BinarySearch(w.discarded, n); there == (n == mine) {
+				t.Errorf("made %d, took %d, discarded %v", w.made, mine, w.discarded)
+			}
+		}
+	})
+}
+
+// Closing while Make is at work: what it makes in spite of that is discarded too.
+func TestPoolCloseDuringMake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 1}
+		begun, release := make(chan struct{}), make(chan struct{})
+		cfg := w.config(1)
+		cfg.Make = func(context.Context) (int, error) { close(begun); <-release; return 7, nil }
+		p := New(cfg)
+		<-begun
+		go func() { time.Sleep(time.Second); close(release) }()
+		p.Close()
+		if !slices.Equal(w.discarded, []int{7}) {
+			t.Errorf("discarded %v, want 7", w.discarded)
+		}
+	})
+}
