@@ -185,8 +185,8 @@ func TestSandboxIDs(t *testing.T) {
 		"function": "function-", "My_Func": "my-func-", strings.Repeat("x", 64): strings.Repeat("x", 31) + "-", "_": "", "--a--": "a-",
 	} {
 		id, err := sandboxID(idPrefix(name))
-		if err != nil || !strings.HasPrefix(id, want) || len(id) != len(want)+6 || len(id) > 40 {
-			t.Errorf("%s: %q, %v; want %s and six digits", name, id, err, want)
+		if err != nil || !strings.HasPrefix(id, want) || len(id) != len(want)+8 || len(id) > 40 {
+			t.Errorf("%s: %q, %v; want %s and eight digits", name, id, err, want)
 		}
 	}
 }
