@@ -15,7 +15,7 @@ import (
 // ACC-21, LC-80, LC-83.
 func TestACC21Freeze(t *testing.T) {
 	const period = 5 * time.Millisecond
-	d := start(t, oneCPU, oneSandbox, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t, "testruntime"))
 	d.do(script.Step{Op: "tick", MS: period.Milliseconds()}, script.Step{Op: "sleep", MS: 50})
 	d.waitFrozen()
 	from := time.Now()
@@ -80,7 +80,7 @@ func TestACC23Exhaustion(t *testing.T) {
 		d.do()
 	})
 	t.Run("fork bomb", func(t *testing.T) {
-		d := start(t, oneCPU, oneSandbox, "--timeout=5s", function(t, "testruntime"))
+		d := start(t, oneCPU, "--timeout=5s", function(t, "testruntime"))
 		before := d.do()
 		a := d.invoke(script.Event{Steps: []script.Step{{Op: "bomb"}, {Op: "sleep", MS: 600_000}}})
 		// A runtime without threads to spare may die before its time is up.
@@ -110,7 +110,7 @@ func TestACC23Exhaustion(t *testing.T) {
 	t.Run("tmp", func(t *testing.T) {
 		const size = 512 << 20
 		// More than the memory limit: filling /tmp costs no memory of the function's.
-		d := start(t, "--memory=256", "--timeout=120s", "--ephemeral-storage=512", function(t, "testruntime"))
+		d := start(t, "--memory=384", "--timeout=600s", "--ephemeral-storage=512", function(t, "testruntime"))
 		r := d.do(script.Step{Op: "fill", Path: "/tmp/full", N: 4 << 30}).Results[0]
 		if syscall.Errno(r.Errno) != syscall.ENOSPC || r.N < size || r.N > size+size/25 {
 			t.Errorf("%+v; want ENOSPC at 512 MiB, or a little later", r)
@@ -162,7 +162,7 @@ func TestACC23Exhaustion(t *testing.T) {
 
 // ACC-24, LC-69, SUP-13.
 func TestACC24Daemon(t *testing.T) {
-	d := start(t, oneCPU, oneSandbox, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t, "testruntime"))
 	r := d.do(script.Step{Op: "daemon"})
 	if r.Results[0].N == 0 {
 		t.Fatalf("no daemon: %+v", r.Results)

@@ -41,7 +41,7 @@ func TestDaemonKilled(t *testing.T) {
 			g := gates{t, function(t, "testruntime")}
 			g.open("init")
 			folders := newFolders(t)
-			args := []string{oneCPU, "--timeout=60s", oneSandbox, initFlag(g.at("init")), "--layer", extensionLayer(t, "watcher"),
+			args := []string{oneCPU, "--timeout=60s", initFlag(g.at("init")), "--layer", extensionLayer(t, "watcher"),
 				extensionFlag("watcher", script.Extension{Events: both}), g.code}
 			other := start(t, oneCPU, function(t, "testruntime")) // must not notice anything
 			otherBefore := other.do()

@@ -90,11 +90,13 @@ func startIn(t *testing.T, f folders, args ...string) *daemon {
 	return d
 }
 
-// launch runs sandboxd without waiting for anything.
+// launch runs sandboxd without waiting for anything. It has one sandbox at once
+// unless args say otherwise: with more, an invocation that meets a busy one would get
+// another, and tests that follow one sandbox would lose it.
 func launch(t *testing.T, f folders, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
-	d.cmd = exec.Command(sandboxd, append(append([]string{"run", "--listen", "127.0.0.1:0"}, f.flags()...), args...)...)
+	d.cmd = exec.Command(sandboxd, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1"}, f.flags()...), args...)...)
 	d.cmd.Stderr = d.log
 	d.cmd.Stdout = d.log
 	d.cmd.WaitDelay = time.Second
@@ -179,7 +181,7 @@ func (d *daemon) request(payload any, header ...string) (answer, error) {
 	if !ok {
 		body = []byte(script.Encode(payload))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.addr+"/2015-03-31/functions/function/invocations", bytes.NewReader(body))
 	if err != nil {

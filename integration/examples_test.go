@@ -141,7 +141,7 @@ func TestClientAWS(t *testing.T) {
 	for name, value := range map[string]string{"AWS_ACCESS_KEY_ID": "dummy", "AWS_SECRET_ACCESS_KEY": "dummy", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"} {
 		t.Setenv(name, value)
 	}
-	d := start(t, oneCPU, oneSandbox, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t, "testruntime"))
 
 	t.Run("boto3", func(t *testing.T) {
 		out := runIn(t, dir, python, "-c", `

@@ -58,7 +58,7 @@ func TestACC09OrderOfInit(t *testing.T) {
 // ACC-10, LC-40, LC-41, LC-44.
 func TestACC10SlowExtension(t *testing.T) {
 	const busy = 500 * time.Millisecond
-	d := start(t, oneCPU, oneSandbox, "--layer", extensionLayer(t, "slow"),
+	d := start(t, oneCPU, "--layer", extensionLayer(t, "slow"),
 		extensionFlag("slow", script.Extension{Events: both, InvokeMS: busy.Milliseconds()}),
 		function(t, "testruntime"))
 	d.do() // the cold start is not looked at
@@ -133,7 +133,7 @@ func wantLaunchError(t *testing.T, d *daemon) {
 
 // ACC-12, EX-27, EX-28, LC-70.
 func TestACC12ExtensionExits(t *testing.T) {
-	d := start(t, oneSandbox, oneCPU, "--timeout=20s", "--layer", extensionLayer(t, "quitter"),
+	d := start(t, oneCPU, "--timeout=20s", "--layer", extensionLayer(t, "quitter"),
 		extensionFlag("quitter", script.Extension{Events: both, ExitOnInvoke: 2}),
 		function(t, "testruntime"))
 	before := d.do()

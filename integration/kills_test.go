@@ -175,7 +175,7 @@ func TestKilledInEveryState(t *testing.T) {
 	for _, state := range lifeStates {
 		t.Run(state.name, func(t *testing.T) {
 			g := gates{t, function(t, "testruntime")}
-			flags := []string{oneCPU, "--timeout=60s", oneSandbox, initFlag(g.at("init")),
+			flags := []string{oneCPU, "--timeout=60s", initFlag(g.at("init")),
 				"--layer", extensionLayer(t, "stubborn"), extensionFlag("stubborn", script.Extension{Events: both, IgnoreShutdown: true})}
 			for _, f := range state.flags {
 				if !strings.HasPrefix(f, "--") {

@@ -30,7 +30,11 @@ func TestMaxMemoryUsed(t *testing.T) {
 	}
 }
 
-// ENV-32, ARCHITECTURE decision 11: 1,769 MB are one CPU.
+// tries is how often a share of the CPU is measured: neighbours on the machine take
+// some of it, so that the best of several counts where enough is wanted.
+const tries = 5
+
+// ENV-32: 1,769 MB are one CPU.
 func TestCPUShare(t *testing.T) {
 	for _, c := range []struct {
 		memory  string
@@ -41,22 +45,40 @@ func TestCPUShare(t *testing.T) {
 		{"--memory=885", 4, 0.5}, // threads do not widen it
 		{"--memory=1769", 4, 1.0},
 	} {
-		d := start(t, c.memory, "--timeout=60s", initFlag(script.Step{Op: "spin", MS: 300, N: 1}), function(t, "testruntime"))
-		d.do()
-		r := d.do(script.Step{Op: "spin", MS: 3000, N: c.threads})
-		share := float64(r.Results[0].MS) / float64(r.Results[0].N)
-		if most := c.share * 1.1; share > most {
-			t.Errorf("%s, %d threads: %.2f CPUs, want at most %.2f", c.memory, c.threads, share, most)
+		d := start(t, c.memory, "--timeout=60s", function(t, "testruntime"))
+		var best float64
+		for range tries {
+			r := d.do(script.Step{Op: "spin", MS: 2000, N: c.threads}).Results[0]
+			share := float64(r.MS) / float64(r.N)
+			if most := c.share * 1.1; share > most {
+				t.Errorf("%s, %d threads: %.2f CPUs, want at most %.2f", c.memory, c.threads, share, most)
+			}
+			if best = max(best, share); best > 0.9*c.share {
+				break
+			}
 		}
-		// Neighbours on the machine may take some of it, but not most.
-		if least := c.share * 0.6; share < least {
-			t.Errorf("%s, %d threads: %.2f CPUs, want at least %.2f", c.memory, c.threads, share, least)
-		}
-		// Initialisation is not throttled.
-		if init := r.Init[0]; float64(init.MS) < 0.6*float64(init.N) {
-			t.Errorf("%s: %d ms of CPU in %d ms of initialisation", c.memory, init.MS, init.N)
+		if least := 0.75 * c.share; best < least {
+			t.Errorf("%s, %d threads: %.2f CPUs at best, want %.2f", c.memory, c.threads, best, least)
 		}
 	}
+}
+
+// Initialisation is not throttled (ARCHITECTURE decision 11): at 128 MB the share is
+// 0.07 CPUs, of which init sees nothing.
+func TestInitIsNotThrottled(t *testing.T) {
+	var best float64
+	for range tries {
+		d := start(t, "--memory=128", "--timeout=60s", initFlag(script.Step{Op: "spin", MS: 400, N: 1}), function(t, "testruntime"))
+		r := d.do(script.Step{Op: "spin", MS: 400, N: 1})
+		share := func(r script.Result) float64 { return float64(r.MS) / float64(r.N) }
+		if s := share(r.Results[0]); s > 0.2 {
+			t.Errorf("%.2f CPUs in the invocation", s)
+		}
+		if best = max(best, share(r.Init[0])); best > 0.5 {
+			return
+		}
+	}
+	t.Errorf("%.2f CPUs in initialisation at best, want at least 0.5", best)
 }
 
 // Concurrent requests are served by more sandboxes, up to --concurrency; above it
@@ -103,7 +125,7 @@ func TestConcurrency(t *testing.T) {
 // SIGTERM drains: what is in flight is answered, new requests are not taken.
 func TestSIGTERMDrains(t *testing.T) {
 	code := function(t, "testruntime")
-	d := start(t, oneCPU, "--timeout=60s", code)
+	d := start(t, oneCPU, "--timeout=60s", "--concurrency=2", code)
 	answers := make(chan answer, 1)
 	go func() {
 		a, err := d.request(script.Event{Steps: []script.Step{{Op: "print", Data: "IN FLIGHT", N: 1}, {Op: "await", Path: "/var/task/go"}}})
