@@ -44,19 +44,39 @@ type BaseOptions struct {
 // copied without what only root may read, and gets our users and host names.
 // Files at the tree's root and in its /var are left out.
 func Base(ctx context.Context, opts BaseOptions) (*Tree, error) {
-	t := &Tree{}
-	for _, dir := range []string{"/etc", "/opt", "/var", "/var/task", "/var/runtime"} {
-		t.addDir(dir)
-	}
 	if opts.Base == "" || opts.Base == HostBase {
+		t := newTree()
 		if err := addHost(ctx, t, opts.Scratch); err != nil {
 			return nil, err
 		}
 		return t, nil
 	}
-	dir, err := realDir(opts.Base)
+	return (&baseDir{tree: newTree(), given: opts.Base}).take(ctx, opts.Base, opts.Scratch)
+}
+
+// newTree makes a tree with the directories that every sandbox has.
+func newTree() *Tree {
+	t := &Tree{}
+	for _, dir := range []string{"/etc", "/opt", "/var", "/var/task", "/var/runtime"} {
+		t.addDir(dir)
+	}
+	return t
+}
+
+// baseDir takes a directory tree apart.
+type baseDir struct {
+	tree  *Tree
+	given string // for messages: what the operator gave
+	whole bool   // files of the root and of /var, and /var/task, are shown too
+	dir   string
+	root  *os.Root
+}
+
+// take adds everything of the tree in dir.
+func (b *baseDir) take(ctx context.Context, dir, scratch string) (*Tree, error) {
+	dir, err := realDir(dir)
 	if err != nil {
-		return nil, &InvalidError{Kind: ErrNotFound, File: opts.Base, Reason: "base tree cannot be opened", Err: unwrapPath(err),
+		return nil, &InvalidError{Kind: ErrNotFound, File: b.given, Reason: "base tree cannot be opened", Err: unwrapPath(err),
 			Fix: "give a directory, or " + HostBase}
 	}
 	root, err := os.OpenRoot(dir)
@@ -64,16 +84,16 @@ func Base(ctx context.Context, opts BaseOptions) (*Tree, error) {
 		return nil, fmt.Errorf("rootfs: open base: %w", err)
 	}
 	defer root.Close()
-	b := &baseDir{tree: t, dir: dir, root: root}
+	b.dir, b.root = dir, root
 	for _, level := range []string{".", "var"} {
 		if err := b.addLevel(level); err != nil {
 			return nil, err
 		}
 	}
-	if err := b.addEtc(ctx, opts.Scratch); err != nil {
+	if err := b.addEtc(ctx, scratch); err != nil {
 		return nil, err
 	}
-	return t, nil
+	return b.tree, nil
 }
 
 // addHost adds the host's programs and libraries.
@@ -107,13 +127,6 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 	}
 	t.addMount("/etc", etc)
 	return nil
-}
-
-// baseDir takes a directory tree apart.
-type baseDir struct {
-	tree *Tree
-	dir  string
-	root *os.Root
 }
 
 // Names of a base's root and /var that the tree does not decide about.
@@ -154,7 +167,7 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 	switch {
 	case slices.Contains(ownDirs, rel) && !info.IsDir():
 		return b.invalid(rel, "is no directory ("+info.Mode().Type().String()+")", "remove it from the tree, or make it a directory", nil)
-	case rel == "etc" || rel == "var" || rel == "var/task":
+	case rel == "etc" || rel == "var" || rel == "var/task" && !b.whole:
 		return nil // copied, taken apart, covered by the code
 	case info.Mode()&fs.ModeSymlink != 0:
 		target, err := b.root.Readlink(rel)
@@ -172,6 +185,8 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 			return b.invalid(rel, "cannot be listed", "", unwrapPath(err))
 		}
 		b.tree.addMount("/"+rel, filepath.Join(b.dir, rel))
+	case info.Mode().IsRegular() && b.whole:
+		b.tree.Mounts = append(b.tree.Mounts, Mount{Target: "/" + rel, Sources: []string{filepath.Join(b.dir, rel)}})
 	}
 	return nil
 }
@@ -194,7 +209,7 @@ func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
 }
 
 func (b *baseDir) invalid(rel, reason, fix string, err error) error {
-	return &InvalidError{Kind: ErrBase, File: b.dir, Entry: rel, Reason: reason, Fix: fix, Err: err}
+	return &InvalidError{Kind: ErrBase, File: b.given, Entry: rel, Reason: reason, Fix: fix, Err: err}
 }
 
 // realDir gives a directory's absolute path without links in it.

@@ -4,7 +4,9 @@
 //
 // It prepares folders and describes them as plain data, a [Tree]; it mounts
 // nothing and needs no privilege. [Prepare] does the whole job for one function,
-// [Base] only the part below the code. A [Store] keeps extracted zips.
+// [Base] only the part below the code. A [Store] keeps extracted zips and other
+// trees. [PrepareImage] does the job for the files of a container image, which
+// package rootfs/image gets.
 //
 // Code packages, layers and base trees are hostile input. Three rules keep them in
 // their place:

@@ -19,6 +19,10 @@ var (
 	ErrNoBootstrap   = errors.New("bootstrap is missing")                  // FE-02
 	ErrNotExecutable = errors.New("bootstrap cannot be executed")          // FE-02
 	ErrArchitecture  = errors.New("bootstrap is for another architecture") // FE-02
+	ErrWorkingDir    = errors.New("working directory is unusable")         // FE-03
+	ErrImage         = errors.New("is no usable image")                    // FE-04
+	ErrPlatform      = errors.New("image is for other platforms")          // FE-04
+	ErrDigest        = errors.New("does not match its digest")
 	ErrTool          = errors.New("a program of the host is missing")
 )
 

@@ -37,14 +37,18 @@ type Function struct {
 	// Bootstrap is the program of the runtime: a path inside, never empty, and
 	// executable when it was looked at.
 	Bootstrap string
-	// BootstrapArgs follow its name; none at present.
+	// BootstrapArgs follow its name; only an image has some (ENV-25).
 	BootstrapArgs []string
+	// WorkingDir is where the bootstrap starts: /var/task, or what an image says
+	// (ENV-24).
+	WorkingDir string
 	// Extensions are the names in /opt/extensions that are no directories, sorted
 	// (EX-01). Whether they can be executed is not checked: that is EX-03.
 	Extensions []string
 	// ExtensionsDisabled says that no extension may be started (EX-05).
 	ExtensionsDisabled bool
-	// Digest is the sha256 of the code's zip file, "" for a directory.
+	// Digest is the sha256 of the code's zip file or of an image's configuration, in
+	// hexadecimal; "" for a directory.
 	Digest string
 }
 
@@ -82,7 +86,7 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 	if err != nil {
 		return nil, err
 	}
-	f = &Function{Tree: *tree, Digest: packages[0].digest}
+	f = &Function{Tree: *tree, WorkingDir: taskDir, Digest: packages[0].digest}
 	f.addPackages(packages)
 	if err := f.scanPackages(ctx, packages, limits); err != nil {
 		return nil, err

@@ -43,18 +43,20 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Store keeps extracted zips by the digest of the zip file. It is safe for
-// concurrent use, and several daemons may share its folder. A process that dies
+// Store keeps extracted zips by the digest of the zip file, and other trees by a
+// name that says what is in them. It is safe for concurrent use, and several
+// daemons may share its folder. A process that dies
 // leaves at most a staging folder that the next [OpenStore] removes.
 type Store struct {
 	entries string // <dir>/sha256
 	staging staging
 }
 
-// Entry is an extracted zip. Its files belong to the store: nobody writes them.
+// Entry is an extracted zip, or a tree. Its files belong to the store: nobody writes
+// them.
 type Entry struct {
-	Dir    string // the folder that holds the zip's files
-	Digest string // sha256 of the zip file, in hexadecimal
+	Dir    string // the folder that holds the files
+	Digest string // sha256 of the zip file, or of a tree's name, in hexadecimal
 	Size   int64  // bytes of all files
 }
 
@@ -90,7 +92,7 @@ func OpenStore(dir string) (*Store, error) {
 // the same content is there already. progress, which may be nil, is called with
 // extracted and total bytes. What is wrong with the zip is an [InvalidError]; after
 // any error nothing of the zip is left.
-func (s *Store) AddZip(ctx context.Context, path string, limits Limits, progress func(done, total int64)) (entry Entry, err error) {
+func (s *Store) AddZip(ctx context.Context, path string, limits Limits, progress func(done, total int64)) (Entry, error) {
 	limits = limits.withDefaults()
 	f, size, err := openZip(path, limits)
 	if err != nil {
@@ -104,34 +106,89 @@ func (s *Store) AddZip(ctx context.Context, path string, limits Limits, progress
 	if entry, err := s.lookup(path, digest, limits); !errors.Is(err, fs.ErrNotExist) {
 		return entry, err
 	}
-	st, err := s.staging.begin()
-	if err != nil {
-		return Entry{}, err
-	}
-	defer func() {
-		if cerr := st.close(); err == nil && cerr != nil {
-			entry, err = Entry{}, fmt.Errorf("rootfs: clear stage: %w", cerr)
-		}
-	}()
-	digest, err = s.stageZip(ctx, st, path, f, limits, progress)
-	if err != nil {
-		return Entry{}, err
-	}
-	target := filepath.Join(s.entries, digest)
-	err = st.publish("entry", target)
-	if errors.Is(err, fs.ErrExist) {
-		if entry, err := s.lookup(path, digest, limits); !errors.Is(err, fs.ErrNotExist) {
-			return entry, err // another process was faster
-		}
-		if err := os.Rename(target, filepath.Join(st.dir, "damaged")); err != nil { // S-11
-			return Entry{}, fmt.Errorf("rootfs: set damaged entry aside: %w", err)
-		}
-		err = st.publish("entry", target)
-	}
+	digest, err = s.stage(func(st *stage) (string, error) {
+		return s.stageZip(ctx, st, path, f, limits, progress)
+	})
 	if err != nil {
 		return Entry{}, err
 	}
 	return s.lookup(path, digest, limits)
+}
+
+// AddTree makes the tree of that name once and returns its entry, at once if it is
+// there already. The name must say all that the tree depends on; it is hashed apart
+// from zips, so a tree is never taken for the files of a zip. fill writes the files
+// below root, which is empty, and returns how many bytes they have; root is gone
+// when it has returned. After an error of fill, which AddTree passes on, nothing of
+// the tree is left.
+func (s *Store) AddTree(name string, fill func(root *os.Root) (bytes int64, err error)) (Entry, error) {
+	sum := sha256.Sum256([]byte("tree\x00" + name))
+	digest := hex.EncodeToString(sum[:])
+	if entry, err := s.find(digest); !errors.Is(err, fs.ErrNotExist) {
+		return entry, err
+	}
+	_, err := s.stage(func(st *stage) (string, error) { return digest, stageTree(st, fill) })
+	if err != nil {
+		return Entry{}, err
+	}
+	return s.find(digest)
+}
+
+// stage lets fill make <stage>/entry and publishes it under the digest that fill
+// gives. An entry that another process has published meanwhile stays.
+func (s *Store) stage(fill func(st *stage) (digest string, err error)) (digest string, err error) {
+	st, err := s.staging.begin()
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if cerr := st.close(); err == nil && cerr != nil {
+			err = fmt.Errorf("rootfs: clear stage: %w", cerr)
+		}
+	}()
+	if digest, err = fill(st); err != nil {
+		return "", err
+	}
+	target := filepath.Join(s.entries, digest)
+	err = st.publish("entry", target)
+	if errors.Is(err, fs.ErrExist) {
+		if _, err := s.find(digest); !errors.Is(err, fs.ErrNotExist) {
+			return digest, err // another process was faster
+		}
+		if err := os.Rename(target, filepath.Join(st.dir, "damaged")); err != nil { // S-11
+			return "", fmt.Errorf("rootfs: set damaged entry aside: %w", err)
+		}
+		err = st.publish("entry", target)
+	}
+	return digest, err
+}
+
+// stageTree makes <stage>/entry of what fill writes.
+func stageTree(st *stage, fill func(root *os.Root) (bytes int64, err error)) error {
+	tree := filepath.Join(st.dir, "entry", entryTree)
+	if err := os.MkdirAll(tree, 0o700); err != nil {
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	if err := os.Chmod(tree, 0o755); err != nil { // the sandbox user's /var/task, or part of its root
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	defer root.Close()
+	bytes, err := fill(root)
+	if err != nil {
+		return err
+	}
+	meta, err := json.Marshal(entryMeta{Size: bytes})
+	if err != nil {
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(st.dir, "entry", entryFile), meta, 0o600); err != nil {
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	return nil
 }
 
 // stageZip extracts the zip into <stage>/entry. It works on a copy that only we can
@@ -160,45 +217,31 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 	if err != nil {
 		return "", err
 	}
-	tree := filepath.Join(st.dir, "entry", entryTree)
-	if err := os.MkdirAll(tree, 0o700); err != nil {
-		return fail(err)
-	}
-	if err := os.Chmod(tree, 0o755); err != nil { // the sandbox user's /var/task
-		return fail(err)
-	}
-	root, err := os.OpenRoot(tree)
-	if err != nil {
-		return fail(err)
-	}
-	defer root.Close()
-	if err := plan.extract(ctx, root, progress); err != nil {
-		return "", err
-	}
-	meta, err := json.Marshal(entryMeta{Size: plan.bytes})
-	if err != nil {
-		return fail(err)
-	}
-	if err := os.WriteFile(filepath.Join(st.dir, "entry", entryFile), meta, 0o600); err != nil {
-		return fail(err)
-	}
-	return digest, nil
+	return digest, stageTree(st, func(root *os.Root) (int64, error) {
+		return plan.bytes, plan.extract(ctx, root, progress)
+	})
 }
 
-// lookup finds an entry, or says fs.ErrNotExist, also of a damaged one. The limits hold for entries that
-// were added under wider ones too.
+// lookup finds the entry of a zip, or says fs.ErrNotExist, also of a damaged one. The
+// limits hold for entries that were added under wider ones too.
 func (s *Store) lookup(path, digest string, limits Limits) (Entry, error) {
+	entry, err := s.find(digest)
+	if err == nil && entry.Size > limits.UnzippedBytes {
+		return Entry{}, tooLargeUnzipped(path, limits.UnzippedBytes)
+	}
+	return entry, err
+}
+
+// find finds an entry, or says fs.ErrNotExist, also of a damaged one.
+func (s *Store) find(digest string) (Entry, error) {
 	dir := filepath.Join(s.entries, digest)
 	data, err := os.ReadFile(filepath.Join(dir, entryFile))
 	if err != nil {
-		return Entry{}, fmt.Errorf("rootfs: look up %s: %w", path, err)
+		return Entry{}, fmt.Errorf("rootfs: look up entry of the store: %w", err)
 	}
 	var meta entryMeta
 	if err := json.Unmarshal(data, &meta); err != nil {
 		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged (%v): %w", dir, err, fs.ErrNotExist)
-	}
-	if meta.Size > limits.UnzippedBytes {
-		return Entry{}, tooLargeUnzipped(path, limits.UnzippedBytes)
 	}
 	return Entry{Dir: filepath.Join(dir, entryTree), Digest: digest, Size: meta.Size}, nil
 }

@@ -4,8 +4,9 @@ package rootfs
 // absolute paths inside the sandbox, the sources absolute paths of the host.
 // /proc, /dev and /tmp are not part of it: whoever builds the root adds them.
 type Tree struct {
-	// Dirs are the directories of the root itself, parents before children. Every
-	// mount's target is among them.
+	// Dirs are the directories of the root itself, parents before children. The
+	// target of every mount of a directory is among them, and the parent of every
+	// mount of a file.
 	Dirs []string
 	// Links are the symbolic links of the root itself; their parents are in Dirs.
 	Links []Link
@@ -18,9 +19,9 @@ type Tree struct {
 // Link is a symbolic link. Its target is followed inside the sandbox only.
 type Link struct{ Path, Target string }
 
-// Mount shows directories of the host at Target. With several sources a later one
-// wins over an earlier one, as in an overlay. A source is a directory, and its
-// path held no symbolic link when the Tree was made: a mounter should refuse one.
+// Mount shows directories of the host at Target, or one file. With several sources
+// a later one wins over an earlier one, as in an overlay. No source's path held a
+// symbolic link when the Tree was made: a mounter should refuse one.
 type Mount struct {
 	Target  string
 	Sources []string

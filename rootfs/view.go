@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -27,7 +28,14 @@ const (
 type view struct {
 	dirs   []string
 	links  map[string]string
-	mounts map[string][]*os.Root // lowest source first
+	mounts map[string][]*os.Root // of directories, lowest source first
+	files  map[string]fileMount
+}
+
+// fileMount is a mounted file: the directory that holds it, and its name there.
+type fileMount struct {
+	root *os.Root
+	name string
 }
 
 // node is something found in a view.
@@ -41,21 +49,38 @@ type node struct {
 
 // newView opens a Tree's sources. The Tree must not change while the view is used.
 func newView(t *Tree) (*view, error) {
-	v := &view{dirs: t.Dirs, links: map[string]string{}, mounts: map[string][]*os.Root{}}
+	v := &view{dirs: t.Dirs, links: map[string]string{}, mounts: map[string][]*os.Root{}, files: map[string]fileMount{}}
 	for _, l := range t.Links {
 		v.links[l.Path] = l.Target
 	}
 	for _, m := range t.Mounts {
 		for _, source := range m.Sources {
-			root, err := os.OpenRoot(source)
-			if err != nil {
+			if err := v.addSource(m.Target, source); err != nil {
 				v.close()
 				return nil, fmt.Errorf("rootfs: open source of %s: %w", m.Target, err)
 			}
-			v.mounts[m.Target] = append(v.mounts[m.Target], root)
 		}
 	}
 	return v, nil
+}
+
+func (v *view) addSource(target, source string) error {
+	info, err := os.Lstat(source)
+	if err != nil {
+		return err
+	}
+	if info.Mode().IsRegular() {
+		root, err := os.OpenRoot(filepath.Dir(source))
+		if err == nil {
+			v.files[target] = fileMount{root, filepath.Base(source)}
+		}
+		return err
+	}
+	root, err := os.OpenRoot(source)
+	if err == nil {
+		v.mounts[target] = append(v.mounts[target], root)
+	}
+	return err
 }
 
 func (v *view) close() {
@@ -63,6 +88,9 @@ func (v *view) close() {
 		for _, r := range roots {
 			r.Close()
 		}
+	}
+	for _, f := range v.files {
+		f.root.Close()
 	}
 }
 
@@ -113,6 +141,13 @@ func (v *view) resolve(name string) (node, error) {
 func (v *view) lstat(name string) (n node, target string, err error) {
 	if target, ok := v.links[name]; ok {
 		return node{path: name, mode: fs.ModeSymlink | 0o777}, target, nil
+	}
+	if f, ok := v.files[name]; ok {
+		info, err := f.root.Lstat(f.name)
+		if err != nil {
+			return node{}, "", err
+		}
+		return node{path: name, mode: info.Mode(), root: f.root, rel: f.name}, "", nil
 	}
 	if roots, ok := v.mounts[name]; ok {
 		top := roots[len(roots)-1]

@@ -1,0 +1,157 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// ImageOptions say what to run of a container image whose files are in a folder.
+type ImageOptions struct {
+	// Image is what the operator gave; messages name it.
+	Image string
+	// Dir holds the files of the image, all layers applied.
+	Dir string
+	// Argv is the image's entrypoint followed by its command (ENV-25). A first
+	// element without a slash is looked for in SearchPath.
+	Argv []string
+	// SearchPath are the directories inside that are searched, separated by colons.
+	SearchPath string
+	// WorkingDir is the directory inside to start in; "" is / (ENV-24). It is taken
+	// from / if it does not begin with one.
+	WorkingDir string
+	// Scratch is as in BaseOptions.
+	Scratch string
+}
+
+// PrepareImage describes the sandboxes of a function that is a container image: its
+// whole tree is shown as [Base] shows a directory tree, and besides its /var/task and
+// the files of its root and of its /var. Layers of Lambda do not exist for images.
+//
+// Digest is left to the caller. What is wrong with the image is an [InvalidError]: of
+// kind ErrNoBootstrap, ErrNotExecutable or ErrArchitecture if its program could not be
+// started, ErrWorkingDir if not there, ErrBase if its tree has no form that can be
+// shown. On error nothing is left in Scratch.
+func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
+	scratch, err := os.MkdirTemp(opts.Scratch, "image-")
+	if err != nil {
+		return nil, fmt.Errorf("rootfs: prepare %s: %w", opts.Image, err)
+	}
+	defer func() {
+		if err != nil {
+			f, err = nil, errors.Join(err, os.RemoveAll(scratch))
+		}
+	}()
+	tree, err := (&baseDir{tree: newTree(), given: opts.Image, whole: true}).take(ctx, opts.Dir, scratch)
+	if err != nil {
+		return nil, err
+	}
+	f = &Function{Tree: *tree}
+	v, err := newView(&f.Tree)
+	if err != nil {
+		return nil, err
+	}
+	defer v.close()
+	if f.WorkingDir, err = findWorkingDir(v, opts); err != nil {
+		return nil, err
+	}
+	if f.Bootstrap, err = findEntrypoint(v, opts, f.WorkingDir); err != nil {
+		return nil, err
+	}
+	f.BootstrapArgs = slices.Clone(opts.Argv[1:])
+	if err := f.findExtensions(v); err != nil {
+		return nil, err
+	}
+	return f, f.scanCode(ctx, opts)
+}
+
+// scanCode warns of code that the sandbox user cannot read. The rest of an image is
+// full of files that only its root may read.
+func (f *Function) scanCode(ctx context.Context, opts ImageOptions) error {
+	for _, m := range f.Mounts {
+		if m.Target == taskDir {
+			code := pkg{given: opts.Image, dir: m.Sources[0], inside: taskDir}
+			return f.scanPackages(ctx, []pkg{code}, Limits{UnzippedBytes: math.MaxInt64})
+		}
+	}
+	return nil
+}
+
+// findWorkingDir gives the clean path of the working directory, once it is sure that
+// the sandbox user can be there (FE-03). What lies below the engine's own directories
+// shows only when a sandbox runs.
+func findWorkingDir(v *view, opts ImageOptions) (string, error) {
+	dir := path.Clean("/" + opts.WorkingDir)
+	first, _, _ := strings.Cut(dir[1:], "/")
+	if slices.Contains(engineDirs, first) {
+		return dir, nil
+	}
+	invalid := func(reason string) error {
+		return &InvalidError{Kind: ErrWorkingDir, File: opts.Image, Entry: dir, Reason: "the image's WorkingDir " + reason,
+			Fix: "make the directory in the image, readable for all, or change WORKDIR"}
+	}
+	n, err := v.resolve(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", invalid("does not exist")
+	case err != nil:
+		return "", fmt.Errorf("rootfs: look at the working directory of %s: %w", opts.Image, err)
+	case !n.mode.IsDir():
+		return "", invalid("is no directory")
+	case n.blocked != "" || n.mode&sandboxOthers == 0:
+		return "", invalid("is out of the sandbox user's reach")
+	}
+	return dir, nil
+}
+
+// findEntrypoint gives the absolute path of the program to start (FE-02). As execvp
+// does, it goes on past files in the search path that cannot be executed.
+func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
+	missing := &InvalidError{Kind: ErrNoBootstrap, File: opts.Image, Reason: "the image has neither an Entrypoint nor a Cmd",
+		Fix: "set ENTRYPOINT when the image is built"}
+	if len(opts.Argv) == 0 || opts.Argv[0] == "" {
+		return "", missing
+	}
+	program := opts.Argv[0]
+	candidates := []string{program}
+	missing.Entry, missing.Reason = program, "the image's program does not exist"
+	missing.Fix = "correct ENTRYPOINT and CMD, or put the program into the image"
+	if !strings.Contains(program, "/") {
+		missing.Reason = fmt.Sprintf("the image's program is not in its PATH %q", shorten(opts.SearchPath))
+		candidates = nil
+		for _, d := range filepath.SplitList(opts.SearchPath) {
+			if path.IsAbs(d) {
+				candidates = append(candidates, path.Join(d, program))
+			}
+		}
+	} else if !path.IsAbs(program) {
+		candidates = []string{path.Join(dir, program)}
+	}
+	var unusable error
+	for _, c := range candidates {
+		n, err := v.resolve(c)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("rootfs: look for the program of %s: %w", opts.Image, err)
+		}
+		if err = checkProgram(v, opts.Image, n); err == nil {
+			return c, nil
+		}
+		if unusable == nil {
+			unusable = err
+		}
+	}
+	if unusable != nil {
+		return "", unusable
+	}
+	return "", missing
+}

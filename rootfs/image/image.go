@@ -1,0 +1,227 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/sandboxd/sandboxd/rootfs"
+)
+
+// Options say which image becomes a function.
+type Options struct {
+	// Image is a directory or archive, if there is a file of that name, or else a
+	// reference into a registry, whose credentials are those that docker login has
+	// left for the daemon's user.
+	Image string
+	// Arch is the architecture to choose, by Go's name; "" is the host's.
+	Arch string
+	// Env are the customer's variables. They go before those of the image.
+	Env map[string]string
+	// Layers must be empty: Lambda has no layers for images. The field is there so
+	// that they are refused in one place.
+	Layers []string
+	// Limits bound the image; the zero value means the defaults.
+	Limits Limits
+	// Store keeps the unpacked tree.
+	Store *rootfs.Store
+	// Scratch is as in rootfs.BaseOptions.
+	Scratch string
+	// Progress, if not nil, is told how far the unpacking is, in bytes of layers as
+	// they are stored. total is 0 if the image does not say how large they are.
+	Progress func(done, total int64)
+}
+
+// Limits bound an image. A zero field means the default.
+type Limits struct {
+	Bytes   int64 // of all layers, uncompressed; default 10 GiB (ENV-36)
+	Entries int   // files, directories, links and whiteouts of all layers; default 1,000,000
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Bytes <= 0 {
+		l.Bytes = 10 << 30
+	}
+	if l.Entries <= 0 {
+		l.Entries = 1_000_000
+	}
+	return l
+}
+
+// Function is a function made of an image. Its Digest is the image's id: the sha256 of
+// its configuration, which names all layers by their diffIDs.
+type Function struct {
+	rootfs.Function
+	// Env are the image's variables with the customer's over them; PATH is always
+	// there. Names that the platform keeps to itself are still among them.
+	Env map[string]string
+	// Handler is the image's last command element if its entrypoint is that of
+	// Lambda's base images, which takes it for the handler (ENV-25); else "".
+	Handler string
+	// Entrypoint, Cmd and ConfiguredDir are as the image has them, for LOG-33.
+	Entrypoint, Cmd []string
+	ConfiguredDir   string
+}
+
+const (
+	// searchPath is PATH where an image sets none: what container engines use.
+	searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// lambdaEntrypoint is the name of the entrypoint of Lambda's base images.
+	lambdaEntrypoint = "lambda-entrypoint.sh"
+	// treeForm names the way in which layers become a tree. Another way needs another
+	// number, or it would find old trees in a Store.
+	treeForm = "image layers, form 1"
+)
+
+// Prepare makes everything of a function that its sandboxes share. The image's User is
+// ignored (ENV-28). What is wrong with the image is a [rootfs.InvalidError], whose
+// kinds are those of [rootfs.PrepareImage] and ErrNotFound, ErrImage, ErrPlatform,
+// ErrDigest, ErrUnsafe and ErrTooLarge; a registry that cannot be reached is not. On
+// error nothing is left in Scratch, and in the Store only an image that is whole.
+func Prepare(ctx context.Context, opts Options) (*Function, error) {
+	if len(opts.Layers) > 0 {
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: opts.Image, Reason: "cannot have layers: it is an image",
+			Fix: "copy them into the image's /opt when it is built"}
+	}
+	if opts.Arch == "" {
+		opts.Arch = runtime.GOARCH
+	}
+	img, err := open(ctx, opts.Image, opts.Arch)
+	if err != nil {
+		return nil, err
+	}
+	defer img.close()
+	limits := opts.Limits.withDefaults()
+	entry, err := opts.Store.AddTree(img.treeName(), func(root *os.Root) (int64, error) {
+		return img.unpack(ctx, root, limits, opts.Progress)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if entry.Size > limits.Bytes { // added under a wider limit
+		return nil, img.tooLarge(limits.Bytes)
+	}
+	cfg := img.config.Config
+	env := environment(cfg.Env, opts.Env)
+	f, err := rootfs.PrepareImage(ctx, rootfs.ImageOptions{
+		Image: opts.Image, Dir: entry.Dir, Scratch: opts.Scratch,
+		Argv: slices.Concat(cfg.Entrypoint, cfg.Cmd), SearchPath: env["PATH"], WorkingDir: cfg.WorkingDir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.Digest = img.id.Hex
+	return &Function{
+		Function: *f, Env: env, Handler: handler(cfg),
+		Entrypoint: cfg.Entrypoint, Cmd: cfg.Cmd, ConfiguredDir: cfg.WorkingDir,
+	}, nil
+}
+
+// environment merges the image's variables with the customer's. What is no variable is
+// left out.
+func environment(image []string, customer map[string]string) map[string]string {
+	env := map[string]string{"PATH": searchPath}
+	for _, s := range image {
+		name, value, ok := strings.Cut(s, "=")
+		if ok && name != "" && !strings.Contains(s, "\x00") {
+			env[name] = value
+		}
+	}
+	maps.Copy(env, customer)
+	return env
+}
+
+// handler is the handler that an image of Lambda's base images names.
+func handler(cfg v1.Config) string {
+	if len(cfg.Entrypoint) == 0 || len(cfg.Cmd) == 0 || path.Base(cfg.Entrypoint[0]) != lambdaEntrypoint {
+		return ""
+	}
+	return cfg.Cmd[len(cfg.Cmd)-1]
+}
+
+// image is an image whose manifest and configuration have been checked.
+type image struct {
+	given  string  // by the operator
+	id     v1.Hash // of the configuration
+	config *v1.ConfigFile
+	layers []layer // lowest first
+	close  func()  // releases the source; layers cannot be read any more
+}
+
+// treeName says what the image's tree is made of.
+func (i *image) treeName() string {
+	parts := []string{treeForm}
+	for _, l := range i.layers {
+		parts = append(parts, l.diffID.String())
+	}
+	return strings.Join(parts, "\n")
+}
+
+// invalid is an error about the image.
+func (i *image) invalid(kind error, reason, fix string, err error) error {
+	return &rootfs.InvalidError{Kind: kind, File: i.given, Reason: reason, Fix: fix, Err: err}
+}
+
+func (i *image) tooLarge(limit int64) error {
+	return i.invalid(rootfs.ErrTooLarge, fmt.Sprintf("its layers have more than %d bytes uncompressed (ENV-36)", limit),
+		"leave out what the function does not need", nil)
+}
+
+// check makes sure that the configuration is one of a Linux image for arch with these
+// layers.
+func (i *image) check(arch string) error {
+	cfg := i.config
+	if cfg.OS != "" && cfg.OS != "linux" || cfg.Architecture != "" && cfg.Architecture != arch {
+		return i.invalid(rootfs.ErrPlatform, fmt.Sprintf("is for %s/%s, needed is linux/%s", cfg.OS, cfg.Architecture, arch),
+			"build it with --platform linux/"+arch, nil)
+	}
+	if len(cfg.RootFS.DiffIDs) != len(i.layers) {
+		return i.invalid(rootfs.ErrImage, fmt.Sprintf("has %d layers, its configuration names %d", len(i.layers), len(cfg.RootFS.DiffIDs)), fixBuild, nil)
+	}
+	if len(i.layers) > maxLayers {
+		return i.invalid(rootfs.ErrTooLarge, fmt.Sprintf("has %d layers, %d are allowed", len(i.layers), maxLayers), "merge some of them", nil)
+	}
+	for n := range i.layers {
+		i.layers[n].diffID = cfg.RootFS.DiffIDs[n]
+	}
+	return nil
+}
+
+const (
+	fixBuild = "build or pull the image anew"
+	// maxLayers bounds the layers of an image; builders make at most 127.
+	maxLayers = 500
+)
+
+// unpack applies the layers to root, which is empty, and returns how many bytes they
+// had.
+func (i *image) unpack(ctx context.Context, root *os.Root, limits Limits, progress func(done, total int64)) (int64, error) {
+	u := newUnpacker(i.given, root, limits)
+	count := func(int64) {}
+	if progress != nil {
+		var done, total int64
+		for _, l := range i.layers {
+			total += max(l.size, 0)
+		}
+		count = func(n int64) {
+			done += n
+			progress(done, total)
+		}
+	}
+	budget := limits.Bytes
+	for n, l := range i.layers {
+		u.beginLayer()
+		r := &layerReader{image: i, layer: l, number: n + 1, left: &budget, limit: limits.Bytes, count: count}
+		if err := r.each(ctx, u.apply); err != nil {
+			return 0, err
+		}
+	}
+	return limits.Bytes - budget, u.finish()
+}

@@ -1,0 +1,94 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/sandboxd/sandboxd/rootfs"
+)
+
+// openReference opens an image of a registry. Addresses of the loopback are spoken to
+// in plain HTTP, all others in HTTPS.
+func openReference(ctx context.Context, given, arch string) (*image, error) {
+	ref, err := name.ParseReference(given)
+	if err != nil {
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "is neither a file nor a reference into a registry", Err: err,
+			Fix: "give an OCI layout, an archive, or a reference such as repository:tag"}
+	}
+	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	if err != nil {
+		return nil, fmt.Errorf("image: pull %s: %w", given, err)
+	}
+	r := &repository{given: given, name: ref.Context(), puller: puller}
+	desc, err := puller.Get(ctx, ref)
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	data, err := readSmall(ctx, given, "manifest", bytes.NewReader(desc.Manifest), v1.Descriptor{Size: int64(len(desc.Manifest))})
+	if err != nil {
+		return nil, err
+	}
+	img, err := (&chooser{given: given, arch: arch, blobs: r}).image(ctx, data)
+	if err != nil {
+		return nil, err
+	}
+	img.close = func() {} // connections end with the reading
+	return img, img.check(arch)
+}
+
+// repository reads an image from a repository of a registry. Layers that a manifest wants from
+// addresses of its own are asked of the repository only: a stranger's manifest does
+// not choose whom the daemon talks to.
+type repository struct {
+	given  string
+	name   name.Repository
+	puller *remote.Puller
+}
+
+func (r *repository) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	desc, err := r.puller.Get(ctx, r.name.Digest(d.Digest.String()))
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	return io.NopCloser(bytes.NewReader(desc.Manifest)), nil
+}
+
+func (r *repository) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	l, err := r.puller.Layer(ctx, r.name.Digest(d.Digest.String()))
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	rc, err := l.Compressed()
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	return rc, nil
+}
+
+// explain tells what the operator can put right.
+func (r *repository) explain(err error) error {
+	var answer *transport.Error
+	if !errors.As(err, &answer) {
+		return fmt.Errorf("image: pull %s: %w", r.given, err)
+	}
+	invalid := &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: r.given, Err: err}
+	switch answer.StatusCode {
+	case http.StatusNotFound:
+		invalid.Reason, invalid.Fix = "the registry does not have it", "correct the name"
+	case http.StatusUnauthorized, http.StatusForbidden:
+		invalid.Reason, invalid.Fix = "the registry does not give it", "correct the name, or log in as the daemon's user with docker login"
+	default:
+		return fmt.Errorf("image: pull %s: %w", r.given, err)
+	}
+	return invalid
+}

@@ -1,0 +1,248 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/sandboxd/sandboxd/rootfs"
+)
+
+// maxMetadata bounds manifests, indexes and configurations, which are kept in memory.
+const maxMetadata = 4 << 20
+
+// open finds the image and checks everything of it but its layers. The caller closes
+// it.
+func open(ctx context.Context, given, arch string) (*image, error) {
+	info, err := os.Stat(given)
+	switch {
+	case err == nil:
+		return openLocal(ctx, given, arch, info.IsDir())
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
+	case filepath.IsAbs(given) || strings.HasPrefix(given, "./") || strings.HasPrefix(given, "../"):
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "does not exist",
+			Fix: "give an OCI layout, an archive, or a reference such as repository:tag"}
+	}
+	return openReference(ctx, given, arch)
+}
+
+// openLocal opens a directory or an archive.
+func openLocal(ctx context.Context, given, arch string, isDir bool) (img *image, err error) {
+	var in files
+	if isDir {
+		in, err = openDir(given)
+	} else {
+		in, err = openArchive(ctx, given)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			in.Close()
+		}
+	}()
+	l := &local{given: given, files: in}
+	index, err := l.read(ctx, "index.json")
+	if err == nil {
+		c := &chooser{given: given, arch: arch, blobs: l, unique: true}
+		img, err = c.image(ctx, index)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		img, err = l.dockerImage(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	img.close = func() { in.Close() }
+	return img, img.check(arch)
+}
+
+// files are the files of a directory or archive, by clean relative names.
+type files interface {
+	io.Closer
+	// open gives a regular file and its size, or an error that is fs.ErrNotExist.
+	open(name string) (io.ReadCloser, int64, error)
+}
+
+// dirFiles are the files below a directory; links cannot lead out of it.
+type dirFiles struct{ *os.Root }
+
+func openDir(given string) (files, error) {
+	root, err := os.OpenRoot(given)
+	if err != nil {
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
+	}
+	return dirFiles{root}, nil
+}
+
+// open opens a regular file; a pipe does not block it.
+func (d dirFiles) open(name string) (io.ReadCloser, int64, error) {
+	f, err := d.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: is no regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+// local reads an image from files.
+type local struct {
+	given string
+	files files
+}
+
+// read reads a small file.
+func (l *local) read(ctx context.Context, name string) ([]byte, error) {
+	rc, size, err := l.files.open(name)
+	if err != nil {
+		return nil, fmt.Errorf("image: %s of %s: %w", name, l.given, err)
+	}
+	defer rc.Close()
+	return readSmall(ctx, l.given, name, rc, v1.Descriptor{Size: size})
+}
+
+// manifest reads a manifest or an index; in a layout they are blobs like all others.
+func (l *local) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	return l.blob(ctx, d)
+}
+
+func (l *local) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	rc, _, err := l.files.open("blobs/" + d.Digest.Algorithm + "/" + d.Digest.Hex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: d.Digest.String(), Reason: "is missing", Fix: fixBuild}
+	}
+	return rc, err
+}
+
+// dockerManifest is an element of manifest.json, the list of images of docker save.
+type dockerManifest struct {
+	Config   string   `json:"Config"` // file name
+	RepoTags []string `json:"RepoTags"`
+	Layers   []string `json:"Layers"` // file names
+}
+
+// dockerImage reads what docker save has written.
+func (l *local) dockerImage(ctx context.Context) (*image, error) {
+	invalid := func(reason, fix string, err error) error {
+		return &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Reason: reason, Fix: fix, Err: err}
+	}
+	data, err := l.read(ctx, "manifest.json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, invalid("has neither index.json nor manifest.json",
+			"give an OCI layout or the output of docker save; for a tree of files use --rootfs", nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var list []dockerManifest
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, invalid("has a damaged manifest.json", fixBuild, err)
+	}
+	if len(list) != 1 {
+		var tags []string
+		for _, m := range list {
+			tags = append(tags, m.RepoTags...)
+		}
+		return nil, invalid(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), "save the one that is wanted", nil)
+	}
+	name, why := cleanName(list[0].Config)
+	if why != "" {
+		return nil, invalid("names a configuration that "+why, fixBuild, nil)
+	}
+	if data, err = l.read(ctx, name); errors.Is(err, fs.ErrNotExist) {
+		return nil, invalid("has no configuration "+name, fixBuild, nil)
+	} else if err != nil {
+		return nil, err
+	}
+	img := &image{given: l.given}
+	if img.id, _, err = v1.SHA256(bytes.NewReader(data)); err != nil {
+		return nil, fmt.Errorf("image: %s: %w", l.given, err)
+	}
+	base := strings.TrimSuffix(filepath.Base(name), ".json")
+	if len(base) == len(img.id.Hex) && base != img.id.Hex {
+		return nil, &rootfs.InvalidError{Kind: rootfs.ErrDigest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
+	}
+	if img.config, err = v1.ParseConfigFile(bytes.NewReader(data)); err != nil {
+		return nil, invalid("has a damaged configuration", fixBuild, err)
+	}
+	for _, file := range list[0].Layers {
+		img.layers = append(img.layers, l.dockerLayer(file))
+	}
+	return img, nil
+}
+
+// dockerLayer is a layer that is only known by the name of its file.
+func (l *local) dockerLayer(file string) layer {
+	return layer{size: -1, open: func(context.Context) (io.ReadCloser, error) {
+		name, why := cleanName(file)
+		if why != "" {
+			return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: file, Reason: "is a layer that " + why, Fix: fixBuild}
+		}
+		rc, _, err := l.files.open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: file, Reason: "is missing", Fix: fixBuild}
+		}
+		return rc, err
+	}}
+}
+
+// readSmall reads metadata and checks it against what d has of size and digest.
+func readSmall(ctx context.Context, given, name string, r io.Reader, d v1.Descriptor) ([]byte, error) {
+	invalid := func(kind error, reason string, err error) error {
+		return &rootfs.InvalidError{Kind: kind, File: given, Entry: name, Reason: reason, Fix: fixBuild, Err: err}
+	}
+	if d.Size > maxMetadata {
+		return nil, invalid(rootfs.ErrTooLarge, fmt.Sprintf("has %d bytes, %d are allowed", d.Size, maxMetadata), nil)
+	}
+	v, err := newVerifier(ctx, r, d.Digest, d.Size, func(int64) {})
+	if err != nil {
+		return nil, invalid(rootfs.ErrImage, "has a digest of an unknown kind", err)
+	}
+	data, err := io.ReadAll(v)
+	if err == nil {
+		err = v.check()
+	}
+	if errors.Is(err, errDigest) {
+		return nil, invalid(rootfs.ErrDigest, "is not what the image names", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image: %s of %s: %w", name, given, err)
+	}
+	return data, nil
+}
+
+// few lists names for a message.
+func few(names []string) string {
+	const most = 10
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + ", …"
+	}
+	return strings.Join(names, ", ")
+}
+
+// reason drops the path from an error whose message names it anyway.
+func reason(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
