@@ -45,6 +45,7 @@ type options struct {
 	logLevel       string
 	logDescriptors string
 
+	pool     int // sandboxes kept ready ahead of need
 	linger   time.Duration
 	stateDir string
 	runDir   string
@@ -92,6 +93,7 @@ func newOptions() *options {
 		logDescriptors: "pipe",
 
 		linger:   rapidDefaults.Linger,
+		pool:     1,
 		stateDir: defaultStateDir,
 		runDir:   instance.DefaultRunDir,
 		idBase:   instance.DefaultIDBase,
@@ -131,6 +133,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(choiceValue{&o.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "least level of the daemon's own messages")
 	f.Var(choiceValue{&o.logDescriptors, []string{"pipe", "socket"}}, "log-descriptors", "what the function gets as stdout and stderr")
 
+	f.Var(intValue{&o.pool, 0, 1000, ""}, "pool", "sandboxes to keep ready for cold starts, at least; more with demand")
 	f.Var(durationValue{&o.linger, 0, 10 * time.Second, false}, "linger", "how long a sandbox stays unfrozen after an invocation")
 	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
 	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")

@@ -17,6 +17,7 @@ import (
 	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/pool"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/api"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
@@ -41,6 +42,8 @@ type factory struct {
 	name string         // first part of sandbox ids
 	spec isolation.Spec // all but ID and IDBase
 	life rapid.Config   // all but LogStream and OnState
+
+	pool *pool.Pool[blank] // nil: every sandbox is made when it is needed
 
 	quarantine atomic.Bool // some sandbox could not be removed
 
@@ -135,19 +138,9 @@ type sandbox struct {
 
 // make makes a sandbox and starts its life. What fails is rolled back.
 func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) {
-	id, err := sandboxID(f.name)
+	box, id, base, err := f.box(ctx)
 	if err != nil {
 		return nil, err
-	}
-	base, err := f.leases.Acquire(f.instance)
-	if err != nil {
-		return nil, err
-	}
-	spec := f.spec
-	spec.ID, spec.IDBase = id, base
-	box, err := f.engine.Create(ctx, spec)
-	if err != nil {
-		return nil, errors.Join(err, f.leases.Release(base)) // no process ever had these ids
 	}
 	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f, ended: make(chan struct{})}
 	cfg := f.life

@@ -80,6 +80,9 @@ func (s *session) open(ctx context.Context) (err error) {
 		IdleTimeout: s.o.settings.idleTimeout,
 		OnError:     func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
 	})
+	if s.o.event == "" {
+		s.factory.keepReady(s.o.pool, s.concurrency())
+	}
 	s.control, err = startControl(s)
 	return err
 }
@@ -190,6 +193,9 @@ func memAvailableMB() (int, error) {
 // removed is left to the next daemon's reconcile, and told.
 func (s *session) close(ctx context.Context) error {
 	var errs []error
+	if s.factory != nil && s.factory.pool != nil {
+		s.factory.pool.Close()
+	}
 	if s.fleet != nil {
 		errs = append(errs, s.fleet.Shutdown(s.drain))
 	}
