@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "supervisor"},
+	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "supervisor"},
 	"doctor":                 {"instance"},
 	"fleet":                  {"rapid"},
 	"front":                  {"fleet", "rapid"},
