@@ -40,11 +40,10 @@ func newHTTPSender(sub *Subscription, dial Dial, clock Clock) *httpSender {
 func (h *httpSender) send(ctx context.Context, b *batch) error {
 	ctx, cancel := limit(ctx, h.clock, requestTime)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, h.sub.Method, h.sub.URI, bytes.NewReader(b.array()))
+	req, err := h.request(ctx, b.array())
 	if err != nil {
-		return fmt.Errorf("telemetry: deliver to %s: %w", h.sub.URI, err)
+		return err
 	}
-	req.Header.Set("Content-Type", "application/json")
 	resp, err := h.transport.RoundTrip(req)
 	if err != nil {
 		return fmt.Errorf("telemetry: deliver to %s: %w", h.sub.URI, err)
@@ -55,6 +54,15 @@ func (h *httpSender) send(ctx context.Context, b *batch) error {
 		return fmt.Errorf("telemetry: deliver to %s: %s", h.sub.URI, resp.Status)
 	}
 	return nil
+}
+
+func (h *httpSender) request(ctx context.Context, body []byte) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, h.sub.Method, h.sub.URI, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("telemetry: deliver to %s: %w", h.sub.URI, err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return req, nil
 }
 
 func (h *httpSender) close() { h.transport.CloseIdleConnections() }

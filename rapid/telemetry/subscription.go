@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // API tells the two ways to subscribe apart (TL-01). Its text begins the error types
@@ -219,9 +220,10 @@ func (s *Subscription) event(r *Record, objects bool) (event []byte, ok bool) {
 		e.Type, e.Record = telemetryRecord(r.Platform)
 	default:
 		e.Record = r.Text
-		if text := bytes.TrimSpace([]byte(r.Text)); objects && s.API == TelemetryAPI && s.Schema != schema2022 &&
-			bytes.HasPrefix(text, []byte("{")) && json.Valid(text) {
-			e.Record = json.RawMessage(text) // TL-25
+		if objects && s.API == TelemetryAPI && s.Schema != schema2022 && strings.HasPrefix(strings.TrimSpace(r.Text), "{") {
+			if text := []byte(r.Text); json.Valid(text) && utf8.Valid(text) {
+				e.Record = json.RawMessage(text) // TL-25
+			}
 		}
 	}
 	if e.Type == "" {
