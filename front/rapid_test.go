@@ -3,7 +3,9 @@ package front
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +92,10 @@ type announcing struct {
 func (a announcing) Exec(ctx context.Context, r supervisor.ExecRequest) (rapid.Process, error) {
 	defer func() { a.begun <- struct{}{} }()
 	return a.processes.Exec(ctx, r)
+}
+
+func (a announcing) Dial(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("nobody listens inside")
 }
 
 func (l *life) ID() string             { return "life" }
