@@ -28,10 +28,8 @@ var (
 		text: "An internal error occurred. The log of sandboxd has the cause under this request id."}
 	errShutdown = &refusal{status: http.StatusInternalServerError, name: "ServiceException",
 		text: "sandboxd is shutting down."}
-	errStreaming = &refusal{status: http.StatusBadRequest, name: "ModeNotSupportedException",
-		text: "InvokeWithResponseStream is not supported by this version of sandboxd. Use Invoke."}
 	errUnknownPath = &refusal{status: http.StatusNotFound, name: "UnknownOperationException",
-		text: "No operation of the Lambda API that sandboxd serves has this path. Invoke is POST /2015-03-31/functions/{name}/invocations."}
+		text: "No operation of the Lambda API that sandboxd serves has this path. Invoke is POST /2015-03-31/functions/{name}/invocations, InvokeWithResponseStream is POST /2021-11-15/functions/{name}/response-streaming-invocations."}
 	errMethod = &refusal{status: http.StatusMethodNotAllowed, name: "MethodNotAllowedException",
 		text: "This operation takes POST only.", allow: http.MethodPost}
 )

@@ -187,7 +187,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	inv := &rapid.Invocation{
 		ID: id, Payload: body, ContentType: req.contentType, ClientContext: req.clientContext,
-		TraceID: req.traceID, FunctionARN: req.arn,
+		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream,
 	}
 	if inv.TraceID == "" {
 		inv.TraceID = ids.trace
@@ -218,6 +218,10 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 	res, err := lease.Invoke(inv)
 	if err != nil {
 		s.refuse(w, conn, inv.ID, err)
+		return
+	}
+	if req.stream {
+		s.stream(r.Context(), w, conn, req, res)
 		return
 	}
 	if req.tail { // INV-03: REPORT is the last line, so the answer waits for it

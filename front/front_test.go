@@ -234,7 +234,7 @@ func TestRefusals(t *testing.T) {
 		{"INV-09", call{body: "hello"}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: …`},
 		{"INV-09 cut short", call{body: `{"a":`}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: …`},
 		{"INV-09 event", call{body: "hello", header: h("X-Amz-Invocation-Type", "Event")}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: …`},
-		{"INV-17 stream", call{path: "/2021-11-15/functions/hello/response-streaming-invocations"}, 400, "ModeNotSupportedException", `{"Type":"User","Message":"InvokeWithResponseStream is not supported…`},
+		{"INV-28 Event", call{path: "/2021-11-15/functions/hello/response-streaming-invocations", header: map[string]string{"X-Amz-Invocation-Type": "Event"}}, 400, "InvalidParameterValueException", `{"Type":"User","message":"X-Amz-Invocation-Type must be RequestResponse or DryRun."}`},
 		{"INV-19", call{path: "/2015-03-31/functions/nope/invocations"}, 404, "ResourceNotFoundException", upper("User", "Function not found: arn:aws:lambda:eu-west-1:012345678912:function:nope")},
 		{"INV-19 async", call{path: "/2014-11-13/functions/nope/invoke-async/"}, 404, "ResourceNotFoundException", upper("User", "Function not found: arn:aws:lambda:eu-west-1:012345678912:function:nope")},
 		{"INV-22 media", call{header: h("Content-Encoding", "gzip")}, 415, "UnsupportedMediaTypeException", `{"Type":"User","message":"The request body has the content encoding gzip…`},

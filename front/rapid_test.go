@@ -26,7 +26,20 @@ func (p *processes) Exec(context.Context, supervisor.ExecRequest) (rapid.Process
 	p.gone = make(chan struct{})
 	return p, nil
 }
-func (p *processes) Done() <-chan struct{}          { return p.gone }
+func (p *processes) Done() <-chan struct{} { return p.gone }
+
+// whenKilled has f called when the process that now runs is killed, or at stop.
+func (p *processes) whenKilled(f func()) (stop func()) {
+	gone, stopped := p.gone, make(chan struct{})
+	go func() {
+		select {
+		case <-gone:
+		case <-stopped:
+		}
+		f()
+	}()
+	return func() { close(stopped) }
+}
 func (p *processes) Exit() supervisor.Exit          { return supervisor.Exit{Signal: 9} }
 func (p *processes) Terminate(string, string) error { return nil }
 func (p *processes) Kill(context.Context, string, string) error {
@@ -57,27 +70,45 @@ type life struct {
 const tail = 100 * time.Millisecond
 
 func startLife(fn rapid.Function) *life {
+	return startServing(fn, func(ctx context.Context, c *rapid.Client, e *rapid.Event) bool {
+		if _, err := c.BeginAnswer(ctx, e.Invocation.ID, rapid.AnswerHead{Kind: rapid.AnswerResponse}); err != nil {
+			return false
+		}
+		err := c.FinishAnswer(ctx, e.Invocation.ID, rapid.Answer{Kind: rapid.AnswerResponse, Payload: e.Invocation.Payload})
+		time.Sleep(tail)
+		return err == nil
+	})
+}
+
+// startServing makes a life whose runtimes serve their events with the function given,
+// each until that says no.
+func startServing(fn rapid.Function, serve func(context.Context, *rapid.Client, *rapid.Event) bool) *life {
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := make(chan struct{}, 1)
+	p := &processes{}
 	l := &life{end: cancel, over: make(chan struct{})}
-	l.Sandbox = rapid.New(rapid.Config{Function: fn, Settings: rapid.DefaultSettings()}, announcing{&processes{}, begun})
+	l.Sandbox = rapid.New(rapid.Config{Function: fn, Settings: rapid.DefaultSettings()}, announcing{p, begun})
 	go func() {
 		_ = l.Run(ctx)
 		close(l.over)
 	}()
 	go func() {
-		<-begun
-		for client := l.NewClient(); ; time.Sleep(tail) {
-			e, err := client.Next(ctx)
-			if err != nil {
+		for {
+			select {
+			case <-begun:
+			case <-l.over:
 				return
 			}
-			if _, err := client.BeginAnswer(ctx, e.Invocation.ID, rapid.AnswerHead{Kind: rapid.AnswerResponse}); err != nil {
-				return
+			alive, kill := context.WithCancel(ctx)
+			stop := p.whenKilled(kill)
+			client := l.NewClient()
+			for {
+				e, err := client.Next(alive)
+				if err != nil || !serve(alive, client, e) {
+					break
+				}
 			}
-			if client.FinishAnswer(ctx, e.Invocation.ID, rapid.Answer{Kind: rapid.AnswerResponse, Payload: e.Invocation.Payload}) != nil {
-				return
-			}
+			stop()
 		}
 	}()
 	return l

@@ -43,9 +43,6 @@ func route(r *http.Request) (operation, string, *refusal) {
 		if r.Method != http.MethodPost {
 			return 0, "", errMethod
 		}
-		if p.op == invokeStream {
-			return 0, "", errStreaming
-		}
 		return p.op, name, nil
 	}
 	return 0, "", errUnknownPath
@@ -72,6 +69,7 @@ func (k kind) limit() int {
 type request struct {
 	kind          kind
 	legacy        bool // invoke-async
+	stream        bool // InvokeWithResponseStream
 	tail          bool
 	arn           string // as invoked
 	contentType   string
@@ -109,11 +107,14 @@ func (s *Server) parse(r *http.Request, op operation, name string) (req request,
 		req.kind, req.legacy = event, true
 		return req, nil
 	}
-	switch k := kind(h.Get("X-Amz-Invocation-Type")); k {
-	case "":
+	req.stream = op == invokeStream
+	switch k := kind(h.Get("X-Amz-Invocation-Type")); {
+	case k == "":
 		req.kind = requestResponse
-	case requestResponse, event, dryRun:
+	case k == requestResponse, k == dryRun, k == event && !req.stream:
 		req.kind = k
+	case req.stream: // INV-28
+		return req, badParameter("X-Amz-Invocation-Type must be RequestResponse or DryRun.")
 	default:
 		return req, badParameter("X-Amz-Invocation-Type must be RequestResponse, Event or DryRun.")
 	}

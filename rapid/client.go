@@ -166,7 +166,8 @@ func (s *Sandbox) serve(m message) {
 }
 
 type invokeMsg struct {
-	inv *Invocation
+	inv  *Invocation
+	left chan struct{} // of an Invocation with Stream: closed when Invoke returns without it
 	call[*Result]
 }
 

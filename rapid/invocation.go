@@ -61,7 +61,7 @@ func (s *Sandbox) answer(r *Result) {
 // openStream gives the caller of the current invocation an answer that has only begun.
 func (s *Sandbox) openStream(contentType string) {
 	c := s.current
-	c.stream = newStream(c.msg.ctx, s.cfg.Settings.Stream)
+	c.stream = newStream(c.msg.left, s.cfg.Settings.Stream)
 	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.done})
 }
 

@@ -241,9 +241,17 @@ var (
 // does wrong is a Result. The error is ErrBusy until the invocation before is Done
 // (LC-20), ErrDead when the sandbox has ended or ends before the answer, or that of
 // ctx: then an invocation that was taken goes on and its answer is thrown
-// away, as is the rest of a Stream whose ctx ends. Payload and Invocation must not change before Done.
+// away. A Stream outlives ctx. Payload and Invocation must not change before Done.
 func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
-	return ask(ctx, s, &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)})
+	m := &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)}
+	if inv.Stream {
+		m.left = make(chan struct{})
+	}
+	res, err := ask(ctx, s, m)
+	if err != nil && m.left != nil {
+		close(m.left)
+	}
+	return res, err
 }
 
 // Invocation is one event for the function.

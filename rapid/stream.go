@@ -15,7 +15,7 @@ import (
 // of the two sides is one goroutine.
 type Stream struct {
 	limits StreamLimits
-	caller context.Context // of Invoke: when it ends nobody takes the bytes any more
+	left   <-chan struct{} // closed when the invoker left before it knew of the stream
 	full   chan []byte     // filled buffers, oldest first
 	free   chan []byte     // buffers to fill
 	over   context.Context // done when result is valid
@@ -40,8 +40,8 @@ const (
 // StreamLimits.Bytes.
 var ErrStreamLimit = errors.New("rapid: the streamed response exceeds its limit")
 
-func newStream(caller context.Context, limits StreamLimits) *Stream {
-	st := &Stream{limits: limits, caller: caller, full: make(chan []byte, streamBuffers), free: make(chan []byte, streamBuffers)}
+func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
+	st := &Stream{limits: limits, left: left, full: make(chan []byte, streamBuffers), free: make(chan []byte, streamBuffers)}
 	for range streamBuffers {
 		st.free <- nil // made when it is needed
 	}
@@ -57,8 +57,8 @@ func (st *Stream) end(r *Result) {
 
 // Chunks are the bytes in the order of their coming, in pieces that are never empty;
 // each is valid until the next is asked for. They end when the answer is complete or cannot become
-// so: then Result tells which. Range over them to the end, or end the context of
-// Invoke: a runtime that is ahead of its invoker waits.
+// so: then Result tells which. Range over them to the end,
+// wanted or not: a runtime that is ahead of its invoker waits.
 func (st *Stream) Chunks() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		for {
@@ -126,7 +126,7 @@ func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
 }
 
 // buffer returns an empty buffer when there is one, and whether its content is
-// wanted: an invoker that has gone takes nothing, and holds nothing up.
+// wanted: an invoker that has left takes nothing, and holds nothing up.
 func (st *Stream) buffer() (b []byte, wanted bool, err error) {
 	select {
 	case <-st.over.Done():
@@ -138,7 +138,7 @@ func (st *Stream) buffer() (b []byte, wanted bool, err error) {
 		wanted = true
 	case <-st.over.Done():
 		return nil, false, ErrClosed
-	case <-st.caller.Done():
+	case <-st.left:
 	}
 	if b == nil {
 		b = make([]byte, streamBufferSize)
@@ -156,7 +156,7 @@ func (st *Stream) pause(d time.Duration) bool {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-st.caller.Done():
+	case <-st.left:
 	case <-st.over.Done():
 		return false
 	}

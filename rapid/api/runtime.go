@@ -70,7 +70,9 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		if stream == nil {
 			a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(rapid.MaxPayload)
 		} else {
-			a.Seen, a.TooLarge, a.Truncated = r.stream(stream)
+			if a.Seen, a.TooLarge, a.Truncated, err = r.stream(stream); err != nil {
+				return err
+			}
 		}
 		a.First, a.Last = arrival.first, time.Now()
 		if kind == rapid.AnswerError {
@@ -90,13 +92,18 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 }
 
 // stream hands the body on as it comes (RT-69). If the invocation ends first, so does
-// the connection (RT-73).
-func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool) {
+// the connection, and the error is ErrClosed (RT-73).
+func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool, err error) {
 	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already
 	defer stop()
-	seen, err := to.ReadFrom(r.Body)
+	seen, err = to.ReadFrom(r.Body)
+	select {
+	case <-to.Ended():
+		return seen, false, false, rapid.ErrClosed
+	default:
+	}
 	tooLarge = errors.Is(err, rapid.ErrStreamLimit)
-	return seen, tooLarge, err != nil && !tooLarge
+	return seen, tooLarge, err != nil && !tooLarge, nil
 }
 
 // trailers tell of a failure in the middle of a body (RT-70); there is none if both
