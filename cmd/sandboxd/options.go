@@ -10,6 +10,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 // defaultStateDir keeps what outlives a daemon: extracted code packages and images.
@@ -63,6 +64,7 @@ type settings struct {
 	shutdownExternal, shutdownInternal      time.Duration // LC-64
 	runtimeShare                            int           // percent of the window, LC-61
 	billInit                                bool          // LOG-25
+	appLogLevel, systemLogLevel             string        // ENV-11, LOG-41
 }
 
 var (
@@ -106,6 +108,7 @@ func newOptions() *options {
 			shutdownInternal: rapidDefaults.InternalWindow,
 			runtimeShare:     int(rapidDefaults.RuntimeShare * 100),
 			billInit:         rapidDefaults.BillInit,
+			systemLogLevel:   string(telemetry.LevelInfo),
 		},
 	}
 }
@@ -154,6 +157,8 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(durationValue{&s.shutdownInternal, 0, time.Minute, false}, "shutdown-window-internal", "time for the shutdown with internal extensions only")
 	f.Var(intValue{&s.runtimeShare, 0, 100, " percent"}, "shutdown-runtime-share", "part of the window that the runtime may use")
 	f.Var(boolValue{&s.billInit}, "bill-init", "count the initialization into the billed duration")
+	f.Var(choiceValue{&s.appLogLevel, []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"}}, "application-log-level", "AWS_LAMBDA_LOG_LEVEL, by which the function's runtime filters what it logs")
+	f.Var(choiceValue{&s.systemLogLevel, []string{"DEBUG", "INFO", "WARN"}}, "system-log-level", "least level of the platform's lines, if the format is JSON")
 }
 
 // complete checks what no single value can know.

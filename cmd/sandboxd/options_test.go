@@ -70,6 +70,8 @@ linger: 0s
 shutdown-window: 3s
 bill-init: false
 region: eu-central-1
+application-log-level: TRACE
+system-log-level: WARN
 `, "--memory", "512", "--layer", "c")
 	if err != nil {
 		t.Fatal(err)
@@ -82,6 +84,9 @@ region: eu-central-1
 	}
 	if s := o.settings; s.shutdownExternal != 3*time.Second || s.billInit || s.region != "eu-central-1" {
 		t.Errorf("settings %+v", s)
+	}
+	if f := lifeOf(o, &rootfs.Function{}, nil).Function; f.LogLevel != "TRACE" || f.SystemLogLevel != telemetry.LevelWarn { // ENV-11, LOG-41
+		t.Errorf("log levels %q, %q", f.LogLevel, f.SystemLogLevel)
 	}
 	if o, err := parse(t, "env: [A1=x, B1=y=z]\n"); err != nil || !maps.Equal(o.env, map[string]string{"A1": "x", "B1": "y=z"}) {
 		t.Errorf("env as a list: %v, %v", o.env, err)
@@ -105,6 +110,7 @@ func TestConfigFileErrors(t *testing.T) {
 		"nested list":     {"layer: [[a]]\n", "single value"},
 		"reserved env":    {"env: {AWS_SESSION_TOKEN: x}\n", "reserved"},
 		"no yaml":         {"a: b: c\n", "mapping values are not allowed"},
+		"level":           {"system-log-level: ERROR\n", "system-log-level"},
 		"six layers":      {"layer: [a, b, c, d, e, f]\n", "at most 5"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -137,10 +137,11 @@ type jsonSink struct{ next telemetry.Sink }
 func (s jsonSink) Line(r telemetry.Record) {
 	if text := strings.TrimSpace(r.Text); r.Platform == nil && (!strings.HasPrefix(text, "{") || !json.Valid([]byte(text))) {
 		event := struct {
-			Time   string `json:"time"`
-			Type   string `json:"type"`
-			Record string `json:"record"`
-		}{r.Time.UTC().Format("2006-01-02T15:04:05.000Z"), string(r.Source), r.Text}
+			Time   telemetry.Timestamp `json:"time"`
+			Type   telemetry.Source    `json:"type"`
+			Level  telemetry.Level     `json:"level,omitempty"` // of a framed message
+			Record string              `json:"record"`
+		}{telemetry.Timestamp(r.Time), r.Source, r.Level, r.Text}
 		if b, err := json.Marshal(event); err == nil {
 			r.Text = string(b)
 		}

@@ -85,18 +85,20 @@ func TestSink(t *testing.T) {
 		{Time: at, Source: telemetry.FromFunction, Text: "plain \"text\""},
 		{Time: at, Source: telemetry.FromFunction, Text: `{"level":"INFO"}`},
 		{Time: at, Source: telemetry.FromExtension, Text: `{"broken`},
+		{Time: at, Source: telemetry.FromFunction, Level: telemetry.LevelError, Text: "framed\ntext"},
 	}
 	var text, asJSON bytes.Buffer
 	for _, r := range records {
 		newSink(&text, telemetry.Text).Line(r)
 		newSink(&asJSON, telemetry.JSON).Line(r)
 	}
-	if want := "plain \"text\"\n{\"level\":\"INFO\"}\n{\"broken\n"; text.String() != want {
+	if want := "plain \"text\"\n{\"level\":\"INFO\"}\n{\"broken\nframed\ntext\n"; text.String() != want {
 		t.Errorf("text: %q, want the lines as they are", text.String())
 	}
 	want := `{"time":"2026-01-02T03:04:05.006Z","type":"function","record":"plain \"text\""}
 {"level":"INFO"}
 {"time":"2026-01-02T03:04:05.006Z","type":"extension","record":"{\"broken"}
+{"time":"2026-01-02T03:04:05.006Z","type":"function","level":"ERROR","record":"framed\ntext"}
 `
 	if asJSON.String() != want {
 		t.Errorf("JSON: %s\nwant %s", asJSON.String(), want)

@@ -102,6 +102,7 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 			Runtime: o.runtime, Region: o.settings.region, AccountID: o.settings.accountID,
 			MemoryMB: o.memoryMB, Timeout: o.timeout, Env: o.env,
 			LogFormat: telemetry.Format(o.logFormat), LogGroup: "/aws/lambda/" + o.functionName,
+			LogLevel: o.settings.appLogLevel, SystemLogLevel: telemetry.Level(o.settings.systemLogLevel),
 			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs},
 			Extensions:         function.Extensions,
 			ExtensionsDisabled: function.ExtensionsDisabled,

@@ -46,6 +46,7 @@ type Process struct {
 	Term           <-chan struct{} // closed by SIGTERM
 	Name           string
 	Stdout, Stderr *os.File // nil if the request had none
+	Extra          *os.File // the first extra file, descriptor 3
 
 	cancel context.CancelFunc
 	term   sync.Once
@@ -106,13 +107,16 @@ func (s *Supervisor) Launch(ctx context.Context, r supervisor.ExecRequest) (*Pro
 	p.Term = p.termed
 	p.Ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.Stdout, p.Stderr = dup(r.Stdout), dup(r.Stderr)
+	if len(r.ExtraFiles) > 0 {
+		p.Extra = dup(r.ExtraFiles[0])
+	}
 	s.mu.Lock()
 	s.execs = append(s.execs, r)
 	s.live[r.Domain+"/"+r.Name] = p
 	s.mu.Unlock()
 	go func() {
 		s.finish(r.Domain+"/"+r.Name, p, program(p))
-		for _, f := range []*os.File{p.Stdout, p.Stderr} {
+		for _, f := range []*os.File{p.Stdout, p.Stderr, p.Extra} {
 			if f != nil {
 				_ = f.Close()
 			}
