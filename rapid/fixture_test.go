@@ -137,7 +137,11 @@ func (w *world) wantStates(want string) {
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if got := strings.Join(w.states, " "); got != want {
+	// An initialization of no time may be over before the first invocation or after.
+	shorten := func(s string) string {
+		return strings.ReplaceAll(s, "Initializing Idle Invoking", "Initializing Invoking")
+	}
+	if got := strings.Join(w.states, " "); shorten(got) != shorten(want) {
 		w.t.Errorf("states\n got %s\nwant %s", got, want)
 	}
 }
