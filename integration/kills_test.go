@@ -171,7 +171,7 @@ var lifeStates = []lifeState{
 // caller is told, the next invocation works in a fresh sandbox, nothing is left
 // (issue 2).
 func TestKilledInEveryState(t *testing.T) {
-	const kills = 20
+	kills := rounds(t, 20)
 	for _, state := range lifeStates {
 		t.Run(state.name, func(t *testing.T) {
 			g := gates{t, function(t, "testruntime")}

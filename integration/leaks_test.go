@@ -105,9 +105,9 @@ func TestNothingLeaks(t *testing.T) {
 	cycle(d, 1)
 	http.DefaultClient.CloseIdleConnections()
 	before, tree := d.fds(), d.files()
-	d.invokeMany(1000, 4)
+	d.invokeMany(rounds(t, 1000), 4)
 	d.waitEmpty()
-	cycle(d, 50)
+	cycle(d, rounds(t, 50))
 	d.wantFDsBack(before)
 	if after := d.files(); !slices.Equal(after, tree) {
 		t.Errorf("files %q, before %q", after, tree)

@@ -29,10 +29,13 @@ for package in ./integration ./isolation/runc; do
 	name=${package//\//_}
 	go test -c -trimpath -ldflags '-s -w' -tags seccomp,integration -o "$payload/packages/${name#._}.test" "$package"
 done
+share= # of the rounds that long tests make; emulation is slow
+[ "$kind" = here ] || share='export SANDBOXD_TEST_SHARE=10'
 cat >"$payload/environment" <<END
 export SANDBOXD=$root/bin/sandboxd SANDBOX_INIT=$root/bin/sandbox-init
 export SANDBOXD_TESTBIN=$root/programs SANDBOXD_EXAMPLES=$root/examples
 tests='${VM_RUN:-.}'
+$share
 END
 install -m 755 vm/run-tests "$payload/run"
 

@@ -7,7 +7,7 @@
 #                             working directory; passes on its output and exit status
 #
 # KIND is "plain" (our own small PID 1) or "systemd". VM_MEMORY (MiB, 3072) and
-# VM_TIMEOUT (seconds, 1500) bound the machine.
+# VM_TIMEOUT (seconds, 2400) bound the machine.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/../scripts/lib.sh"
@@ -99,7 +99,7 @@ run() {
 	mkfifo "$scratch/log" # qemu's own stdio device would close at the end of stdin
 	exec 3<>"$scratch/log" # held open, so that cat ends even if qemu never opens it
 	cat <"$scratch/log" 3>&- &
-	timeout -k 5 "${VM_TIMEOUT:-1500}" qemu-system-x86_64 \
+	timeout -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 \
 		-M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${VM_MEMORY:-3072}" \
 		-nodefaults -no-user-config -no-reboot -display none \
 		-kernel "$dir/vmlinuz" \

@@ -75,6 +75,31 @@ type Extension struct {
 	ExitStatus      int      `json:"exitStatus"`
 	InitError       string   `json:"initError"`      // posts init/error of this type after register, then exits
 	IgnoreShutdown  bool     `json:"ignoreShutdown"` // goes on after SHUTDOWN and prints heartbeats
+
+	Telemetry *Telemetry `json:"telemetry,omitempty"` // subscribes after register
+}
+
+// Telemetry is a subscription of the test extension and the listener that goes with
+// it. The extension notes "subscribed" with the status of the answer, asks again with
+// the first INVOKE and notes "late", and keeps what it gets in TelemetryLog.
+type Telemetry struct {
+	Path     string `json:"path"`     // of the API
+	Body     string `json:"body"`     // of the subscription
+	Protocol string `json:"protocol"` // "HTTP" or "TCP": what it listens for
+	Port     int    `json:"port"`     // on which it listens
+	AnswerMS int64  `json:"answerMs"` // time spent on each POST
+}
+
+// TelemetryLog is the file in which the extension name keeps events, each a line that
+// is a [Delivered].
+func TelemetryLog(name string) string { return "/tmp/" + name + ".telemetry" }
+
+// Delivered is one event that a subscriber got.
+type Delivered struct {
+	Batch  int             `json:"batch"` // number of the POST, 0 with TCP
+	Time   string          `json:"time"`
+	Type   string          `json:"type"`
+	Record json.RawMessage `json:"record"` // a string is cut to 100 bytes
 }
 
 // Note is one line of the event log. The same line is printed to standard output

@@ -55,6 +55,12 @@ func (e *extension) live() error {
 		return err
 	}
 	e.note("registered", "id", e.id)
+	if e.conf.Telemetry != nil {
+		if err := e.listen(); err != nil {
+			return err
+		}
+		e.subscribe("subscribed")
+	}
 	if e.conf.InitError != "" {
 		if err := e.initError(); err != nil {
 			return err
@@ -80,6 +86,9 @@ func (e *extension) live() error {
 			return nil
 		}
 		invokes++
+		if invokes == 1 && e.conf.Telemetry != nil {
+			e.subscribe("late")
+		}
 		if invokes == e.conf.ExitOnInvoke {
 			e.note("exit")
 			os.Exit(e.conf.ExitStatus)

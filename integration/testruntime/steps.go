@@ -44,6 +44,7 @@ func init() { // not a literal: on_sigterm refers to the table
 		"write":  write,
 		"remove": func(_ *testRuntime, s script.Step, r *script.Result) { fail(r, os.RemoveAll(s.Path)) },
 		"print":  printLines,
+		"frames": frames,
 		"note":   func(_ *testRuntime, s script.Step, _ *script.Result) { note(s.Data) },
 		"exec":   execute,
 		"clone":  clone,
