@@ -33,7 +33,9 @@ type Step struct {
 	Data    string            `json:"data,omitempty"`    // text to write or send
 	Method  string            `json:"method,omitempty"`  // of an API call
 	Headers map[string]string `json:"headers,omitempty"` // of an API call
-	Argv    []string          `json:"argv,omitempty"`    // a command
+	Argv    []string          `json:"argv,omitempty"`    // a command, or the parts of a body
+
+	Trailers map[string]string `json:"trailers,omitempty"` // of an API call
 }
 
 // Result is what became of one step; which fields are set depends on its Op.

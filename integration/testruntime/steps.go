@@ -33,6 +33,7 @@ func init() { // not a literal: on_sigterm refers to the table
 		"on_sigterm": onSIGTERM,
 		// APIs
 		"call":     call,
+		"stream":   stream,
 		"register": register,
 		// what the process sees
 		"env":    func(_ *testRuntime, _ script.Step, r *script.Result) { r.List = os.Environ() },
@@ -152,6 +153,11 @@ func call(t *testRuntime, s script.Step, r *script.Result) {
 		return
 	}
 	req.ContentLength = length
+	t.send(req, s, r)
+}
+
+// send makes the request of a call and notes the answer.
+func (t *testRuntime) send(req *http.Request, s script.Step, r *script.Result) {
 	for k, v := range s.Headers {
 		req.Header.Set(k, v)
 	}
@@ -170,7 +176,7 @@ func call(t *testRuntime, s script.Step, r *script.Result) {
 	}
 	// A 413 also ends the invocation (RT-34).
 	final := r.Status == http.StatusAccepted || r.Status == http.StatusRequestEntityTooLarge
-	if final && s.Method == http.MethodPost && strings.Contains(path, "/invocation/"+t.id+"/") {
+	if final && req.Method == http.MethodPost && strings.Contains(req.URL.Path, "/invocation/"+t.id+"/") {
 		t.answered = true
 	}
 }
