@@ -115,9 +115,9 @@ func launch(t *testing.T, f folders, args ...string) *daemon {
 	return d
 }
 
-// field finds key=value in a line of logrus text.
+// field finds key=value in a line of logrus text, or "key":"value" in one of JSON.
 func field(line, key string) string {
-	m := regexp.MustCompile(`\b` + key + `="?([^" ]+)`).FindStringSubmatch(line)
+	m := regexp.MustCompile(`\b` + key + `(?:=|":)"?([^" ]+)`).FindStringSubmatch(line)
 	if m == nil {
 		return ""
 	}

@@ -102,12 +102,8 @@ func TestACC20Environment(t *testing.T) {
 	env := r.Results[0].List
 	want := maps.Clone(sharedEnvironment)
 	maps.Copy(want, runtimeEnvironment)
-	telemetry := slices.Contains(env, "_LAMBDA_TELEMETRY_LOG_FD=3")
-	if !telemetry { // LOG-01: the platform may give one
-		delete(want, "_LAMBDA_TELEMETRY_LOG_FD")
-	}
 	wantEnvironment(t, "runtime", env, want)
-	wantFDs(t, "runtime", r.Results[1].List, telemetry)
+	wantFDs(t, "runtime", r.Results[1].List, true) // LOG-01
 
 	var p script.Posture
 	if err := json.Unmarshal([]byte(r.Results[2].Text), &p); err != nil {
