@@ -64,6 +64,7 @@ type settings struct {
 	shutdownExternal, shutdownInternal      time.Duration // LC-64
 	runtimeShare                            int           // percent of the window, LC-61
 	billInit                                bool          // LOG-25
+	streamRate                              int           // KiB a second; 0 is unlimited (RT-71)
 	appLogLevel, systemLogLevel             string        // ENV-11, LOG-41
 }
 
@@ -157,6 +158,7 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(durationValue{&s.shutdownInternal, 0, time.Minute, false}, "shutdown-window-internal", "time for the shutdown with internal extensions only")
 	f.Var(intValue{&s.runtimeShare, 0, 100, " percent"}, "shutdown-runtime-share", "part of the window that the runtime may use")
 	f.Var(boolValue{&s.billInit}, "bill-init", "count the initialization into the billed duration")
+	f.Var(orZeroValue{intValue{&s.streamRate, 32, 64 << 10, " KiB/s"}}, "stream-rate", "speed of a streamed response after its first 6 MiB, in KiB/s; 0 is unlimited")
 	f.Var(choiceValue{&s.appLogLevel, []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"}}, "application-log-level", "AWS_LAMBDA_LOG_LEVEL, by which the function's runtime filters what it logs")
 	f.Var(choiceValue{&s.systemLogLevel, []string{"DEBUG", "INFO", "WARN"}}, "system-log-level", "least level of the platform's lines, if the format is JSON")
 }

@@ -69,6 +69,7 @@ layer: [a, b.zip]
 linger: 0s
 shutdown-window: 3s
 bill-init: false
+stream-rate: 2048
 region: eu-central-1
 application-log-level: TRACE
 system-log-level: WARN
@@ -84,6 +85,9 @@ system-log-level: WARN
 	}
 	if s := o.settings; s.shutdownExternal != 3*time.Second || s.billInit || s.region != "eu-central-1" {
 		t.Errorf("settings %+v", s)
+	}
+	if st := lifeOf(o, &rootfs.Function{}, nil).Settings.Stream; st.Rate != 2<<20 || st.Burst != 6<<20 || st.Bytes != 200<<20 { // RT-71
+		t.Errorf("stream limits %+v", st)
 	}
 	if f := lifeOf(o, &rootfs.Function{}, nil).Function; f.LogLevel != "TRACE" || f.SystemLogLevel != telemetry.LevelWarn { // ENV-11, LOG-41
 		t.Errorf("log levels %q, %q", f.LogLevel, f.SystemLogLevel)

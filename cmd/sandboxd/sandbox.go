@@ -95,6 +95,7 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 	settings.ExternalWindow = o.settings.shutdownExternal
 	settings.RuntimeShare = float64(o.settings.runtimeShare) / 100
 	settings.BillInit = o.settings.billInit
+	settings.Stream.Rate = int64(o.settings.streamRate) << 10
 	settings.Descriptors = telemetry.Descriptors(o.logDescriptors)
 	return rapid.Config{
 		Function: rapid.Function{

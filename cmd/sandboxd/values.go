@@ -32,6 +32,21 @@ func (v intValue) Set(s string) error {
 	return nil
 }
 
+// orZeroValue is an intValue that 0 switches off.
+type orZeroValue struct{ intValue }
+
+// Set takes 0 besides what the bounds allow.
+func (v orZeroValue) Set(s string) error {
+	if s == "0" {
+		*v.n = 0
+		return nil
+	}
+	if err := v.intValue.Set(s); err != nil {
+		return fmt.Errorf("%w, or 0", err)
+	}
+	return nil
+}
+
 // durationValue is a duration within bounds; a bare number counts as seconds.
 type durationValue struct {
 	d        *time.Duration

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 // streaming starts an invocation that takes its answer as it comes, on a runtime that
@@ -211,6 +213,66 @@ func TestStreamingTimeout(t *testing.T) {
 			t.Error("the connection is still open")
 		}
 		<-r.Done
+	}
+}
+
+// TL-45: the first byte is the body's, not the header's; for a streamed answer and one that is not.
+func TestTimesOfTheBody(t *testing.T) {
+	const pause = 50 * time.Millisecond
+	for _, mode := range []string{"", "Lambda-Runtime-Function-Response-Mode: streaming\r\n"} {
+		var log bytes.Buffer
+		t.Run(mode, func(t *testing.T) { // at its end the log is complete
+			w := newWorld(t, setup{config: func(c *rapid.Config) { c.Sink = telemetry.NewWriter(&log, telemetry.JSON) }})
+			res := w.streaming("id")
+			c := w.dial()
+			for i, part := range []string{
+				"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + mode + "\r\n",
+				"3\r\nabc\r\n", "2\r\nde\r\n", "0\r\n\r\n",
+			} {
+				if i > 0 {
+					time.Sleep(pause)
+				}
+				_, _ = io.WriteString(c, part)
+			}
+			r := <-res
+			if r.Stream != nil {
+				for range r.Stream.Chunks() {
+				}
+			}
+			w.later("GET", nextPath)
+			<-r.Done
+		})
+		var record struct {
+			Metrics struct{ ProducedBytes int }
+			Spans   []struct{ DurationMs float64 }
+		}
+		_, line, _ := bytes.Cut(log.Bytes(), []byte(`"type":"platform.runtimeDone","record":`))
+		if err := json.NewDecoder(bytes.NewReader(line)).Decode(&record); err != nil || len(record.Spans) != 3 {
+			t.Fatalf("%v in %s", err, log.Bytes())
+		}
+		least := float64(pause.Milliseconds())
+		if record.Metrics.ProducedBytes != 5 || record.Spans[0].DurationMs < least || record.Spans[1].DurationMs < 2*least-1 {
+			t.Errorf("mode %q: %+v", mode, record)
+		}
+	}
+}
+
+// Trailers that net/http does not take are not lost in silence: the answer is an error.
+func TestTrailersTooLong(t *testing.T) {
+	w := newWorld(t, setup{})
+	res := w.streaming("id")
+	u := w.upload("id", modeHeader...)
+	u.send(t, "half")
+	r := <-res
+	u.req.Trailer.Set("Lambda-Runtime-Function-Error-Body", strings.Repeat("A", 5000))
+	_ = u.Close()
+	for range r.Stream.Chunks() {
+	}
+	if end := r.Stream.Result(); end.ErrorType != "Runtime.TruncatedResponse" {
+		t.Errorf("%+v", end)
+	}
+	if resp := <-u.resp; resp == nil || resp.StatusCode != 400 {
+		t.Errorf("%v, want 400", resp)
 	}
 }
 
