@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 	"sync"
 	"time"
 )
@@ -174,7 +175,7 @@ func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed 
 		case s.name != name:
 		case s.sub.API != sub.API:
 			return false, ErrOtherAPI
-		case s.sub.equal(sub):
+		case reflect.DeepEqual(s.sub, sub):
 			if conn != nil {
 				_ = conn.Close() // the first one serves
 			}

@@ -40,7 +40,7 @@ func newHTTPSender(sub *Subscription, dial Dial, clock Clock) *httpSender {
 func (h *httpSender) send(ctx context.Context, b *batch) error {
 	ctx, cancel := limit(ctx, h.clock, requestTime)
 	defer cancel()
-	req, err := h.request(ctx, b.array())
+	req, err := h.request(ctx, b.body)
 	if err != nil {
 		return err
 	}

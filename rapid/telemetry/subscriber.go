@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -24,8 +23,8 @@ type sender interface {
 	close()
 }
 
-// batch is what is delivered at once: a JSON array without its end for HTTP, lines for
-// TCP.
+// batch is what is delivered at once: a JSON array for HTTP, whose end comes with seal,
+// and lines for TCP.
 type batch struct {
 	body   []byte
 	items  int
@@ -98,6 +97,13 @@ func (b *batch) append(event []byte, protocol string) {
 		b.body = append(append(b.body, ','), event...)
 	}
 	b.items++
+}
+
+// seal makes the body complete.
+func (b *batch) seal(protocol string) {
+	if b.closed = true; protocol != "TCP" {
+		b.body = append(b.body, ']')
+	}
 }
 
 // last returns the open batch, nil if there is none. The caller holds mu.
@@ -181,8 +187,9 @@ func (s *subscriber) due() (*batch, time.Duration) {
 		s.dropped = LogsDropped{}
 		d.Reason = slowReader
 		if e, ok := s.sub.event(&Record{Time: time.Now(), Source: FromPlatform, Platform: &d}, false); ok {
-			b := &batch{closed: true}
+			b := &batch{}
 			b.append(e, s.sub.Protocol)
+			b.seal(s.sub.Protocol)
 			return b, 0
 		}
 	}
@@ -193,11 +200,10 @@ func (s *subscriber) due() (*batch, time.Duration) {
 	if left := b.began + s.sub.Timeout - s.clock.Now(); !b.closed && left > 0 {
 		return nil, left
 	}
-	return s.pop(), 0
+	b = s.pop()
+	b.seal(s.sub.Protocol)
+	return b, 0
 }
-
-// array returns what a POST carries.
-func (b *batch) array() []byte { return append(bytes.Clone(b.body), ']') }
 
 // sleep waits for d in which the sandbox is not frozen, and tells whether it was not
 // ended by ctx.

@@ -85,7 +85,7 @@ func (s *testSender) send(ctx context.Context, b *batch) error {
 		Type   string
 		Record any
 	}
-	if err := json.Unmarshal(b.array(), &events); err != nil {
+	if err := json.Unmarshal(b.body, &events); err != nil {
 		return err
 	}
 	d := delivery{at: s.clock.Now()}

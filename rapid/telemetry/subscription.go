@@ -62,13 +62,6 @@ type Subscription struct {
 	Timeout  time.Duration
 }
 
-// equal tells whether two subscriptions ask for the same.
-func (s *Subscription) equal(o *Subscription) bool {
-	a, b := *s, *o
-	a.Types, b.Types = nil, nil
-	return fmt.Sprint(a) == fmt.Sprint(b) && slices.Equal(s.Types, o.Types)
-}
-
 // destination is the address of an extension's listener as JSON has it. Members of
 // old samples, such as encoding, are ignored (TL-02).
 type destination struct {
