@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"reflect"
 	"sync"
 	"time"
 )
@@ -162,7 +161,8 @@ func (h *Hub) Connect(ctx context.Context, sub *Subscription) (net.Conn, error) 
 }
 
 // Subscribe adds or replaces the subscription of the agent name, and tells whether
-// there is anything new about it (TL-08). It takes conn over unless it fails.
+// there is anything new about it (TL-08). Only a destination that is new is told what
+// came before: no listener gets an event twice. It takes conn over unless it fails.
 func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -175,11 +175,11 @@ func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed 
 		case s.name != name:
 		case s.sub.API != sub.API:
 			return false, ErrOtherAPI
-		case reflect.DeepEqual(s.sub, sub):
+		case s.sub.to() == sub.to():
 			if conn != nil {
 				_ = conn.Close() // the first one serves
 			}
-			return false, nil
+			return s.change(sub), nil
 		default:
 			at = i
 			s.cancel()

@@ -365,6 +365,19 @@ func TestSubscribeAgain(t *testing.T) {
 	if _, err := add(LogsAPI, `{"types":["function"],"destination":{"protocol":"TCP","port":1}}`); !errors.Is(err, ErrOtherAPI) {
 		t.Errorf("the other API: %v", err)
 	}
+	h.say("1")
+	h.Flush()
+	if got := receive(t, one.got); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("%q", got)
+	}
+	if changed, err := add(TelemetryAPI, to(one, `"function","extension"`)); !changed || err != nil {
+		t.Errorf("more types: %v, %v", changed, err)
+	}
+	h.Add(&Record{Source: FromExtension, Text: "2"})
+	h.Flush()
+	if got := receive(t, one.got); !slices.Equal(got, []string{"2"}) {
+		t.Errorf("%q, want what came before no second time", got)
+	}
 	h.port = two.Listener.Addr().(*net.TCPAddr).Port
 	if changed, err := add(TelemetryAPI, to(two, `"function"`)); !changed || err != nil {
 		t.Errorf("elsewhere: %v, %v", changed, err)
@@ -374,10 +387,10 @@ func TestSubscribeAgain(t *testing.T) {
 		t.Errorf("too late: %v", err)
 	}
 	h.say("x")
-	if got := receive(t, two.got); !slices.Equal(got, []string{"x"}) {
+	if got := receive(t, two.got); !slices.Equal(got, []string{"1", "x"}) { // TL-20: another listener
 		t.Errorf("%q", got)
 	}
-	if n := one.n.Load(); n != 0 {
+	if n := one.n.Load(); n != 2 {
 		t.Errorf("the replaced subscription got %d requests", n)
 	}
 }

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"reflect"
 	"sync"
 	"time"
 )
@@ -35,7 +36,6 @@ type batch struct {
 // subscriber is the buffer and the goroutine of one subscription.
 type subscriber struct {
 	name  string
-	sub   *Subscription
 	clock Clock
 	via   sender
 
@@ -43,8 +43,9 @@ type subscriber struct {
 	wake   chan struct{}      // capacity 1: look at waiting again
 
 	mu      sync.Mutex
-	waiting []*batch // oldest first; only the last can be open
-	size    int      // bytes of waiting
+	sub     *Subscription // changed by the hub alone, which may read it without mu
+	waiting []*batch      // oldest first; only the last can be open
+	size    int           // bytes of waiting
 	dropped LogsDropped
 }
 
@@ -58,12 +59,12 @@ func newSubscriber(name string, sub *Subscription, clock Clock, via sender) (s *
 // add puts a record into the open batch. It never waits: what is too much costs the
 // oldest batch (TL-19).
 func (s *subscriber) add(r *Record, objects bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	event, ok := s.sub.event(r, objects)
 	if !ok {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	b := s.last()
 	if b == nil || len(b.body)+len(event) > s.sub.MaxBytes {
 		if b != nil {
@@ -121,6 +122,17 @@ func (s *subscriber) pop() *batch {
 	s.waiting = s.waiting[1:]
 	s.size -= len(b.body)
 	return b
+}
+
+// change lets the subscriber go on with another subscription to the same destination,
+// and tells whether it differs.
+func (s *subscriber) change(sub *Subscription) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	differs := !reflect.DeepEqual(s.sub, sub)
+	s.sub = sub
+	s.signal() // its batches may be due earlier
+	return differs
 }
 
 // flush closes the open batch.

@@ -62,6 +62,11 @@ type Subscription struct {
 	Timeout  time.Duration
 }
 
+// to names the destination.
+func (s *Subscription) to() string {
+	return fmt.Sprintf("%s %s %s %d", s.Protocol, s.Method, s.URI, s.Port)
+}
+
 // destination is the address of an extension's listener as JSON has it. Members of
 // old samples, such as encoding, are ignored (TL-02).
 type destination struct {
