@@ -150,3 +150,39 @@ func TestAddZipOpening(t *testing.T) {
 		})
 	}
 }
+
+// TestAddTree: a tree is made once, whole or not at all, and anew if it is damaged.
+func TestAddTree(t *testing.T) {
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	calls := 0
+	fill := func(root *os.Root) (int64, error) {
+		calls++
+		return 3, root.WriteFile("x", []byte("abc"), 0o600)
+	}
+	broken := errors.New("broken")
+	if _, err := store.AddTree("a", func(root *os.Root) (int64, error) { _, _ = fill(root); return 0, broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	wantTree(t, filepath.Join(dir, "staging"))
+	wantTree(t, filepath.Join(dir, "sha256"))
+
+	calls = 0
+	first, err := store.AddTree("a", fill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := store.AddTree("a", fill)
+	if err != nil || again != first || calls != 1 || first.Size != 3 {
+		t.Errorf("got %+v then %+v after %d calls: %v", first, again, calls, err)
+	}
+	if other, err := store.AddTree("b", fill); err != nil || other.Dir == first.Dir {
+		t.Errorf("two names have the folder %s: %v", other.Dir, err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(first.Dir), entryFile), []byte("{"), 0o600); err != nil { // S-11
+		t.Fatal(err)
+	}
+	if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 3 {
+		t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+	}
+}

@@ -17,7 +17,7 @@ import (
 )
 
 // maxArchiveFiles bounds the files of an archive, which are listed in memory.
-const maxArchiveFiles = 100_000
+const maxArchiveFiles = 10_000
 
 // archiveFiles are the files of a tar archive. The archive is read once, to find where
 // each file's bytes are; nothing of it is unpacked.
@@ -76,6 +76,9 @@ func (a *archiveFiles) list(ctx context.Context, given string, size int64) error
 		name, why := cleanName(hdr.Name)
 		if why != "" {
 			return invalid(rootfs.ErrUnsafe, hdr.Name, why, nil)
+		}
+		if len(hdr.Linkname) > maxPath {
+			return invalid(rootfs.ErrUnsafe, hdr.Name, "is a link with a target that is too long", nil)
 		}
 		switch hdr.Typeflag {
 		case tar.TypeReg:

@@ -144,9 +144,6 @@ func (c *chooser) read(ctx context.Context, d v1.Descriptor, from func(context.C
 	if err := c.checkDescriptor(d); err != nil {
 		return nil, err
 	}
-	if d.Size > maxMetadata { // before it is asked for
-		return nil, c.invalid(rootfs.ErrTooLarge, fmt.Sprintf("%s has %d bytes, %d are allowed", d.Digest, d.Size, maxMetadata), fixBuild, nil)
-	}
 	rc, err := from(ctx, d)
 	if err != nil {
 		return nil, err

@@ -17,8 +17,8 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs"
 )
 
-// openReference opens an image of a registry. Addresses of the loopback are spoken to
-// in plain HTTP, all others in HTTPS.
+// openReference opens an image of a registry, over HTTPS. Private addresses are spoken to
+// in plain HTTP too, where that fails.
 func openReference(ctx context.Context, given, arch string) (*image, error) {
 	ref, err := name.ParseReference(given)
 	if err != nil {

@@ -26,6 +26,7 @@ type node struct {
 	target   string
 	perm     fs.FileMode // of a directory
 	layer    int         // the last one that made it, or made something below it
+	hidden   int         // the last one that hid all that lower layers have in this directory
 }
 
 func newDir(perm fs.FileMode, layer int) *node {
@@ -151,7 +152,7 @@ func (u *unpacker) remove(at *place, name string) error {
 func (u *unpacker) hide(at *place, name string) error {
 	n := at.dir().children[name]
 	switch {
-	case n == nil || n.layer == u.layer && !n.isDir():
+	case n == nil:
 		return nil
 	case n.layer != u.layer:
 		return u.remove(at, name)
@@ -160,8 +161,13 @@ func (u *unpacker) hide(at *place, name string) error {
 	return u.hideAll(below)
 }
 
-// hideAll hides everything in a directory.
+// hideAll hides everything in a directory. It does so once a layer, however often a
+// layer asks: what comes later is of the layer itself.
 func (u *unpacker) hideAll(at *place) error {
+	if at.dir().hidden == u.layer {
+		return nil
+	}
+	at.dir().hidden = u.layer
 	for name := range at.dir().children {
 		if err := u.hide(at, name); err != nil {
 			return err
@@ -240,8 +246,6 @@ func parseWhiteout(dir, base string) (hides string, meta bool, err error) {
 		return "", false, errNoWhiteout
 	case base == opaque:
 		return "", false, nil
-	case strings.HasPrefix(base, whiteoutMeta):
-		return "", true, nil
 	case hides == "" || hides == "." || hides == "..":
 		return "", false, errors.New("is a whiteout of nothing")
 	}

@@ -76,6 +76,7 @@ func TestLayers(t *testing.T) {
 		{"hard link", [][]entry{{file("a", "1"), hard("d/b", "a")}, {hard("c", "./d/b")}}, []string{"a = 1", "c = 1", "d/", "d/b = 1"}},
 		{"hard link to itself", [][]entry{{file("a", "1"), hard("a", "a")}}, []string{"a = 1"}},
 		{"hard link to a link", [][]entry{{link("a", "/etc/shadow"), hard("b", "a")}}, []string{"a -> /etc/shadow", "b -> /etc/shadow"}},
+		{"through a hard link to a link", [][]entry{{dir("d"), link("a", "d"), hard("b", "a"), file("b/x", "1")}}, []string{"a -> d", "b -> d", "d/", "d/x = 1"}},
 		{"a new file leaves the hard-linked one alone", [][]entry{{file("a", "1"), hard("b", "a")}, {file("b", "changed")}}, []string{"a = 1", "b = changed"}},
 
 		{"a file takes a link's place", [][]entry{{file("a", "1"), link("b", "a")}, {file("b", "2")}}, []string{"a = 1", "b = 2"}},
@@ -98,6 +99,9 @@ func TestLayers(t *testing.T) {
 		{"opaque directory, told last", [][]entry{{file("d/a", "1"), file("d/e/f", "1")}, {file("d/b", "2"), file("d/e/g", "2"), file("d/.wh..wh..opq", "")}},
 			[]string{"d/", "d/b = 2", "d/e/", "d/e/g = 2"}},
 		{"opaque top", [][]entry{{file("a", "1")}, {file(".wh..wh..opq", ""), file("b", "2")}}, []string{"b = 2"}},
+		{"hidden twice, with more between", [][]entry{{file("d/a", "1"), file("d/e/f", "1")}, {file("d/e/g", "2"), file(".wh.d", ""), file("d/b", "2"), file("d/.wh..wh..opq", ""), file("d/.wh.b", "")}},
+			[]string{"d/", "d/b = 2", "d/e/", "d/e/g = 2"}},
+		{"hidden in two layers", [][]entry{{file("d/a", "1")}, {file("d/.wh..wh..opq", ""), file("d/b", "2")}, {file("d/.wh..wh..opq", ""), file("d/c", "3")}}, []string{"d/", "d/c = 3"}},
 		{"a file again after a whiteout", [][]entry{{file("a", "1")}, {file(".wh.a", "")}, {file("a", "3")}}, []string{"a = 3"}},
 		{"marks of old union file systems", [][]entry{{file("a", "1")}, {file(".wh..wh.plnk/12.34", "x"), file(".wh..wh.aufs", "x"), file("d/.wh..wh.orph/y", "")}}, []string{"a = 1"}},
 		{"names that only look like whiteouts", [][]entry{{file("wh.a", "1"), file(".wha", "2"), file("..wh.a", "3")}}, []string{"..wh.a = 3", ".wha = 2", "wh.a = 1"}},
@@ -216,6 +220,27 @@ func TestMetadataIsDropped(t *testing.T) {
 	}
 	if n != 0 {
 		t.Errorf("%d bytes of extended attributes", n)
+	}
+}
+
+// TestGiantIsInterrupted: a file of zeros that cost no input is not written once the
+// context has ended.
+func TestGiantIsInterrupted(t *testing.T) {
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	giant := tar.NewReader(bytes.NewReader(sparseFile(5 << 30)))
+	hdr, err := giant.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := newUnpacker("test", root, Limits{}.withDefaults())
+	if err := u.apply(ctx, hdr, giant); !errors.Is(err, context.Canceled) || u.bytes > 0 {
+		t.Errorf("got %v after %d bytes", err, u.bytes)
 	}
 }
 
