@@ -42,8 +42,8 @@ type Sandbox interface {
 	ID() string
 	// State is where in its life the sandbox is.
 	State() rapid.State
-	// Invoke is that of *rapid.Sandbox: it returns when the answer is complete and
-	// waits for an init that still runs. rapid.ErrDead and rapid.ErrBusy mean that
+	// Invoke is that of *rapid.Sandbox: it returns when the answer is complete, or
+	// begins as a stream, and waits for an init that still runs. rapid.ErrDead and rapid.ErrBusy mean that
 	// no process has seen the invocation.
 	Invoke(context.Context, *rapid.Invocation) (*rapid.Result, error)
 	// Ended is closed when the sandbox has become rapid's Dead by itself.
@@ -93,7 +93,7 @@ type Fleet struct {
 type phase int
 
 const (
-	taken     phase = iota // leased: being made, or its invocation has no answer yet
+	taken     phase = iota // leased: being made, or its invocation has no answer yet, or one that still streams
 	finishing              // answered, not yet Done (LC-40)
 	idle                   // free
 	leaving                // being closed

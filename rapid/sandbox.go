@@ -237,11 +237,12 @@ var (
 )
 
 // Invoke runs one invocation and returns when the runtime's answer is complete
-// (LC-41), or has begun if it is a Stream; Result.Done says when the sandbox is free again. Whatever the function
-// does wrong is a Result. The error is ErrBusy until the invocation before is Done
-// (LC-20), ErrDead when the sandbox has ended or ends before the answer, or that of
-// ctx: then an invocation that was taken goes on and its answer is thrown
-// away. A Stream outlives ctx. Payload and Invocation must not change before Done.
+// (LC-41), or has begun if it is a Stream; Result.Done says when the sandbox is free
+// again. Whatever the function does wrong is a Result. The error is ErrBusy until the
+// invocation before is Done (LC-20), ErrDead when the sandbox has ended or ends before
+// the answer, or that of ctx: then an invocation that was taken goes on and its answer
+// is thrown away. A Stream outlives ctx. Payload and Invocation must not change before
+// Done.
 func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
 	m := &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)}
 	if inv.Stream {

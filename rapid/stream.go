@@ -56,9 +56,9 @@ func (st *Stream) end(r *Result) {
 }
 
 // Chunks are the bytes in the order of their coming, in pieces that are never empty;
-// each is valid until the next is asked for. They end when the answer is complete or cannot become
-// so: then Result tells which. Range over them to the end,
-// wanted or not: a runtime that is ahead of its invoker waits.
+// each is valid until the next is asked for. They end when the answer is complete or
+// cannot become so: then Result tells which. Range over them to the end, wanted or
+// not: a runtime that is ahead of its invoker waits.
 func (st *Stream) Chunks() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		for {
@@ -84,8 +84,8 @@ func (st *Stream) Chunks() iter.Seq[[]byte] {
 // Ended is closed when the answer is complete or cannot become so.
 func (st *Stream) Ended() <-chan struct{} { return st.over.Done() }
 
-// Result says how the answer ended; call it only after Ended is closed. Payload is the error if there is
-// one (INV-32) and else nil: the bytes have gone through Chunks.
+// Result says how the answer ended; call it only after Ended is closed. Payload is the
+// error if there is one (INV-32) and else nil: the bytes have gone through Chunks.
 func (st *Stream) Result() *Result { return st.result }
 
 // AfterEnd has f called, on a goroutine of its own, when the stream ends. As with

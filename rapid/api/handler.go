@@ -19,7 +19,8 @@ type handler struct{ s *rapid.Sandbox }
 type request struct {
 	http.ResponseWriter
 	*http.Request
-	client *rapid.Client
+	client  *rapid.Client
+	arrival arrival // of an answer's body
 }
 
 func (r *request) ctx() context.Context { return r.Request.Context() }
@@ -39,7 +40,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}
-	r := &request{w, hr, c.client}
+	r := &request{ResponseWriter: w, Request: hr, client: c.client}
 	path := hr.URL.Path
 	if rest, ok := strings.CutPrefix(path, runtimeBase); ok {
 		h.runtimePath(r, rest)

@@ -65,8 +65,8 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		if err != nil {
 			return err
 		}
-		arrival := &arrival{ReadCloser: r.Body}
-		r.Body = arrival
+		r.arrival.ReadCloser = r.Body
+		r.Body = &r.arrival
 		if stream == nil {
 			a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(rapid.MaxPayload)
 		} else {
@@ -74,7 +74,7 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 				return err
 			}
 		}
-		a.First, a.Last = arrival.first, time.Now()
+		a.First, a.Last = r.arrival.first, time.Now()
 		if kind == rapid.AnswerError {
 			a.ErrorType = r.get("Lambda-Runtime-Function-Error-Type")
 			a.Cause = []byte(r.get("Lambda-Runtime-Function-Xray-Error-Cause"))
