@@ -39,8 +39,8 @@ func TestACC09OrderOfInit(t *testing.T) {
 
 	started := first(t, notes, "runtime", "start").At
 	for _, name := range []string{"early", "late"} {
-		if at := first(t, notes, name, "registered").At; at >= started {
-			t.Errorf("%s registered %d us after the runtime had started", name, at-started)
+		if at := first(t, notes, name, "register").At; at >= started {
+			t.Errorf("%s asked to register %d us after the runtime had started", name, at-started)
 		}
 		invoke := first(t, notes, name, "INVOKE")
 		if invoke.Values["request"] != a.id() {

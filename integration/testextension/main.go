@@ -51,6 +51,7 @@ func (e *extension) live() error {
 	if e.conf.ExitBefore == "register" {
 		os.Exit(e.conf.ExitStatus)
 	}
+	e.note("register") // before: the runtime may start before this process hears the answer
 	if err := e.register(); err != nil {
 		return err
 	}
