@@ -200,3 +200,36 @@ func TestSystemLogLevel(t *testing.T) {
 		})
 	}
 }
+
+// TL-33, TL-34, TL-47: an initialization that passes its limit ends with the status
+// timeout and no error type; one whose runtime dies, with the first fatal error.
+func TestTelemetryOfAFailedInit(t *testing.T) {
+	for name, tt := range map[string]struct {
+		runtime func(*world) fakesup.Program
+		want    string
+	}{
+		"limit": {hangs, `"status":"timeout"}`},
+		"exit":  {exits(supervisor.Exit{Code: 1}), `"status":"error","errorType":"Runtime.ExitError"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, errs := newWire(), []error{}
+			inWorld(t, tt.runtime, func(w *world) {
+				time.Sleep(11 * time.Second)
+				w.wantStates("Initializing Resetting Cold")
+				got := l.String()
+				for _, want := range []string{
+					`"type":"platform.initRuntimeDone","record":{"initializationType":"on-demand","phase":"init",` + tt.want,
+					`"type":"platform.initReport","record":{"initializationType":"on-demand","phase":"init","metrics":{"durationMs":`,
+					tt.want + "}\n",
+				} {
+					if !strings.Contains(got, want) {
+						t.Errorf("no %s in\n%s", want, got)
+					}
+				}
+				if types := l.types(); !strings.HasSuffix(types, "initRuntimeDone extension initReport") {
+					t.Errorf("%s", types)
+				}
+			}, withExtension("sub", subscriber(telemetry.TelemetryAPI, "2022-12-13", &errs)), l.listen)
+		})
+	}
+}
