@@ -190,11 +190,14 @@ func TestStreamingLimit(t *testing.T) {
 // is in the middle of a piece or waits for an invoker that reads nothing.
 func TestStreamingTimeout(t *testing.T) {
 	for _, reads := range []bool{true, false} {
-		w := newWorld(t, setup{config: func(c *rapid.Config) { c.Function.Timeout = 300 * time.Millisecond }})
+		w := newWorld(t, setup{config: func(c *rapid.Config) { c.Function.Timeout = time.Second }})
 		res := w.streaming("id")
 		u := w.upload("id", modeHeader...)
 		go func() { _, _ = io.Copy(u, io.LimitReader(zeros{}, 100<<20)) }() // blocks if nobody reads
 		r := <-res
+		if r.Stream == nil {
+			t.Fatalf("no stream: %+v %s", r, r.Payload)
+		}
 		if reads {
 			for range r.Stream.Chunks() {
 				time.Sleep(time.Millisecond) // so that it cannot all come in time
@@ -218,7 +221,7 @@ func TestStreamingTimeout(t *testing.T) {
 
 // TL-45: the first byte is the body's, not the header's; for a streamed answer and one that is not.
 func TestTimesOfTheBody(t *testing.T) {
-	const pause = 50 * time.Millisecond
+	const pause = 100 * time.Millisecond
 	for _, mode := range []string{"", "Lambda-Runtime-Function-Response-Mode: streaming\r\n"} {
 		var log bytes.Buffer
 		t.Run(mode, func(t *testing.T) { // at its end the log is complete
@@ -251,7 +254,9 @@ func TestTimesOfTheBody(t *testing.T) {
 			t.Fatalf("%v in %s", err, log.Bytes())
 		}
 		least := float64(pause.Milliseconds())
-		if record.Metrics.ProducedBytes != 5 || record.Spans[0].DurationMs < least || record.Spans[1].DurationMs < 2*least-1 {
+		latency, duration := record.Spans[0].DurationMs, record.Spans[1].DurationMs
+		// The first byte may be read late, but not early, and the last one not early either.
+		if record.Metrics.ProducedBytes != 5 || latency < least || latency+duration < 3*least-0.01 || duration < least {
 			t.Errorf("mode %q: %+v", mode, record)
 		}
 	}
