@@ -131,6 +131,7 @@ func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status)
 		return
 	}
 	s.initStatus = true
+	s.drain() // what the runtime has said is before it
 	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: initType, Phase: s.initPhase, Status: status, ErrorType: errorType})
 }
 

@@ -167,6 +167,7 @@ func (s *Sandbox) tellRuntimeDone(errorType string, status telemetry.Status) {
 		return
 	}
 	c.ready = time.Now()
+	s.drain() // what the runtime has said is before it
 	if errorType == "" && status == telemetry.Success && c.result.FunctionError {
 		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
 	}
