@@ -137,7 +137,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(choiceValue{&o.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "least level of the daemon's own messages")
 	f.Var(choiceValue{&o.logDescriptors, []string{"pipe", "socket"}}, "log-descriptors", "what the function gets as stdout and stderr")
 
-	f.Var(intValue{&o.pool, 0, 1000, ""}, "pool", "sandboxes to keep ready for cold starts, at least; more with demand")
+	f.Var(intValue{&o.pool, 0, 1000, ""}, "pool", "sandboxes to keep ready for cold starts, at least; more with demand; 0 keeps none")
 	f.Var(durationValue{&o.linger, 0, 10 * time.Second, false}, "linger", "how long a sandbox stays unfrozen after an invocation")
 	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
 	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")

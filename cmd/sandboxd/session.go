@@ -80,7 +80,7 @@ func (s *session) open(ctx context.Context) (err error) {
 		IdleTimeout: s.o.settings.idleTimeout,
 		OnError:     func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
 	})
-	if s.o.event == "" {
+	if s.o.event == "" && s.o.pool > 0 {
 		s.factory.keepReady(s.o.pool, s.concurrency())
 	}
 	s.control, err = startControl(s)

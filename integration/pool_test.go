@@ -1,0 +1,58 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/sandboxd/sandboxd/integration/script"
+)
+
+// waitInits waits until the daemon has n init handlers and returns them.
+func (d *daemon) waitInits(n int) (inits []process) {
+	d.t.Helper()
+	eventually(d.t, patience, func() string {
+		if inits = d.inits(); len(inits) != n {
+			return fmt.Sprintf("%d init handlers, want %d", len(inits), n)
+		}
+		return ""
+	})
+	return inits
+}
+
+// A cold start takes a sandbox that was ready before (ARCHITECTURE decision 2), the
+// pool refills, holds no more than there may be, and goes with the daemon.
+func TestPool(t *testing.T) {
+	d := start(t, oneCPU, "--concurrency=3", "--pool=2", function(t, "testruntime"))
+	ready := d.waitInits(2)
+	if n := len(d.guests()); n != 0 {
+		t.Errorf("%d processes of a function before the first invocation", n)
+	}
+	d.do()
+	all := d.waitInits(3)
+	guests := d.guests()
+	if len(guests) != 1 || !slices.ContainsFunc(ready, func(p process) bool { return p.pid == guests[0].parent }) {
+		t.Errorf("the function runs in %v, want it in one of the sandboxes that were ready, %v", guests, ready)
+	}
+
+	// A pooled sandbox that dies is replaced by a new one when its turn comes.
+	for _, p := range all {
+		if p.pid != guests[0].parent {
+			if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	busy := make(chan error, 1)
+	go func() {
+		_, err := d.request(script.Event{Steps: []script.Step{{Op: "sleep", MS: 500}}})
+		busy <- err
+	}()
+	d.do()
+	if err := <-busy; err != nil {
+		t.Error(err)
+	}
+}
