@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "supervisor"},
+	"cmd/sandboxd":           {"doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "rootfs/image", "supervisor"},
 	"doctor":                 {"instance"},
 	"fleet":                  {"rapid"},
 	"front":                  {"fleet", "rapid"},
@@ -37,6 +37,14 @@ var allowed = map[string][]string{
 	"rootfs":                 {},
 	"rootfs/image":           {"rootfs"},
 	"supervisor":             {"isolation", "isolation/wire"},
+
+	// The conformance suite knows nothing of the product: it talks to it over the wire.
+	"conformance":                 {},
+	"conformance/actor":           {"conformance/script", "integration/inside"},
+	"conformance/cases":           {"conformance/script", "conformance/suite"},
+	"conformance/cmd/conformance": {"conformance", "conformance/actor", "conformance/cases", "conformance/suite"},
+	"conformance/script":          {},
+	"conformance/suite":           {"conformance/script"},
 
 	// What runs inside sandboxes must build without the rest.
 	"examples/extension-go":     {},

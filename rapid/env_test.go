@@ -43,6 +43,22 @@ func TestRuntimeEnvironment(t *testing.T) {
 	}
 }
 
+// ENV-10: the search paths of zips are not forced on an image.
+func TestImageEnvironment(t *testing.T) {
+	c := envConfig()
+	c.Function.Image = true
+	c.Function.Env = map[string]string{"PATH": "/image/bin"}
+	env := runtimeEnv(c)
+	for _, e := range env {
+		if strings.HasPrefix(e, "LD_LIBRARY_PATH=") || strings.HasPrefix(e, "LANG=") || strings.HasPrefix(e, "PATH=") && e != "PATH=/image/bin" {
+			t.Errorf("an image gets %s", e)
+		}
+	}
+	if !slices.Contains(env, "PATH=/image/bin") || !slices.Contains(env, "TZ=:UTC") {
+		t.Errorf("%q", env)
+	}
+}
+
 // ENV-20, ENV-21: exactly these.
 func TestExtensionEnvironment(t *testing.T) {
 	want := []string{

@@ -85,6 +85,7 @@ type Function struct {
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
 	ExtensionsDisabled          bool     // EX-05
+	Image                       bool     // the code is a container image, whose variables are among Env
 }
 
 // Credentials are what the processes get as AWS_ACCESS_KEY_ID and so on (ENV-02).

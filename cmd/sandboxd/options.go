@@ -23,7 +23,8 @@ const maxRunDir = 80
 // options are what `run` can be told. The zero value of a field is not always its
 // default: see newOptions.
 type options struct {
-	code string // DIR or ZIP
+	code  string // DIR or ZIP; "" with an image
+	image string // layout, archive or reference; "" with code
 
 	functionName string
 	handler      string
@@ -120,6 +121,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.handler, "handler", o.handler, "the `HANDLER`, as the runtime expects it (_HANDLER)")
 	f.StringVar(&o.runtime, "runtime", o.runtime, "the `RUNTIME`: provided.al2023, nodejs20.x, python3.11, …")
 	f.StringVar(&o.rootfs, "rootfs", o.rootfs, "base file system: host, or the `DIR` of a tree")
+	f.StringVar(&o.image, "image", o.image, "container image instead of DIR or ZIP: an OCI `LAYOUT`, an archive, or a reference")
 	f.Var(listValue{&o.layers, 5, "layers"}, "layer", "layer for /opt; repeatable, later ones win")
 	f.Var(envValue{&o.env}, "env", "environment variable of the function; repeatable")
 	f.Var(intValue{&o.memoryMB, 128, 10240, " MB"}, "memory", "memory in MB, 128 to 10240; CPU is in proportion, 1769 MB are one CPU")
@@ -173,6 +175,18 @@ func (o *options) complete() error {
 	}
 	if _, err := instance.NewPool(uint32(o.idBase), "/"); err != nil {
 		return err
+	}
+	switch def := newOptions(); {
+	case o.image == "" && o.code == "":
+		return fmt.Errorf("run takes one DIR or ZIP, or --image; see 'sandboxd run --help'")
+	case o.image == "":
+		return nil
+	case o.code != "":
+		return fmt.Errorf("--image takes the place of DIR or ZIP: leave one of them out")
+	case o.runtime != def.runtime || o.rootfs != def.rootfs:
+		return fmt.Errorf("--runtime and --rootfs have no meaning with --image: an image brings its own")
+	case o.handler != "":
+		return fmt.Errorf("--handler has no meaning with --image: the image's CMD says it")
 	}
 	return nil
 }

@@ -23,9 +23,9 @@ func runCommand() *cobra.Command {
 	settings := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	o.addSettings(settings)
 	cmd := &cobra.Command{
-		Use:   "run [flags] DIR|ZIP",
+		Use:   "run [flags] DIR|ZIP|--image IMAGE",
 		Short: "Serve one function, or invoke it once with --event",
-		Long: `run serves the function in DIR or ZIP at
+		Long: `run serves the function in DIR or ZIP, or a container image, at
 POST /2015-03-31/functions/function/invocations, which the AWS SDKs and the AWS
 command line know: pass --endpoint-url http://127.0.0.1:9000 to them. With --event
 it invokes the function once, prints the response on standard output, and exits.
@@ -45,16 +45,21 @@ Keys that only the file of --config has, with their defaults:
   sudo sandboxd run --runtime python3.11 --handler app.handler \
       --layer deps.zip --memory 512 --env STAGE=test function.zip
 
+  # a container image: an OCI layout, the output of docker save, or a reference
+  sudo sandboxd run --image function.tar
+
   # invoke once
   echo '{"key":"value"}' | sudo sandboxd run --event - ./function`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return fmt.Errorf("run takes one DIR or ZIP, but was given %d arguments; see 'sandboxd run --help'", len(args))
+			if len(args) > 1 {
+				return fmt.Errorf("run takes one DIR or ZIP, or none with --image, but was given %d arguments; see 'sandboxd run --help'", len(args))
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.code = args[0]
+			if len(args) == 1 {
+				o.code = args[0]
+			}
 			if o.config != "" {
 				if err := applyConfig(o.config, cmd.Flags(), settings); err != nil {
 					return err

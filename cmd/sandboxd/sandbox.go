@@ -104,9 +104,10 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 			MemoryMB: o.memoryMB, Timeout: o.timeout, Env: o.env,
 			LogFormat: telemetry.Format(o.logFormat), LogGroup: "/aws/lambda/" + o.functionName,
 			LogLevel: o.settings.appLogLevel, SystemLogLevel: telemetry.Level(o.settings.systemLogLevel),
-			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs},
+			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs, Dir: function.WorkingDir},
 			Extensions:         function.Extensions,
 			ExtensionsDisabled: function.ExtensionsDisabled,
+			Image:              o.image != "",
 		},
 		Settings: settings,
 		Credentials: rapid.Credentials{

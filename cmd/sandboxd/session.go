@@ -18,6 +18,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/image"
 )
 
 // embedded holds the init handler, which the build puts there.
@@ -149,15 +150,31 @@ func (s *session) prepare(ctx context.Context) (*rootfs.Function, string, error)
 	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return nil, "", err
 	}
-	function, err := rootfs.Prepare(ctx, rootfs.FunctionOptions{
-		Code: s.o.code, Layers: s.o.layers, Base: s.o.rootfs, Runtime: s.o.runtime, Handler: s.o.handler,
-		Store: store, Scratch: scratch,
-	})
+	var function *rootfs.Function
+	if s.o.image != "" {
+		function, err = s.prepareImage(ctx, store, scratch)
+	} else {
+		function, err = rootfs.Prepare(ctx, rootfs.FunctionOptions{
+			Code: s.o.code, Layers: s.o.layers, Base: s.o.rootfs, Runtime: s.o.runtime, Handler: s.o.handler,
+			Store: store, Scratch: scratch,
+		})
+	}
 	if err != nil {
 		return nil, "", err
 	}
 	template, err := rootfs.TmpTemplate(ctx, filepath.Join(s.o.stateDir, "tmp"), int64(s.o.ephemeralMB)<<20)
 	return function, template, err
+}
+
+// prepareImage makes a function of the image; what the image says of variables and
+// handler becomes the function's.
+func (s *session) prepareImage(ctx context.Context, store *rootfs.Store, scratch string) (*rootfs.Function, error) {
+	f, err := image.Prepare(ctx, image.Options{Image: s.o.image, Env: s.o.env, Layers: s.o.layers, Store: store, Scratch: scratch})
+	if err != nil {
+		return nil, err
+	}
+	s.o.env, s.o.handler = f.Env, f.Handler
+	return &f.Function, nil
 }
 
 // concurrency is the most sandboxes at once: as told, else what memory allows, at

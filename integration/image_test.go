@@ -1,0 +1,120 @@
+//go:build integration
+
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/sandboxd/sandboxd/integration/script"
+)
+
+// imageLayout writes an OCI image layout with the test runtime as /main, and returns
+// its folder. config goes into the image's configuration.
+func imageLayout(t *testing.T, config map[string]any) string {
+	t.Helper()
+	dir := t.TempDir()
+	blob := func(content []byte) string {
+		sum := sha256.Sum256(content)
+		name := hex.EncodeToString(sum[:])
+		path := filepath.Join(dir, "blobs", "sha256", name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return "sha256:" + name
+	}
+	document := func(v any) []byte {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+
+	program, err := os.ReadFile(filepath.Join(testbin, "testruntime"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layer bytes.Buffer
+	w := tar.NewWriter(&layer)
+	for _, h := range []tar.Header{
+		{Name: "work/", Typeflag: tar.TypeDir, Mode: 0o755, Uid: 1000, Gid: 1000},
+		{Name: "work/here", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "main", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 1000, Gid: 1000},
+	} {
+		content := map[string][]byte{"main": program, "work/here": []byte("in the image")}[h.Name]
+		h.Size = int64(len(content))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	const oci = "application/vnd.oci.image."
+	layerDigest := blob(layer.Bytes())
+	configBlob := document(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux", "config": config,
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layerDigest}},
+	})
+	manifest := document(map[string]any{
+		"schemaVersion": 2, "mediaType": oci + "manifest.v1+json",
+		"config": map[string]any{"mediaType": oci + "config.v1+json", "digest": blob(configBlob), "size": len(configBlob)},
+		"layers": []any{map[string]any{"mediaType": oci + "layer.v1.tar", "digest": layerDigest, "size": layer.Len()}},
+	})
+	index := document(map[string]any{
+		"schemaVersion": 2, "mediaType": oci + "index.v1+json",
+		"manifests": []any{map[string]any{"mediaType": oci + "manifest.v1+json", "digest": blob(manifest), "size": len(manifest)}},
+	})
+	for name, content := range map[string][]byte{"index.json": index, "oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// ENV-24, ENV-25, ENV-28: an image brings program, working directory and variables;
+// its files belong to root and are read-only, and its user is not asked.
+func TestImage(t *testing.T) {
+	layout := imageLayout(t, map[string]any{
+		"Entrypoint": []string{"/main"}, "WorkingDir": "/work", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
+	})
+	d := start(t, "--memory=512", "--env=MINE=1", "--image", layout)
+	r := d.do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"})
+	env := map[string]string{}
+	for _, e := range r.Results[0].List {
+		name, value, _ := strings.Cut(e, "=")
+		env[name] = value
+	}
+	for name, want := range map[string]string{"FROM_IMAGE": "yes", "MINE": "1", "PATH": "/bin", "LD_LIBRARY_PATH": "", "TZ": ":UTC"} {
+		if env[name] != want {
+			t.Errorf("%s is %q, want %q", name, env[name], want)
+		}
+	}
+	if got := r.Results[1]; got.Text != "in the image" {
+		t.Errorf("read of a file in the working directory: %+v", got)
+	}
+	if got := r.Results[2]; got.Errno != int(syscall.EROFS) && got.Errno != int(syscall.EACCES) {
+		t.Errorf("write into the image: %+v", got)
+	}
+	if uid := d.guests()[0].status("Uid"); strings.HasPrefix(uid, "0\t") {
+		t.Errorf("the function runs as host root: %s", uid)
+	}
+}
