@@ -1,0 +1,237 @@
+package actor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/sandboxd/sandboxd/conformance/script"
+)
+
+// call makes one request to the API and notes its answer.
+func call(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+	body, length := repeat(a.expand(s.Data), s.N), max(s.N, int64(len(a.expand(s.Data))))
+	if len(s.Chunks) > 0 {
+		body, length = a.chunked(ctx, s.Chunks), -1
+	}
+	req, err := http.NewRequestWithContext(ctx, s.Method, "http://"+a.API+a.expand(s.Path), body)
+	if err != nil {
+		fail(e, err)
+		return
+	}
+	req.ContentLength = length
+	if length == 0 {
+		req.Body = http.NoBody
+	}
+	for k, v := range s.Headers {
+		req.Header[http.CanonicalHeaderKey(k)] = []string{a.expand(v)}
+	}
+	if len(s.Trailers) > 0 {
+		req.Trailer = http.Header{}
+		for k, v := range s.Trailers {
+			req.Trailer.Set(k, v)
+		}
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		fail(e, err)
+		return
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	fail(e, err)
+	e.Status, e.Headers, e.Text, e.N = resp.StatusCode, flat(resp.Header), clip(string(text)), int64(len(text))
+	if id := e.Headers[requestHeader]; id != "" { // an event for whoever asks
+		a.set("id", id)
+	}
+}
+
+// chunked is a body that is written bit by bit. It ends early when the request does.
+func (a *actor) chunked(ctx context.Context, chunks []script.Chunk) io.Reader {
+	r, w := io.Pipe()
+	go func() {
+		for _, c := range chunks {
+			select {
+			case <-time.After(time.Duration(c.AfterMS) * time.Millisecond):
+			case <-ctx.Done():
+				w.CloseWithError(ctx.Err())
+				return
+			}
+			if _, err := io.Copy(w, repeat(a.expand(c.Data), c.N)); err != nil {
+				w.CloseWithError(err)
+				return
+			}
+		}
+		w.Close()
+	}()
+	return r
+}
+
+// raw sends bytes on a connection of its own and notes what comes back, until the end
+// of it or for MS.
+func raw(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", a.API)
+	if err != nil {
+		fail(e, err)
+		return
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, a.expand(s.Data)); err != nil {
+		fail(e, err)
+		return
+	}
+	if s.N > 0 {
+		if _, err := io.Copy(conn, repeat("", s.N)); err != nil {
+			fail(e, err)
+			return
+		}
+	}
+	if s.Method == "end" {
+		fail(e, conn.(*net.TCPConn).CloseWrite())
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(ms(s))); err != nil {
+		fail(e, err)
+		return
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		fail(e, err)
+		return
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	fail(e, err)
+	e.Status, e.Headers, e.Text = resp.StatusCode, flat(resp.Header), clip(string(text))
+}
+
+const (
+	extensionBase = "/2020-01-01/extension/"
+	nameHeader    = "Lambda-Extension-Name"
+	idHeader      = "Lambda-Extension-Identifier"
+	requestHeader = "Lambda-Runtime-Aws-Request-Id"
+)
+
+// register makes an extension known to the API and keeps its identifier.
+func register(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+	who := s.Path
+	if who == "" {
+		who = a.Who
+	}
+	body := s.Data
+	if body == "" {
+		body = `{"events":["INVOKE","SHUTDOWN"]}`
+	}
+	headers := map[string]string{nameHeader: who}
+	for k, v := range s.Headers {
+		headers[k] = v
+	}
+	call(ctx, a, script.Step{Method: http.MethodPost, Path: extensionBase + "register", Data: body, Headers: headers}, e)
+	if id := e.Headers[idHeader]; id != "" {
+		a.set("ext", id)
+	}
+}
+
+// serve takes events. Each leaves an entry of its own, named by its type; that of
+// SHUTDOWN is printed too.
+func serve(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+	for s.N == 0 || e.N < s.N {
+		got := script.Entry{Name: "event", Began: time.Now().UnixMicro()}
+		call(ctx, a, script.Step{Method: http.MethodGet, Path: extensionBase + "event/next", Headers: map[string]string{idHeader: "{ext}"}}, &got)
+		var event struct{ EventType, RequestID string }
+		if got.Status != http.StatusOK || json.Unmarshal([]byte(got.Text), &event) != nil {
+			a.note(got)
+			e.Error, e.Status, e.Text = "event/next: "+got.Error, got.Status, got.Text
+			return
+		}
+		e.N++
+		got.Name = event.EventType
+		if event.EventType == "SHUTDOWN" {
+			a.announce(got)
+			a.do(s.Last)
+			return
+		}
+		a.note(got)
+		a.set("id", event.RequestID)
+		a.do(s.Steps)
+	}
+}
+
+// listen takes telemetry on a port of the loopback interface. Each event leaves an
+// entry named like the step, whose N counts the batches. Status Data answers HTTP.
+func listen(_ context.Context, a *actor, s script.Step, e *script.Entry) {
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.FormatInt(s.N, 10)))
+	if err != nil {
+		fail(e, err)
+		return
+	}
+	label := name(s)
+	e.Name = label + " listens"
+	if s.Method == "tcp" {
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go a.takeLines(label, conn)
+			}
+		}()
+		return
+	}
+	sink := &sink{a: a, name: label, status: http.StatusOK}
+	if s.Data != "" {
+		sink.status, err = strconv.Atoi(s.Data)
+		fail(e, err)
+	}
+	go http.Serve(l, sink)
+}
+
+// takeLines notes newline-delimited events.
+func (a *actor) takeLines(label string, conn net.Conn) {
+	defer conn.Close()
+	sc := bufio.NewScanner(conn)
+	sc.Buffer(nil, 4<<20)
+	for sc.Scan() {
+		a.note(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1})
+	}
+}
+
+// sink is an HTTP subscriber. Its requests come one after the other.
+type sink struct {
+	a       *actor
+	name    string
+	status  int
+	batches int64
+}
+
+func (k *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.batches++
+	body, err := io.ReadAll(r.Body)
+	var events []json.RawMessage
+	if err == nil {
+		err = json.Unmarshal(body, &events)
+	}
+	head := map[string]string{"method": r.Method, "path": r.URL.Path, "type": r.Header.Get("Content-Type")}
+	if err != nil {
+		k.a.note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Error: err.Error(), Text: clip(string(body))})
+	}
+	for _, event := range events {
+		k.a.note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Text: clip(string(event)), N: k.batches})
+	}
+	w.WriteHeader(k.status)
+}
+
+// Main runs an actor as the whole of a process, and returns its exit code.
+func Main(c Config) int {
+	if err := Run(c); err != nil {
+		_, _ = io.WriteString(os.Stderr, err.Error()+"\n")
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,88 @@
+package cases
+
+import (
+	"strings"
+
+	"github.com/sandboxd/sandboxd/conformance/suite"
+)
+
+// failsAs is a case on the function error of a setup's first invocation.
+func failsAs(id string, s *suite.Setup, kind string) suite.Case {
+	return suite.Case{ID: id, Setup: s, Run: func(t *suite.T) { t.FunctionError(t.Invoke("1"), kind, "") }}
+}
+
+// failsWith is a case on the function error of a step.
+func failsWith(id, kind string, s step) suite.Case {
+	return suite.Case{ID: id, Setup: plain, Run: func(t *suite.T) {
+		payload, _ := t.Event(true, s)
+		a := t.Invoke(payload)
+		if kind == "Runtime.InvalidResponseModeHeader" { // the body is empty (RT-36)
+			suite.Equal(t, "X-Amz-Function-Error", a.Header.Get("X-Amz-Function-Error"), "Unhandled")
+			t.WaitLog("REPORT RequestId: " + a.ID())
+			t.Contains("log", t.Log(), kind)
+			return
+		}
+		t.FunctionError(a, kind, "")
+	}}
+}
+
+// errorTypes is section 8: each type as the caller sees it.
+var errorTypes = []suite.Case{
+	failsWith("FE-01", "Runtime.ExitError", exit(3)),
+	failsAs("FE-02", badBootstrap, "Runtime.InvalidEntrypoint"),
+	failsWith("FE-05", "Runtime.TruncatedResponse", truncated("r", "Content-Length: 9", "1")),
+	failsWith("FE-06", "Runtime.InvalidResponseModeHeader", answer("r", "1", modeHeader, "sideways")),
+	failsWith("FE-08", "Function.ResponseSizeTooLarge", letters(answer("r", ""), sizeLimit+1)),
+	failsAs("FE-10", notExecutable, "Extension.LaunchError"),
+	failsAs("FE-11", initPosts, "Extension.InitError"),
+	{ID: "FE-12", Setup: killed, Run: func(t *suite.T) {
+		payload, _ := t.Event(false, sleep(2000))
+		t.FunctionError(t.Invoke(payload), "Extension.Crash", "RequestId: <id> Error: signal: killed")
+	}},
+	{ID: "FE-14", Setup: plain, Run: func(t *suite.T) {
+		payload, _ := t.Event(true, sleep(60_000))
+		t.FunctionError(t.Invoke(payload), "Sandbox.Timedout", "")
+	}},
+	{ID: "FE-22", Setup: plain, Run: func(t *suite.T) {
+		_, j := t.PlayAnswered(post("id", runtimeBase+"invocation/"+unknownID+"/response", "1"), answer("r", "1"), answer("state", "1"))
+		t.Status(j, "id", 400, `"errorType":"InvalidRequestID"`)
+		t.Status(j, "state", 403, `"errorType":"InvalidStateTransition"`)
+	}},
+	{ID: "FE-24", Setup: plain, Run: func(t *suite.T) {
+		for _, kind := range []string{"Runtime.ImportModuleError", "Runtime.HandlerNotFound", "Runtime.UserCodeSyntaxError", "Runtime.MarshalError"} {
+			a, _ := t.PlayAnswered(fault("e", `{"errorType":"`+kind+`","errorMessage":"m"}`, "Lambda-Runtime-Function-Error-Type", kind))
+			t.FunctionError(a, kind, "m")
+		}
+	}},
+	{ID: "FE-30", Setup: plain, Run: func(t *suite.T) {
+		a, _ := t.PlayAnswered(fault("e", customError))
+		suite.Equal(t, "status of a customer's error", a.Status, 200)
+		suite.Equal(t, "status of a client's error", t.Invoke("{").Status, 400)
+	}},
+	failsAs("FE-31", &suite.Setup{Name: "init error, exit 0", Runtime: starts(steps(
+		post("init/error", initErrorPath, initErrorBody), exit(0)))}, "My.InitError"),
+}
+
+// supervision are the parts of section 9 that show on the wire.
+var supervision = []suite.Case{
+	{ID: "SUP-16", Setup: plain, Run: func(t *suite.T) {
+		for n, name := range map[int64]string{9: "killed", 15: "terminated"} {
+			payload, _ := t.Event(true, signal(n))
+			t.FunctionError(t.Invoke(payload), "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: "+name)
+		}
+	}},
+	{ID: "SUP-19", Setup: plain, Run: func(t *suite.T) {
+		api, _ := variable(runtimeEnv(t), "AWS_LAMBDA_RUNTIME_API")
+		if host, _, _ := strings.Cut(api, ":"); host != "127.0.0.1" && !strings.HasPrefix(host, "169.254.") {
+			t.Errorf("the Runtime API is at %s, which others may reach", api)
+		}
+	}},
+	{ID: "SUP-20", Setup: plain, Run: func(t *suite.T) {
+		payload, _ := t.Event(true, step{Op: "daemon"}, exit(1))
+		a := t.Invoke(payload)
+		t.FunctionError(a, "Runtime.ExitError", "")
+		if most := t.Scaled(2_000_000_000); a.Took > most {
+			t.Errorf("an exit was noticed after %v, while a grandchild lives", a.Took)
+		}
+	}},
+}

@@ -1,0 +1,219 @@
+package suite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sandboxd/sandboxd/conformance/script"
+)
+
+// Command is a target that a shell command starts. Each start gets folders of its own.
+type Command struct {
+	Line  string   // with placeholders, for /bin/sh
+	Has   []string // its features
+	Actor string   // the program that is the function and the extensions: a static binary
+}
+
+// Features are those that were given.
+func (c *Command) Features() []string { return c.Has }
+
+// patience is how long the suite waits for what must happen at any speed.
+const patience = 20 * time.Second
+
+// Start lays the files of s out, runs the command and waits until it accepts connections.
+func (c *Command) Start(ctx context.Context, s *Setup) (Instance, error) {
+	root, err := os.MkdirTemp("", "conformance")
+	if err != nil {
+		return nil, fmt.Errorf("suite: folder of a start: %w", err)
+	}
+	p := &process{root: root, log: newBook(), exited: make(chan struct{})}
+	if err := p.start(ctx, c, s); err != nil {
+		return nil, errors.Join(fmt.Errorf("suite: start of %s: %w; it printed:\n%s", s.Name, err, p.Log()), p.Stop())
+	}
+	return p, nil
+}
+
+// process is one running command.
+type process struct {
+	root   string
+	addr   string
+	cmd    *exec.Cmd // nil until it runs
+	log    *book
+	exited chan struct{}
+	once   sync.Once
+	err    error
+}
+
+func (p *process) start(ctx context.Context, c *Command, s *Setup) error {
+	dir, layer := filepath.Join(p.root, "function"), filepath.Join(p.root, "layer")
+	if err := lay(p.root, dir, layer, c.Actor, s); err != nil {
+		return err
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	p.addr = net.JoinHostPort("127.0.0.1", port)
+	v := Values{
+		Dir: dir, Layer: layer, LayerUsed: usesLayer(s), Host: "127.0.0.1", Port: port,
+		Handler: s.Handler, TimeoutSeconds: int(s.timeout() / time.Second), MemoryMB: s.Memory, Args: s.Args,
+	}
+	if v.MemoryMB == 0 {
+		v.MemoryMB = 1769
+	}
+	if v.Handler == "" {
+		v.Handler = "app.handler"
+	}
+	for _, k := range slices.Sorted(maps.Keys(s.Env)) {
+		v.Env = append(v.Env, k+"="+s.Env[k])
+	}
+	line, err := Place(c.Line, v)
+	if err != nil {
+		return err
+	}
+	p.cmd = exec.Command("/bin/sh", "-c", line)
+	p.cmd.Env = append(os.Environ(), v.Env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.WaitDelay = time.Second
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		p.cmd = nil
+		return err
+	}
+	go func() {
+		_ = p.cmd.Wait() // its end is what counts
+		p.log.end()
+		close(p.exited)
+	}()
+	return p.accepting(ctx)
+}
+
+// accepting waits until the endpoint takes connections: nobody tells, so it is tried.
+func (p *process) accepting(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for {
+		conn, err := net.Dial("tcp", p.addr)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-again.C:
+		case <-p.exited:
+			return errors.New("the command ended before it listened")
+		case <-ctx.Done():
+			return fmt.Errorf("nothing listens at %s: %w", p.addr, err)
+		}
+	}
+}
+
+func usesLayer(s *Setup) bool {
+	used := len(s.Extensions) > 0
+	for path := range s.Files {
+		used = used || filepath.Dir(path) != "function"
+	}
+	return used
+}
+
+// lay writes the files of a function and its layer.
+func lay(root, dir, layer, actor string, s *Setup) error {
+	extensions, programs := filepath.Join(layer, "extensions"), filepath.Join(layer, script.Folder)
+	if err := os.Chmod(root, 0o755); err != nil {
+		return err
+	}
+	for _, d := range []string{dir, extensions, programs} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if !s.NoRuntime {
+		if err := os.Link(actor, filepath.Join(dir, "bootstrap")); err != nil {
+			return err
+		}
+	}
+	write := func(path, text string, mode os.FileMode) error {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		return os.WriteFile(path, []byte(text), mode)
+	}
+	if err := write(filepath.Join(dir, script.File), script.Encode(script.Program{Starts: s.Runtime}), 0o644); err != nil {
+		return err
+	}
+	for name, starts := range s.Extensions {
+		if err := os.Link(actor, filepath.Join(extensions, name)); err != nil {
+			return err
+		}
+		if err := write(filepath.Join(programs, name+".json"), script.Encode(script.Program{Starts: starts}), 0o644); err != nil {
+			return err
+		}
+	}
+	for path, f := range s.Files {
+		if err := write(filepath.Join(root, path), f.Text, os.FileMode(f.Mode)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freePort finds a port that nobody listens on.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
+func (p *process) URL() string { return "http://" + p.addr }
+
+func (p *process) Log() string { return p.log.text() }
+
+func (p *process) WaitLog(text string, limit time.Duration) bool { return p.log.wait(text, limit) }
+
+// Stop sends SIGTERM to the command's process group, and SIGKILL if that does not end it.
+func (p *process) Stop() error {
+	p.once.Do(func() {
+		if p.cmd != nil {
+			p.err = p.end()
+		}
+		p.err = errors.Join(p.err, os.RemoveAll(p.root))
+	})
+	return p.err
+}
+
+func (p *process) end() error {
+	select {
+	case <-p.exited:
+		return nil
+	default:
+	}
+	// The leader is not reaped, or hardly: its group is its own.
+	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("suite: end the command: %w", err)
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-p.exited:
+		return nil
+	case <-timer.C:
+	}
+	err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.exited
+	return errors.Join(fmt.Errorf("suite: the command did not end within %v of SIGTERM", patience), err)
+}
