@@ -29,8 +29,6 @@ var (
 	// a target may refuse before it serves.
 	badBootstrap = &suite.Setup{Name: "bootstrap with a bad interpreter", NoRuntime: true, Files: map[string]suite.File{
 		"function/bootstrap": {Text: "#!/var/task/interpreter\n", Mode: 0o755}, "function/interpreter": {Text: "x", Mode: 0o644}}}
-	fastExit = &suite.Setup{Name: "extension waits, runtime exits", Extensions: map[string][][]step{
-		"never": starts(steps(sleep(60_000)), watch(both)[0])}, Runtime: starts(nil)}
 )
 
 // initialization is section 4.1.
