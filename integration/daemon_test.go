@@ -91,12 +91,12 @@ func startIn(t *testing.T, f folders, args ...string) *daemon {
 }
 
 // launch runs sandboxd without waiting for anything. It has one sandbox at once
-// unless args say otherwise: with more, an invocation that meets a busy one would get
-// another, and tests that follow one sandbox would lose it.
+// and none in the pool unless args say otherwise: with more, an invocation that meets
+// a busy one would get another, and tests that follow one sandbox would lose it.
 func launch(t *testing.T, f folders, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
-	d.cmd = exec.Command(sandboxd, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1"}, f.flags()...), args...)...)
+	d.cmd = exec.Command(sandboxd, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
 	d.cmd.Stderr = d.log
 	d.cmd.Stdout = d.log
 	d.cmd.WaitDelay = time.Second

@@ -84,7 +84,7 @@ func TestNothingLeaks(t *testing.T) {
 	code := function(t, "testruntime")
 	folders := newFolders(t)
 	serve := func() *daemon {
-		return startIn(t, folders, "--memory=512", "--pool=0", "--concurrency=4", "--linger=0s", config(t, "idle-timeout: 100ms\n"), code)
+		return startIn(t, folders, "--memory=512", "--concurrency=4", "--linger=0s", config(t, "idle-timeout: 100ms\n"), code)
 	}
 	cycle := func(d *daemon, times int) {
 		for range times {
