@@ -45,6 +45,10 @@ func finish(t *testing.T, stdin string, cmd *exec.Cmd) outcome {
 // nothing left (issue 2).
 func TestBadInput(t *testing.T) {
 	good := shellFunction(t, shellBootstrap)
+	noClient := []string{"awslambdaric", "pip install"}
+	if _, err := os.Stat("/usr/bin/python3.11"); err != nil { // the interpreter is looked for first
+		noClient = []string{"python3.11", "interpreter"}
+	}
 	occupied, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +70,7 @@ func TestBadInput(t *testing.T) {
 		{"bootstrap without interpreter", []string{codeWith(t, "bootstrap", []byte("#!/no/such/shell\n"), 0o755)}, []string{"bootstrap", "/no/such/shell"}},
 		{"bootstrap of another architecture", []string{codeWith(t, "bootstrap", foreignProgram(t), 0o755)}, []string{"bootstrap", "arm64"}},
 		{"unknown runtime", []string{"--runtime=cobol1.x", good}, []string{"cobol1.x"}},
-		{"runtime without client", []string{"--runtime=python3.11", "--handler=app.handler", t.TempDir()}, []string{"awslambdaric", "pip install"}},
+		{"runtime without client", []string{"--runtime=python3.11", "--handler=app.handler", t.TempDir()}, noClient},
 		{"corrupt zip", []string{corruptZip(t)}, []string{"function.zip"}},
 		{"not a zip", []string{filepath.Join(codeWith(t, "function.zip", []byte("plain text"), 0o644), "function.zip")}, []string{"function.zip", "zip"}},
 		{"escaping zip", []string{zipFile(t, "../evil", 0o755, text("x"))}, []string{"../evil"}},
