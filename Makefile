@@ -79,6 +79,12 @@ vm-test: tools build ## the same tests in a virtual machine with pure cgroup v2
 vm-test-systemd: tools build ## the same in a virtual machine where systemd owns the cgroups
 	$(GOTESTSUM) --jsonfile .build/results/vm-systemd.json --ignore-non-json-output-lines --raw-command -- vm/test.sh systemd
 
+.PHONY: conformance
+conformance: build ## run the conformance suite against bin/sandboxd, as root
+	CGO_ENABLED=0 go build -trimpath -o bin/conformance ./conformance/cmd/conformance
+	bin/conformance check
+	bin/conformance run --target sandboxd --sandboxd bin/sandboxd
+
 .PHONY: fuzz
 fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (20s)
 	scripts/fuzz.sh $(FUZZTIME)

@@ -8,5 +8,5 @@ set -euo pipefail
 
 grep -rHoE '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sed 's/:func /:/' | sort |
 	while IFS=: read -r file target; do
-		go test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${1:?TIME}" "$(dirname "$file")"
+		go test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${1:?TIME}" -fuzzminimizetime 2s "$(dirname "$file")"
 	done

@@ -61,7 +61,8 @@ test)
 	have_command npm npm
 	have_command python3 python3
 	have_command pip3 python3-pip
-	apt_install shellcheck
+	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
+	apt_install shellcheck autoconf automake libtool cmake g++ python3-venv
 	;;
 vm)
 	apt_install mmdebstrap e2fsprogs kmod
