@@ -60,6 +60,12 @@ type agent struct {
 	process   *process
 }
 
+// gaveUp tells whether an internal agent has posted an error. It has no process whose
+// end would follow: the post is all, and nobody waits for it any more (EX-33).
+func (a *agent) gaveUp() bool {
+	return !a.external && (a.state == agInitError || a.state == agExitError)
+}
+
 func (a *agent) move(c agentCall) *Refusal {
 	to, ok := agentMoves[a.state][c]
 	if !ok {

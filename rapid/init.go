@@ -117,13 +117,13 @@ func (s *Sandbox) allRegistered() bool {
 }
 
 // allReady tells whether the runtime and every registered agent have asked for
-// their first event. It writes initRuntimeDone when the runtime is there.
+// their first event, those apart that have given up. It writes initRuntimeDone when the runtime is there.
 func (s *Sandbox) allReady() bool {
 	if s.runtime.state != rtReady {
 		return false
 	}
 	s.tellInitRuntimeDone("", telemetry.Success)
-	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.state != agReady })
+	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.state != agReady && !a.gaveUp() })
 }
 
 func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status) {

@@ -150,6 +150,36 @@ func TestInternalExtensionGivesSIGTERM(t *testing.T) {
 	})
 }
 
+// EX-33: the post of an internal extension only records. Neither the initialization
+// nor an invocation waits for it afterwards; the runtime goes on.
+func TestInternalExtensionThatGaveUp(t *testing.T) {
+	for _, init := range []bool{true, false} {
+		program := func(w *world) fakesup.Program {
+			return func(p *fakesup.Process) supervisor.Exit {
+				c := w.s.NewClient()
+				r, err := c.Register(p.Ctx, Registration{Name: "inner", Events: []string{EventInvoke}})
+				if err != nil {
+					t.Error(err)
+				}
+				if err := c.FailAgent(p.Ctx, r.ID, AgentFailure{Init: init, Type: "Extension.Mine"}); err != nil {
+					t.Error(err)
+				}
+				return echo(0)(w)(p)
+			}
+		}
+		inWorld(t, program, func(w *world) {
+			for _, id := range []string{"a", "b"} {
+				r := w.invoke(id)
+				<-r.Done
+				if r.FunctionError {
+					t.Errorf("init/error %v: invocation %s: %s", init, id, r.Payload)
+				}
+			}
+			w.wantStates("Initializing Invoking Idle Invoking Idle")
+		})
+	}
+}
+
 // LC-68: an agent that is busy hears of the shutdown with its next call.
 func TestBusyExtensionHearsOfTheTimeout(t *testing.T) {
 	var h heard
