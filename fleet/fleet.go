@@ -108,6 +108,7 @@ type member struct {
 
 	// Guarded by Fleet.mu.
 	phase       phase
+	stream      *rapid.Stream // the answer of a taken member, as long as it streams
 	made        time.Time
 	since       time.Time // when it became idle
 	invocations uint64
@@ -137,6 +138,9 @@ func (f *Fleet) Reserve(ctx context.Context) (*Lease, error) {
 	if f.closing {
 		f.mu.Unlock()
 		return nil, ErrClosed
+	}
+	if len(f.idle) == 0 {
+		f.settle()
 	}
 	room := len(f.members) < f.cfg.Max
 	soon := f.count[finishing] // how many requests may wait
@@ -205,6 +209,29 @@ func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, err
 }
 
 // The functions below are called with f.mu held.
+
+// settle finds the members whose answer has streamed to its end, if their keepers
+// have not been faster: a client that has all of it may ask again at once.
+func (f *Fleet) settle() {
+	for m := range f.members {
+		if m.phase != taken || m.stream == nil {
+			continue
+		}
+		select {
+		case <-m.stream.Ended():
+			f.streamed(m)
+		default:
+		}
+	}
+}
+
+// streamed notes that the stream of m has ended.
+func (f *Fleet) streamed(m *member) {
+	m.stream = nil
+	if m.phase == taken {
+		f.move(m, finishing)
+	}
+}
 
 // take leases the warmest idle member, or a new place. There must be one.
 func (f *Fleet) take() *Lease {

@@ -60,7 +60,7 @@ func (f *Fleet) watch(m *member) {
 					return
 				}
 				f.mu.Lock()
-				f.move(m, finishing)
+				f.streamed(m)
 				f.mu.Unlock()
 			}
 			if !f.await(m, res.Done) || m.sandbox.State() == rapid.Dead {

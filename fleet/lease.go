@@ -76,6 +76,7 @@ func (l *Lease) answered(res *rapid.Result) {
 	f, m := l.f, l.m
 	f.mu.Lock()
 	m.invocations++
+	m.stream = res.Stream
 	if m.phase == taken && res.Stream == nil { // else the keeper has found it dead, or waits for the end of the stream
 		f.move(m, finishing)
 	}
