@@ -66,7 +66,7 @@ func platformEnv(c *Config) map[string]string {
 		"_HANDLER":                       f.Handler,
 		"LAMBDA_TASK_ROOT":               taskRoot,
 		"LAMBDA_RUNTIME_DIR":             "/var/runtime",
-		"AWS_LAMBDA_INITIALIZATION_TYPE": initType,
+		"AWS_LAMBDA_INITIALIZATION_TYPE": c.Initialization.String(),
 		// ENV-08
 		"AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
 		// ENV-10

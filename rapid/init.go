@@ -13,7 +13,6 @@ import (
 )
 
 const (
-	initType      = "on-demand" // the only one until 4.7 and managed mode come
 	extensionsDir = "/opt/extensions/"
 	taskRoot      = "/var/task"
 )
@@ -57,7 +56,7 @@ func (s *Sandbox) beginInit() {
 		s.runtime.id = s.current.inv.ID // an id is current already: 403, not 400
 		s.log.Begin(s.current.inv.ID)
 	}
-	s.log.Platform(&telemetry.InitStart{InitializationType: initType, Phase: s.initPhase,
+	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f), FunctionName: f.Name, FunctionVersion: f.Version,
 		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20})
 }
@@ -132,7 +131,7 @@ func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status)
 	}
 	s.initStatus = true
 	s.drain() // what the runtime has said is before it
-	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: initType, Phase: s.initPhase, Status: status, ErrorType: errorType})
+	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase, Status: status, ErrorType: errorType})
 }
 
 // initDone ends a successful initialization (LC-01, step 9).
@@ -162,7 +161,7 @@ func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Durati
 		}
 		s.log.Platform(&telemetry.Extension{Name: a.name, State: string(a.state), Events: events, ErrorType: a.errorType})
 	}
-	s.log.Platform(&telemetry.InitReport{InitializationType: initType, Phase: s.initPhase,
+	s.log.Platform(&telemetry.InitReport{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
 		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Status: status, ErrorType: errorType})
 	return d
 }

@@ -127,14 +127,35 @@ func DefaultSettings() Settings {
 	}
 }
 
+// Initialization is the way in which a sandbox comes to take invocations, by the name
+// that its processes and records see (ENV-07, TL-29). The zero value is OnDemand.
+type Initialization string
+
+// The ways there are.
+const (
+	OnDemand    Initialization = "on-demand"                // when an invocation needs it
+	Provisioned Initialization = "provisioned-concurrency"  // before any invocation needs it (LC-09)
+	SnapStart   Initialization = "snap-start"               // once, then restored for each use (section 4.7)
+	Managed     Initialization = "lambda-managed-instances" // for many invocations at once (section 1.9)
+)
+
+// String returns the name, also of the zero value.
+func (i Initialization) String() string {
+	if i == "" {
+		return string(OnDemand)
+	}
+	return string(i)
+}
+
 // Config is fixed for the life of a sandbox. It must not change after New.
 type Config struct {
-	Function    Function
-	Settings    Settings
-	Credentials Credentials
-	LogStream   string         // log stream name, also the instance id (TL-44)
-	APIAddr     string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
-	Sink        telemetry.Sink // gets the log; nil discards it
+	Function       Function
+	Initialization Initialization
+	Settings       Settings
+	Credentials    Credentials
+	LogStream      string         // log stream name, also the instance id (TL-44)
+	APIAddr        string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
+	Sink           telemetry.Sink // gets the log; nil discards it
 
 	// OnState is called by the goroutine of Run at each transition and must not
 	// block. In Idle and Cold the sandbox takes an invocation; Dead is the last.
