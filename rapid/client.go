@@ -72,8 +72,28 @@ func (c *Client) FinishAnswer(ctx context.Context, id string, a Answer) error {
 // BeginInitError opens a failure report of the runtime's initialization (RT-49).
 // FinishInitError must follow.
 func (c *Client) BeginInitError(ctx context.Context) error {
-	_, err := ask(ctx, c.s, &beginInitErrorMsg{newCall[struct{}](ctx, c.gen)})
+	_, err := ask(ctx, c.s, &beginInitErrorMsg{call: newCall[struct{}](ctx, c.gen)})
 	return err
+}
+
+// BeginRestoreError opens a failure report of the runtime's hooks after a restore
+// (RT-55). FinishInitError must follow.
+func (c *Client) BeginRestoreError(ctx context.Context) error {
+	_, err := ask(ctx, c.s, &beginInitErrorMsg{restore: true, call: newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// RestoreNext says that the runtime is ready for its snapshot, and blocks until the
+// sandbox is restored (RT-53).
+func (c *Client) RestoreNext(ctx context.Context) error {
+	_, err := ask(ctx, c.s, &restoreNextMsg{newCall[struct{}](ctx, c.gen)})
+	return err
+}
+
+// Credentials returns what a process with the sandbox's token may know (RT-72). The
+// error is ErrUnknownToken for any other token.
+func (c *Client) Credentials(ctx context.Context, token string) (Credentials, error) {
+	return ask(ctx, c.s, &credentialsMsg{token: token, call: newCall[Credentials](ctx, c.gen)})
 }
 
 // FinishInitError hands over the body of the failure report (RT-50).

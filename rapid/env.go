@@ -94,6 +94,11 @@ func platformEnv(c *Config) map[string]string {
 		env["_AWS_XRAY_DAEMON_ADDRESS"] = host
 		env["_AWS_XRAY_DAEMON_PORT"] = port
 	}
+	if c.Initialization == SnapStart { // RT-72, ENV-22: variables of a snapshot would be old
+		env["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = "http://" + c.APIAddr + "/2021-04-23/credentials"
+		env["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = c.Token
+		return env
+	}
 	for name, value := range map[string]string{ // ENV-02
 		"AWS_ACCESS_KEY_ID":     c.Credentials.AccessKeyID,
 		"AWS_SECRET_ACCESS_KEY": c.Credentials.SecretAccessKey,

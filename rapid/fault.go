@@ -56,6 +56,8 @@ const (
 	errSandboxFailure    = "Sandbox.Failure"
 	errSandboxTimedout   = "Sandbox.Timedout" // before the answer began
 	errSandboxTimeout    = "Sandbox.Timeout"  // while it streamed (RT-73)
+	errRestoreTimeout    = "Runtime.RestoreHookUserTimeout"
+	errRestoreRenewal    = "errRestoreUpdateCredentials"
 )
 
 // Fault is a fatal error of the environment. Its type is chosen where the fault is

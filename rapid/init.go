@@ -118,7 +118,7 @@ func (s *Sandbox) allRegistered() bool {
 // allReady tells whether the runtime and every registered agent have asked for
 // their first event, those apart that have given up. It writes initRuntimeDone when the runtime is there.
 func (s *Sandbox) allReady() bool {
-	if s.runtime.state != rtReady {
+	if s.runtime.state != rtReady && s.runtime.state != rtRestoreReady {
 		return false
 	}
 	s.tellInitRuntimeDone("", telemetry.Success)
@@ -138,7 +138,10 @@ func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status)
 func (s *Sandbox) initDone() {
 	d := s.endInit("", telemetry.Success)
 	s.posted = nil
-	if s.initPhase == telemetry.InitPhase {
+	switch {
+	case s.cfg.Initialization == SnapStart:
+		s.snapshot = true // the initialization is not the invocation's
+	case s.initPhase == telemetry.InitPhase:
 		s.initTime = &d
 	}
 }
@@ -174,9 +177,14 @@ func (s *Sandbox) initEnded(w wakening) State {
 		return ShuttingDown
 	case limitPassed:
 		s.endInit("", telemetry.Timeout) // TL-47
+		limit := s.cfg.Function.Timeout
+		if !s.inline() && s.current != nil && !s.renewable() { // LC-09: it has no second try to wait for
+			limit = s.cfg.Settings.InitTimeout
+			s.current.begin(time.Now(), limit)
+		}
 		if s.inline() {
 			s.tellStart()
-			s.timedOut()
+			s.timedOut(limit)
 		}
 		return s.fail(nil, reasonTimeout)
 	}
@@ -199,17 +207,22 @@ func (s *Sandbox) spoke() bool {
 
 // initFailed ends an initialization that cannot succeed (LC-08). Inside an invocation
 // it is the invocation that has failed (LC-26); one that only waits for the sandbox
-// gets another try of its own, if there is still a sandbox.
+// gets another try of its own, if there is still a sandbox that may try (LC-09).
 func (s *Sandbox) initFailed(f *Fault) State {
 	s.note(f)
 	f = s.fatal()
 	s.endInit(f.Type, telemetry.Error)
-	if s.current != nil && s.lost && !s.inline() {
+	if s.current != nil && (s.lost || !s.renewable()) && !s.inline() {
 		s.current.begin(time.Now(), s.cfg.Function.Timeout)
 	}
 	if !s.inline() {
 		return s.fail(nil, reasonFailure)
 	}
+	return s.failUnstarted(f)
+}
+
+// failUnstarted answers and reports an invocation that never got to the runtime.
+func (s *Sandbox) failUnstarted(f *Fault) State {
 	s.tellStart()
 	s.tellFault()
 	if p := s.posted; p != nil { // LC-27

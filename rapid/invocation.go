@@ -195,9 +195,9 @@ func (c *invocation) spans() []telemetry.Span {
 }
 
 // timedOut answers and reports an invocation that passed its deadline (LC-48, LC-43).
-func (s *Sandbox) timedOut() {
+func (s *Sandbox) timedOut(limit time.Duration) {
 	c := s.current
-	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: s.cfg.Function.Timeout}
+	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: limit}
 	errorType := errSandboxTimedout
 	if c.stream != nil {
 		errorType = errSandboxTimeout // FE-14
@@ -254,6 +254,11 @@ func (s *Sandbox) report(errorType string, status telemetry.Status) {
 			billed += *s.initTime
 		}
 		s.initTime = nil
+	}
+	if s.restoreTime != nil {
+		m, billed := telemetry.Millis(*s.restoreTime), telemetry.Billed(*s.restoreTime)
+		r.Metrics.RestoreDuration, r.Metrics.BilledRestoreMillis = &m, &billed
+		s.restoreTime = nil
 	}
 	if len(s.agents) > 0 && !c.ready.IsZero() { // TL-46
 		r.Spans = []telemetry.Span{{Name: "extensionOverhead", Start: telemetry.Timestamp(c.ready), Duration: telemetry.Millis(time.Since(c.ready))}}

@@ -22,13 +22,16 @@ import (
 //	   │    │
 //	   └── Cold
 //
-// Cancelling the context of Run leads from every state to ShuttingDown and then to
-// Dead. The loss of a domain (out of memory) or a reset that fails leads to Dead too.
+// The first Invoke of a snap-start sandbox leads from Idle through Restoring to
+// Invoking. Cancelling the context of Run leads from every state to ShuttingDown and
+// then to Dead. The loss of a domain (out of memory) or a reset that fails leads to
+// Dead too, and so does every reset of a sandbox that is not OnDemand (LC-09).
 type State int
 
 const (
 	Initializing State = iota // extensions and runtime start and ask for their first event
 	Idle                      // everyone waits for an event; frozen after a linger
+	Restoring                 // the runtime's hooks run after a restore (section 4.7)
 	Invoking                  // the runtime works on one invocation
 	Resetting                 // something failed; every process is being ended
 	Cold                      // no process runs; the next invocation initializes (LC-47)
@@ -38,7 +41,7 @@ const (
 
 // String returns the name of the state.
 func (s State) String() string {
-	return [...]string{"Initializing", "Idle", "Invoking", "Resetting", "Cold", "ShuttingDown", "Dead"}[s]
+	return [...]string{"Initializing", "Idle", "Restoring", "Invoking", "Resetting", "Cold", "ShuttingDown", "Dead"}[s]
 }
 
 // Reasons of a shutdown (LC-66).
@@ -63,6 +66,8 @@ func (s *Sandbox) Run(ctx context.Context) error {
 			state = s.initialize(ctx)
 		case Idle:
 			state = s.idle(ctx)
+		case Restoring:
+			state = s.restore(ctx)
 		case Invoking:
 			state = s.invoke(ctx)
 		case Resetting:
@@ -123,7 +128,7 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 	if s.inline() {
 		return Invoking
 	}
-	if s.current != nil {
+	if s.current != nil && !s.snapshot {
 		s.current.begin(time.Now(), s.cfg.Function.Timeout)
 		return Invoking
 	}
@@ -159,6 +164,9 @@ func (s *Sandbox) idle(ctx context.Context) State {
 	if err := s.thaw(); err != nil {
 		return s.giveUp(ctx, err)
 	}
+	if s.snapshot {
+		return Restoring
+	}
 	s.current.begin(time.Now(), s.cfg.Function.Timeout)
 	return Invoking
 }
@@ -181,7 +189,7 @@ func (s *Sandbox) invoke(ctx context.Context) State {
 		s.report("", telemetry.Success)
 		return Idle
 	case limitPassed:
-		s.timedOut()
+		s.timedOut(s.cfg.Function.Timeout)
 		return s.fail(nil, reasonTimeout)
 	case cancelled:
 		s.abandon(ErrDead)
@@ -202,14 +210,21 @@ func (s *Sandbox) cold(ctx context.Context) State {
 }
 
 // reset ends every process and forgets what belonged to them (LC-70). A reset that
-// does not succeed in time leaves nothing to use again (LC-73).
+// does not succeed in time leaves nothing to use again (LC-73), and only what was
+// initialized on demand is initialized again (LC-09).
 func (s *Sandbox) reset() State {
 	if err := s.endProcesses(s.reason); err != nil {
 		s.broken = errors.Join(s.broken, err)
 		return Dead
 	}
+	if !s.renewable() {
+		return Dead
+	}
 	return Cold
 }
+
+// renewable tells whether the sandbox may initialize once more after a failure.
+func (s *Sandbox) renewable() bool { return s.cfg.Initialization.String() == string(OnDemand) }
 
 // shutDown is the last reset.
 func (s *Sandbox) shutDown() State {

@@ -30,18 +30,20 @@ const (
 	callResponse
 	callError
 	callInitError
+	callRestoreNext
+	callRestoreError
 )
 
 // runtimeTarget is the state that a call asks for, as messages name it (RT-30).
-var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError}
+var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError,
+	callRestoreNext: rtRestoreReady, callRestoreError: rtRestoreError}
 
 // runtimeMoves is the table of section 1.8: the state that a call leads to. What is
-// not here is a 403. (restore/next and
-// restore/error have no routes without snap-start.)
+// not here is a 403.
 var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
-	rtStarted:      {callNext: rtReady, callInitError: rtInitError},
+	rtStarted:      {callNext: rtReady, callInitError: rtInitError, callRestoreNext: rtRestoreReady},
 	rtRestoreReady: {},
-	rtRestoring:    {callNext: rtReady, callInitError: rtRestoreError},
+	rtRestoring:    {callNext: rtReady, callInitError: rtRestoreError, callRestoreError: rtRestoreError},
 	rtReady:        {callNext: rtReady},
 	rtRunning:      {callNext: rtRunning, callResponse: rtResponse, callError: rtErrorResp},
 	rtResponse:     {},
@@ -54,9 +56,10 @@ var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 // runtimeParty is the runtime as the Runtime API sees it.
 type runtimeParty struct {
 	state   runtimeState
-	id      string     // current request id, "" for none: what RT-28 compares with
-	event   *Event     // being worked on
-	waiters []*nextMsg // parked calls of next, oldest first
+	id      string          // current request id, "" for none: what RT-28 compares with
+	event   *Event          // being worked on
+	waiters []*nextMsg      // parked calls of next, oldest first
+	restore *restoreNextMsg // its parked call of restore/next
 }
 
 // move makes the transition that call asks for, or says why it is not allowed.
@@ -296,10 +299,17 @@ func (e *initError) contentType() string {
 	return "application/octet-stream"
 }
 
-type beginInitErrorMsg struct{ call[struct{}] }
+type beginInitErrorMsg struct {
+	restore bool // restore/error, else init/error
+	call[struct{}]
+}
 
 func (m *beginInitErrorMsg) serve(s *Sandbox) {
-	if err := s.runtime.move(callInitError); err != nil {
+	c := callInitError
+	if m.restore {
+		c = callRestoreError
+	}
+	if err := s.runtime.move(c); err != nil {
 		m.refuse(err)
 		return
 	}
@@ -312,7 +322,8 @@ type finishInitErrorMsg struct {
 }
 
 func (m *finishInitErrorMsg) serve(s *Sandbox) {
-	if s.State() != Initializing || s.runtime.state != rtInitError {
+	st, r := s.State(), s.runtime.state
+	if (st != Initializing || r != rtInitError) && (st != Restoring || r != rtRestoreError) {
 		m.refuse(ErrClosed)
 		return
 	}
@@ -334,6 +345,9 @@ func (r *runtimeParty) retire() {
 func (r *runtimeParty) close() {
 	for _, w := range r.waiters {
 		w.refuse(ErrClosed)
+	}
+	if r.restore != nil {
+		r.restore.refuse(ErrClosed)
 	}
 	*r = runtimeParty{state: rtStarted}
 }

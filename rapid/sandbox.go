@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -157,6 +159,13 @@ type Config struct {
 	APIAddr        string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
 	Sink           telemetry.Sink // gets the log; nil discards it
 
+	// Restore says what a SnapStart sandbox gets anew when it is restored (LC-93); nil
+	// changes nothing. It is called by the goroutine of Run and should not block.
+	Restore func() (Restored, error)
+	// Token is what processes of a SnapStart sandbox show to get their credentials
+	// (RT-72); "" means a random one.
+	Token string
+
 	// OnState is called by the goroutine of Run at each transition and must not
 	// block. In Idle and Cold the sandbox takes an invocation; Dead is the last.
 	OnState func(State)
@@ -178,27 +187,29 @@ type Sandbox struct {
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
 	// Everything below belongs to the goroutine in Run.
-	runCtx     context.Context
-	timer      *time.Timer // the limit of the current state
-	started    bool        // the domains exist
-	lost       bool        // the supervisor has lost the domains
-	broken     error       // a fault of the host that ends this sandbox
-	frozen     bool
-	throttled  bool
-	procs      []*process
-	runtime    runtimeParty
-	agents     []*agent // in order of registration, launched ones first
-	closedReg  bool     // extension registration is closed (EX-14)
-	current    *invocation
-	fault      *Fault     // first fatal error since the last initialization or shutdown (LC-49)
-	posted     *initError // body of the newest init/error (LC-27)
-	reason     string     // of the next reset (LC-66)
-	initTime   *time.Duration
-	initPhase  telemetry.Phase
-	initBegin  time.Time
-	initStatus bool     // initRuntimeDone was written
-	inlineLog  bool     // the invocation's log began with an inline initialization
-	exit       *process // the first that ended in this phase, until noted
+	runCtx      context.Context
+	timer       *time.Timer // the limit of the current state
+	started     bool        // the domains exist
+	lost        bool        // the supervisor has lost the domains
+	broken      error       // a fault of the host that ends this sandbox
+	frozen      bool
+	throttled   bool
+	procs       []*process
+	runtime     runtimeParty
+	agents      []*agent // in order of registration, launched ones first
+	closedReg   bool     // extension registration is closed (EX-14)
+	current     *invocation
+	fault       *Fault     // first fatal error since the last initialization or shutdown (LC-49)
+	posted      *initError // body of the newest init/error (LC-27)
+	reason      string     // of the next reset (LC-66)
+	initTime    *time.Duration
+	snapshot    bool           // of SnapStart: initialized, and not restored yet
+	restoreTime *time.Duration // of the restore, until it is reported
+	initPhase   telemetry.Phase
+	initBegin   time.Time
+	initStatus  bool     // initRuntimeDone was written
+	inlineLog   bool     // the invocation's log began with an inline initialization
+	exit        *process // the first that ended in this phase, until noted
 }
 
 // output is the reading side of a process's stdout, stderr and framed messages.
@@ -220,6 +231,9 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	}
 	if cfg.Function.Bootstrap.Dir == "" {
 		cfg.Function.Bootstrap.Dir = taskRoot
+	}
+	if cfg.Token == "" {
+		cfg.Token = uuid.NewString()
 	}
 	s := &Sandbox{
 		cfg: cfg, sup: sup,

@@ -30,6 +30,8 @@ const (
 	extensionBase = "/2020-01-01/extension/"
 	telemetryPath = "/2022-07-01/telemetry"
 	logsPath      = "/2020-08-15/logs"
+
+	credentialsPath = "/2021-04-23/credentials"
 )
 
 // ServeHTTP finds the endpoint. Paths are compared as they are: nothing is cleaned,
@@ -44,6 +46,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	path := hr.URL.Path
 	if rest, ok := strings.CutPrefix(path, runtimeBase); ok {
 		h.runtimePath(r, rest)
+		return
+	}
+	if path == credentialsPath && h.s.SnapStart() {
+		h.method(r, http.MethodGet, credentials)
 		return
 	}
 	if !h.s.ExtensionsDisabled() { // EX-05
@@ -69,11 +75,21 @@ func (h *handler) runtimePath(r *request, path string) {
 		h.method(r, http.MethodGet, next)
 		return
 	case "runtime/init/error":
-		h.method(r, http.MethodPost, initError)
+		h.method(r, http.MethodPost, initError((*rapid.Client).BeginInitError))
 		return
 	case "ping":
 		h.method(r, http.MethodGet, ping)
 		return
+	}
+	if rest, ok := strings.CutPrefix(path, "runtime/restore/"); ok && h.s.SnapStart() {
+		switch rest {
+		case "next":
+			h.method(r, http.MethodGet, restoreNext)
+			return
+		case "error":
+			h.method(r, http.MethodPost, initError((*rapid.Client).BeginRestoreError))
+			return
+		}
 	}
 	if rest, ok := strings.CutPrefix(path, "runtime/invocation/"); ok {
 		switch id, call, _ := strings.Cut(rest, "/"); call {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -133,20 +134,54 @@ func (a *arrival) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// initError is POST …/runtime/init/error (1.7).
-func initError(r *request) error {
-	if err := r.client.BeginInitError(r.ctx()); err != nil {
+// initError is POST …/runtime/init/error (1.7) or …/runtime/restore/error (RT-55).
+func initError(begin func(*rapid.Client, context.Context) error) func(*request) error {
+	return func(r *request) error {
+		if err := begin(r.client, r.ctx()); err != nil {
+			return err
+		}
+		body, _, tooLarge, _ := r.body(rapid.MaxPayload)
+		posted := rapid.InitError{Body: body, Type: r.get("Lambda-Runtime-Function-Error-Type")}
+		if err := r.client.FinishInitError(r.ctx(), posted); err != nil {
+			return err
+		}
+		if tooLarge {
+			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
+				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(rapid.MaxPayload) + " bytes)."}
+		}
+		r.accept()
+		return nil
+	}
+}
+
+// restoreNext is GET …/runtime/restore/next (RT-53).
+func restoreNext(r *request) error {
+	if err := r.client.RestoreNext(r.ctx()); err != nil {
 		return err
 	}
-	body, _, tooLarge, _ := r.body(rapid.MaxPayload)
-	posted := rapid.InitError{Body: body, Type: r.get("Lambda-Runtime-Function-Error-Type")}
-	if err := r.client.FinishInitError(r.ctx(), posted); err != nil {
-		return err
-	}
-	if tooLarge {
-		return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-			Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(rapid.MaxPayload) + " bytes)."}
-	}
-	r.accept()
+	r.WriteHeader(http.StatusOK)
 	return nil
 }
+
+// credentials is GET /2021-04-23/credentials (RT-72).
+func credentials(r *request) error {
+	c, err := r.client.Credentials(r.ctx(), r.get("Authorization"))
+	if errors.Is(err, rapid.ErrUnknownToken) {
+		r.WriteHeader(http.StatusNotFound)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.json(http.StatusOK, struct {
+		AccessKeyID     string `json:"AccessKeyId"`
+		SecretAccessKey string
+		Token           string
+		Expiration      time.Time
+	}{c.AccessKeyID, c.SecretAccessKey, c.SessionToken, time.Now().UTC().Add(credentialsLife).Truncate(time.Second)})
+	return nil
+}
+
+// credentialsLife is for how long an SDK may keep credentials before it asks again.
+// The sandbox does not know when they end: they are the operator's.
+const credentialsLife = time.Hour

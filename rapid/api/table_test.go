@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -26,13 +27,13 @@ func (w *world) openBody(p string) {
 	w.until(func() bool { return w.do("GET", nextPath, "").status == 403 })
 }
 
-// RT-57: each cell of the table of section 1.8 that can be reached without snap-start.
+// RT-53 to RT-55, RT-57: each cell of the table of section 1.8.
 func TestRuntimeTable(t *testing.T) {
 	states := []struct {
 		name  string
 		setup setup
 		reach func(w *world)
-		want  string // next, response, error, init/error
+		want  string // next, response, error, init/error, and with snap-start restore/next, restore/error
 	}{
 		{"Started", setup{}, func(w *world) { w.running() }, "block 400 400 202"},
 		{"Started inline", setup{failInits: 1}, func(w *world) { w.await(rapid.Cold); w.invoke("id"); w.running() }, "same 403 403 202"},
@@ -51,9 +52,25 @@ func TestRuntimeTable(t *testing.T) {
 		{"InvocationResponse", setup{}, func(w *world) { w.dispatched("id"); w.openBody(path("id", "response")) }, "403 403 403 403"},
 		{"InvocationErrorResponse", setup{}, func(w *world) { w.dispatched("id"); w.openBody(path("id", "error")) }, "403 403 403 403"},
 		{"RuntimeResponseSentState", setup{}, func(w *world) { w.dispatched("id"); w.do("POST", path("id", "response"), "1") }, "block 403 403 403"},
+		{"Started snap-start", snap, func(w *world) { w.running() }, "block 400 400 202 block 403"},
+		{"InitError snap-start", snap, func(w *world) { w.running(); w.do("POST", "/2018-06-01/runtime/init/error", "{}") }, "403 400 400 403 403 403"},
+		{"RestoreReady", snap, restoreReady, "403 400 400 403 403 403"},
+		{"Restoring", snap, restoring, "same 400 400 202 403 202"},
+		{"RuntimeRestoreErrorState", snap, func(w *world) {
+			restoring(w)
+			w.openBody("/2018-06-01/runtime/restore/error")
+		}, "403 400 400 403 403 403"},
+		{"Running snap-start", snap, func(w *world) { restoring(w); w.do("GET", nextPath, "") }, "same 202 202 403 403 403"},
+		{"RuntimeResponseSentState snap-start", snap, func(w *world) {
+			restoring(w)
+			w.do("GET", nextPath, "")
+			w.do("POST", path("id", "response"), "1")
+		}, "block 403 403 403 403 403"},
+		{"Ready snap-start", snap, func(w *world) { w.running(); w.later("GET", nextPath); w.await(rapid.Idle) }, "block 400 400 403 403 403"},
 	}
 	calls := []struct{ method, path string }{
 		{"GET", nextPath}, {"POST", path("id", "response")}, {"POST", path("id", "error")}, {"POST", "/2018-06-01/runtime/init/error"},
+		{"GET", restoreNextPath}, {"POST", "/2018-06-01/runtime/restore/error"},
 	}
 	for _, st := range states {
 		for i, want := range strings.Fields(st.want) {
@@ -85,6 +102,69 @@ func TestRuntimeTable(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+const restoreNextPath = "/2018-06-01/runtime/restore/next"
+
+var snap = setup{config: func(c *rapid.Config) { c.Initialization = rapid.SnapStart }}
+
+func restoreReady(w *world) { w.running(); w.later("GET", restoreNextPath); w.await(rapid.Idle) }
+
+// restoring has an invocation that waits for the hooks of the runtime.
+func restoring(w *world) {
+	w.running()
+	got, _ := w.later("GET", restoreNextPath)
+	w.await(rapid.Idle)
+	w.invoke("id")
+	if r := <-got; r.status != 200 || r.body != "" {
+		w.t.Fatalf("restore/next: %d %q, want 200 without a body (RT-53)", r.status, r.body)
+	}
+}
+
+// The routes of section 4.7 exist with snap-start only (RT-53, RT-55, RT-72).
+func TestNoRestoreWithoutSnapStart(t *testing.T) {
+	w := newWorld(t, setup{})
+	w.running()
+	for _, r := range []reply{w.do("GET", restoreNextPath, ""), w.do("POST", "/2018-06-01/runtime/restore/error", "{}"), w.do("GET", credentialsPath, "")} {
+		if r.status != 404 {
+			t.Errorf("%d %s, want 404", r.status, r.body)
+		}
+	}
+}
+
+// RT-72, LC-93: who shows the token gets the credentials, those of the restore after it.
+func TestCredentials(t *testing.T) {
+	w := newWorld(t, setup{config: func(c *rapid.Config) {
+		c.Initialization, c.Token = rapid.SnapStart, "the-token"
+		c.Credentials = rapid.Credentials{AccessKeyID: "old", SecretAccessKey: "s", SessionToken: "t"}
+		c.Restore = func() (rapid.Restored, error) {
+			return rapid.Restored{Credentials: rapid.Credentials{AccessKeyID: "new", SecretAccessKey: "S", SessionToken: "T"}}, nil
+		}
+	}})
+	for _, token := range []string{"", "the-toke", "the-token2"} {
+		if r := w.do("GET", credentialsPath, "", "Authorization", token); r.status != 404 {
+			t.Errorf("token %q: %d %s, want 404", token, r.status, r.body)
+		}
+	}
+	ask := func() string {
+		r := w.do("GET", credentialsPath, "", "Authorization", "the-token")
+		var c struct {
+			AccessKeyID            string `json:"AccessKeyId"`
+			SecretAccessKey, Token string
+			Expiration             time.Time
+		}
+		if err := json.Unmarshal([]byte(r.body), &c); err != nil || r.status != 200 || time.Until(c.Expiration) <= 0 {
+			t.Fatalf("%d %s: %v", r.status, r.body, err)
+		}
+		return c.AccessKeyID + c.SecretAccessKey + c.Token
+	}
+	if got := ask(); got != "oldst" {
+		t.Errorf("before the restore: %q", got)
+	}
+	restoring(w)
+	if got := ask(); got != "newST" {
+		t.Errorf("after the restore: %q", got)
 	}
 }
 

@@ -12,7 +12,7 @@ func systemLevel(p Platform) Level {
 		return LevelWarn
 	}
 	switch r := p.(type) {
-	case *InitStart, *Start, *End:
+	case *InitStart, *RestoreStart, *Start, *End:
 		return LevelInfo
 	case *Report:
 		return failed(r.Status, LevelInfo)
@@ -21,6 +21,10 @@ func systemLevel(p Platform) Level {
 	case *InitRuntimeDone:
 		return failed(r.Status, LevelDebug)
 	case *InitReport:
+		return failed(r.Status, LevelDebug)
+	case *RestoreRuntimeDone:
+		return failed(r.Status, LevelDebug)
+	case *RestoreReport:
 		return failed(r.Status, LevelDebug)
 	case *Extension:
 		if r.ErrorType == "" {

@@ -129,8 +129,8 @@ func (*InitRuntimeDone) Type() string { return "platform.initRuntimeDone" }
 
 func (*InitRuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
 
-// InitReport ends an initialization (TL-34). Its text form exists for failures
-// only (LOG-27).
+// InitReport ends an initialization (TL-34). Its text form exists for failures, and
+// for successes that no invocation's report tells of (LOG-27).
 type InitReport struct {
 	InitializationType string      `json:"initializationType"`
 	Phase              Phase       `json:"phase"`
@@ -139,7 +139,7 @@ type InitReport struct {
 	ErrorType          string      `json:"errorType,omitempty"`
 }
 
-// InitMetrics are the metrics of an [InitReport].
+// InitMetrics are the metrics of an [InitReport] or [RestoreReport].
 type InitMetrics struct {
 	Duration Millis `json:"durationMs"`
 }
@@ -148,10 +148,63 @@ type InitMetrics struct {
 func (*InitReport) Type() string { return "platform.initReport" }
 
 func (r *InitReport) appendText(b []byte, _ time.Time) []byte {
-	if r.Status == Success {
+	if r.Status == Success && r.InitializationType != "provisioned-concurrency" && r.InitializationType != "snap-start" {
 		return b
 	}
-	b = fmt.Appendf(b, "INIT_REPORT Init Duration: %.2f ms\tPhase: %s\tStatus: %s", r.Metrics.Duration.ms(), r.Phase, r.Status)
+	b = fmt.Appendf(b, "INIT_REPORT Init Duration: %.2f ms\tPhase: %s", r.Metrics.Duration.ms(), r.Phase)
+	if r.Status != Success {
+		b = fmt.Appendf(b, "\tStatus: %s", r.Status)
+	}
+	if r.ErrorType != "" {
+		b = fmt.Appendf(b, "\tError Type: %s", oneLine(r.ErrorType))
+	}
+	return append(b, '\n')
+}
+
+// RestoreStart begins a restore (TL-38, LOG-32).
+type RestoreStart struct {
+	FunctionName      string `json:"functionName"`
+	FunctionVersion   string `json:"functionVersion"`
+	InstanceID        string `json:"instanceId,omitempty"`        // log stream name (TL-44)
+	InstanceMaxMemory int64  `json:"instanceMaxMemory,omitempty"` // bytes (TL-44)
+	RuntimeVersion    string `json:"runtimeVersion,omitempty"`
+	RuntimeVersionARN string `json:"runtimeVersionArn,omitempty"`
+}
+
+// Type implements Platform.
+func (*RestoreStart) Type() string { return "platform.restoreStart" }
+
+func (r *RestoreStart) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "RESTORE_START Runtime Version: %s\tRuntime Version ARN: %s\n", r.RuntimeVersion, r.RuntimeVersionARN)
+}
+
+// RestoreRuntimeDone says that the runtime's hooks after a restore are done or have
+// failed (TL-39). It has no text form.
+type RestoreRuntimeDone struct {
+	Status    Status `json:"status"`
+	ErrorType string `json:"errorType,omitempty"`
+}
+
+// Type implements Platform.
+func (*RestoreRuntimeDone) Type() string { return "platform.restoreRuntimeDone" }
+
+func (*RestoreRuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
+
+// RestoreReport ends a restore (TL-40, LOG-32).
+type RestoreReport struct {
+	Status    Status      `json:"status"`
+	ErrorType string      `json:"errorType,omitempty"`
+	Metrics   InitMetrics `json:"metrics"`
+}
+
+// Type implements Platform.
+func (*RestoreReport) Type() string { return "platform.restoreReport" }
+
+func (r *RestoreReport) appendText(b []byte, _ time.Time) []byte {
+	b = fmt.Appendf(b, "RESTORE_REPORT Restore Duration: %.2f ms", r.Metrics.Duration.ms())
+	if r.Status != Success {
+		b = fmt.Appendf(b, "\tStatus: %s", r.Status)
+	}
 	if r.ErrorType != "" {
 		b = fmt.Appendf(b, "\tError Type: %s", oneLine(r.ErrorType))
 	}
@@ -308,6 +361,9 @@ type ReportMetrics struct {
 	MemorySizeMB    int     `json:"memorySizeMB"`
 	MaxMemoryUsedMB int     `json:"maxMemoryUsedMB"`
 	InitDuration    *Millis `json:"initDurationMs,omitempty"` // nil unless LOG-24 asks for it
+
+	RestoreDuration     *Millis `json:"restoreDurationMs,omitempty"` // nil but in the first report after a restore
+	BilledRestoreMillis *int64  `json:"billedRestoreDurationMs,omitempty"`
 }
 
 // Type implements Platform.
@@ -319,6 +375,9 @@ func (r *Report) appendText(b []byte, _ time.Time) []byte {
 		r.RequestID, m.Duration.ms(), m.BilledMillis, m.MemorySizeMB, m.MaxMemoryUsedMB)
 	if m.InitDuration != nil {
 		b = fmt.Appendf(b, "Init Duration: %.2f ms\t", m.InitDuration.ms())
+	}
+	if m.RestoreDuration != nil && m.BilledRestoreMillis != nil {
+		b = fmt.Appendf(b, "Restore Duration: %.2f ms\tBilled Restore Duration: %d ms\t", m.RestoreDuration.ms(), *m.BilledRestoreMillis)
 	}
 	if r.Status != Success {
 		b = fmt.Appendf(b, "Status: %s\t", r.Status)
