@@ -46,6 +46,8 @@ type Sandbox interface {
 	// begins as a stream, and waits for an init that still runs. rapid.ErrDead and rapid.ErrBusy mean that
 	// no process has seen the invocation.
 	Invoke(context.Context, *rapid.Invocation) (*rapid.Result, error)
+	// Ready is closed when the sandbox has initialized. It may never be.
+	Ready() <-chan struct{}
 	// Ended is closed when the sandbox has become rapid's Dead by itself.
 	Ended() <-chan struct{}
 	// Close ends the sandbox's life (a running invocation gets its answer, reason
@@ -62,8 +64,12 @@ type Config struct {
 	// goroutine of the invocation that needs it, several at once; the context
 	// ends when a Shutdown no longer waits, not when the client leaves.
 	New func(context.Context) (Sandbox, error)
+	// Provisioned is how many of Max [Fleet.Provision] makes ahead of need, with
+	// NewProvisioned, which is as New. They are replaced when they die.
+	Provisioned    int
+	NewProvisioned func(context.Context) (Sandbox, error)
 	// IdleTimeout is how long a sandbox may be idle before it is closed; 0 means
-	// for ever.
+	// for ever. Provisioned ones stay.
 	IdleTimeout time.Duration
 	// OnError is told what has no caller to tell: sandboxes that did not close
 	// cleanly. It may be nil, and is called from several goroutines.
@@ -82,7 +88,7 @@ type Fleet struct {
 	members     map[*member]struct{} // never more than Max
 	count       [phases]int          // members by phase
 	idle        []*member            // those in phase idle, the most recently used last
-	waiters     []chan *Lease        // longest waiting first; nil is sent when the fleet closes
+	waiters     []waiter             // longest waiting first
 	closing     bool
 	drained     chan struct{} // closed when closing and no member is taken or finishing
 	onceDrained sync.Once
@@ -97,17 +103,27 @@ const (
 	finishing              // answered, not yet Done (LC-40)
 	idle                   // free
 	leaving                // being closed
+	warming                // provisioned, and not initialized yet
 	phases                 // the number of phases
 )
 
+// A waiter is a request that waits for a sandbox of its tenant.
+type waiter struct {
+	tenant string
+	grant  chan *Lease // capacity 1; nil is sent when the fleet closes
+}
+
 // A member is one sandbox, or the place of one that is being made.
 type member struct {
-	sandbox Sandbox            // nil until made; then fixed
-	results chan *rapid.Result // from the lease to the keeper: that of the answered invocation
-	broken  chan struct{}      // closed by the lease when the sandbox refused its invocation
+	provisioned bool
+	pause       time.Duration      // before it was made
+	sandbox     Sandbox            // nil until made; then fixed
+	results     chan *rapid.Result // from the lease to the keeper: that of the answered invocation
+	broken      chan struct{}      // closed by the lease when the sandbox refused its invocation
 
 	// Guarded by Fleet.mu.
 	phase       phase
+	tenant      string        // whose sandbox it is for its life (INV-05); "" is nobody's yet
 	stream      *rapid.Stream // the answer of a taken member, as long as it streams
 	made        time.Time
 	since       time.Time // when it became idle
@@ -133,22 +149,24 @@ func New(cfg Config) *Fleet {
 // for, briefly if there is room for a new one, else until it is free or ctx ends.
 // At most one request waits for each such sandbox; any other request above
 // Max gets ErrTooMany at once.
-func (f *Fleet) Reserve(ctx context.Context) (*Lease, error) {
+//
+// A sandbox serves one tenant for its life (INV-05); without tenant isolation tenant
+// is always "". At Max an idle sandbox of another tenant makes room.
+func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	f.mu.Lock()
 	if f.closing {
 		f.mu.Unlock()
 		return nil, ErrClosed
 	}
-	if len(f.idle) == 0 {
+	warm := f.warmest(tenant) >= 0
+	if !warm {
 		f.settle()
+		warm = f.warmest(tenant) >= 0
 	}
 	room := len(f.members) < f.cfg.Max
-	soon := f.count[finishing] // how many requests may wait
-	if !room {
-		soon += f.count[leaving]
-	}
-	if len(f.idle) > 0 || room && len(f.waiters) >= soon {
-		l := f.take()
+	soon := f.soon(tenant, room) // how many requests may wait
+	if warm || room && len(f.waiters) >= soon {
+		l := f.take(tenant)
 		f.mu.Unlock()
 		return l, nil
 	}
@@ -156,8 +174,11 @@ func (f *Fleet) Reserve(ctx context.Context) (*Lease, error) {
 		f.mu.Unlock()
 		return nil, ErrTooMany
 	}
-	w := make(chan *Lease, 1)
+	w := waiter{tenant, make(chan *Lease, 1)}
 	f.waiters = append(f.waiters, w)
+	if !room {
+		f.makeRoom()
+	}
 	f.mu.Unlock()
 	return f.wait(ctx, w, room)
 }
@@ -165,7 +186,7 @@ func (f *Fleet) Reserve(ctx context.Context) (*Lease, error) {
 // Invoke is Reserve followed by the lease's Invoke. The context covers the wait for
 // a sandbox only.
 func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
-	l, err := f.Reserve(ctx)
+	l, err := f.Reserve(ctx, inv.TenantID)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +194,7 @@ func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Resul
 }
 
 // wait waits for w to be granted; with room, it takes a new place after patience.
-func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, error) {
+func (f *Fleet) wait(ctx context.Context, w waiter, room bool) (*Lease, error) {
 	var enough <-chan time.Time
 	if room {
 		t := time.NewTimer(patience)
@@ -182,7 +203,7 @@ func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, err
 	}
 	for {
 		select {
-		case l := <-w:
+		case l := <-w.grant:
 			if l == nil {
 				return nil, ErrClosed
 			}
@@ -190,7 +211,7 @@ func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, err
 		case <-enough:
 			f.mu.Lock()
 			if len(f.members) < f.cfg.Max && f.unqueue(w) {
-				l := f.take()
+				l := f.take(w.tenant)
 				f.mu.Unlock()
 				return l, nil
 			}
@@ -198,7 +219,7 @@ func (f *Fleet) wait(ctx context.Context, w chan *Lease, room bool) (*Lease, err
 		case <-ctx.Done():
 			f.mu.Lock()
 			if !f.unqueue(w) {
-				if l := <-w; l != nil {
+				if l := <-w.grant; l != nil {
 					f.giveBack(l.m)
 				}
 			}
@@ -233,18 +254,57 @@ func (f *Fleet) streamed(m *member) {
 	}
 }
 
+// warmest is the index of the idle member that tenant used last, else of one that is
+// nobody's yet, or -1.
+func (f *Fleet) warmest(tenant string) int {
+	fresh := -1
+	for i := len(f.idle) - 1; i >= 0; i-- {
+		switch f.idle[i].tenant {
+		case tenant:
+			return i
+		case "":
+			fresh = max(fresh, i)
+		}
+	}
+	return fresh
+}
+
+// soon counts the members that tenant may wait for: those that will be free in a
+// moment, and without room also those whose place will be.
+func (f *Fleet) soon(tenant string, room bool) int {
+	n := f.count[finishing]
+	if tenant != "" && room { // another tenant's is of no use
+		n = 0
+		for m := range f.members {
+			if m.phase == finishing && m.tenant == tenant {
+				n++
+			}
+		}
+	}
+	if !room {
+		n += f.count[leaving] + len(f.idle)
+	}
+	return n
+}
+
 // take leases the warmest idle member, or a new place. There must be one.
-func (f *Fleet) take() *Lease {
-	if n := len(f.idle); n > 0 {
-		m := f.idle[n-1]
+func (f *Fleet) take(tenant string) *Lease {
+	if i := f.warmest(tenant); i >= 0 {
+		m := f.idle[i]
+		m.tenant = tenant
 		f.move(m, taken)
 		return &Lease{f: f, m: m}
 	}
-	m := &member{results: make(chan *rapid.Result, 1), broken: make(chan struct{})}
+	return &Lease{f: f, m: f.place(&member{tenant: tenant})}
+}
+
+// place makes m a member that has no sandbox yet.
+func (f *Fleet) place(m *member) *member {
+	m.results, m.broken = make(chan *rapid.Result, 1), make(chan struct{})
 	f.members[m] = struct{}{}
-	f.count[taken]++
+	f.count[m.phase]++
 	f.keepers.Add(1) // before Shutdown's Wait: not taken once closing
-	return &Lease{f: f, m: m}
+	return m
 }
 
 // move puts m into another phase.
@@ -283,12 +343,25 @@ func (f *Fleet) giveBack(m *member) {
 	}
 }
 
-// serve gives what became free to who waits longest. Nobody waits once closing.
+// serve gives what became free to who waits longest for it. Nobody waits once closing.
 func (f *Fleet) serve() {
-	if len(f.waiters) > 0 && f.available() {
-		w := f.waiters[0]
-		f.waiters = slices.Delete(f.waiters, 0, 1)
-		w <- f.take()
+	for i, w := range f.waiters {
+		if f.available(w.tenant) {
+			f.waiters = slices.Delete(f.waiters, i, i+1)
+			w.grant <- f.take(w.tenant)
+			return
+		}
+	}
+	f.makeRoom()
+}
+
+// makeRoom gives up the member that is idle longest if somebody waits who can use none
+// of them (INV-05).
+func (f *Fleet) makeRoom() {
+	if len(f.waiters) > f.count[leaving] && len(f.idle) > 0 {
+		m := f.idle[0]
+		f.move(m, leaving)
+		close(m.broken) // its keeper closes it
 	}
 }
 
@@ -300,10 +373,12 @@ func (f *Fleet) noticeDrain() {
 }
 
 // available tells whether take may be called.
-func (f *Fleet) available() bool { return len(f.idle) > 0 || len(f.members) < f.cfg.Max }
+func (f *Fleet) available(tenant string) bool {
+	return len(f.members) < f.cfg.Max || f.warmest(tenant) >= 0
+}
 
 // unqueue withdraws a waiter; false means that it has been granted.
-func (f *Fleet) unqueue(w chan *Lease) bool {
+func (f *Fleet) unqueue(w waiter) bool {
 	i := slices.Index(f.waiters, w)
 	if i < 0 {
 		return false

@@ -23,15 +23,19 @@ type fake struct {
 	work, tail time.Duration
 	invoke     func(*fake) error // replaces a success; nil error is one
 	closeErr   error
+	stuck      bool // never ready
+	many       bool // takes several invocations at once
 
 	mu     sync.Mutex
 	ran    []string // ids of the invocations that a process has seen
 	busy   bool
 	closed bool
 	ended  chan struct{}
+	ready  chan struct{}
 }
 
 func (s *fake) ID() string             { return s.id }
+func (s *fake) Ready() <-chan struct{} { return s.ready }
 func (s *fake) Ended() <-chan struct{} { return s.ended }
 func (s *fake) State() rapid.State {
 	select {
@@ -47,7 +51,7 @@ func (s *fake) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result
 		return nil, rapid.ErrDead
 	}
 	s.mu.Lock()
-	if s.busy {
+	if s.busy && !s.many {
 		s.mu.Unlock()
 		return nil, rapid.ErrBusy
 	}
@@ -119,12 +123,19 @@ func newRig(t *testing.T, cfg Config, setup func(*fake)) *rig {
 		if r.fail != nil {
 			return nil, r.fail
 		}
-		s := &fake{id: string(rune('a' + len(r.boxes))), work: time.Second, tail: time.Millisecond, ended: make(chan struct{})}
+		s := &fake{id: string(rune('a' + len(r.boxes))), work: time.Second, tail: time.Millisecond, ended: make(chan struct{}), ready: make(chan struct{})}
 		if r.setup != nil {
 			r.setup(s)
 		}
 		r.boxes = append(r.boxes, s)
 		return s, nil
+	}
+	cfg.NewProvisioned = func(ctx context.Context) (Sandbox, error) {
+		s, err := cfg.New(ctx)
+		if err == nil && !s.(*fake).stuck {
+			time.AfterFunc(time.Second, func() { close(s.(*fake).ready) })
+		}
+		return s, err
 	}
 	cfg.OnError = func(err error) {
 		r.mu.Lock()
@@ -249,7 +260,7 @@ func TestSlowTailIsWaitedForAtTheLimit(t *testing.T) {
 		r.want(r.start(t.Context(), "1"), "a")
 		second := r.start(t.Context(), "2")
 		synctest.Wait()
-		if _, err := r.Reserve(t.Context()); !errors.Is(err, ErrTooMany) {
+		if _, err := r.Reserve(t.Context(), ""); !errors.Is(err, ErrTooMany) {
 			t.Errorf("a third request: %v, want ErrTooMany: only one may wait", err)
 		}
 		within(t, 1500*time.Millisecond, func() { r.want(second, "a") })
@@ -269,7 +280,7 @@ func TestLimit(t *testing.T) {
 		synctest.Wait()
 		within(t, 0, func() {
 			for range 100 {
-				if _, err := r.Reserve(t.Context()); !errors.Is(err, ErrTooMany) {
+				if _, err := r.Reserve(t.Context(), ""); !errors.Is(err, ErrTooMany) {
 					t.Fatalf("above the limit: %v, want ErrTooMany", err)
 				}
 			}
@@ -319,9 +330,9 @@ func TestGrantToAWaiterThatLeaves(t *testing.T) {
 		sawGrant := map[bool]int{}
 		for range 100 {
 			time.Sleep(time.Second)
-			w := make(chan *Lease, 1)
+			w := waiter{"", make(chan *Lease, 1)}
 			r.Fleet.mu.Lock()
-			w <- r.take()
+			w.grant <- r.take("")
 			r.Fleet.mu.Unlock()
 			l, err := r.wait(gone, w, false)
 			if err == nil {

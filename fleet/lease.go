@@ -55,7 +55,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 // make fills the lease's place with a new sandbox and starts its keeper.
 func (l *Lease) make() error {
 	f, m := l.f, l.m
-	s, err := f.cfg.New(f.life)
+	s, err := f.newSandbox(m)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
@@ -104,15 +104,16 @@ func (l *Lease) exchange() error {
 		f.mu.Unlock()
 		return ErrClosed
 	}
-	if f.available() {
-		*l = *f.take()
+	tenant := l.m.tenant
+	if f.available(tenant) {
+		*l = *f.take(tenant)
 		f.mu.Unlock()
 		return nil
 	}
-	w := make(chan *Lease, 1)
+	w := waiter{tenant, make(chan *Lease, 1)}
 	f.waiters = slices.Insert(f.waiters, 0, w)
 	f.mu.Unlock()
-	next := <-w
+	next := <-w.grant
 	if next == nil {
 		return ErrClosed
 	}

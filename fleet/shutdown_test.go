@@ -20,7 +20,7 @@ func TestShutdownDrains(t *testing.T) {
 		over := make(chan error)
 		go func() { over <- r.Shutdown(t.Context()) }()
 		synctest.Wait()
-		if _, err := r.Reserve(t.Context()); !errors.Is(err, ErrClosed) {
+		if _, err := r.Reserve(t.Context(), ""); !errors.Is(err, ErrClosed) {
 			t.Errorf("Reserve while draining: %v, want ErrClosed", err)
 		}
 		// made in 50 ms, works 1 s, Done 200 ms later, closed in 100 ms

@@ -30,6 +30,7 @@ type Config struct {
 	Name    string       // served besides "function", the name that the emulator serves
 	Version string       // e.g. "$LATEST", the default (INV-06)
 	ARN     string       // of the function, unqualified
+	Tenants bool         // every request names its tenant, and no sandbox serves two (INV-05)
 
 	HeaderTimeout time.Duration // for request line and headers; default 10 s
 	BodyTimeout   time.Duration // for the body; default 60 s
@@ -187,7 +188,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	inv := &rapid.Invocation{
 		ID: id, Payload: body, ContentType: req.contentType, ClientContext: req.clientContext,
-		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream,
+		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream, TenantID: req.tenant,
 	}
 	if inv.TraceID == "" {
 		inv.TraceID = ids.trace
@@ -197,7 +198,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // run has the invocation executed. It gives back the held bytes when that is over.
 func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.ResponseController, req request, inv *rapid.Invocation, held int64) {
-	lease, err := s.cfg.Fleet.Reserve(r.Context())
+	lease, err := s.cfg.Fleet.Reserve(r.Context(), inv.TenantID)
 	if err != nil {
 		s.buffered.give(held)
 		s.refuse(w, conn, inv.ID, err)

@@ -38,6 +38,7 @@ func (f function) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Res
 }
 func (f function) ID() string                  { return "test" }
 func (f function) State() rapid.State          { return rapid.Idle }
+func (f function) Ready() <-chan struct{}      { return nil }
 func (f function) Ended() <-chan struct{}      { return nil }
 func (f function) Close(context.Context) error { return nil }
 
@@ -435,5 +436,32 @@ func TestServiceError(t *testing.T) {
 	}
 	if a = r.do(call{}); a.status != 500 || a.header.Get("X-Amzn-ErrorType") != "ServiceException" {
 		t.Errorf("after the fleet's shutdown: %+v", a)
+	}
+}
+
+// INV-05, RT-19: a function with tenant isolation.
+func TestTenants(t *testing.T) {
+	r := newRig(t, 1, echo, func(c *Config) { c.Tenants = true })
+	for _, tt := range []struct {
+		tenant string
+		status int
+		want   string
+	}{
+		{"blue", 200, ""},
+		{strings.Repeat("x", 256), 200, ""},
+		{strings.Repeat("x", 257), 400, "InvalidParameterValueException"},
+		{"", 400, "InvalidParameterValueException"},
+	} {
+		header := map[string]string{}
+		if tt.tenant != "" {
+			header["X-Amz-Tenant-Id"] = tt.tenant
+		}
+		a := r.do(call{header: header})
+		if a.status != tt.status || !strings.HasPrefix(a.header.Get("X-Amzn-Errortype"), tt.want) {
+			t.Errorf("%.10s: %d %s", tt.tenant, a.status, a.body)
+		}
+		if tt.status == 200 && r.got[len(r.got)-1].TenantID != tt.tenant {
+			t.Errorf("the function was told %q, want %q", r.got[len(r.got)-1].TenantID, tt.tenant)
+		}
 	}
 }

@@ -130,6 +130,7 @@ func (a announcing) Dial(context.Context, string, string) (net.Conn, error) {
 }
 
 func (l *life) ID() string             { return "life" }
+func (l *life) Ready() <-chan struct{} { return nil }
 func (l *life) Ended() <-chan struct{} { return l.over }
 func (l *life) Close(context.Context) error {
 	l.end()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -75,11 +76,13 @@ type request struct {
 	contentType   string
 	clientContext string // decoded
 	traceID       string // "" if the caller gave none
+	tenant        string // "" without tenant isolation
 }
 
 // Limits of header values.
 const (
 	maxClientContext = 3583 // base64 characters (INV-04)
+	maxTenantID      = 256  // INV-05
 	maxTraceID       = 512  // a CHOICE: root, parent, sampled and a lineage are less than 200
 )
 
@@ -97,8 +100,14 @@ func (s *Server) parse(r *http.Request, op operation, name string) (req request,
 	if req.arn, err = s.resolve(name, r.URL); err != nil {
 		return req, err
 	}
-	if h.Get("X-Amz-Tenant-Id") != "" { // INV-05
+	req.tenant = h.Get("X-Amz-Tenant-Id")
+	switch n := len(req.tenant); { // INV-05
+	case !s.cfg.Tenants && n > 0:
 		return req, badParameter("The function is not configured with tenant isolation: remove X-Amz-Tenant-Id.")
+	case s.cfg.Tenants && n == 0:
+		return req, badParameter("The function is configured with tenant isolation: X-Amz-Tenant-Id is missing.")
+	case n > maxTenantID:
+		return req, badParameter(fmt.Sprintf("X-Amz-Tenant-Id has more than %d characters.", maxTenantID))
 	}
 	if v := h.Get("X-Amzn-Trace-Id"); len(v) <= maxTraceID {
 		req.traceID = v

@@ -47,6 +47,11 @@ type options struct {
 	logLevel       string
 	logDescriptors string
 
+	provisioned int // sandboxes that initialize before the first request
+	snapStart   bool
+	tenants     bool
+	managed     int // invocations at once in a sandbox; 0: one, in classic mode
+
 	pool     int // sandboxes kept ready ahead of need
 	linger   time.Duration
 	stateDir string
@@ -128,6 +133,9 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(durationValue{&o.timeout, time.Second, 900 * time.Second, true}, "timeout", "longest time of an invocation, 1s to 900s")
 	f.Var(intValue{&o.ephemeralMB, 512, 10240, " MB"}, "ephemeral-storage", "size of /tmp in MB, 512 to 10240")
 	f.Var(intValue{&o.concurrency, 1, 4094, ""}, "concurrency", "most sandboxes at once (default: what memory allows, at most 10)")
+	f.Var(intValue{&o.provisioned, 0, 4094, ""}, "provisioned", "sandboxes to initialize before the first request, and to keep")
+	flag(f, &o.snapStart, "snap-start", "stop each sandbox at its snapshot point, and restore it with its first invocation")
+	flag(f, &o.tenants, "tenant-isolation", "give each tenant, X-Amz-Tenant-Id, sandboxes of its own")
 	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
 
 	f.Var(addressValue{&o.listen}, "listen", "address of the invoke endpoint")
@@ -165,6 +173,29 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(choiceValue{&s.systemLogLevel, []string{"DEBUG", "INFO", "WARN"}}, "system-log-level", "least level of the platform's lines, if the format is JSON")
 }
 
+// flag defines a flag that takes no value on the command line.
+func flag(f *pflag.FlagSet, b *bool, name, usage string) {
+	f.Var(boolValue{b}, name, usage)
+	f.Lookup(name).NoOptDefVal = "true"
+}
+
+// initialization checks that the ways to initialize go together.
+func (o *options) initialization() error {
+	switch {
+	case o.snapStart && o.provisioned > 0: // LC-94
+		return fmt.Errorf("--snap-start and --provisioned exclude each other: leave one of them out")
+	case o.snapStart && o.image != "":
+		return fmt.Errorf("--snap-start is not for container images: leave one of them out")
+	case o.snapStart && o.ephemeralMB > 512:
+		return fmt.Errorf("--snap-start allows 512 MB of --ephemeral-storage, not %d", o.ephemeralMB)
+	case o.concurrency > 0 && o.provisioned > o.concurrency:
+		return fmt.Errorf("--provisioned %d is more than --concurrency %d allows", o.provisioned, o.concurrency)
+	case o.event != "" && o.provisioned > 0:
+		return fmt.Errorf("--provisioned has no meaning with --event, which invokes once")
+	}
+	return nil
+}
+
 // complete checks what no single value can know.
 func (o *options) complete() error {
 	if o.rootfs == "" || o.stateDir == "" || o.runDir == "" {
@@ -174,6 +205,9 @@ func (o *options) complete() error {
 		return fmt.Errorf("--run-dir %s: at most %d bytes are allowed, for the sockets in it", o.runDir, maxRunDir)
 	}
 	if _, err := instance.NewPool(uint32(o.idBase), "/"); err != nil {
+		return err
+	}
+	if err := o.initialization(); err != nil {
 		return err
 	}
 	switch def := newOptions(); {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
 
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/instance"
@@ -41,7 +42,10 @@ type factory struct {
 
 	name string         // first part of sandbox ids
 	spec isolation.Spec // all but ID and IDBase
-	life rapid.Config   // all but LogStream and OnState
+	life rapid.Config   // all but LogStream, Restore and OnState
+
+	longInit time.Duration                     // limit of a provisioned sandbox's initialization
+	renew    func() (rapid.Credentials, error) // for a restore
 
 	pool *pool.Pool[blank] // nil: every sandbox is made when it is needed
 
@@ -54,11 +58,18 @@ type factory struct {
 func newFactory(s *session, function *rootfs.Function, template string, hurry <-chan struct{}) *factory {
 	return &factory{
 		instance: s.instance, leases: s.leases, engine: s.engine, log: s.log, hurry: hurry,
-		name: idPrefix(s.o.functionName),
-		spec: specOf(s.o, function, template),
-		life: lifeOf(s.o, function, s.sink()),
-		live: map[string]*sandbox{},
+		name:     idPrefix(s.o.functionName),
+		spec:     specOf(s.o, function, template),
+		life:     lifeOf(s.o, function, s.sink()),
+		longInit: longInit(s.o),
+		renew:    func() (rapid.Credentials, error) { return renewedCredentials(s.o) },
+		live:     map[string]*sandbox{},
 	}
+}
+
+// logStream names the log of a sandbox as Lambda does (ENV-05).
+func logStream(id string) string {
+	return time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
 }
 
 // specOf says what a sandbox of the function is made of.
@@ -97,7 +108,7 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 	settings.BillInit = o.settings.billInit
 	settings.Stream.Rate = int64(o.settings.streamRate) << 10
 	settings.Descriptors = telemetry.Descriptors(o.logDescriptors)
-	return rapid.Config{
+	c := rapid.Config{
 		Function: rapid.Function{
 			Name: o.functionName, Version: functionVersion, ARN: functionARN(o), Handler: o.handler,
 			Runtime: o.runtime, Region: o.settings.region, AccountID: o.settings.accountID,
@@ -109,12 +120,40 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 			ExtensionsDisabled: function.ExtensionsDisabled,
 			Image:              o.image != "",
 		},
-		Settings: settings,
-		Credentials: rapid.Credentials{
-			AccessKeyID: o.settings.accessKeyID, SecretAccessKey: o.settings.secretAccessKey, SessionToken: o.settings.sessToken,
-		},
-		Sink: sink,
+		Settings:    settings,
+		Credentials: o.settings.credentials(),
+		Sink:        sink,
 	}
+	if o.snapStart {
+		c.Initialization = rapid.SnapStart
+		c.Settings.InitTimeout = longInit(o)
+	}
+	return c
+}
+
+// longInit is the limit of an initialization that no invocation waits for (LC-06).
+func longInit(o *options) time.Duration {
+	return max(o.settings.initTimeout, 130*time.Second, o.timeout)
+}
+
+// credentials are what the configuration file says.
+func (s *settings) credentials() rapid.Credentials {
+	return rapid.Credentials{AccessKeyID: s.accessKeyID, SecretAccessKey: s.secretAccessKey, SessionToken: s.sessToken}
+}
+
+// renewedCredentials are those that the configuration file says now.
+func renewedCredentials(o *options) (rapid.Credentials, error) {
+	if o.config == "" {
+		return o.settings.credentials(), nil
+	}
+	fresh := newOptions()
+	flags, settings := pflag.NewFlagSet("run", pflag.ContinueOnError), pflag.NewFlagSet("settings", pflag.ContinueOnError)
+	fresh.addFlags(flags)
+	fresh.addSettings(settings)
+	if err := applyConfig(o.config, flags, settings); err != nil {
+		return rapid.Credentials{}, err
+	}
+	return fresh.settings.credentials(), nil
 }
 
 // functionVersion is the only version that there is.
@@ -135,20 +174,41 @@ type sandbox struct {
 	factory *factory
 
 	end   context.CancelFunc // ends the life
+	ready chan struct{}      // closed when it has initialized
 	ended chan struct{}      // closed when the life and its API have ended
 	err   error              // of the life; valid once ended
 }
 
 // make makes a sandbox and starts its life. What fails is rolled back.
-func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) {
+func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) { return f.start(ctx, f.life) }
+
+// provision makes a sandbox that initializes before anybody needs it (LC-09).
+func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
+	cfg := f.life
+	cfg.Initialization = rapid.Provisioned
+	cfg.Settings.InitTimeout = f.longInit
+	return f.start(ctx, cfg)
+}
+
+func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
 	box, id, base, err := f.box(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f, ended: make(chan struct{})}
-	cfg := f.life
-	cfg.LogStream = time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
+	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f,
+		ready: make(chan struct{}), ended: make(chan struct{})}
+	cfg.LogStream = logStream(id)
+	if cfg.Initialization == rapid.SnapStart {
+		cfg.Restore = func() (rapid.Restored, error) {
+			c, err := f.renew()
+			return rapid.Restored{Credentials: c, LogStream: logStream(id + "-1")}, err
+		}
+	}
+	initialized := sync.OnceFunc(func() { close(s.ready) })
 	cfg.OnState = func(st rapid.State) {
+		if st == rapid.Idle {
+			initialized()
+		}
 		f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
 	}
 	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
@@ -190,6 +250,9 @@ func (s *sandbox) State() rapid.State { return s.life.State() }
 func (s *sandbox) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
 	return s.life.Invoke(ctx, inv)
 }
+
+// Ready is closed when the sandbox has initialized.
+func (s *sandbox) Ready() <-chan struct{} { return s.ready }
 
 // Ended is closed when the life has ended.
 func (s *sandbox) Ended() <-chan struct{} { return s.ended }

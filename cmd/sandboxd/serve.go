@@ -24,10 +24,16 @@ const maxEventBytes = 6 << 20
 // answers what still runs when the time for that is up.
 func (s *session) serve(ctx context.Context, l net.Listener) error {
 	server := front.New(front.Config{
-		Fleet: s.fleet, Name: s.o.functionName, Version: functionVersion, ARN: functionARN(s.o),
+		Fleet: s.fleet, Name: s.o.functionName, Version: functionVersion, ARN: functionARN(s.o), Tenants: s.o.tenants,
 		DrainTimeout: s.o.drainTimeout + teardownTime,
 		OnError:      func(err error) { s.log.WithError(err).Error("request failed") },
 	})
+	if s.o.provisioned > 0 {
+		s.log.WithField("sandboxes", s.o.provisioned).Info("initializing")
+		if err := s.fleet.Provision(ctx); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
 	s.log.WithFields(logrus.Fields{"addr": l.Addr().String(), "instance": s.instance.ID(), "function": s.o.functionName}).Info("listening")
 	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
 		s.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")

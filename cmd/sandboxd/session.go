@@ -78,6 +78,7 @@ func (s *session) open(ctx context.Context) (err error) {
 	s.fleet = fleet.New(fleet.Config{
 		Max:         s.concurrency(),
 		New:         s.factory.make,
+		Provisioned: s.o.provisioned, NewProvisioned: s.factory.provision,
 		IdleTimeout: s.o.settings.idleTimeout,
 		OnError:     func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
 	})
@@ -178,11 +179,15 @@ func (s *session) prepareImage(ctx context.Context, store *rootfs.Store, scratch
 }
 
 // concurrency is the most sandboxes at once: as told, else what memory allows, at
-// most 10.
+// most 10, or as many as are provisioned.
 func (s *session) concurrency() int {
 	if s.o.concurrency > 0 {
 		return s.o.concurrency
 	}
+	return max(s.o.provisioned, s.affordable())
+}
+
+func (s *session) affordable() int {
 	available, err := memAvailableMB()
 	if err != nil {
 		s.log.WithError(err).Warn("concurrency is 1: the host's memory is unknown")

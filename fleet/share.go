@@ -1,0 +1,121 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// Share returns a Config.New that gives each sandbox of newSandbox n places in the
+// fleet, for sandboxes that run up to n invocations at once (section 1.9). The fleet's
+// Max counts places then. A sandbox is closed with the last of its places.
+func Share(n int, newSandbox func(context.Context) (Sandbox, error)) func(context.Context) (Sandbox, error) {
+	s := &sharing{n: n, make: newSandbox}
+	return s.join
+}
+
+type sharing struct {
+	n    int
+	make func(context.Context) (Sandbox, error)
+
+	mu   sync.Mutex
+	open []*shared // those with a place, oldest first
+}
+
+// shared is one sandbox of several places.
+type shared struct {
+	made    chan struct{} // closed when the next two are valid
+	sandbox Sandbox
+	err     error
+
+	places int // in use; sharing.mu
+}
+
+// join takes a place of a sandbox that has one, else of a new one.
+func (s *sharing) join(ctx context.Context) (Sandbox, error) {
+	s.mu.Lock()
+	s.open = slices.DeleteFunc(s.open, (*shared).over)
+	if len(s.open) > 0 {
+		b := s.open[0]
+		s.enter(b)
+		s.mu.Unlock()
+		select {
+		case <-b.made:
+		case <-ctx.Done():
+			s.leave(b)
+			return nil, ctx.Err()
+		}
+		if b.err != nil {
+			s.leave(b)
+			return nil, b.err
+		}
+		return &place{b.sandbox, s, b}, nil
+	}
+	b := &shared{made: make(chan struct{})}
+	s.open = append(s.open, b)
+	s.enter(b)
+	s.mu.Unlock()
+	b.sandbox, b.err = s.make(ctx)
+	close(b.made)
+	if b.err != nil {
+		s.leave(b)
+		return nil, b.err
+	}
+	return &place{b.sandbox, s, b}, nil
+}
+
+// over tells whether nobody can join b any more.
+func (b *shared) over() bool {
+	select {
+	case <-b.made:
+	default:
+		return false
+	}
+	if b.err != nil {
+		return true
+	}
+	select {
+	case <-b.sandbox.Ended():
+		return true
+	default:
+		return false
+	}
+}
+
+// enter takes a place of b, with s.mu held.
+func (s *sharing) enter(b *shared) {
+	b.places++
+	if b.places == s.n {
+		s.open = slices.DeleteFunc(s.open, func(o *shared) bool { return o == b })
+	}
+}
+
+// leave gives a place of b back, and tells whether it was the last one in use.
+func (s *sharing) leave(b *shared) (last bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.places--
+	if b.places == 0 {
+		s.open = slices.DeleteFunc(s.open, func(o *shared) bool { return o == b })
+		return true
+	}
+	if !slices.Contains(s.open, b) {
+		s.open = append(s.open, b)
+	}
+	return false
+}
+
+// place is one of a sandbox's places.
+type place struct {
+	Sandbox
+	s *sharing
+	b *shared
+}
+
+// Close gives the place back; with the last one it closes the sandbox.
+func (p *place) Close(ctx context.Context) error {
+	if !p.s.leave(p.b) {
+		return nil
+	}
+	return p.Sandbox.Close(ctx)
+}
