@@ -29,7 +29,7 @@ type Step struct {
 	Op      string            `json:"op"`
 	MS      int64             `json:"ms,omitempty"`      // a duration in milliseconds
 	N       int64             `json:"n,omitempty"`       // a count, size, signal or status
-	Path    string            `json:"path,omitempty"`    // a file, or the path of an API call: {id} and {previous} stand for request ids
+	Path    string            `json:"path,omitempty"`    // a file, or the path of an API call: {id} and {previous} stand for request ids, and here and in Headers {token} for that of snap-start
 	Data    string            `json:"data,omitempty"`    // text to write or send
 	Method  string            `json:"method,omitempty"`  // of an API call
 	Headers map[string]string `json:"headers,omitempty"` // of an API call

@@ -122,9 +122,9 @@ func (r *testRuntime) respond(body []byte) error {
 	return nil
 }
 
-// expand puts request ids into the path of an API call.
-func (r *testRuntime) expand(path string) string {
-	return strings.NewReplacer("{id}", r.id, "{previous}", r.previous).Replace(path)
+// expand puts request ids, and the token of snap-start, into text of an API call.
+func (r *testRuntime) expand(text string) string {
+	return strings.NewReplacer("{id}", r.id, "{previous}", r.previous, "{token}", os.Getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN")).Replace(text)
 }
 
 // run does the steps in order, each whatever became of the one before.

@@ -159,7 +159,7 @@ func call(t *testRuntime, s script.Step, r *script.Result) {
 // send makes the request of a call and notes the answer.
 func (t *testRuntime) send(req *http.Request, s script.Step, r *script.Result) {
 	for k, v := range s.Headers {
-		req.Header.Set(k, v)
+		req.Header.Set(k, t.expand(v))
 	}
 	resp, err := t.client.Do(req)
 	if err != nil {
