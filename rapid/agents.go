@@ -139,7 +139,7 @@ func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	i := slices.IndexFunc(s.agents, func(a *agent) bool { return a.name == r.Name })
 	external := i >= 0 && s.agents[i].external
 	for _, e := range r.Events {
-		if e != EventInvoke && (e != EventShutdown || !external) {
+		if (e != EventInvoke || s.Managed()) && (e != EventShutdown || !external) { // EX-11
 			return nil, &Refusal{Type: InvalidEventType, Message: fmt.Sprintf("Event %q cannot be registered by this extension", e)}
 		}
 	}
@@ -249,6 +249,9 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 		a.waiter = nil
 	}
 	a.errorType = m.failure.Type
+	if s.Managed() && !managedAgentType.MatchString(a.errorType) { // EX-24
+		a.errorType = fatal
+	}
 	if st := s.State(); st == Initializing || st == Idle || st == Invoking {
 		s.note(&Fault{Type: fatal}) // EX-23: recorded; the process's exit ends the phase
 	}

@@ -56,6 +56,8 @@ const (
 	errSandboxFailure    = "Sandbox.Failure"
 	errSandboxTimedout   = "Sandbox.Timedout" // before the answer began
 	errSandboxTimeout    = "Sandbox.Timeout"  // while it streamed (RT-73)
+	errManagedInit       = "Runtime.InitError"
+	errOutOfMemory       = "Runtime.OutOfMemory" // of managed mode (INV-14)
 	errRestoreTimeout    = "Runtime.RestoreHookUserTimeout"
 	errRestoreRenewal    = "errRestoreUpdateCredentials"
 )

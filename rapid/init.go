@@ -58,7 +58,7 @@ func (s *Sandbox) beginInit() {
 	}
 	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f), FunctionName: f.Name, FunctionVersion: f.Version,
-		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20})
+		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20, FunctionARN: s.managedARN()})
 }
 
 // runtimeARN names the runtime's version as Lambda's ARNs do.
@@ -177,6 +177,7 @@ func (s *Sandbox) initEnded(w wakening) State {
 		return ShuttingDown
 	case limitPassed:
 		s.endInit("", telemetry.Timeout) // TL-47
+		s.timeAllOut()
 		limit := s.cfg.Function.Timeout
 		if !s.inline() && s.current != nil && !s.renewable() { // LC-09: it has no second try to wait for
 			limit = s.cfg.Settings.InitTimeout
@@ -212,6 +213,7 @@ func (s *Sandbox) initFailed(f *Fault) State {
 	s.note(f)
 	f = s.fatal()
 	s.endInit(f.Type, telemetry.Error)
+	s.failAll(f)
 	if s.current != nil && (s.lost || !s.renewable()) && !s.inline() {
 		s.current.begin(time.Now(), s.cfg.Function.Timeout)
 	}

@@ -21,6 +21,10 @@ type invocation struct {
 	stream   *Stream       // of an answer that streams (RT-69); the caller has it already
 	cut      *Result       // the answer to a body that was cut short, until given
 
+	event    *Event     // what the runtime was given; of managed mode
+	patience time.Time  // until when it waits for a worker; of managed mode
+	body     answerBody // of managed mode
+
 	released, firstByte, lastByte, ready time.Time // of TL-45; zero if not reached
 	produced                             int64
 }
@@ -45,8 +49,14 @@ func (s *Sandbox) inline() bool { return s.current != nil && !s.current.deadline
 
 // answer gives the caller of the current invocation its result, once.
 func (s *Sandbox) answer(r *Result) {
-	c := s.current
-	if c == nil || c.result != nil {
+	if s.current != nil {
+		s.current.answer(r)
+	}
+}
+
+// answer gives the caller its result, once.
+func (c *invocation) answer(r *Result) {
+	if c.result != nil {
 		return
 	}
 	r.Done = c.done
@@ -58,10 +68,9 @@ func (s *Sandbox) answer(r *Result) {
 	c.msg.answer(r)
 }
 
-// openStream gives the caller of the current invocation an answer that has only begun.
-func (s *Sandbox) openStream(contentType string) {
-	c := s.current
-	c.stream = newStream(c.msg.left, s.cfg.Settings.Stream)
+// openStream gives the caller an answer that has only begun.
+func (c *invocation) openStream(contentType string, limits StreamLimits) {
+	c.stream = newStream(c.msg.left, limits)
 	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.done})
 }
 
@@ -90,8 +99,9 @@ func (c *invocation) came(a *Answer) {
 	}
 }
 
-// abandon ends the current invocation with an error that is not the function's.
+// abandon ends what runs with an error that is not the function's.
 func (s *Sandbox) abandon(err error) {
+	s.abandonAll(err)
 	c := s.current
 	if c == nil {
 		return
@@ -123,7 +133,7 @@ func (s *Sandbox) dispatch() {
 	c := s.current
 	s.throttle()
 	s.tellStart()
-	e := &Event{Type: EventInvoke, Invocation: c.inv, Deadline: c.deadline, Nonce: uuid.NewString()}
+	e := c.newEvent()
 	c.released = time.Now()
 	for _, external := range []bool{true, false} {
 		for _, a := range s.agents {
@@ -133,6 +143,10 @@ func (s *Sandbox) dispatch() {
 		}
 	}
 	s.runtime.dispatch(e)
+}
+
+func (c *invocation) newEvent() *Event {
+	return &Event{Type: EventInvoke, Invocation: c.inv, Deadline: c.deadline, Nonce: uuid.NewString()}
 }
 
 // tellStart ends what came before, and begins the log of the invocation (LOG-34).

@@ -23,7 +23,8 @@ import (
 //	   └── Cold
 //
 // The first Invoke of a snap-start sandbox leads from Idle through Restoring to
-// Invoking. Cancelling the context of Run leads from every state to ShuttingDown and
+// Invoking. A managed sandbox goes from Initializing to Serving, which takes many
+// invocations at once and ends only with the sandbox. Cancelling the context of Run leads from every state to ShuttingDown and
 // then to Dead. The loss of a domain (out of memory) or a reset that fails leads to
 // Dead too, and so does every reset of a sandbox that is not OnDemand (LC-09).
 type State int
@@ -33,6 +34,7 @@ const (
 	Idle                      // everyone waits for an event; frozen after a linger
 	Restoring                 // the runtime's hooks run after a restore (section 4.7)
 	Invoking                  // the runtime works on one invocation
+	Serving                   // the runtime works on many; instead of Idle and Invoking in managed mode
 	Resetting                 // something failed; every process is being ended
 	Cold                      // no process runs; the next invocation initializes (LC-47)
 	ShuttingDown              // as Resetting, but for good
@@ -41,7 +43,7 @@ const (
 
 // String returns the name of the state.
 func (s State) String() string {
-	return [...]string{"Initializing", "Idle", "Restoring", "Invoking", "Resetting", "Cold", "ShuttingDown", "Dead"}[s]
+	return [...]string{"Initializing", "Idle", "Restoring", "Invoking", "Serving", "Resetting", "Cold", "ShuttingDown", "Dead"}[s]
 }
 
 // Reasons of a shutdown (LC-66).
@@ -70,6 +72,8 @@ func (s *Sandbox) Run(ctx context.Context) error {
 			state = s.restore(ctx)
 		case Invoking:
 			state = s.invoke(ctx)
+		case Serving:
+			state = s.serveMany(ctx)
 		case Resetting:
 			state = s.reset()
 		case Cold:
@@ -125,6 +129,9 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 		}
 	}
 	s.initDone()
+	if s.Managed() {
+		return Serving
+	}
 	if s.inline() {
 		return Invoking
 	}

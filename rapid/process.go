@@ -30,7 +30,8 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	if a != nil {
 		source, name = telemetry.FromExtension, a.name
 	}
-	out, err := s.openOutput(a == nil, func(m telemetry.Message) { s.log.Output(source, name, m) })
+	framed := a == nil && !s.Managed() // else LOG-11
+	out, err := s.openOutput(framed, func(m telemetry.Message) { s.log.Output(source, name, m) })
 	if err != nil {
 		return nil, err
 	}

@@ -108,11 +108,19 @@ func (m *nextMsg) serve(s *Sandbox) {
 		return
 	}
 	r := &s.runtime
+	if s.Managed() && len(r.waiters) >= maxIdleWorkers {
+		m.refuse(ErrTooManyWorkers)
+		return
+	}
 	if err := r.move(callNext); err != nil {
 		m.refuse(err)
 		return
 	}
 	s.closedReg = true // EX-14
+	if s.Managed() {
+		r.waiters = append(r.waiters, m) // RT-60
+		return
+	}
 	if r.state == rtRunning {
 		m.deliver(r.event) // RT-26
 		return
@@ -156,6 +164,10 @@ func (m *undeliveredMsg) serve(s *Sandbox) {
 	}
 	r := &s.runtime
 	r.waiters = slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return w == m.waiter })
+	if s.Managed() {
+		s.takeBack(m.waiter)
+		return
+	}
 	if r.state == rtRunning && m.waiter.event == r.event {
 		r.wake()
 	}
@@ -203,6 +215,17 @@ type Answer struct {
 // MaxPayload is the limit of a response body: 6 MiB and 100 bytes (RT-34).
 const MaxPayload = 6<<20 + 100
 
+// maxManagedBody is the limit of all other bodies in managed mode (RT-64).
+const maxManagedBody = 1 << 20
+
+// BodyLimit is how many bytes the body of an answer may have that is no stream.
+func (s *Sandbox) BodyLimit(k AnswerKind) int64 {
+	if k == AnswerError && s.Managed() {
+		return maxManagedBody
+	}
+	return MaxPayload
+}
+
 type beginAnswerMsg struct {
 	id   string
 	head AnswerHead
@@ -210,6 +233,10 @@ type beginAnswerMsg struct {
 }
 
 func (m *beginAnswerMsg) serve(s *Sandbox) {
+	if s.Managed() {
+		s.beginManaged(m)
+		return
+	}
 	r := &s.runtime
 	if m.id == "" || m.id != r.id {
 		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
@@ -235,7 +262,7 @@ func (m *beginAnswerMsg) serve(s *Sandbox) {
 	}
 	s.current.firstByte = time.Now()
 	if m.head.Kind == AnswerResponse && m.head.Mode == modeStreaming && s.current.inv.Stream { // else RT-74
-		s.openStream(m.head.ContentType)
+		s.current.openStream(m.head.ContentType, s.cfg.Settings.Stream)
 	}
 	m.answer(s.current.stream)
 }
@@ -247,6 +274,10 @@ type finishAnswerMsg struct {
 }
 
 func (m *finishAnswerMsg) serve(s *Sandbox) {
+	if s.Managed() {
+		s.finishManaged(m)
+		return
+	}
 	r, a := &s.runtime, &m.body
 	if m.id != r.id || s.current == nil || (r.state != rtResponse && r.state != rtErrorResp) {
 		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
@@ -254,29 +285,37 @@ func (m *finishAnswerMsg) serve(s *Sandbox) {
 	}
 	r.state = rtSent // whatever the body was: the following next is legal
 	c := s.current
+	if refusal := s.complete(c, a); refusal != nil {
+		m.refuse(refusal)
+		return
+	}
+	m.answer(struct{}{})
+}
+
+// complete gives the caller of c what the runtime has posted. The refusal is for the
+// runtime, whose answer counts all the same.
+func (s *Sandbox) complete(c *invocation, a *Answer) *Refusal {
 	c.came(a)
 	switch {
 	case a.TooLarge:
-		limit := int64(MaxPayload)
+		limit := s.BodyLimit(a.Kind)
 		if c.stream != nil {
 			limit = c.stream.limits.Bytes
 		}
-		s.answer(failure("Function.ResponseSizeTooLarge",
+		c.answer(failure("Function.ResponseSizeTooLarge",
 			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, limit)))
-		m.refuse(&Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", limit)})
-		return
+		return &Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", limit)}
 	case a.Truncated:
-		c.cut = failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", m.id))
-		m.refuse(&Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"})
-		return
+		c.cut = failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", c.inv.ID))
+		return &Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
 	case a.Kind == AnswerError:
-		s.answer(errorResult(a))
+		c.answer(errorResult(a))
 	case a.TrailerType != "" || a.TrailerBody != nil:
-		s.answer(trailerResult(a))
+		c.answer(trailerResult(a))
 	default:
-		s.answer(&Result{Payload: a.Payload, ContentType: a.ContentType})
+		c.answer(&Result{Payload: a.Payload, ContentType: a.ContentType})
 	}
-	m.answer(struct{}{})
+	return nil
 }
 
 // InitError is what a runtime posted to init/error.

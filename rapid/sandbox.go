@@ -155,6 +155,7 @@ type Config struct {
 	Initialization Initialization
 	Settings       Settings
 	Credentials    Credentials
+	MaxConcurrency int            // invocations at once, of Managed; less than 1 means 1
 	LogStream      string         // log stream name, also the instance id (TL-44)
 	APIAddr        string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
 	Sink           telemetry.Sink // gets the log; nil discards it
@@ -199,9 +200,13 @@ type Sandbox struct {
 	agents      []*agent // in order of registration, launched ones first
 	closedReg   bool     // extension registration is closed (EX-14)
 	current     *invocation
-	fault       *Fault     // first fatal error since the last initialization or shutdown (LC-49)
-	posted      *initError // body of the newest init/error (LC-27)
-	reason      string     // of the next reset (LC-66)
+	serving     map[string]*invocation // by id, of managed mode; what is in queue too
+	queue       []*invocation          // those that wait for a worker, oldest first
+	running     []*invocation          // those that a worker has, oldest first
+	late        []string               // ids of the last that timed out (RT-63)
+	fault       *Fault                 // first fatal error since the last initialization or shutdown (LC-49)
+	posted      *initError             // body of the newest init/error (LC-27)
+	reason      string                 // of the next reset (LC-66)
 	initTime    *time.Duration
 	snapshot    bool           // of SnapStart: initialized, and not restored yet
 	restoreTime *time.Duration // of the restore, until it is reported
@@ -232,13 +237,14 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	if cfg.Function.Bootstrap.Dir == "" {
 		cfg.Function.Bootstrap.Dir = taskRoot
 	}
+	cfg.MaxConcurrency = max(cfg.MaxConcurrency, 1)
 	if cfg.Token == "" {
 		cfg.Token = uuid.NewString()
 	}
 	s := &Sandbox{
 		cfg: cfg, sup: sup,
 		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}),
-		clock: newThawClock(), reason: reasonFailure,
+		clock: newThawClock(), reason: reasonFailure, serving: map[string]*invocation{},
 	}
 	if !cfg.Function.ExtensionsDisabled {
 		s.hub = telemetry.NewHub(s.clock, s.dial, cfg.Function.LogFormat == telemetry.JSON)
@@ -270,6 +276,10 @@ func (s *Sandbox) Thawed() time.Duration { return s.clock.Now() }
 var (
 	ErrBusy = errors.New("rapid: the sandbox has an invocation already")
 	ErrDead = errors.New("rapid: the sandbox has ended")
+	// ErrUnavailable and ErrDuplicate are of managed mode: no worker of the runtime asks
+	// for an event, or an invocation has the id of one that runs (RT-65).
+	ErrUnavailable = errors.New("rapid: no worker of the runtime asks for an event")
+	ErrDuplicate   = errors.New("rapid: an invocation with this id runs already")
 )
 
 // Invoke runs one invocation and returns when the runtime's answer is complete

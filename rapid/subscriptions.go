@@ -3,6 +3,7 @@ package rapid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strconv"
 
@@ -27,6 +28,9 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 		return hostError("port of the Runtime API", err)
 	}
 	sub, err := telemetry.ParseSubscription(api, body, apiPort)
+	if err == nil && c.s.Managed() && sub.Schema != managedSchema {
+		err = fmt.Errorf("schemaVersion should be %s", managedSchema)
+	}
 	if err != nil {
 		return invalidSubscription(api, err)
 	}

@@ -23,10 +23,11 @@ func register(r *request) error {
 			Events            []string          `json:"events"`
 			ConfigurationKeys []json.RawMessage `json:"configurationKeys"`
 		}
-		b, _, tooLarge, truncated := r.body(maxRegister)
+		limit := r.small(maxRegister)
+		b, _, tooLarge, truncated := r.body(limit)
 		if tooLarge {
 			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(maxRegister) + " bytes)."}
+				Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
 		}
 		if truncated || json.Unmarshal(b, &body) != nil || len(body.ConfigurationKeys) > 0 {
 			return &rapid.Refusal{Type: rapid.InvalidRequestFormat, Message: "Invalid request format"}
@@ -66,6 +67,14 @@ func nextEvent(r *request) error {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	r.deliver(id, e, body)
 	return nil
+}
+
+// small is the limit of an extension's body: ours in classic mode, RT-64's in managed.
+func (r *request) small(classic int64) int64 {
+	if r.sandbox.Managed() {
+		return r.sandbox.BodyLimit(rapid.AnswerError)
+	}
+	return classic
 }
 
 type tracing struct {
@@ -110,11 +119,12 @@ func failAgent(atInit bool) func(*request) error {
 // subscribe is PUT of the Telemetry and Logs APIs (section 3.1).
 func subscribe(api telemetry.API) func(*request) error {
 	return func(r *request) error {
-		body, _, tooLarge, truncated := r.body(telemetry.MaxSubscription)
+		limit := r.small(telemetry.MaxSubscription)
+		body, _, tooLarge, truncated := r.body(limit)
 		switch {
 		case tooLarge:
 			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(telemetry.MaxSubscription) + " bytes)."}
+				Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
 		case truncated:
 			return &rapid.Refusal{Type: rapid.TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
 		}

@@ -19,6 +19,7 @@ type handler struct{ s *rapid.Sandbox }
 type request struct {
 	http.ResponseWriter
 	*http.Request
+	sandbox *rapid.Sandbox
 	client  *rapid.Client
 	arrival arrival // of an answer's body
 }
@@ -42,7 +43,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}
-	r := &request{ResponseWriter: w, Request: hr, client: c.client}
+	r := &request{ResponseWriter: w, Request: hr, sandbox: h.s, client: c.client}
 	path := hr.URL.Path
 	if rest, ok := strings.CutPrefix(path, runtimeBase); ok {
 		h.runtimePath(r, rest)
@@ -62,8 +63,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			h.method(r, http.MethodPut, subscribe(telemetry.TelemetryAPI))
 			return
 		case logsPath:
-			h.method(r, http.MethodPut, subscribe(telemetry.LogsAPI))
-			return
+			if !h.s.Managed() { // RT-66
+				h.method(r, http.MethodPut, subscribe(telemetry.LogsAPI))
+				return
+			}
 		}
 	}
 	w.WriteHeader(http.StatusNotFound) // RT-09
@@ -124,6 +127,10 @@ func (h *handler) method(r *request, method string, do func(*request) error) {
 	if r.Method != method {
 		r.Header().Set("Allow", method)
 		r.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	if h.s.Managed() && method == http.MethodGet && r.ContentLength != 0 { // RT-64
+		r.refuse(&rapid.Refusal{Type: rapid.RequestEntityTooLarge, Message: "Exceeded maximum allowed payload size (0 bytes)."})
 		return
 	}
 	if err := do(r); err != nil {

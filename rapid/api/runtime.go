@@ -69,7 +69,7 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		r.arrival.ReadCloser = r.Body
 		r.Body = &r.arrival
 		if stream == nil {
-			a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(rapid.MaxPayload)
+			a.Payload, a.Seen, a.TooLarge, a.Truncated = r.body(r.sandbox.BodyLimit(kind))
 		} else {
 			if a.Seen, a.TooLarge, a.Truncated, err = r.stream(stream); err != nil {
 				return err
@@ -140,14 +140,15 @@ func initError(begin func(*rapid.Client, context.Context) error) func(*request) 
 		if err := begin(r.client, r.ctx()); err != nil {
 			return err
 		}
-		body, _, tooLarge, _ := r.body(rapid.MaxPayload)
+		limit := r.sandbox.BodyLimit(rapid.AnswerError)
+		body, _, tooLarge, _ := r.body(limit)
 		posted := rapid.InitError{Body: body, Type: r.get("Lambda-Runtime-Function-Error-Type")}
 		if err := r.client.FinishInitError(r.ctx(), posted); err != nil {
 			return err
 		}
 		if tooLarge {
 			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-				Message: "Exceeded maximum allowed payload size (" + strconv.Itoa(rapid.MaxPayload) + " bytes)."}
+				Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
 		}
 		r.accept()
 		return nil

@@ -16,6 +16,8 @@ func systemLevel(p Platform) Level {
 		return LevelInfo
 	case *Report:
 		return failed(r.Status, LevelInfo)
+	case *ManagedReport:
+		return failed(r.Status, LevelInfo)
 	case *RuntimeDone:
 		return failed(r.Status, LevelInfo)
 	case *InitRuntimeDone:

@@ -106,6 +106,7 @@ type InitStart struct {
 	FunctionVersion    string `json:"functionVersion,omitempty"`
 	InstanceID         string `json:"instanceId,omitempty"`        // log stream name (TL-44)
 	InstanceMaxMemory  int64  `json:"instanceMaxMemory,omitempty"` // bytes (TL-44)
+	FunctionARN        string `json:"functionArn,omitempty"`       // of managed mode
 }
 
 // Type implements Platform.
@@ -139,7 +140,7 @@ type InitReport struct {
 	ErrorType          string      `json:"errorType,omitempty"`
 }
 
-// InitMetrics are the metrics of an [InitReport] or [RestoreReport].
+// InitMetrics are the metrics of an [InitReport], [RestoreReport] or [ManagedReport].
 type InitMetrics struct {
 	Duration Millis `json:"durationMs"`
 }
@@ -260,6 +261,8 @@ type Start struct {
 	Version   string   `json:"version,omitempty"`
 	Tracing   *Tracing `json:"tracing,omitempty"`
 	TenantID  string   `json:"tenantId,omitempty"`
+
+	FunctionARN string `json:"functionArn,omitempty"` // of managed mode
 }
 
 // Type implements Platform.
@@ -352,6 +355,23 @@ type Report struct {
 	Metrics   ReportMetrics `json:"metrics"`
 	Spans     []Span        `json:"spans,omitempty"`
 	Tracing   *Tracing      `json:"tracing,omitempty"`
+}
+
+// ManagedReport is the report of an invocation in managed mode (TL-37).
+type ManagedReport struct {
+	RequestID string      `json:"requestId"`
+	Status    Status      `json:"status"`
+	ErrorType string      `json:"errorType,omitempty"`
+	Metrics   InitMetrics `json:"metrics"`
+	Spans     []Span      `json:"spans,omitempty"`
+	Tracing   *Tracing    `json:"tracing,omitempty"`
+}
+
+// Type implements Platform.
+func (*ManagedReport) Type() string { return "platform.report" }
+
+func (r *ManagedReport) appendText(b []byte, _ time.Time) []byte {
+	return fmt.Appendf(b, "REPORT RequestId: %s\tDuration: %.2f ms\t\n", r.RequestID, r.Metrics.Duration.ms())
 }
 
 // ReportMetrics are the metrics of a [Report].
