@@ -21,7 +21,8 @@ type Lease struct {
 // taken runs to its end, whether or not anybody still wants the answer.
 //
 // Failures of the function are Results. The error is ErrClosed when the fleet shuts
-// down first; any other error is the platform's fault (INV-24).
+// down first, or rapid's ErrUnavailable or ErrDuplicate in managed mode; any other
+// error is the platform's fault (INV-24).
 func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	for {
 		fresh := l.m.sandbox == nil
@@ -29,11 +30,18 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 			if err := l.make(); err != nil {
 				return nil, err
 			}
+			if p, ok := l.m.sandbox.(*place); ok && p.joined {
+				fresh = false
+			}
 		}
 		res, err := l.m.sandbox.Invoke(l.f.life, inv)
 		if err == nil {
 			l.answered(res)
 			return res, nil
+		}
+		if errors.Is(err, rapid.ErrUnavailable) || errors.Is(err, rapid.ErrDuplicate) { // the sandbox is well
+			l.unused()
+			return nil, fmt.Errorf("fleet: invoke sandbox %s: %w", l.m.sandbox.ID(), err)
 		}
 		l.broke()
 		if l.f.life.Err() != nil {
@@ -82,6 +90,13 @@ func (l *Lease) answered(res *rapid.Result) {
 	}
 	f.mu.Unlock()
 	m.results <- res // has room: there is one invocation at a time
+}
+
+// unused frees a sandbox that did not run the invocation.
+func (l *Lease) unused() {
+	l.f.mu.Lock()
+	l.f.giveBack(l.m)
+	l.f.mu.Unlock()
 }
 
 // broke has the keeper close a sandbox that did not take its invocation.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"sync"
+
+	"github.com/sandboxd/sandboxd/rapid"
 )
 
 // Share returns a Config.New that gives each sandbox of newSandbox n places in the
@@ -49,7 +51,7 @@ func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 			s.leave(b)
 			return nil, b.err
 		}
-		return &place{b.sandbox, s, b}, nil
+		return &place{b.sandbox, s, b, true}, nil
 	}
 	b := &shared{made: make(chan struct{})}
 	s.open = append(s.open, b)
@@ -61,7 +63,7 @@ func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 		s.leave(b)
 		return nil, b.err
 	}
-	return &place{b.sandbox, s, b}, nil
+	return &place{b.sandbox, s, b, false}, nil
 }
 
 // over tells whether nobody can join b any more.
@@ -74,12 +76,11 @@ func (b *shared) over() bool {
 	if b.err != nil {
 		return true
 	}
-	select {
-	case <-b.sandbox.Ended():
+	switch b.sandbox.State() {
+	case rapid.Resetting, rapid.ShuttingDown, rapid.Dead:
 		return true
-	default:
-		return false
 	}
+	return false
 }
 
 // enter takes a place of b, with s.mu held.
@@ -108,8 +109,9 @@ func (s *sharing) leave(b *shared) (last bool) {
 // place is one of a sandbox's places.
 type place struct {
 	Sandbox
-	s *sharing
-	b *shared
+	s      *sharing
+	b      *shared
+	joined bool // the sandbox was there, or being made, before the place
 }
 
 // Close gives the place back; with the last one it closes the sandbox.

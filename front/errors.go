@@ -28,6 +28,11 @@ var (
 		text: "An internal error occurred. The log of sandboxd has the cause under this request id."}
 	errShutdown = &refusal{status: http.StatusInternalServerError, name: "ServiceException",
 		text: "sandboxd is shutting down."}
+	// Managed mode only (RT-65, FE-19).
+	errUnavailable = &refusal{status: http.StatusBadRequest, name: "Runtime.Unavailable",
+		text: "No worker of the function's runtime asks for an event."}
+	errDuplicate = &refusal{status: http.StatusBadRequest, name: "Client.DuplicatedInvokeId",
+		text: "An invocation with this request id runs already."}
 	errUnknownPath = &refusal{status: http.StatusNotFound, name: "UnknownOperationException",
 		text: "No operation of the Lambda API that sandboxd serves has this path. Invoke is POST /2015-03-31/functions/{name}/invocations, InvokeWithResponseStream is POST /2021-11-15/functions/{name}/response-streaming-invocations."}
 	errMethod = &refusal{status: http.StatusMethodNotAllowed, name: "MethodNotAllowedException",

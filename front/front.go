@@ -272,6 +272,10 @@ func (s *Server) refuse(w http.ResponseWriter, conn *http.ResponseController, id
 	switch {
 	case errors.Is(err, fleet.ErrTooMany):
 		errTooMany.write(w)
+	case errors.Is(err, rapid.ErrUnavailable):
+		errUnavailable.write(w)
+	case errors.Is(err, rapid.ErrDuplicate):
+		errDuplicate.write(w)
 	case errors.Is(err, fleet.ErrClosed):
 		w.Header().Set("Connection", "close")
 		errShutdown.write(w)

@@ -135,6 +135,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(intValue{&o.concurrency, 1, 4094, ""}, "concurrency", "most sandboxes at once (default: what memory allows, at most 10)")
 	f.Var(intValue{&o.provisioned, 0, 4094, ""}, "provisioned", "sandboxes to initialize before the first request, and to keep")
 	flag(f, &o.snapStart, "snap-start", "stop each sandbox at its snapshot point, and restore it with its first invocation")
+	f.Var(orZeroValue{intValue{&o.managed, 1, 1024, ""}}, "managed", "managed mode: how many invocations each sandbox runs at once")
 	flag(f, &o.tenants, "tenant-isolation", "give each tenant, X-Amz-Tenant-Id, sandboxes of its own")
 	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
 
@@ -188,6 +189,10 @@ func (o *options) initialization() error {
 		return fmt.Errorf("--snap-start is not for container images: leave one of them out")
 	case o.snapStart && o.ephemeralMB > 512:
 		return fmt.Errorf("--snap-start allows 512 MB of --ephemeral-storage, not %d", o.ephemeralMB)
+	case o.managed > 0 && (o.snapStart || o.tenants || o.provisioned > 0):
+		return fmt.Errorf("--managed excludes --snap-start, --provisioned and --tenant-isolation: leave one of them out")
+	case o.managed > 0 && o.logFormat != "JSON": // RT-66
+		return fmt.Errorf("--managed logs in JSON only: add --log-format JSON")
 	case o.concurrency > 0 && o.provisioned > o.concurrency:
 		return fmt.Errorf("--provisioned %d is more than --concurrency %d allows", o.provisioned, o.concurrency)
 	case o.event != "" && o.provisioned > 0:

@@ -125,6 +125,34 @@ func TestConfigFileErrors(t *testing.T) {
 	}
 }
 
+// LC-94, RT-66: ways to initialize that do not go together.
+func TestInitializationFlags(t *testing.T) {
+	for args, want := range map[string]string{
+		"--snap-start":                                  "",
+		"--provisioned=2 --concurrency=2":               "",
+		"--managed=4 --log-format=JSON":                 "",
+		"--snap-start --provisioned=1":                  "exclude each other",
+		"--snap-start --ephemeral-storage=513":          "512 MB",
+		"--snap-start --image=x":                        "container images",
+		"--provisioned=3 --concurrency=2":               "more than --concurrency",
+		"--provisioned=3 --event=-":                     "--event",
+		"--managed=4":                                   "add --log-format JSON",
+		"--managed=4 --log-format=JSON --snap-start":    "excludes",
+		"--managed=4 --log-format=JSON --provisioned=1": "excludes",
+	} {
+		o, err := parse(t, "", strings.Fields(args)...)
+		if err == nil {
+			if o.code = "x"; o.image != "" {
+				o.code = ""
+			}
+			err = o.complete()
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", args, err, want)
+		}
+	}
+}
+
 // ENV-16, ENV-17, ENV-18.
 func TestEnv(t *testing.T) {
 	for _, ok := range []string{

@@ -124,6 +124,10 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 		Credentials: o.settings.credentials(),
 		Sink:        sink,
 	}
+	if o.managed > 0 {
+		c.Initialization, c.MaxConcurrency = rapid.Managed, o.managed
+		c.Settings.InitTimeout = longInit(o)
+	}
 	if o.snapStart {
 		c.Initialization = rapid.SnapStart
 		c.Settings.InitTimeout = longInit(o)
@@ -206,7 +210,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	}
 	initialized := sync.OnceFunc(func() { close(s.ready) })
 	cfg.OnState = func(st rapid.State) {
-		if st == rapid.Idle {
+		if st == rapid.Idle || st == rapid.Serving {
 			initialized()
 		}
 		f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
@@ -234,7 +238,9 @@ func (s *sandbox) run(ctx context.Context) {
 	defer close(s.ended)
 	apiCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	served := make(chan error, 1)
-	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), api.DefaultLimits()) }()
+	limits := api.DefaultLimits()
+	limits.Connections += 2 * s.factory.life.MaxConcurrency // of managed mode: a worker waits in one of its own
+	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits) }()
 	s.err = s.life.Run(ctx)
 	stop()
 	s.err = errors.Join(s.err, <-served)

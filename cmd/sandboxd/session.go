@@ -75,9 +75,13 @@ func (s *session) open(ctx context.Context) (err error) {
 		s.log.Warn(w)
 	}
 	s.factory = newFactory(s, function, template, hurry(ctx))
+	places, newSandbox := s.concurrency(), s.factory.make
+	if n := s.o.managed; n > 0 {
+		places, newSandbox = places*n, fleet.Share(n, newSandbox)
+	}
 	s.fleet = fleet.New(fleet.Config{
-		Max:         s.concurrency(),
-		New:         s.factory.make,
+		Max:         places,
+		New:         newSandbox,
 		Provisioned: s.o.provisioned, NewProvisioned: s.factory.provision,
 		IdleTimeout: s.o.settings.idleTimeout,
 		OnError:     func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },

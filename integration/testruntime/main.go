@@ -19,7 +19,8 @@ import (
 	"github.com/sandboxd/sandboxd/integration/script"
 )
 
-// testRuntime is the state of the process. Its steps run one at a time.
+// testRuntime is the state of the process, or of one worker in managed mode. Its steps
+// run one at a time.
 type testRuntime struct {
 	base     string // of the Runtime API, without a path
 	client   *http.Client
@@ -57,6 +58,16 @@ func main() {
 		}
 		r.init = r.run(steps)
 	}
+	workers, _ := strconv.Atoi(os.Getenv("AWS_LAMBDA_MAX_CONCURRENCY")) // absent in classic mode (RT-67)
+	for range workers - 1 {
+		worker := *r
+		go worker.work()
+	}
+	r.work()
+}
+
+// work takes one event after the other.
+func (r *testRuntime) work() {
 	for {
 		if err := r.invocation(); err != nil {
 			log.Fatal(err)
@@ -115,6 +126,10 @@ func (r *testRuntime) respond(body []byte) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusGone { // RT-63: too late
+		note("late", "id", r.id)
+		return nil
+	}
 	if resp.StatusCode != http.StatusAccepted {
 		text, _ := io.ReadAll(resp.Body)
 		return fmt.Errorf("response: %s: %s", resp.Status, text)
