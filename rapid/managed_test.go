@@ -398,3 +398,24 @@ func TestManagedExtensions(t *testing.T) {
 		w.wantLogHas(`"name":"internal","state":"InitError","events":[],"errorType":"Extension.InitError"`)
 	}, managed(1))
 }
+
+// RT-67, ENV-12, LOG-11: what tells a client of managed mode. Its log goes to stdout:
+// one descriptor for frames could not be shared by workers.
+func TestManagedEnvironment(t *testing.T) {
+	cfg := Config{Function: testFunction(), Settings: DefaultSettings(), Initialization: Managed, MaxConcurrency: 7}
+	env := runtimeEnv(&cfg)
+	if !slices.Contains(env, "AWS_LAMBDA_MAX_CONCURRENCY=7") || !slices.Contains(env, "AWS_LAMBDA_INITIALIZATION_TYPE=lambda-managed-instances") {
+		t.Errorf("environment %q", env)
+	}
+	for _, v := range append(env, extensionEnv(&cfg)...) {
+		if strings.HasPrefix(v, "_LAMBDA_TELEMETRY_LOG_FD") {
+			t.Errorf("%s in managed mode", v)
+		}
+	}
+	cfg.Initialization = OnDemand
+	for _, v := range append(runtimeEnv(&cfg), extensionEnv(&cfg)...) {
+		if strings.HasPrefix(v, "AWS_LAMBDA_MAX_CONCURRENCY") {
+			t.Errorf("%s in classic mode", v)
+		}
+	}
+}

@@ -195,3 +195,17 @@ func TestRestoreNextAgain(t *testing.T) {
 		synctest.Wait()
 	}, with(snapStart))
 }
+
+// FE-13: a start that fails for no reason of the function's is Sandbox.Failure.
+func TestHostFaultInInit(t *testing.T) {
+	inWorld(t, echo(0), func(w *world) {
+		r := w.invoke("one")
+		if r.ErrorType != "Sandbox.Failure" || !strings.Contains(string(r.Payload), "no descriptors left") {
+			t.Errorf("%+v %s", r, r.Payload)
+		}
+		<-r.Done
+		w.wantLogHas(`Status: failure`)
+	}, with(func(_ *Config, s *fakesup.Supervisor) {
+		s.ExecErr = map[string]error{bootstrap: errors.New("no descriptors left")}
+	}))
+}

@@ -280,3 +280,35 @@ func TestExtensionLaunchErrors(t *testing.T) {
 		}, o)
 	}
 }
+
+// LC-67: what an extension's exit after SHUTDOWN makes of its state.
+func TestStateAfterShutdown(t *testing.T) {
+	for _, tt := range []struct {
+		exit supervisor.Exit
+		want agentState
+	}{
+		{supervisor.Exit{}, agExited},
+		{supervisor.Exit{Code: 1}, agShutdownFailed},
+		{supervisor.Exit{Signal: syscall.SIGKILL}, agShutdownFailed},
+	} {
+		s := New(Config{Settings: DefaultSettings()}, nil)
+		a := &agent{external: true, state: agRunning}
+		p := &process{agent: a, handle: ended{tt.exit}}
+		s.procs = []*process{p}
+		s.sup = fakeSup{fakesup.New(nil)}
+		go func() { s.exits <- exited{p} }()
+		s.timer = time.NewTimer(time.Minute)
+		if !s.waitForExits(func() bool { return p.gone }) || a.state != tt.want {
+			t.Errorf("%v: state %s, want %s", tt.exit, a.state, tt.want)
+		}
+		if err := s.log.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// ended is a process that has ended so.
+type ended struct{ exit supervisor.Exit }
+
+func (e ended) Done() <-chan struct{} { return nil }
+func (e ended) Exit() supervisor.Exit { return e.exit }

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
@@ -136,6 +137,24 @@ func (a *actor) countStart() (int, error) {
 
 func (a *actor) journal() string { return filepath.Join(a.Scratch, "conformance.journal") }
 
+// openJournal opens the journal and locks it until it is closed: an entry is longer
+// than what one write is sure to show to a reader at once.
+func (a *actor) openJournal(flags, lock int) (*os.File, error) {
+	f, err := os.OpenFile(a.journal(), flags, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = syscall.Flock(int(f.Fd()), lock); err != syscall.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // note writes an entry into the journal, in one piece.
 func (a *actor) note(e script.Entry) {
 	now := time.Now().UnixMicro()
@@ -146,7 +165,7 @@ func (a *actor) note(e script.Entry) {
 	if e.Play == "" {
 		e.Play = a.current()
 	}
-	f, err := os.OpenFile(a.journal(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o666)
+	f, err := a.openJournal(os.O_WRONLY|os.O_CREATE|os.O_APPEND, syscall.LOCK_EX)
 	if err == nil {
 		_, err = io.WriteString(f, script.Encode(e)+"\n")
 		err = errors.Join(err, f.Close())
@@ -245,8 +264,16 @@ func (a *actor) respond(body []byte) error {
 
 // readJournal returns the journal as a JSON list.
 func (a *actor) readJournal() ([]byte, error) {
-	text, err := os.ReadFile(a.journal())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	f, err := a.openJournal(os.O_RDONLY, syscall.LOCK_SH)
+	if errors.Is(err, fs.ErrNotExist) {
+		return []byte("[]"), nil
+	}
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(f)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return nil, fmt.Errorf("actor: journal: %w", err)
 	}
 	lines := bytes.Split(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))

@@ -32,6 +32,10 @@ func Table(text string) (map[string]string, error) {
 	return table, nil
 }
 
+// NotApplicable begins, in place of tests, the reason why a requirement has none: what
+// it speaks of does not exist here.
+const NotApplicable = "n/a: "
+
 // Check compares requirements with what covers them: cases, tests, or the pending list.
 // It returns everything that is wrong, sorted: a requirement without any of them, a name
 // of a test that tests does not have, and ids that the specification does not have.
@@ -54,6 +58,12 @@ func Check(requirements []Requirement, cases []Case, coverage, pending map[strin
 	for id, names := range coverage {
 		if !known[id] {
 			complain("%s has tests, but is not in the specification", id)
+		}
+		if strings.HasPrefix(names, NotApplicable) {
+			if cased[id] {
+				complain("%s has a case, but is not applicable", id)
+			}
+			continue
 		}
 		for name := range strings.FieldsSeq(names) {
 			if !tests[name] {

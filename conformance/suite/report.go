@@ -114,7 +114,7 @@ func (r *Report) Markdown(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Conformance of %s\n\nWritten by `conformance run`: do not edit. %s.\n\n", r.Target, r.Summary())
 	b.WriteString("*Passed* and *failed* are cases of the conformance suite, which drives the environment over the wire. Requirements that it cannot see name the Go tests that cover them. " +
-		"*Pending* is known to be missing.\n")
+		"*Not applicable* speaks of what does not exist here, and *pending* is known to be missing.\n")
 	titles, rows := r.sections()
 	for _, title := range titles {
 		fmt.Fprintf(&b, "\n## %s\n\n| id | requirement | outcome |\n|---|---|---|\n", title)
@@ -132,6 +132,8 @@ func (row row) outcome(pending map[string]string) string {
 		return "passed"
 	case row.checked:
 		return string(row.Status) + ": " + cell(row.Seen, 160)
+	case strings.HasPrefix(row.tests, NotApplicable):
+		return "not applicable: " + strings.TrimPrefix(row.tests, NotApplicable)
 	case row.tests != "":
 		return "`" + strings.Join(strings.Fields(row.tests), "` `") + "`"
 	}
