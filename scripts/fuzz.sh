@@ -1,12 +1,32 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the project, one after the other.
+# Runs every fuzz target of the project, two at a time on one CPU each, and notes what
+# became of them in .build/results/fuzz.json. An input that fails is kept in the
+# target's testdata, and shown.
 #
-#   scripts/fuzz.sh TIME      for example 20s
+#   scripts/fuzz.sh TIME      of each target, for example 60s
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-grep -rHoE '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sed 's/:func /:/' | sort |
-	while IFS=: read -r file target; do
-		go test -tags seccomp -run '^$' -fuzz "^$target\$" -fuzztime "${1:?TIME}" -fuzzminimizetime 2s "$(dirname "$file")"
-	done
+results=$project/.build/results/fuzz.json
+mkdir -p "${results%/*}"
+: >"$results"
+
+# fuzz FOLDER TARGET: runs one and says how far it came.
+fuzz() {
+	local out action=pass
+	out=$(go test -tags seccomp -run '^$' -fuzz "^$2\$" -fuzztime "$time" -fuzzminimizetime 2s -parallel 1 "$1" 2>&1) || action=fail
+	printf '{"Action":"%s","Package":"fuzz","Test":"%s.%s"}\n' "$action" "$1" "$2" >>"$results"
+	say "$1 $2: $action, $(grep -o 'execs: [0-9]*' <<<"$out" | tail -n 1)"
+	[ "$action" = pass ] || printf '%s\n' "$out" >&2
+}
+
+time=${1:?TIME}
+targets=$(grep -rHoE '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sort)
+say "$(wc -l <<<"$targets") targets, $time each"
+while IFS=: read -r file target; do
+	while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+	fuzz "$(dirname "$file")" "${target#func }" &
+done <<<"$targets"
+wait
+! grep -q '"fail"' "$results"
