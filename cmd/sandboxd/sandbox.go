@@ -67,7 +67,7 @@ func newFactory(s *session, function *rootfs.Function, template string, hurry <-
 	}
 }
 
-// logStream names the log of a sandbox as Lambda does (ENV-05).
+// logStream names the log of a sandbox as Lambda does (ENV-04).
 func logStream(id string) string {
 	return time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
 }
