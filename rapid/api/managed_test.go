@@ -1,9 +1,7 @@
 package api
 
 import (
-	"bufio"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -69,15 +67,7 @@ func TestManagedWorkers(t *testing.T) {
 func TestManagedAnswerInProgress(t *testing.T) {
 	w := managedWorld(t)
 	ids, _ := w.events(1)
-	c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	_, _ = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", path(ids[0], "response"))
-	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || !strings.Contains(line, "100") {
-		t.Fatalf("%q %v", line, err) // the body is asked for once the answer has begun
-	}
+	w.openBody(path(ids[0], "response"))
 	if r := w.do("POST", path(ids[0], "response"), "x"); r.status != 400 {
 		t.Errorf("response while a response is on its way: %d %s", r.status, r.body)
 	}
