@@ -20,7 +20,7 @@ const InitPath = "/.sandbox-init"
 // Paths are the places on the host that a domain's configuration refers to.
 type Paths struct {
 	Rootfs string // directory that becomes the root of the domain
-	NetNS  string // network namespace that the sandbox's domains share
+	NetNS  string // network namespace that the sandbox's domains share; "" with NetworkHost
 	Init   string // binary of the init handler
 	Cgroup string // the sandbox's parent cgroup, absolute below the cgroup mount
 }
@@ -53,6 +53,9 @@ func (s Spec) Validate() error {
 	}
 	if _, ok := profiles[s.profile()]; !ok {
 		return fmt.Errorf("isolation: sandbox %s: unknown seccomp profile %q", s.ID, s.Seccomp)
+	}
+	if err := s.Network.validate(); err != nil {
+		return fmt.Errorf("isolation: sandbox %s: network: %w", s.ID, err)
 	}
 	return nil
 }
@@ -93,7 +96,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	if !slices.Contains(s.Domains, domain) {
 		return nil, fmt.Errorf("isolation: sandbox %s has no domain %q", s.ID, domain)
 	}
-	if p.Rootfs == "" || p.NetNS == "" || p.Init == "" || !path.IsAbs(p.Cgroup) {
+	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || !path.IsAbs(p.Cgroup) {
 		return nil, errors.New("isolation: config needs root, network namespace, init handler and cgroup paths")
 	}
 	hostname := s.Hostname
@@ -112,12 +115,9 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		Readonlyfs:      true,
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
 		Hostname:        hostname,
-		Namespaces: configs.Namespaces{
-			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWIPC}, {Type: configs.NEWUTS},
-			{Type: configs.NEWUSER}, {Type: configs.NEWCGROUP}, {Type: configs.NEWNET, Path: p.NetNS},
-		},
-		UIDMappings: ids,
-		GIDMappings: ids,
+		Namespaces:      namespaces(p.NetNS),
+		UIDMappings:     ids,
+		GIDMappings:     ids,
 		Capabilities: &configs.Capabilities{
 			Bounding: initCapabilities, Effective: initCapabilities, Permitted: initCapabilities,
 		},
@@ -133,6 +133,19 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 			Resources: &cgroups.Resources{Devices: rules},
 		},
 	}, nil
+}
+
+// namespaces are those of a domain; without a path of a network namespace it has none
+// of its own.
+func namespaces(netNS string) configs.Namespaces {
+	list := configs.Namespaces{
+		{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+		{Type: configs.NEWUSER}, {Type: configs.NEWCGROUP},
+	}
+	if netNS != "" {
+		list = append(list, configs.Namespace{Type: configs.NEWNET, Path: netNS})
+	}
+	return list
 }
 
 // kernelMounts are the file systems that the kernel makes for a domain, and the

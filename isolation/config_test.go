@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -66,6 +67,27 @@ func TestConfigGolden(t *testing.T) {
 	}
 }
 
+// With the host's network a domain has no network namespace of its own; only then.
+func TestConfigOfTheHostsNetwork(t *testing.T) {
+	s, p := exampleSpec(), examplePaths()
+	s.Network.Mode = NetworkHost
+	if _, err := s.Config(RuntimeDomain, p); err == nil {
+		t.Error("the host's network goes with a network namespace")
+	}
+	p.NetNS = ""
+	cfg, err := s.Config(RuntimeDomain, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Namespaces.Contains(configs.NEWNET) || !cfg.Namespaces.Contains(configs.NEWUSER) {
+		t.Errorf("namespaces %v", cfg.Namespaces)
+	}
+	s.Network.Mode = ""
+	if _, err := s.Config(RuntimeDomain, p); err == nil {
+		t.Error("a sandbox of its own network has no network namespace")
+	}
+}
+
 // Building a configuration twice gives the same, and shares nothing that a user of
 // the first could change.
 func TestConfigIsPure(t *testing.T) {
@@ -114,6 +136,14 @@ func TestValidate(t *testing.T) {
 		{"mount over the root", func(s *Spec) { s.Mounts[0].Target = "/" }, `mount target "/"`},
 		{"mount climbs", func(s *Spec) { s.Mounts[0].Target = "/usr/../etc" }, "mount target"},
 		{"mount without source", func(s *Spec) { s.Mounts[0].Sources = nil }, "no source"},
+		{"unknown network", func(s *Spec) { s.Network.Mode = "bridge" }, `unknown network "bridge"`},
+		{"egress without addresses", func(s *Spec) { s.Network.Mode = NetworkEgress }, "private IPv4 range"},
+		{"egress from public addresses", func(s *Spec) {
+			s.Network = Network{Mode: NetworkEgress, Range4: netip.MustParsePrefix("11.0.0.0/16"), Range6: DefaultRange6}
+		}, "private IPv4 range"},
+		{"rule without an address", func(s *Spec) {
+			s.Network = Network{Mode: NetworkEgress, Range4: DefaultRange4, Range6: DefaultRange6, Policy: Policy{Allow: make([]Rule, 1)}}
+		}, "no address"},
 		{"free-form seccomp", func(s *Spec) { s.Seccomp = "{}" }, "unknown seccomp profile"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ const (
 const IDCount = 65536
 
 // APIAddr is the address of the Runtime API inside a sandbox's network namespace
-// (RT-02, ARCHITECTURE decision 3).
+// (RT-02, ARCHITECTURE decision 3). With NetworkHost each sandbox has another.
 const APIAddr = "127.0.0.1:9001"
 
 // Spec says what one sandbox is made of. It is data, safe to copy shallowly and to
@@ -38,6 +38,7 @@ type Spec struct {
 	Mounts   []Mount  // what is mounted on it, in order
 	Tmp      Tmp      // the writable /tmp, shared by the domains
 	Seccomp  string   // name of a seccomp profile; "" means "default"
+	Network  Network  // what it can reach
 }
 
 // Limits bound a sandbox as a whole (ENV-32, ENV-34).
