@@ -13,7 +13,7 @@ VERSION = $(shell git describe --tags --always --dirty 2>/dev/null)
 EMBEDDED := cmd/sandboxd/embedded/sandbox-init
 TOOLS := .build/tools
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)
-FUZZTIME ?= 20s
+FUZZTIME ?= 60s
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
 # One line per package; every event is kept for scripts/summary.sh.
@@ -36,7 +36,7 @@ build: setup ## build bin/sandboxd, with the init handler inside
 demo: build ## run a function and an extension, show their isolation, clean up, check that
 	@scripts/demo.sh
 
-TEST_PARTS := lint unit race integration vm-test demo
+TEST_PARTS := lint unit race integration wire vm-test demo
 
 .PHONY: test
 test: $(TEST_PARTS) ## everything that CI checks
@@ -83,11 +83,18 @@ vm-test-systemd: tools build ## the same in a virtual machine where systemd owns
 conformance: build ## run the conformance suite against bin/sandboxd, as root
 	CGO_ENABLED=0 go build -trimpath -o bin/conformance ./conformance/cmd/conformance
 	bin/conformance check
-	bin/conformance run --target sandboxd --sandboxd bin/sandboxd
+	@mkdir -p .build/results
+	bin/conformance run --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
 
 .PHONY: fuzz
-fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (20s)
+fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (60s)
 	scripts/fuzz.sh $(FUZZTIME)
+
+# The suite mostly waits, so that the fuzzing has the CPU meanwhile.
+.PHONY: wire
+wire: build ## conformance, and fuzz at the lowest priority beside it
+	@nice -n 19 $(MAKE) --no-print-directory fuzz & fuzz=$$!; \
+	$(MAKE) --no-print-directory conformance; status=$$?; wait $$fuzz && exit $$status
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

@@ -109,6 +109,26 @@ func (r *Report) JSON(w io.Writer) error {
 	return e.Encode(map[string]any{"target": r.Target, "totals": r.Totals(), "results": r.Results})
 }
 
+// Events writes the results in the form of `go test -json`, a test for each case, for
+// what adds up the tests of a project. Not supported and pending count as skipped.
+func (r *Report) Events(w io.Writer) error {
+	e := json.NewEncoder(w)
+	for _, res := range r.Results {
+		action := "skip"
+		switch {
+		case res.Status == Passed:
+			action = "pass"
+		case res.Status.Bad():
+			action = "fail"
+		}
+		event := struct{ Action, Package, Test string }{action, "conformance", res.ID}
+		if err := e.Encode(event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Markdown writes the page of the documentation.
 func (r *Report) Markdown(w io.Writer) error {
 	var b strings.Builder

@@ -123,12 +123,18 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &Report{Target: "x", Requirements: requirements, Results: []Result{{ID: "AB-01", Status: Failed, Seen: "a | b"}}, Coverage: map[string]string{"AB-02": "p.TestA"}}
-	var text, page bytes.Buffer
+	var text, page, events bytes.Buffer
 	if err := r.Text(&text); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Markdown(&page); err != nil {
 		t.Fatal(err)
+	}
+	if err := r.Events(&events); err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"Action":"fail","Package":"conformance","Test":"AB-01"}` + "\n"; events.String() != want {
+		t.Errorf("events %q, want %q", events.String(), want)
 	}
 	for _, want := range []string{"AB-01  failed: a | b", "0 passed, 1 failed"} {
 		if !strings.Contains(text.String(), want) {

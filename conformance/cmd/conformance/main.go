@@ -35,6 +35,7 @@ Flags of run:
   --only REGEX      only the requirements whose id matches
   --json FILE       write the results as JSON
   --markdown FILE   write the page of the documentation
+  --events FILE     write the results as events of 'go test -json'
   --logs DIR        keep what the target printed, ID.log for each failed case
   --pending FILE    ids that are known to fail, "ID reason" a line
                     (default: the built-in list for sandboxd, none for exec)
@@ -86,7 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 }
 
 type runFlags struct {
-	target, sandboxd, command, has, only, json, markdown, logs, pending, root string
+	target, sandboxd, command, has, only, json, markdown, events, logs, pending, root string
 }
 
 func (f *runFlags) parse(args []string) error {
@@ -99,6 +100,7 @@ func (f *runFlags) parse(args []string) error {
 	fs.StringVar(&f.only, "only", "", "")
 	fs.StringVar(&f.json, "json", "", "")
 	fs.StringVar(&f.markdown, "markdown", "", "")
+	fs.StringVar(&f.events, "events", "", "")
 	fs.StringVar(&f.logs, "logs", "", "")
 	fs.StringVar(&f.pending, "pending", "", "")
 	fs.StringVar(&f.root, "root", ".", "")
@@ -171,7 +173,7 @@ func write(report *suite.Report, f runFlags, stdout io.Writer) error {
 	for _, out := range []struct {
 		path  string
 		write func(io.Writer) error
-	}{{f.json, report.JSON}, {f.markdown, report.Markdown}} {
+	}{{f.json, report.JSON}, {f.markdown, report.Markdown}, {f.events, report.Events}} {
 		if out.path == "" {
 			continue
 		}
