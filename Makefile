@@ -96,6 +96,14 @@ wire: build ## conformance, and fuzz at the lowest priority beside it
 	@nice -n 19 $(MAKE) --no-print-directory fuzz & fuzz=$$!; \
 	$(MAKE) --no-print-directory conformance; status=$$?; wait $$fuzz && exit $$status
 
+BENCH := .build/bench
+
+.PHONY: bench-programs
+bench-programs: build
+	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/floor ./bench/floor
+	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/function/bootstrap ./bench/function
+	CGO_ENABLED=1 go build -trimpath -tags seccomp -o bin/bench ./bench/cmd/bench
+
 .PHONY: clean
 clean: ## remove what was built, machine images too
 	rm -rf bin .build $(EMBEDDED)

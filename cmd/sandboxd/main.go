@@ -135,7 +135,7 @@ Exit codes: 0 success; 1 the function failed, or doctor found a must-have missin
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), versionCommand())
+	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), benchCommand(), versionCommand())
 	return root
 }
 

@@ -1,0 +1,174 @@
+package suite
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sandboxd/sandboxd/bench/load"
+	"github.com/sandboxd/sandboxd/bench/result"
+)
+
+// coldBlock is how many cold starts a daemon sees before a new one takes its place, so
+// that sandboxes that are there already stay few.
+const coldBlock = 25
+
+// cold measures P1 and P2. Every request is of a new tenant, so every one needs a
+// sandbox that has served nobody (LC-97).
+func (s *suite) cold(ctx context.Context) error {
+	for left := s.rounds(200); left > 0; left -= coldBlock {
+		if err := s.coldBlock(ctx, min(left, coldBlock)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *suite) coldBlock(ctx context.Context, rounds int) (err error) {
+	floor, err := s.startFloor(ctx, 0, "--cold")
+	if err != nil {
+		return err
+	}
+	defer stopAll(&err, floor)
+	room := fmt.Sprintf("--concurrency=%d", rounds+2)
+	pooled, err := s.startSandboxd(ctx, "--tenant-isolation", room, "--pool=1")
+	if err != nil {
+		return err
+	}
+	defer stopAll(&err, pooled)
+	unpooled, err := s.startSandboxd(ctx, "--tenant-isolation", room, "--pool=0")
+	if err != nil {
+		return err
+	}
+	defer stopAll(&err, unpooled)
+	all := []subject{{result.Floor, floor}, {result.Pooled, pooled}, {result.Unpooled, unpooled}}
+	for round := range rounds {
+		for i := range all {
+			a := all[(i+round)%len(all)]
+			if a.server == pooled {
+				if err := pooled.awaitInits(ctx, round+1); err != nil {
+					return err
+				}
+			}
+			c, err := coldStart(ctx, a.server, fmt.Sprint("tenant-", round))
+			if err != nil {
+				return fmt.Errorf("%s: %w", a.name, err)
+			}
+			s.add(result.ColdMain, a.name, c.main)
+			s.add(result.ColdNext, a.name, c.next)
+			s.add(result.ColdTotal, a.name, c.total)
+		}
+	}
+	return nil
+}
+
+// coldTimes are those of one cold start. They begin with the request, on the floor
+// with the start of the process.
+type coldTimes struct{ main, next, total time.Duration }
+
+// coldStart makes the first invocation of a tenant, on a connection that is there.
+func coldStart(ctx context.Context, p *server, tenant string) (c coldTimes, err error) {
+	client := load.NewClient(p.url, patience)
+	defer client.Close()
+	if err := client.Connect(ctx); err != nil {
+		return c, err
+	}
+	request, err := client.Request([]byte(`"stamps"`), http.Header{"X-Amz-Tenant-Id": {tenant}})
+	if err != nil {
+		return c, err
+	}
+	a, err := client.Send(ctx, request)
+	if err == nil {
+		err = a.Fault()
+	}
+	if err != nil {
+		return c, err
+	}
+	var stamps struct{ Main, Next time.Duration }
+	if err := json.Unmarshal(a.Body, &stamps); err != nil {
+		return c, fmt.Errorf("stamps %q: %w", a.Body, err)
+	}
+	began := a.Sent
+	if exec := a.Header.Get("X-Exec-Time"); exec != "" {
+		ns, err := strconv.ParseInt(exec, 10, 64)
+		if err != nil {
+			return c, fmt.Errorf("X-Exec-Time: %w", err)
+		}
+		began = time.Duration(ns)
+	}
+	return coldTimes{stamps.Main - began, stamps.Next - began, a.Took}, nil
+}
+
+// awaitInits waits until a daemon has n init handlers: those of the sandboxes that have
+// served, and those of the pool.
+func (p *server) awaitInits(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		pids, err := p.inits()
+		if err != nil {
+			return err
+		}
+		if len(pids) >= n {
+			return pause(ctx, settle)
+		}
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			return fmt.Errorf("%d init handlers, want %d: %w; log:\n%s", len(pids), n, err, p.log())
+		}
+	}
+}
+
+// settle is left to a host after what it has just done, before the next measurement.
+const settle = 30 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// inits finds the processes that are PID 1 of a namespace below the daemon's.
+func (p *server) inits() (pids []int, err error) {
+	entries, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	inside := map[int]bool{} // is PID 1 of a namespace of its own
+	for _, path := range entries {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		pid, parent := 0, 0
+		for line := range strings.Lines(string(text)) {
+			switch f := strings.Fields(line); f[0] {
+			case "Pid:":
+				pid, _ = strconv.Atoi(f[1])
+			case "PPid:":
+				parent, _ = strconv.Atoi(f[1])
+			case "NSpid:":
+				inside[pid] = len(f) > 2 && f[len(f)-1] == "1"
+			}
+		}
+		children[parent] = append(children[parent], pid)
+	}
+	for next := []int{p.cmd.Process.Pid}; len(next) > 0; next = next[1:] {
+		for _, child := range children[next[0]] {
+			next = append(next, child)
+			if inside[child] {
+				pids = append(pids, child)
+			}
+		}
+	}
+	return pids, nil
+}

@@ -1,0 +1,182 @@
+package suite
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/sandboxd/sandboxd/bench/load"
+)
+
+// Programs says where the programs are that take part.
+type Programs struct {
+	Sandboxd string
+	Floor    string
+	Function string // folder with the bootstrap of bench/function
+}
+
+// Find says where the programs are when sandboxd is at one path and the others in
+// one folder.
+func Find(sandboxd, folder string) Programs {
+	return Programs{Sandboxd: sandboxd, Floor: filepath.Join(folder, "floor"), Function: filepath.Join(folder, "function")}
+}
+
+// patience bounds every wait for a program of ours.
+const patience = time.Minute
+
+// server is a running program that serves an invoke endpoint.
+type server struct {
+	name string
+	url  *url.URL
+	dir  string // of its own; holds log, and for sandboxd run and state
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process is reaped
+}
+
+// startFloor runs the floor with as many instances of the function.
+func (s *suite) startFloor(ctx context.Context, instances int, args ...string) (*server, error) {
+	return s.start(ctx, "floor", s.cfg.Programs.Floor, func(addr, _ string) []string {
+		return append(append([]string{}, args...), addr, fmt.Sprint(instances), filepath.Join(s.cfg.Programs.Function, "bootstrap"))
+	})
+}
+
+// startSandboxd runs sandboxd with the benchmark's function.
+func (s *suite) startSandboxd(ctx context.Context, args ...string) (*server, error) {
+	return s.start(ctx, "sandboxd", s.cfg.Programs.Sandboxd, func(addr, dir string) []string {
+		all := []string{"run", "--listen", addr, "--run-dir", filepath.Join(dir, "run"), "--state-dir", filepath.Join(s.dir, "state"),
+			"--memory", "1769", "--timeout", "60s", "--log-level", "warn"}
+		return append(append(all, args...), s.cfg.Programs.Function)
+	})
+}
+
+// start runs a program that is to listen at the address that args puts into its
+// arguments, and waits until it does. Its folder is removed when it is stopped.
+func (s *suite) start(ctx context.Context, name, program string, args func(addr, dir string) []string) (_ *server, err error) {
+	dir, err := os.MkdirTemp(s.dir, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o711); err != nil { // sandbox users pass through
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close() // the child has its own
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	p := &server{name: name, dir: dir, done: make(chan struct{})}
+	if p.url, err = load.Endpoint(addr); err != nil {
+		return nil, err
+	}
+	p.cmd = exec.Command(program, args(addr, dir)...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // the state tells
+		close(p.done)
+	}()
+	if err := p.await(ctx); err != nil {
+		err = fmt.Errorf("%s does not serve: %w; its log:\n%s", name, err, p.log())
+		return nil, errors.Join(err, p.stop())
+	}
+	return p, nil
+}
+
+// freeAddr finds a port that nobody uses now.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// await waits until the program takes connections.
+func (p *server) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		conn, err := net.Dial("tcp", p.url.Host)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("it ended: %s", p.cmd.ProcessState)
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// log is what the program has printed.
+func (p *server) log() string {
+	b, err := os.ReadFile(filepath.Join(p.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-4096):])
+}
+
+// stop ends the program in order and removes its folder. A server that is nil is
+// stopped already.
+func (p *server) stop() error {
+	if p == nil {
+		return nil
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		return fmt.Errorf("%s did not end after SIGTERM; its log:\n%s", p.name, p.log())
+	}
+	return os.RemoveAll(p.dir)
+}
+
+// sandbox is what `sandboxd ps` tells of one.
+type sandbox struct {
+	ID     string         `json:"id"`
+	State  string         `json:"state"`
+	Cgroup string         `json:"cgroup"`
+	Init   map[string]int `json:"init"`
+}
+
+// sandboxes lists those of a sandboxd.
+func (s *suite) sandboxes(ctx context.Context, p *server) ([]sandbox, error) {
+	out, err := s.command(ctx, p, "ps", "--output", "json")
+	if err != nil {
+		return nil, err
+	}
+	var list []sandbox
+	if err := json.Unmarshal(out, &list); err != nil {
+		return nil, fmt.Errorf("sandboxd ps: %w", err)
+	}
+	return list, nil
+}
+
+// command runs another command of sandboxd on the daemon p.
+func (s *suite) command(ctx context.Context, p *server, args ...string) ([]byte, error) {
+	out, err := exec.CommandContext(ctx, s.cfg.Programs.Sandboxd, append(args, "--run-dir", filepath.Join(p.dir, "run"))...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("sandboxd %v: %w: %s", args, err, out)
+	}
+	return out, nil
+}
