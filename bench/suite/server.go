@@ -153,10 +153,7 @@ func (p *server) stop() error {
 
 // sandbox is what `sandboxd ps` tells of one.
 type sandbox struct {
-	ID     string         `json:"id"`
-	State  string         `json:"state"`
-	Cgroup string         `json:"cgroup"`
-	Init   map[string]int `json:"init"`
+	ID string `json:"id"`
 }
 
 // sandboxes lists those of a sandboxd.
@@ -170,6 +167,20 @@ func (s *suite) sandboxes(ctx context.Context, p *server) ([]sandbox, error) {
 		return nil, fmt.Errorf("sandboxd ps: %w", err)
 	}
 	return list, nil
+}
+
+// inspect returns the isolation in force for one sandbox of a sandboxd, as `sandboxd
+// inspect` shows it.
+func (s *suite) inspect(ctx context.Context, p *server) (string, error) {
+	list, err := s.sandboxes(ctx, p)
+	if err != nil {
+		return "", err
+	}
+	if len(list) == 0 {
+		return "", errors.New("sandboxd ps lists no sandbox")
+	}
+	out, err := s.command(ctx, p, "inspect", list[0].ID)
+	return string(out), err
 }
 
 // command runs another command of sandboxd on the daemon p.

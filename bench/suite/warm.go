@@ -44,6 +44,9 @@ func (s *suite) warm(ctx context.Context) (err error) {
 			return err
 		}
 		all = append(all, subject{name, p})
+		if s.results.Isolation, err = s.inspect(ctx, p); err != nil {
+			return err
+		}
 	}
 	for round := range s.rounds(40) {
 		for i := range all {
