@@ -100,6 +100,7 @@ BENCH := .build/bench
 
 .PHONY: bench-programs
 bench-programs: build
+	@mkdir -p $(BENCH) && cp $(EMBEDDED) $(BENCH)/
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/floor ./bench/floor
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/function/bootstrap ./bench/function
 	CGO_ENABLED=1 go build -trimpath -tags seccomp -o bin/bench ./bench/cmd/bench

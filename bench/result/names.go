@@ -11,7 +11,9 @@ const (
 	ColdMain  = "request to main of the bootstrap"
 	ColdTotal = "cold invocation, request to answer"
 
-	Lives = "sandboxes created and destroyed a second"
+	Freeze = "freeze, until all is frozen"
+	Thaw   = "thaw"
+	Lives  = "sandboxes created and destroyed a second"
 )
 
 // Whom it is measured of.

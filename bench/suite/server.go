@@ -21,12 +21,27 @@ type Programs struct {
 	Sandboxd string
 	Floor    string
 	Function string // folder with the bootstrap of bench/function
+	Init     string // the init handler
 }
 
 // Find says where the programs are when sandboxd is at one path and the others in
 // one folder.
-func Find(sandboxd, folder string) Programs {
-	return Programs{Sandboxd: sandboxd, Floor: filepath.Join(folder, "floor"), Function: filepath.Join(folder, "function")}
+func Find(sandboxd, folder string) (Programs, error) {
+	p := Programs{Sandboxd: sandboxd}
+	for file, path := range map[string]*string{"floor": &p.Floor, "function": &p.Function, "sandbox-init": &p.Init} {
+		*path = filepath.Join(folder, file)
+	}
+	for _, path := range []*string{&p.Sandboxd, &p.Floor, &p.Function, &p.Init} {
+		abs, err := filepath.Abs(*path)
+		if err == nil {
+			_, err = os.Stat(abs)
+		}
+		if err != nil {
+			return p, fmt.Errorf("%w; 'make bench-programs' builds it", err)
+		}
+		*path = abs
+	}
+	return p, nil
 }
 
 // patience bounds every wait for a program of ours.

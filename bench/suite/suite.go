@@ -38,6 +38,8 @@ var experiments = []struct {
 }{
 	{"warm", (*suite).warm},
 	{"cold", (*suite).cold},
+	{"freeze", (*suite).freeze},
+	{"lives", (*suite).lives},
 }
 
 // Names lists the experiments.

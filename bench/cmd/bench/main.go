@@ -14,6 +14,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/bench/result"
 	"github.com/sandboxd/sandboxd/bench/suite"
+	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 const usage = `bench measures sandboxd against the floor and against other runtimes, as root.
@@ -22,13 +23,16 @@ const usage = `bench measures sandboxd against the floor and against other runti
 
 Flags:
   --sandboxd PATH    the program to measure (bin/sandboxd)
-  --programs DIR     floor, and function/bootstrap (.build/bench)
+  --programs DIR     floor, function/bootstrap and sandbox-init (.build/bench)
   --only NAME,…      these experiments only: %s
   --share N          do the Nth part of the rounds
   --json FILE        write the results
 `
 
 func main() {
+	if runc.IsInit() {
+		runc.Init()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -45,6 +49,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch args[0] {
 	case "run":
 		return measure(ctx, args[1:], stdout, stderr)
+	case "lives", "freeze":
+		return measureEngine(ctx, args[0], args[1:], stdout)
 	case "help", "-h", "--help":
 		_, err := fmt.Fprintf(stdout, usage, strings.Join(suite.Names(), ", "))
 		return err
@@ -63,7 +69,11 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err := f.Parse(args); err != nil {
 		return fmt.Errorf("%w; see 'bench help'", err)
 	}
-	cfg := suite.Config{Share: *share, Log: stderr, Programs: suite.Find(*sandboxd, *programs)}
+	cfg := suite.Config{Share: *share, Log: stderr}
+	var err error
+	if cfg.Programs, err = suite.Find(*sandboxd, *programs); err != nil {
+		return err
+	}
 	if *only != "" {
 		cfg.Only = strings.Split(*only, ",")
 	}

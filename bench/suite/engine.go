@@ -1,0 +1,72 @@
+package suite
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/sandboxd/sandboxd/bench/engine"
+	"github.com/sandboxd/sandboxd/bench/load"
+	"github.com/sandboxd/sandboxd/bench/result"
+)
+
+// lives measures P6: how many sandboxes can live one after the other on both cores.
+func (s *suite) lives(ctx context.Context) error {
+	all := map[string]string{result.Sandboxd: "engine", result.Runc: "runc", result.Crun: "crun"}
+	names := []string{result.Sandboxd, result.Runc, result.Crun}
+	for round := range s.rounds(9) {
+		for i := range names {
+			name := names[(i+round)%len(names)]
+			var l engine.Lives
+			if err := s.child(ctx, &l, "lives", all[name]); err != nil {
+				return err
+			}
+			s.results.Add(result.Lives, name, result.PerSecond, l.Rate())
+		}
+	}
+	return nil
+}
+
+// freeze measures P5.
+func (s *suite) freeze(ctx context.Context) error {
+	for range s.rounds(5) {
+		var f engine.Freezes
+		if err := s.child(ctx, &f, "freeze", "200"); err != nil {
+			return err
+		}
+		s.results.Add(result.Freeze, result.Sandboxd, result.MS, load.Milliseconds(f.Freeze)...)
+		s.results.Add(result.Thaw, result.Sandboxd, result.MS, load.Milliseconds(f.Thaw)...)
+	}
+	return nil
+}
+
+// child runs this program again, which makes the engine its own, and reads what it
+// prints. It gets a mount namespace; in that of crun there is no v2 tree beside
+// those of v1, which crun refuses.
+func (s *suite) child(ctx context.Context, into any, args ...string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(s.dir, args[len(args)-1])
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	script := `exec "$@"`
+	if args[len(args)-1] == "crun" {
+		script = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
+	}
+	p := s.cfg.Programs
+	all := append([]string{"-m", "--", "sh", "-ec", script, "sh", self, args[0], "--dir", dir, "--init", p.Init, "--function", p.Function}, args[1:]...)
+	cmd := exec.CommandContext(ctx, "unshare", all...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("bench %v: %w: %s", args, err, stderr.Bytes())
+	}
+	return json.Unmarshal(stdout.Bytes(), into)
+}
