@@ -288,10 +288,10 @@ func (s *Sandbox) report(errorType string, status telemetry.Status) {
 
 // maxMemoryMB is the peak of the sandbox, never above its size (LOG-26).
 func (s *Sandbox) maxMemoryMB() int {
-	u, err := s.sup.Usage()
+	peak, err := s.sup.MemoryPeak()
 	if err != nil { // the domains are gone, most likely for want of memory
 		return s.cfg.Function.MemoryMB
 	}
 	const mb = 1 << 20
-	return min(int((u.MemoryPeakBytes+mb-1)/mb), s.cfg.Function.MemoryMB)
+	return min(int((peak+mb-1)/mb), s.cfg.Function.MemoryMB)
 }

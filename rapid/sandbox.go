@@ -41,7 +41,7 @@ type Supervisor interface {
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
 	Throttle(on bool) error
-	Usage() (isolation.Usage, error)
+	MemoryPeak() (uint64, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox
 }

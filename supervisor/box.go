@@ -10,7 +10,7 @@ import (
 
 // Box is what a Sandbox needs of the kernel: the namespaces and cgroups of one
 // sandbox. *runc.Sandbox of package isolation/runc is one. All methods may be called
-// from several goroutines; Kill, Usage, Listener and Dial at any time, the others
+// from several goroutines; Kill, MemoryPeak, Usage, Listener and Dial at any time, the others
 // never two at once for one domain.
 type Box interface {
 	// Start makes a domain. When it returns, the domain's PID 1 has said Hello, which
@@ -31,6 +31,9 @@ type Box interface {
 	// Kill sends SIGKILL to every process of the sandbox, PID 1s included, frozen
 	// or not. It does not wait for their end.
 	Kill() error
+
+	// MemoryPeak is MemoryPeakBytes of Usage, for less: each invocation asks for it.
+	MemoryPeak() (uint64, error)
 
 	// Usage returns what the sandbox has used so far.
 	Usage() (isolation.Usage, error)

@@ -140,6 +140,8 @@ func (b *fakeBox) Kill() error {
 	return nil
 }
 
+func (b *fakeBox) MemoryPeak() (uint64, error) { return 42, nil }
+
 func (b *fakeBox) Usage() (isolation.Usage, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -261,6 +261,16 @@ func (s *Sandbox) throttle(on bool) error {
 	return nil
 }
 
+// MemoryPeak returns the most memory that the sandbox ever had, page cache included,
+// in bytes.
+func (s *Sandbox) MemoryPeak() (uint64, error) {
+	peak, err := s.box.MemoryPeak()
+	if err != nil {
+		return 0, s.failer("memory peak")(Failure, err)
+	}
+	return peak, nil
+}
+
 // Usage returns what the sandbox has used so far. If it shows that the kernel has
 // killed a process for lack of memory, the whole sandbox ends.
 func (s *Sandbox) Usage() (isolation.Usage, error) {

@@ -141,6 +141,9 @@ func TestUsage(t *testing.T) {
 	if err != nil || usage.MemoryPeakBytes != 42 {
 		t.Errorf("%+v, %v", usage, err)
 	}
+	if peak, err := f.MemoryPeak(); err != nil || peak != 42 {
+		t.Errorf("peak %d, %v", peak, err)
+	}
 	_, err = f.Dial(f.ctx(), "tcp", "127.0.0.1:1")
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial: %v", err)

@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,7 @@ type cgroup struct {
 	v1     cgroup1.Cgroup   // limits elsewhere
 	core   string           // directory in the v2 tree for freeze and kill; "" on a legacy host
 	freeze *freezer
+	peak   *os.File  // the kernel's high-water mark of memory, read once an invocation
 	oom    *oomWatch // on v1, where the kernel does not kill the whole group by itself
 }
 
@@ -77,7 +79,32 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 	if c.freeze, err = newFreezer(c); err != nil {
 		return nil, err
 	}
+	if c.peak, err = os.Open(c.peakFile()); err != nil {
+		return nil, err
+	}
 	return c, nil
+}
+
+func (c *cgroup) peakFile() string {
+	if c.v2 != nil {
+		return filepath.Join(c.core, "memory.peak")
+	}
+	return filepath.Join(c.dirV1("memory"), "memory.max_usage_in_bytes")
+}
+
+// memoryPeak reads the most memory that the sandbox ever had, by the descriptor that
+// is open: every report of an invocation asks for it.
+func (c *cgroup) memoryPeak() (uint64, error) {
+	var buf [24]byte // more than the digits of a uint64 and a newline
+	got, err := c.peak.ReadAt(buf[:], 0)
+	if got == 0 {
+		return 0, fmt.Errorf("runc: memory peak of %s: %w", c.path, err)
+	}
+	n, err := strconv.ParseUint(string(bytes.TrimSpace(buf[:got])), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("runc: memory peak of %s: %w", c.path, err)
+	}
+	return n, nil
 }
 
 func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
@@ -200,9 +227,11 @@ func (c *cgroup) usage() (u isolation.Usage, err error) {
 		}
 		return n
 	}
+	if u.MemoryPeakBytes, err = c.memoryPeak(); err != nil {
+		return u, err
+	}
 	if c.v2 != nil {
 		u.MemoryBytes = number(c.core, "memory.current")
-		u.MemoryPeakBytes = number(c.core, "memory.peak")
 		u.CPU = time.Duration(field(c.core, "cpu.stat", "usage_usec")) * time.Microsecond
 		u.OOMKills = field(c.core, "memory.events", "oom_kill")
 		u.PIDs = number(c.core, "pids.current")
@@ -210,7 +239,6 @@ func (c *cgroup) usage() (u isolation.Usage, err error) {
 	}
 	mem := c.dirV1("memory")
 	u.MemoryBytes = number(mem, "memory.usage_in_bytes")
-	u.MemoryPeakBytes = number(mem, "memory.max_usage_in_bytes")
 	u.PIDs = number(c.dirV1("pids"), "pids.current")
 	if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" && fileExists(filepath.Join(acct, c.path)) {
 		u.CPU = time.Duration(number(filepath.Join(acct, c.path), "cpuacct.usage"))
@@ -342,6 +370,9 @@ func (c *cgroup) remove(ctx context.Context) error {
 	}
 	if c.freeze != nil {
 		c.freeze.Close()
+	}
+	if c.peak != nil {
+		c.peak.Close()
 	}
 	return removeTree(ctx, c.place, c.path)
 }

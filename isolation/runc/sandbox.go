@@ -343,6 +343,9 @@ func (s *Sandbox) SetThrottled(on bool) error { return s.group.throttle(on) }
 // Kill sends SIGKILL to every process of the sandbox.
 func (s *Sandbox) Kill() error { return s.group.kill() }
 
+// MemoryPeak returns the most memory that the sandbox ever had, in bytes.
+func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.memoryPeak() }
+
 // Usage returns what the sandbox has used so far.
 func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.usage() }
 
