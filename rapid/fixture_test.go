@@ -43,6 +43,9 @@ func (noOutput) Drain()           {}
 func (noOutput) Flush()           {}
 func (noOutput) Close() error     { return nil }
 
+// logDelay is more than a log gathers records for.
+const logDelay = 3 * time.Millisecond
+
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -54,7 +57,9 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+// String returns what was logged until now, which takes a moment to arrive.
 func (l *logBuffer) String() string {
+	time.Sleep(logDelay)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()

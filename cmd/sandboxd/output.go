@@ -134,17 +134,25 @@ func newSink(w io.Writer, format telemetry.Format) telemetry.Sink {
 // jsonSink wraps lines that are no JSON objects.
 type jsonSink struct{ next telemetry.Sink }
 
-func (s jsonSink) Line(r telemetry.Record) {
-	if text := strings.TrimSpace(r.Text); r.Platform == nil && (!strings.HasPrefix(text, "{") || !json.Valid([]byte(text))) {
-		event := struct {
-			Time   telemetry.Timestamp `json:"time"`
-			Type   telemetry.Source    `json:"type"`
-			Level  telemetry.Level     `json:"level,omitempty"` // of a framed message
-			Record string              `json:"record"`
-		}{telemetry.Timestamp(r.Time), r.Source, r.Level, r.Text}
-		if b, err := json.Marshal(event); err == nil {
-			r.Text = string(b)
-		}
+func (s jsonSink) Lines(records []telemetry.Record) {
+	for i := range records {
+		wrap(&records[i])
 	}
-	s.next.Line(r)
+	s.next.Lines(records)
+}
+
+// wrap makes an object of a line that is none.
+func wrap(r *telemetry.Record) {
+	if text := strings.TrimSpace(r.Text); r.Platform != nil || strings.HasPrefix(text, "{") && json.Valid([]byte(text)) {
+		return
+	}
+	event := struct {
+		Time   telemetry.Timestamp `json:"time"`
+		Type   telemetry.Source    `json:"type"`
+		Level  telemetry.Level     `json:"level,omitempty"` // of a framed message
+		Record string              `json:"record"`
+	}{telemetry.Timestamp(r.Time), r.Source, r.Level, r.Text}
+	if b, err := json.Marshal(event); err == nil {
+		r.Text = string(b)
+	}
 }

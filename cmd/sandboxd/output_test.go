@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,10 +89,8 @@ func TestSink(t *testing.T) {
 		{Time: at, Source: telemetry.FromFunction, Level: telemetry.LevelError, Text: "framed\ntext"},
 	}
 	var text, asJSON bytes.Buffer
-	for _, r := range records {
-		newSink(&text, telemetry.Text).Line(r)
-		newSink(&asJSON, telemetry.JSON).Line(r)
-	}
+	newSink(&text, telemetry.Text).Lines(slices.Clone(records))
+	newSink(&asJSON, telemetry.JSON).Lines(slices.Clone(records))
 	if want := "plain \"text\"\n{\"level\":\"INFO\"}\n{\"broken\nframed\ntext\n"; text.String() != want {
 		t.Errorf("text: %q, want the lines as they are", text.String())
 	}

@@ -16,6 +16,9 @@ const (
 	// platformReserve is what platform records may use beyond queueBytes, so that
 	// a flood of output does not push out the START and REPORT that frame it.
 	platformReserve = 64 << 10
+	// gather is how long a record may wait for others, so that an invocation's lines
+	// go out together, and not while the function is being given its event.
+	gather = 2 * time.Millisecond
 	// recordOverhead is what a queued record costs beside its text.
 	recordOverhead = 160
 )
@@ -28,6 +31,8 @@ const slowReader = "Some logs were dropped because the downstream consumer is sl
 type Log struct {
 	cfg  LogConfig
 	wake chan struct{} // capacity 1: the queue has something
+	full chan struct{} // capacity 1: the queue is half full
+	quit chan struct{} // closed by Close: nothing is waited for any more
 	idle chan struct{} // closed when the pump has ended
 
 	mu      sync.Mutex
@@ -49,7 +54,7 @@ type LogConfig struct {
 
 // NewLog returns a log. Close it to end its goroutine; the hub stays the caller's.
 func NewLog(c LogConfig) *Log {
-	l := &Log{cfg: c, wake: make(chan struct{}, 1), idle: make(chan struct{})}
+	l := &Log{cfg: c, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), quit: make(chan struct{}), idle: make(chan struct{})}
 	l.tail.whole = c.Format == JSON
 	go l.pump()
 	return l
@@ -92,9 +97,11 @@ func (l *Log) End() []byte {
 // ends first it returns an error; the goroutine then ends with the sink's call.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
-	l.closed = true
+	if !l.closed {
+		l.closed = true
+		close(l.quit)
+	}
 	l.mu.Unlock()
-	l.signal()
 	select {
 	case <-l.idle:
 		return nil
@@ -132,7 +139,10 @@ func (l *Log) add(r Record) {
 		l.push(Record{Time: r.Time, Source: FromPlatform, Platform: &d})
 	}
 	l.push(r)
-	l.signal()
+	signal(l.wake)
+	if l.size > queueBytes/2 {
+		signal(l.full)
+	}
 }
 
 func (l *Log) push(r Record) {
@@ -140,9 +150,10 @@ func (l *Log) push(r Record) {
 	l.size += len(r.Text) + recordOverhead
 }
 
-func (l *Log) signal() {
+// signal sends to a channel of capacity 1 unless that is full.
+func signal(c chan<- struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -150,30 +161,48 @@ func (l *Log) signal() {
 // pump hands records to the sink until the log is closed and the queue is empty.
 func (l *Log) pump() {
 	defer close(l.idle)
+	timer := time.NewTimer(gather)
+	defer timer.Stop()
 	var batch []Record
 	for {
-		l.mu.Lock()
-		batch, l.queue, l.size = l.queue, batch[:0], 0
-		if len(batch) == 0 && l.dropped.Records > 0 {
-			d := l.dropped
-			d.Reason = slowReader
-			l.dropped = LogsDropped{}
-			batch = append(batch, Record{Time: time.Now(), Source: FromPlatform, Platform: &d})
-		}
-		closed := l.closed
-		l.mu.Unlock()
-		if len(batch) == 0 {
-			if closed {
-				return
+		select {
+		case <-l.wake:
+			timer.Reset(gather)
+			select {
+			case <-timer.C:
+			case <-l.full:
+			case <-l.quit:
 			}
-			<-l.wake
-			continue
+		case <-l.quit:
 		}
-		for i := range batch {
-			l.cfg.Sink.Line(batch[i])
-			batch[i] = Record{}
+		var closed bool
+		if batch, closed = l.take(batch[:0]); len(batch) > 0 {
+			l.cfg.Sink.Lines(batch)
+			clear(batch)
+		} else if closed {
+			return
 		}
 	}
+}
+
+// take exchanges the queue for an empty one, and tells whether it was the last.
+func (l *Log) take(empty []Record) (batch []Record, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	batch, l.queue, l.size = l.queue, empty, 0
+	for _, c := range []<-chan struct{}{l.wake, l.full} {
+		select {
+		case <-c: // it is for what is in the batch
+		default:
+		}
+	}
+	if len(batch) == 0 && l.dropped.Records > 0 {
+		d := l.dropped
+		d.Reason = slowReader
+		l.dropped = LogsDropped{}
+		batch = append(batch, Record{Time: time.Now(), Source: FromPlatform, Platform: &d})
+	}
+	return batch, l.closed
 }
 
 // tail keeps the last TailBytes bytes of what is added.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -98,10 +99,43 @@ type slowSink struct {
 	got  []Record
 }
 
-func (s *slowSink) Line(r Record) {
+func (s *slowSink) Lines(records []Record) {
 	<-s.gate
-	s.got = append(s.got, r)
+	s.got = append(s.got, records...)
 }
+
+// What comes within a moment goes to the sink together, a flood and the end at once.
+func TestGather(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &batches{}
+		l := NewLog(LogConfig{Sink: sink, Format: Text})
+		add := func(text string) { l.Output(FromFunction, "runtime", Message{Text: []byte(text)}) }
+		add("a")
+		time.Sleep(gather / 2)
+		add("b")
+		synctest.Wait()
+		if len(sink.sizes) != 0 {
+			t.Errorf("%d batches before the time", len(sink.sizes))
+		}
+		time.Sleep(gather)
+		synctest.Wait()
+		for range 3 {
+			add(strings.Repeat("x", queueBytes/4))
+		}
+		synctest.Wait() // no time passes
+		add("c")
+		if err := l.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if want := []int{2, 3, 1}; !slices.Equal(sink.sizes, want) {
+			t.Errorf("batches of %d records, want %d", sink.sizes, want)
+		}
+	})
+}
+
+type batches struct{ sizes []int }
+
+func (b *batches) Lines(records []Record) { b.sizes = append(b.sizes, len(records)) }
 
 // A slow sink blocks nobody: records are dropped, counted and said.
 func TestSlowSink(t *testing.T) {
@@ -164,8 +198,8 @@ func TestAttribution(t *testing.T) {
 		if got := sink.got[i].RequestID; got != want {
 			t.Errorf("line %d belongs to %q, want %q", i, got, want)
 		}
-		w.Line(sink.got[i])
 	}
+	w.Lines(sink.got)
 	if b.String() != "0\n1\n2\n" {
 		t.Errorf("%q", b.String())
 	}

@@ -57,14 +57,18 @@ func (r *Record) Append(b []byte, f Format) []byte {
 	}
 }
 
-// Sink takes records in order. A sandbox calls it from one goroutine at a time; a
-// sink shared by sandboxes must be safe for concurrent use. It may be slow: then
-// records are dropped before it and a [LogsDropped] says how many.
-type Sink interface{ Line(Record) }
+// Sink takes records in order, as many at once as there are. It may change the records
+// that it is given, and must not keep the slice. A sandbox calls it from one goroutine
+// at a time; a sink shared by sandboxes must be safe for concurrent use. It may be
+// slow: then records are dropped before it and a [LogsDropped] says how many.
+type Sink interface{ Lines([]Record) }
 
-// NewWriter returns a sink that renders records to w, one Write a record, safe for
-// concurrent use. Errors of w are ignored: there is nowhere left to tell them.
+// NewWriter returns a sink that renders records to w, whole records in each Write, safe
+// for concurrent use. Errors of w are ignored: there is nowhere left to tell them.
 func NewWriter(w io.Writer, f Format) Sink { return &writer{w: w, format: f} }
+
+// writeBytes is about how many bytes a writer collects for one Write.
+const writeBytes = 32 << 10
 
 type writer struct {
 	mu     sync.Mutex
@@ -73,14 +77,23 @@ type writer struct {
 	buf    []byte
 }
 
-func (w *writer) Line(r Record) {
+func (w *writer) Lines(records []Record) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.buf = r.Append(w.buf[:0], w.format)
+	for i := range records {
+		w.buf = records[i].Append(w.buf, w.format)
+		if len(w.buf) >= writeBytes {
+			w.flush()
+		}
+	}
+	w.flush()
+}
+
+func (w *writer) flush() {
 	if len(w.buf) > 0 {
 		_, _ = w.w.Write(w.buf)
 	}
-	if cap(w.buf) > maxLine {
+	if w.buf = w.buf[:0]; cap(w.buf) > maxLine {
 		w.buf = nil // one long line must not keep its memory
 	}
 }
