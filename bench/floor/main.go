@@ -3,7 +3,7 @@
 // no isolation, no limit, no log line, no freeze and no check of anything, so that what
 // a Lambda environment needs beyond it can be measured. It is good for nothing else.
 //
-//	floor [--cold] ADDRESS INSTANCES BOOTSTRAP
+//	floor [--cold] [--handler NAME] ADDRESS INSTANCES BOOTSTRAP
 //
 // It serves POST on any path at ADDRESS with as many processes as INSTANCES says, or,
 // with --cold, with a new process for each request, and then tells in X-Exec-Time when
@@ -37,6 +37,7 @@ type invocation struct {
 // floor is the server. Any process may take any invocation.
 type floor struct {
 	bootstrap string
+	handler   string
 	api       string // host:port
 	queue     chan *invocation
 
@@ -48,7 +49,7 @@ type floor struct {
 // start runs the function, which ends with this process.
 func (f *floor) start() (*exec.Cmd, error) {
 	cmd := exec.Command(f.bootstrap)
-	cmd.Env = append(os.Environ(), "AWS_LAMBDA_RUNTIME_API="+f.api)
+	cmd.Env = append(os.Environ(), "AWS_LAMBDA_RUNTIME_API="+f.api, "_HANDLER="+f.handler)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd, cmd.Start()
@@ -119,11 +120,12 @@ func (f *floor) cold(w http.ResponseWriter, r *http.Request) {
 func run(args []string) error {
 	flags := flag.NewFlagSet("floor", flag.ContinueOnError)
 	cold := flags.Bool("cold", false, "a new process for each request")
+	handler := flags.String("handler", "", "_HANDLER of the function")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 3 {
-		return fmt.Errorf("usage: floor [--cold] ADDRESS INSTANCES BOOTSTRAP, not %s", strings.Join(args, " "))
+		return fmt.Errorf("usage: floor [--cold] [--handler NAME] ADDRESS INSTANCES BOOTSTRAP, not %s", strings.Join(args, " "))
 	}
 	instances, err := strconv.Atoi(flags.Arg(1))
 	if err != nil {
@@ -133,7 +135,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	f := &floor{bootstrap: flags.Arg(2), api: api.Addr().String(), queue: make(chan *invocation), running: map[string]*invocation{}}
+	f := &floor{bootstrap: flags.Arg(2), handler: *handler, api: api.Addr().String(), queue: make(chan *invocation), running: map[string]*invocation{}}
 	runtime := http.NewServeMux()
 	runtime.HandleFunc("GET /2018-06-01/runtime/invocation/next", f.next)
 	runtime.HandleFunc("POST /2018-06-01/runtime/invocation/{id}/response", f.response)
@@ -144,11 +146,11 @@ func run(args []string) error {
 			return err
 		}
 	}
-	handler := f.invoke
+	serve := f.invoke
 	if *cold {
-		handler = f.cold
+		serve = f.cold
 	}
-	go func() { failed <- http.ListenAndServe(flags.Arg(0), http.HandlerFunc(handler)) }()
+	go func() { failed <- http.ListenAndServe(flags.Arg(0), http.HandlerFunc(serve)) }()
 	return <-failed
 }
 

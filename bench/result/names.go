@@ -11,6 +11,15 @@ const (
 	ColdMain  = "request to main of the bootstrap"
 	ColdTotal = "cold invocation, request to answer"
 
+	FirstByte  = "first byte of a streamed response"
+	StreamRate = "speed of a stream of 100 MiB"
+
+	Creation  = "cold invocation, the nth sandbox, request to answer"
+	OneOfMany = "invocation of a random one of n idle sandboxes"
+	OnlyOne   = "invocation of the only sandbox, in turn with n"
+	IdleCPU   = "CPU of the daemon and its init handlers, all idle"
+	Memory    = "memory of an idle sandbox"
+
 	Freeze = "freeze, until all is frozen"
 	Thaw   = "thaw"
 	Lives  = "sandboxes created and destroyed a second"
@@ -23,14 +32,24 @@ const (
 	NoLinger = "sandboxd --linger=0"
 	Pooled   = "sandboxd, pooled sandbox"
 	Unpooled = "sandboxd, empty pool"
-	Runc     = "runc run"
-	Crun     = "crun run"
+
+	Tenth = "10th (6th to 15th)"
+	Last  = "500th (491st to 500th)"
+
+	InitHandlers = "init handler (PSS)"
+	Daemon       = "growth of the daemon (PSS)"
+	Kernel       = "kernel memory charged to the cgroup"
+	WholeHost    = "what the host has less, all told, no function in it"
+
+	Runc = "runc run"
+	Crun = "crun run"
 )
 
 // Units.
 const (
-	MS        = "ms"
-	PerSecond = "1/s"
-	MB        = "MB"
-	Percent   = "%"
+	MS          = "ms"
+	PerSecond   = "1/s"
+	MBPerSecond = "MB/s"
+	MB          = "MB"
+	Percent     = "%"
 )

@@ -38,8 +38,11 @@ var experiments = []struct {
 }{
 	{"warm", (*suite).warm},
 	{"cold", (*suite).cold},
+	{"streams", (*suite).streams},
 	{"freeze", (*suite).freeze},
 	{"lives", (*suite).lives},
+	{"blanks", (*suite).blanks},
+	{"density", (*suite).density},
 }
 
 // Names lists the experiments.
