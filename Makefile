@@ -36,7 +36,7 @@ build: setup ## build bin/sandboxd, with the init handler inside
 demo: build ## run a function and an extension, show their isolation, clean up, check that
 	@scripts/demo.sh
 
-TEST_PARTS := lint unit race integration wire vm-test demo
+TEST_PARTS := lint unit race integration wire vm-test demo bench-quick
 
 .PHONY: test
 test: $(TEST_PARTS) ## everything that CI checks
@@ -104,6 +104,17 @@ bench-programs: build
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/floor ./bench/floor
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/function/bootstrap ./bench/function
 	CGO_ENABLED=1 go build -trimpath -tags seccomp -o bin/bench ./bench/cmd/bench
+
+.PHONY: bench
+bench: bench-programs ## measure everything, as root, and write docs/benchmarks.md
+	scripts/setup.sh bench
+	bin/bench run --json docs/benchmarks/results.json --docs docs
+
+.PHONY: bench-quick
+bench-quick: bench-programs ## compare a short measurement with docs/benchmarks/baseline.json
+	scripts/setup.sh bench
+	@mkdir -p .build/results
+	bin/bench quick --events .build/results/bench.json
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

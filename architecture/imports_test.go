@@ -53,8 +53,9 @@ var allowed = map[string][]string{
 	"bench/floor":     {"bench/clock"},
 	"bench/function":  {"bench/clock"},
 	"bench/load":      {"bench/clock"},
-	"bench/result":    {"bench/load"},
-	"bench/suite":     {"bench/engine", "bench/load", "bench/result"},
+	"bench/plot":      {},
+	"bench/result":    {"bench/load", "bench/plot"},
+	"bench/suite":     {"bench/engine", "bench/load", "bench/result", "isolation/runc"},
 
 	// What runs inside sandboxes must build without the rest.
 	"examples/extension-go":     {},

@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
 #   scripts/setup.sh test      build, and what the tests run: Node, Python, shellcheck
+#   scripts/setup.sh bench     the runtimes that the benchmark compares with
 #   scripts/setup.sh vm        qemu and what makes a Debian image
 #   scripts/setup.sh vagrant   vagrant, to check the Vagrantfile
 set -euo pipefail
@@ -80,6 +81,7 @@ vm)
 	*) apt_install qemu-system-x86 seabios ;;
 	esac
 	;;
+bench) apt_install runc crun ;;
 vagrant) apt_install vagrant ;;
-*) die "usage: setup.sh [build|test|vm|vagrant]" ;;
+*) die "usage: setup.sh [build|test|bench|vm|vagrant]" ;;
 esac

@@ -55,6 +55,14 @@ func (f *floor) start() (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
+// runtimeAPI is what the function talks to.
+func (f *floor) runtimeAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /2018-06-01/runtime/invocation/next", f.next)
+	mux.HandleFunc("POST /2018-06-01/runtime/invocation/{id}/response", f.response)
+	return mux
+}
+
 // next is GET …/invocation/next.
 func (f *floor) next(w http.ResponseWriter, r *http.Request) {
 	select {
@@ -136,11 +144,8 @@ func run(args []string) error {
 		return err
 	}
 	f := &floor{bootstrap: flags.Arg(2), handler: *handler, api: api.Addr().String(), queue: make(chan *invocation), running: map[string]*invocation{}}
-	runtime := http.NewServeMux()
-	runtime.HandleFunc("GET /2018-06-01/runtime/invocation/next", f.next)
-	runtime.HandleFunc("POST /2018-06-01/runtime/invocation/{id}/response", f.response)
 	failed := make(chan error, 2)
-	go func() { failed <- http.Serve(api, runtime) }()
+	go func() { failed <- http.Serve(api, f.runtimeAPI()) }()
 	for range instances {
 		if _, err := f.start(); err != nil {
 			return err

@@ -33,8 +33,10 @@ const (
 	Pooled   = "sandboxd, pooled sandbox"
 	Unpooled = "sandboxd, empty pool"
 
-	Tenth = "10th (6th to 15th)"
-	Last  = "500th (491st to 500th)"
+	Tenth = "10th to 19th"
+	Last  = "491st to 500th"
+
+	Most = "500" // the last step of OneOfMany and OnlyOne
 
 	InitHandlers = "init handler (PSS)"
 	Daemon       = "growth of the daemon (PSS)"

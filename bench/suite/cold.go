@@ -105,27 +105,31 @@ func coldStart(ctx context.Context, p *server, tenant string) (c coldTimes, err 
 	return coldTimes{stamps.Main - began, stamps.Next - began, a.Took}, nil
 }
 
-// awaitInits waits until a daemon has n init handlers: those of the sandboxes that have
-// served, and those of the pool.
+// awaitInits waits until a daemon has at least n init handlers, those of the sandboxes
+// that have served and those of the pool, and makes no more of them.
 func (p *server) awaitInits(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for seen, since := -1, time.Now(); ; {
 		pids, err := p.inits()
 		if err != nil {
 			return err
 		}
-		if len(pids) >= n {
-			return pause(ctx, settle)
+		if len(pids) != seen {
+			seen, since = len(pids), time.Now()
 		}
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			return fmt.Errorf("%d init handlers, want %d: %w; log:\n%s", len(pids), n, err, p.log())
+		if seen >= n && time.Since(since) > calm {
+			return nil
+		}
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			return fmt.Errorf("%d init handlers, want %d: %w; log:\n%s", seen, n, err, p.log())
 		}
 	}
 }
 
-// settle is left to a host after what it has just done, before the next measurement.
-const settle = 30 * time.Millisecond
+// calm is how long a pool has made nothing when it is taken to be full: some times
+// what the next one would take.
+const calm = 150 * time.Millisecond
 
 func pause(ctx context.Context, d time.Duration) error {
 	select {

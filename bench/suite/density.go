@@ -2,6 +2,7 @@ package suite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -14,6 +15,10 @@ import (
 
 // most is how many sandboxes P8 is about.
 const most = 500
+
+// last is how many of the creations at the end are measured, in turn with as many of a
+// daemon that has few sandboxes.
+const last = 10
 
 // density measures P8, and the part of P7 that needs sandboxes that have served: one
 // tenant after the other gets a sandbox, which then idles.
@@ -33,24 +38,35 @@ func (s *suite) density(ctx context.Context) (err error) {
 		return err
 	}
 	var before memory
-	for i := 1; i <= n; i++ {
-		c, err := coldStart(ctx, many, tenant(i-1))
-		if err != nil {
-			return fmt.Errorf("sandbox %d: %w", i, err)
+	var few *server // in which sandboxes are the 10th and those that follow
+	defer func() { stopAll(&err, few) }()
+	for i := range n {
+		if i == n-last {
+			if few, err = s.fewSandboxes(ctx); err != nil {
+				return err
+			}
 		}
-		switch {
-		case i > 5 && i <= 15:
+		if few != nil {
+			c, err := coldStart(ctx, few, tenant(i))
+			if err != nil {
+				return fmt.Errorf("another sandbox: %w", err)
+			}
 			s.add(result.Creation, result.Tenth, c.total)
-		case i > n-10:
+		}
+		c, err := coldStart(ctx, many, tenant(i))
+		if err != nil {
+			return fmt.Errorf("sandbox %d: %w", i+1, err)
+		}
+		if few != nil {
 			s.add(result.Creation, result.Last, c.total)
 		}
-		if i == 15 {
+		if i+1 == last {
 			if before, err = many.memory(); err != nil {
 				return err
 			}
 		}
-		if i == 1 || i == 10 || i == 50 || i%100 == 0 || i == n {
-			if err := s.among(ctx, alone, many, i); err != nil {
+		if slices.Contains([]int{1, 10, 50, 100, 200, 300, 400, n}, i+1) {
+			if err := s.among(ctx, alone, many, i+1); err != nil {
 				return err
 			}
 		}
@@ -60,8 +76,22 @@ func (s *suite) density(ctx context.Context) (err error) {
 		return err
 	}
 	s.results.Add(result.Memory, result.InitHandlers, result.MB, after.inits/float64(n))
-	s.results.Add(result.Memory, result.Daemon, result.MB, (after.daemon-before.daemon)/float64(n-15))
+	s.results.Add(result.Memory, result.Daemon, result.MB, (after.daemon-before.daemon)/float64(n-last))
 	return s.idle(ctx, many)
+}
+
+// fewSandboxes starts a daemon and has it make nine sandboxes.
+func (s *suite) fewSandboxes(ctx context.Context) (*server, error) {
+	p, err := s.startSandboxd(ctx, "--tenant-isolation", fmt.Sprintf("--concurrency=%d", 9+last), "--pool=0")
+	if err != nil {
+		return nil, err
+	}
+	for i := range 9 {
+		if _, err := coldStart(ctx, p, fmt.Sprint("first-", i)); err != nil {
+			return nil, errors.Join(err, p.stop())
+		}
+	}
+	return p, nil
 }
 
 func tenant(i int) string { return fmt.Sprint("tenant-", i) }
@@ -100,7 +130,7 @@ func (s *suite) among(ctx context.Context, alone, many *server, n int) error {
 		}
 		one, some = append(one, a), append(some, b)
 	}
-	for i := range slices.Min([]int{len(one), len(some)}) {
+	for i := range one {
 		s.add(result.OnlyOne, fmt.Sprint(n), one[i])
 		s.add(result.OneOfMany, fmt.Sprint(n), some[i])
 	}

@@ -16,16 +16,16 @@ import (
 
 // lives measures P6: how many sandboxes can live one after the other on both cores.
 func (s *suite) lives(ctx context.Context) error {
-	all := map[string]string{result.Sandboxd: "engine", result.Runc: "runc", result.Crun: "crun"}
-	names := []string{result.Sandboxd, result.Runc, result.Crun}
+	names := map[string]string{"engine": result.Sandboxd, "runc": result.Runc, "crun": result.Crun}
+	all := append([]string{"engine"}, s.cfg.Peers...)
 	for round := range s.rounds(9) {
-		for i := range names {
-			name := names[(i+round)%len(names)]
+		for i := range all {
+			who := all[(i+round)%len(all)]
 			var l engine.Lives
-			if err := s.child(ctx, &l, "lives", all[name]); err != nil {
+			if err := s.child(ctx, &l, "lives", who); err != nil {
 				return err
 			}
-			s.results.Add(result.Lives, name, result.PerSecond, l.Rate())
+			s.results.Add(result.Lives, names[who], result.PerSecond, l.Rate())
 		}
 	}
 	return nil
@@ -62,7 +62,11 @@ func (s *suite) child(ctx context.Context, into any, args ...string) error {
 	}
 	p := s.cfg.Programs
 	all := append([]string{"-m", "--", "sh", "-ec", script, "sh", self, args[0], "--dir", dir, "--init", p.Init, "--function", p.Function}, args[1:]...)
-	cmd := exec.CommandContext(ctx, "unshare", all...)
+	all = append([]string{"unshare"}, all...)
+	if s.cgroups.NeedsScope() { // as the daemon would for itself
+		all = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"}, all...)
+	}
+	cmd := exec.CommandContext(ctx, all[0], all[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

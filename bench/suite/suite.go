@@ -14,12 +14,14 @@ import (
 
 	"github.com/sandboxd/sandboxd/bench/load"
 	"github.com/sandboxd/sandboxd/bench/result"
+	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 // Config says what to measure. Programs is required.
 type Config struct {
 	Programs Programs
 	Share    int       // do the Nth part of the rounds; less than 1 means 1
+	Peers    []string  // OCI runtimes for P6: runc, crun
 	Only     []string  // names of experiments; none means all
 	Log      io.Writer // progress
 }
@@ -28,6 +30,7 @@ type Config struct {
 type suite struct {
 	cfg     Config
 	dir     string // for everything that the run makes
+	cgroups runc.Host
 	results *result.Results
 }
 
@@ -69,6 +72,12 @@ func Run(ctx context.Context, cfg Config) (_ *result.Results, err error) {
 		return nil, err
 	}
 	s := &suite{cfg: cfg, dir: dir, results: &result.Results{}}
+	if s.cgroups, err = runc.DetectHost(); err != nil {
+		return nil, err
+	}
+	if s.results.Host, err = s.describeHost(ctx); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	for _, e := range experiments {
 		if len(cfg.Only) > 0 && !slices.Contains(cfg.Only, e.name) {
