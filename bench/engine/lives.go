@@ -59,8 +59,9 @@ func Containers(ctx context.Context, o Options, name string, workers int, d time
 	if err != nil {
 		return Lives{}, err
 	}
-	return repeat(ctx, workers, d, func(ctx context.Context, id string) error {
-		out, err := exec.CommandContext(ctx, name, "--root", filepath.Join(o.Dir, name), "run", "--bundle", bundle, id).CombinedOutput()
+	return repeat(ctx, workers, d, func(_ context.Context, id string) error {
+		// Not to be killed: it would leave its cgroups behind.
+		out, err := exec.Command(name, "--root", filepath.Join(o.Dir, name), "run", "--bundle", bundle, id).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%s run: %w: %s", name, err, out)
 		}
@@ -80,7 +81,7 @@ func repeat(ctx context.Context, workers int, d time.Duration, life func(ctx con
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
-			for n := 0; errs[w] == nil && time.Since(began) < d; n++ {
+			for n := 0; errs[w] == nil && ctx.Err() == nil && time.Since(began) < d; n++ {
 				if errs[w] = life(ctx, fmt.Sprintf("bench-%d-%d", w, n)); errs[w] == nil {
 					count.Add(1)
 				}
@@ -88,5 +89,5 @@ func repeat(ctx context.Context, workers int, d time.Duration, life func(ctx con
 		})
 	}
 	wg.Wait()
-	return Lives{Count: int(count.Load()), Seconds: time.Since(began).Seconds()}, errors.Join(errs...)
+	return Lives{Count: int(count.Load()), Seconds: time.Since(began).Seconds()}, errors.Join(append(errs, ctx.Err())...)
 }

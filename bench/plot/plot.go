@@ -88,7 +88,7 @@ type Bars struct {
 
 // SVG draws the bars.
 func (b Bars) SVG() []byte {
-	const margin = 170 // for names
+	const margin = 190 // for names
 	p := begin(b.Title, b.X, "")
 	var x scale
 	for _, bar := range b.Bars {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	"github.com/sandboxd/sandboxd/bench/engine"
 	"github.com/sandboxd/sandboxd/bench/load"
@@ -67,6 +68,8 @@ func (s *suite) child(ctx context.Context, into any, args ...string) error {
 		all = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"}, all...)
 	}
 	cmd := exec.CommandContext(ctx, all[0], all[1:]...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has things to remove
+	cmd.WaitDelay = patience
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

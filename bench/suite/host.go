@@ -37,6 +37,7 @@ func (s *suite) describeHost(ctx context.Context) (h result.Host, err error) {
 	if h.Version, err = output(ctx, s.cfg.Programs.Sandboxd, "version"); err != nil {
 		return h, err
 	}
+	h.Version = strings.TrimPrefix(h.Version, "sandboxd ")
 	for _, peer := range s.cfg.Peers {
 		version, err := output(ctx, peer, "--version")
 		if err != nil {
