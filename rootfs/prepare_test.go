@@ -20,12 +20,14 @@ import (
 
 const shell = "#!/bin/sh\n"
 
-// testBase is a small base tree with a shell and both interpreters.
+// testBase is a small base tree with a shell and all interpreters.
 func testBase(t testing.TB, more ...file) string {
 	return makeTree(t, append([]file{
 		{name: "bin/sh", mode: 0o755, body: program(machines[runtime.GOARCH], elf.ELFCLASS64)},
 		{name: "usr/bin/python3.11", mode: 0o755, body: "x"}, {"usr/bin/python3", link, "python3.11"},
 		{name: "usr/bin/node", mode: 0o755, body: "junk v18 /download/release/v20.20.2/node-v20.20.2.tar.gz"},
+		{name: "usr/lib/jvm/java-17/bin/java", mode: 0o755, body: "x"}, {"usr/bin/java", link, "../lib/jvm/java-17/bin/java"},
+		{name: "usr/lib/jvm/java-17/release", body: "JAVA_RUNTIME_VERSION=\"21\"\nJAVA_VERSION=\"17.0.15\"\n"},
 	}, more...)...)
 }
 
@@ -162,6 +164,7 @@ func TestPrepareErrors(t *testing.T) {
 		{"no handler", FunctionOptions{Code: good, Runtime: "nodejs20.x"}, ErrHandler, "nodejs20.x"},
 		{"no interpreter", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h"}, ErrRuntime, "version 3.11"},
 		{"no shell", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h", Base: t.TempDir()}, ErrRuntime, "/bin/sh"},
+		{"no Java client", FunctionOptions{Code: good, Runtime: "java17", Handler: "h"}, ErrClient, "mvn dependency:copy-dependencies"},
 		{"no Python client", FunctionOptions{Code: good, Runtime: "python3.11", Handler: "h"}, ErrClient, "pip install awslambdaric -t ."},
 		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, ErrClient, "npm install aws-lambda-ric"},
 		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, ErrTooLarge, "ENV-36"},
@@ -187,13 +190,17 @@ func TestBootstrapArchitecture(t *testing.T) {
 }
 
 // TestLanguageBootstrap runs the made script with a wrapper (ENV-26) that shows what
-// would be started: RIC-02, RIC-03, RIC-04.
+// would be started: RIC-02, RIC-03, RIC-04, RIC-05.
 func TestLanguageBootstrap(t *testing.T) {
 	show := filepath.Join(makeTree(t, file{name: "show", mode: 0o755, body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH"`}), "show")
 	node3 := makeTree(t, file{name: "node_modules/aws-lambda-ric/bin/index.mjs"})
 	node4 := makeTree(t, file{name: "nodejs/node_modules/aws-lambda-ric/index.mjs"})
 	python := makeTree(t, file{name: "awslambdaric/__main__.py"})
 	pythonLayer := makeTree(t, file{name: "python/lib/python3.11/site-packages/awslambdaric/__main__.py"})
+	node22 := makeTree(t, file{name: "bin/node", mode: 0o755, body: "/download/release/v22.1.0/"})
+	java := makeTree(t, file{name: "lib/aws-lambda-java-core-1.jar"}, file{name: "lib/aws-lambda-java-runtime-interface-client-2.10.1.jar"})
+	javaUnpacked := makeTree(t, file{name: "com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"})
+	const javaMain = "com.amazonaws.services.lambda.runtime.api.client.AWSLambda a b.c"
 	empty := makeTree(t, file{name: "main"})
 	tests := []struct {
 		name string
@@ -211,6 +218,12 @@ func TestLanguageBootstrap(t *testing.T) {
 			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", ""},
 		{"python client in a layer", FunctionOptions{Code: empty, Layers: []string{pythonLayer}, Runtime: "python3.11"}, "",
 			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/var/task:", ""},
+		{"node of the right version in a layer", FunctionOptions{Code: empty, Layers: []string{node4, node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
+			"/opt/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "", ""},
+		{"java", FunctionOptions{Code: java, Runtime: "java17"}, "JAVA_TOOL_OPTIONS=-Dx=y",
+			"/usr/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=6553k -XX:MaxHeapSize=111411k -cp /var/task/lib/* " + javaMain, "", ""},
+		{"java with options of its own, other version", FunctionOptions{Code: javaUnpacked, Runtime: "java21"},
+			"JAVA_TOOL_OPTIONS=-XX:+UseG1GC -Xmx64m -XX:TieredStopAtLevel=4 -XX:ReservedCodeCacheSize=8m", "/usr/bin/java -cp /var/task " + javaMain, "", "version 17"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +32,9 @@ type language struct {
 	versions     []string // that Lambda has or had
 	interpreters []string // names, best first
 	// version tells the interpreter's version; "" if it cannot be told.
-	version func(prog node) (string, error)
+	version func(v *view, prog node) (string, error)
 	strict  bool     // another version than the asked one is an error, not a warning
-	clients []string // files that start the runtime client, best first
+	clients []string // files that start the runtime client, best first; * may stand in the last name
 	install string   // command that installs the client
 	script  string   // shell: sets up the environment and "$@"; $I and $C are interpreter and client
 }
@@ -74,6 +75,31 @@ esac
 set -- '$I' -m awslambdaric "$_HANDLER"
 `,
 	},
+	"java": {
+		versions:     []string{"11", "17", "21", "25"},
+		interpreters: []string{"java"},
+		version:      javaVersion,
+		clients: append([]string{"/var/task/com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"}, // a jar with all in it, unpacked
+			underEach([]string{"/var/task/lib", "/opt/java/lib", "/var/runtime/lib"}, "aws-lambda-java-runtime-interface-client-*.jar")...), // RIC-05
+		install: "mvn dependency:copy-dependencies -DoutputDirectory=lib, with com.amazonaws:aws-lambda-java-runtime-interface-client in pom.xml",
+		// The client itself finds the function's classes in /var/task, /var/task/lib and
+		// /opt/java/lib. Heap, compiler and collector follow the function's memory as on
+		// Lambda: inside there is no /sys that the JVM could read a limit from, so that it
+		// would take the host's memory for its own.
+		script: `client='$C'
+case "$client" in
+*.jar) client="${client%/*}/*" ;;
+*) client='/var/task' ;;
+esac
+set -- -cp "$client" com.amazonaws.services.lambda.runtime.api.client.AWSLambda "$_HANDLER"
+memory=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE * 1024))
+case "${JAVA_TOOL_OPTIONS:-}" in *-Xmx* | *MaxHeapSize* | *MaxRAM*) ;; *) set -- "-XX:MaxHeapSize=$((memory * 85 / 100))k" "$@" ;; esac
+case "${JAVA_TOOL_OPTIONS:-}" in *ReservedCodeCacheSize*) ;; *) set -- "-XX:ReservedCodeCacheSize=$((memory * 5 / 100))k" "$@" ;; esac
+case "${JAVA_TOOL_OPTIONS:-}" in *TieredStopAtLevel*) ;; *) set -- -XX:TieredStopAtLevel=1 "$@" ;; esac
+case "${JAVA_TOOL_OPTIONS:-}" in *-XX:+Use*GC*) ;; *) set -- -XX:+UseSerialGC "$@" ;; esac
+set -- '$I' "$@"
+`,
+	},
 }
 
 // bootstrapEnd honours the wrapper of ENV-26.
@@ -100,7 +126,7 @@ func findRuntime(name string) (lang *language, version string, err error) {
 	if name == "" || slices.Contains(known, name) {
 		return nil, "", nil
 	}
-	for _, prefix := range []string{"nodejs", "python"} {
+	for _, prefix := range []string{"nodejs", "python", "java"} {
 		for _, v := range languages[prefix].versions {
 			full := prefix + v + languages[prefix].suffix
 			if full == name {
@@ -128,7 +154,7 @@ func findBootstrap(v *view, code string) (string, error) {
 	}
 	return "", &InvalidError{Kind: ErrNoBootstrap, File: code, Entry: taskDir + "/bootstrap",
 		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",
-		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x or python3.11"}
+		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x, python3.11 or java17"}
 }
 
 // makeBootstrap makes a folder below scratch with the bootstrap of a language,
@@ -145,8 +171,7 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 	}
 	client := ""
 	for _, c := range lang.clients {
-		if n, err := v.resolve(fill(c)); err == nil && n.mode.IsRegular() {
-			client = fill(c)
+		if client = findFile(v, fill(c)); client != "" {
 			break
 		}
 	}
@@ -165,10 +190,36 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), script, 0o755)
 }
 
+// findFile gives the regular file of that name, whose last part may be a pattern of
+// path.Match; "" if there is none.
+func findFile(v *view, pattern string) string {
+	names := []string{path.Base(pattern)}
+	if strings.Contains(pattern, "*") {
+		dir, err := v.resolve(path.Dir(pattern))
+		if err != nil || !dir.mode.IsDir() {
+			return ""
+		}
+		if names, err = v.list(dir); err != nil {
+			return ""
+		}
+	}
+	for _, name := range names {
+		file := path.Join(path.Dir(pattern), name)
+		if ok, _ := path.Match(pattern, file); !ok {
+			continue
+		}
+		if n, err := v.resolve(file); err == nil && n.mode.IsRegular() {
+			return file
+		}
+	}
+	return ""
+}
+
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// findInterpreter finds the language's interpreter in the view and compares its
-// version, which is read from its files: the daemon runs nothing of a base.
+// findInterpreter finds the language's interpreter in the view, one of the version
+// asked for wherever it is, and another only if there is none. Versions are read
+// from files: the daemon runs nothing of a base.
 func findInterpreter(v *view, name, version string, lang *language) (found string, warnings []string, err error) {
 	other := ""
 	for _, interpreter := range lang.interpreters {
@@ -178,7 +229,7 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 			if err != nil || !prog.mode.IsRegular() || prog.mode.Perm()&0o001 == 0 {
 				continue
 			}
-			has, err := lang.version(prog)
+			has, err := lang.version(v, prog)
 			if err != nil {
 				return "", nil, fmt.Errorf("rootfs: version of %s: %w", candidate, err)
 			}
@@ -189,11 +240,14 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 				other = fmt.Sprintf("; %s is version %s", candidate, has)
 				continue
 			}
-			if has == "" {
-				has = "unknown"
+			if found == "" {
+				found = candidate
+				warnings = []string{fmt.Sprintf("runtime %s is asked for, %s of the base is version %s", name, candidate, cmp.Or(has, "unknown"))}
 			}
-			return candidate, []string{fmt.Sprintf("runtime %s is asked for, %s of the base is version %s", name, candidate, has)}, nil
 		}
+	}
+	if found != "" {
+		return found, warnings, nil
 	}
 	return "", nil, &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name,
 		Reason: "its interpreter is not in the base" + other,
@@ -204,7 +258,7 @@ var pythonName = regexp.MustCompile(`^python(3\.[0-9]{1,3})$`)
 
 // pythonVersion reads the version off the name of the program, once links are
 // followed.
-func pythonVersion(prog node) (string, error) {
+func pythonVersion(_ *view, prog node) (string, error) {
 	if m := pythonName.FindStringSubmatch(path.Base(prog.path)); m != nil {
 		return m[1], nil
 	}
@@ -213,13 +267,36 @@ func pythonVersion(prog node) (string, error) {
 
 // nodeVersion finds the major version in the address of Node's source package,
 // which every official and Debian build carries.
-func nodeVersion(prog node) (string, error) {
+func nodeVersion(_ *view, prog node) (string, error) {
 	f, err := prog.open()
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	return scanVersion(f, []byte("/download/release/v"))
+}
+
+var javaRelease = regexp.MustCompile(`(?m)^JAVA_VERSION="([0-9]{1,4})\b`)
+
+// javaVersion reads the version from the file `release` of the Java installation.
+func javaVersion(v *view, prog node) (string, error) {
+	release, err := v.resolve(path.Join(path.Dir(path.Dir(prog.path)), "release"))
+	if err != nil || !release.mode.IsRegular() {
+		return "", nil
+	}
+	f, err := release.open()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return "", err
+	}
+	if m := javaRelease.FindSubmatch(text); m != nil {
+		return string(m[1]), nil
+	}
+	return "", nil
 }
 
 // scanVersion gives the digits that follow the first mark in r, "" if there is no

@@ -124,7 +124,7 @@ func newOptions() *options {
 func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(nameValue{&o.functionName, functionNameForm, "1 to 64 letters, digits, '-' and '_'"}, "function-name", "name that the endpoint serves besides 'function'")
 	f.StringVar(&o.handler, "handler", o.handler, "the `HANDLER`, as the runtime expects it (_HANDLER)")
-	f.StringVar(&o.runtime, "runtime", o.runtime, "the `RUNTIME`: provided.al2023, nodejs20.x, python3.11, …")
+	f.StringVar(&o.runtime, "runtime", o.runtime, "the `RUNTIME`: provided.al2023, nodejs20.x, python3.11, java17, …")
 	f.StringVar(&o.rootfs, "rootfs", o.rootfs, "base file system: host, or the `DIR` of a tree")
 	f.StringVar(&o.image, "image", o.image, "container image instead of DIR or ZIP: an OCI `LAYOUT`, an archive, or a reference")
 	f.Var(listValue{&o.layers, 5, "layers"}, "layer", "layer for /opt; repeatable, later ones win")
