@@ -300,13 +300,13 @@ func (s *Sandbox) beginManaged(m *beginAnswerMsg) {
 		return
 	}
 	c.body = responseBody
-	if m.head.Mode != "" && m.head.Mode != modeStreaming { // RT-36
+	if m.head.Mode != "" && m.head.Mode != ModeStreaming { // RT-36
 		c.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
 		s.endManaged(c, "", telemetry.Success)
 		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
 		return
 	}
-	if m.head.Mode == modeStreaming && c.inv.Stream { // else RT-74
+	if m.head.Mode == ModeStreaming && c.inv.Stream { // else RT-74
 		c.openStream(m.head.ContentType, s.cfg.Settings.Stream)
 	}
 	m.answer(c.stream)

@@ -191,8 +191,8 @@ type AnswerHead struct {
 	ContentType string // as of Answer
 }
 
-// modeStreaming is the one Mode that there is.
-const modeStreaming = "streaming"
+// ModeStreaming is the one Mode that there is.
+const ModeStreaming = "streaming"
 
 // Answer is a complete answer of the runtime.
 type Answer struct {
@@ -254,14 +254,14 @@ func (m *beginAnswerMsg) serve(s *Sandbox) {
 		m.refuse(err)
 		return
 	}
-	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != modeStreaming { // RT-36
+	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != ModeStreaming { // RT-36
 		s.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
 		r.state = rtSent
 		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
 		return
 	}
 	s.current.firstByte = time.Now()
-	if m.head.Kind == AnswerResponse && m.head.Mode == modeStreaming && s.current.inv.Stream { // else RT-74
+	if m.head.Kind == AnswerResponse && m.head.Mode == ModeStreaming && s.current.inv.Stream { // else RT-74
 		s.current.openStream(m.head.ContentType, s.cfg.Settings.Stream)
 	}
 	m.answer(s.current.stream)

@@ -60,7 +60,7 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		stream, err := r.client.BeginAnswer(r.ctx(), id, rapid.AnswerHead{
 			Kind:        kind,
 			Nonce:       r.get("Lambda-Runtime-Invocation-Id"),
-			Mode:        r.get("Lambda-Runtime-Function-Response-Mode"),
+			Mode:        r.mode(),
 			ContentType: a.ContentType,
 		})
 		if err != nil {
@@ -90,6 +90,15 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		r.accept()
 		return nil
 	}
+}
+
+// mode is the mode of a response. One that announces the error trailers is a stream
+// without saying so: aws-lambda-go always does (RT-69).
+func (r *request) mode() string {
+	if _, announced := r.Trailer["Lambda-Runtime-Function-Error-Type"]; announced && r.get("Lambda-Runtime-Function-Response-Mode") == "" {
+		return rapid.ModeStreaming
+	}
+	return r.get("Lambda-Runtime-Function-Response-Mode")
 }
 
 // stream hands the body on as it comes (RT-69). If the invocation ends first, so does

@@ -81,47 +81,52 @@ func (u *upload) send(t *testing.T, text string) {
 var modeHeader = []string{"Lambda-Runtime-Function-Response-Mode", "streaming", "Content-Type", "text/event-stream"}
 
 // RT-69, RT-70: each piece is with the invoker before the next is sent; 202 and
-// trailers come after the last.
+// trailers come after the last. aws-lambda-go announces trailers and sends no mode.
 func TestStreaming(t *testing.T) {
 	for _, fails := range []bool{false, true} {
-		w := newWorld(t, setup{})
-		res := w.streaming("id")
-		u := w.upload("id", modeHeader...)
-		u.send(t, "first")
-		r := <-res
-		if r.Stream == nil || r.ContentType != "text/event-stream" {
-			t.Fatalf("%+v", r)
-		}
-		got, next := "", []string{" second", " third"}
-		for chunk := range r.Stream.Chunks() {
-			got += string(chunk)
-			select {
-			case resp := <-u.resp:
-				t.Fatalf("an answer before the last byte: %v", resp)
-			default:
-			}
-			switch {
-			case len(next) > 0:
-				u.send(t, next[0])
-				next = next[1:]
-			default:
-				if fails {
-					u.req.Trailer.Set("Lambda-Runtime-Function-Error-Type", "MyError")
-					u.req.Trailer.Set("Lambda-Runtime-Function-Error-Body", base64.StdEncoding.EncodeToString([]byte(`{"errorMessage":"m"}`)))
-				}
-				_ = u.Close()
-			}
-		}
-		end := r.Stream.Result()
-		if got != "first second third" || end.FunctionError != fails || fails && (end.Code != "MyError" || string(end.Payload) != `{"errorMessage":"m"}`) {
-			t.Errorf("%q, %+v %s", got, end, end.Payload)
-		}
-		if resp := <-u.resp; resp == nil || resp.StatusCode != 202 {
-			t.Errorf("%v, want 202", resp)
-		}
-		w.later("GET", nextPath)
-		<-end.Done
+		testStreaming(t, fails, modeHeader...)
+		testStreaming(t, fails, "Content-Type", "text/event-stream")
 	}
+}
+
+func testStreaming(t *testing.T, fails bool, headers ...string) {
+	w := newWorld(t, setup{})
+	res := w.streaming("id")
+	u := w.upload("id", headers...)
+	u.send(t, "first")
+	r := <-res
+	if r.Stream == nil || r.ContentType != "text/event-stream" {
+		t.Fatalf("%+v", r)
+	}
+	got, next := "", []string{" second", " third"}
+	for chunk := range r.Stream.Chunks() {
+		got += string(chunk)
+		select {
+		case resp := <-u.resp:
+			t.Fatalf("an answer before the last byte: %v", resp)
+		default:
+		}
+		switch {
+		case len(next) > 0:
+			u.send(t, next[0])
+			next = next[1:]
+		default:
+			if fails {
+				u.req.Trailer.Set("Lambda-Runtime-Function-Error-Type", "MyError")
+				u.req.Trailer.Set("Lambda-Runtime-Function-Error-Body", base64.StdEncoding.EncodeToString([]byte(`{"errorMessage":"m"}`)))
+			}
+			_ = u.Close()
+		}
+	}
+	end := r.Stream.Result()
+	if got != "first second third" || end.FunctionError != fails || fails && (end.Code != "MyError" || string(end.Payload) != `{"errorMessage":"m"}`) {
+		t.Errorf("%q, %+v %s", got, end, end.Payload)
+	}
+	if resp := <-u.resp; resp == nil || resp.StatusCode != 202 {
+		t.Errorf("%v, want 202", resp)
+	}
+	w.later("GET", nextPath)
+	<-end.Done
 }
 
 // RT-33, RT-36: what is refused does not begin a stream.
