@@ -14,8 +14,8 @@ import (
 // one function's sandbox, once, or is closed.
 type Blank struct{ sandbox *Sandbox }
 
-// Prepare makes a blank with the id, id range, domains, /tmp and seccomp profile of
-// spec. It takes what Create and the start of every domain take.
+// Prepare makes a blank with the id, id range, domains, /tmp, seccomp profile and network
+// of spec. It takes what Create and the start of every domain take.
 func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, error) {
 	spec.Limits.CPU, spec.Root, spec.Mounts = 0, isolation.Root{}, nil
 	s, err := e.Create(ctx, spec)

@@ -17,6 +17,9 @@ import (
 
 	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/egress"
 )
 
 // Config says where an Engine keeps its things.
@@ -25,6 +28,8 @@ type Config struct {
 	RunDir     string // folder of this daemon alone; others need search permission on it and its parents
 	InitBinary []byte // the init handler, a static executable
 	Host       Host   // as DetectHost found it
+
+	Network isolation.Network // of the sandboxes; with NetworkEgress the engine has a gateway
 }
 
 // Engine creates sandboxes. It is safe for concurrent use.
@@ -33,6 +38,7 @@ type Engine struct {
 	fs      string // a tmpfs that only this daemon sees: the init handler and roots
 	state   string // libcontainer's state
 	creator *creator
+	gateway *egress.Gateway // nil without NetworkEgress
 }
 
 // New prepares the host for the sandboxes of one daemon: its cgroup folder, and a
@@ -54,9 +60,14 @@ func New(cfg Config) (_ *Engine, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, unix.Unmount(e.fs, unix.MNT_DETACH))
+			err = errors.Join(err, e.closeGateway(), unix.Unmount(e.fs, unix.MNT_DETACH))
 		}
 	}()
+	if cfg.Network.Mode == isolation.NetworkEgress {
+		if e.gateway, err = egress.Open(cfg.Instance, cfg.Network); err != nil {
+			return nil, err
+		}
+	}
 	for _, dir := range []string{e.scratch(), filepath.Join(e.fs, "roots")} {
 		if err := os.Mkdir(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("runc: %w", err)
@@ -79,6 +90,7 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 func (e *Engine) Close(ctx context.Context) error {
 	err := errors.Join(
 		e.creator.close(ctx),
+		e.closeGateway(),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
 		os.Remove(e.fs),
 	)
@@ -91,6 +103,13 @@ func (e *Engine) Close(ctx context.Context) error {
 	return errors.Join(err, removeFolder(ctx, e.place))
 }
 
+func (e *Engine) closeGateway() error {
+	if e.gateway == nil {
+		return nil
+	}
+	return e.gateway.Close()
+}
+
 // removeFolder deletes a daemon's cgroup folder, and the folder of all daemons if
 // no other is left in it.
 func removeFolder(ctx context.Context, p *placement) error {
@@ -101,7 +120,8 @@ func removeFolder(ctx context.Context, p *placement) error {
 	return err
 }
 
-// Reconcile ends and removes what a daemon that is gone left in the cgroup trees.
+// Reconcile ends and removes what a daemon that is gone left in the cgroup trees, and
+// then on the network.
 // cgroupPath is what Host.CgroupFolder gave for it. Call it before New: afterwards the process
 // sees only its own cgroups.
 func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
@@ -110,8 +130,8 @@ func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
 		return fmt.Errorf("runc: %q is not a cgroup folder of sandboxd", cgroupPath)
 	}
 	p := &placement{host: h, hosted: clean, group: clean, roots: h.roots()}
-	err := killFolder(p, clean)
-	return errors.Join(err, removeFolder(ctx, p))
+	err := errors.Join(killFolder(p, clean), removeFolder(ctx, p))
+	return errors.Join(err, egress.Remove(filepath.Base(clean)))
 }
 
 // killFolder ends every process below path: by the v2 tree's switch where there is

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
 )
 
 // The main goroutine keeps the main thread, which the Go runtime can only park and
@@ -31,15 +33,33 @@ func onOwnThread(f func() error) error {
 // A netns is a network namespace that lives as long as its file is open or a
 // process is in it. It has no name in the file system.
 type netns struct {
-	file     *os.File
-	listener net.Listener
+	file     *os.File     // nil: it is the host's
+	listener net.Listener // of the Runtime API
+	lookups  Lookups      // with NetworkEgress
 }
 
-// newNetNS makes a network namespace, raises its loopback interface and listens on
-// addr inside it (ARCHITECTURE decision 3, SUP-19).
-func newNetNS(addr string) (*netns, error) {
+// Lookups are the sockets at which a sandbox asks for names: where the resolv.conf of
+// every sandbox points to.
+type Lookups struct {
+	UDP net.PacketConn
+	TCP net.Listener
+}
+
+// lookupAddr is the name server of /etc/resolv.conf inside.
+const lookupAddr = "127.0.0.1:53"
+
+// newNetNS makes the network namespace for a mode of isolation.Network, raises its
+// loopback interface and listens inside it (ARCHITECTURE decision 3, SUP-19). In the
+// host's namespace the Runtime API gets a port of its own.
+func newNetNS(mode string) (_ *netns, err error) {
 	n := &netns{}
-	err := onOwnThread(func() error {
+	if mode == isolation.NetworkHost {
+		if n.listener, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
+			return nil, fmt.Errorf("runc: listen in the host's network namespace: %w", err)
+		}
+		return n, nil
+	}
+	err = onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("new network namespace: %w", err)
 		}
@@ -53,8 +73,17 @@ func newNetNS(addr string) (*netns, error) {
 		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return fmt.Errorf("open network namespace: %w", err)
 		}
-		if n.listener, err = net.Listen("tcp4", addr); err != nil {
+		if n.listener, err = net.Listen("tcp4", isolation.APIAddr); err != nil {
 			return fmt.Errorf("listen inside the network namespace: %w", err)
+		}
+		if mode != isolation.NetworkEgress {
+			return nil
+		}
+		if n.lookups.UDP, err = net.ListenPacket("udp4", lookupAddr); err == nil {
+			n.lookups.TCP, err = net.Listen("tcp4", lookupAddr)
+		}
+		if err != nil {
+			return fmt.Errorf("listen for lookups inside the network namespace: %w", err)
 		}
 		return nil
 	})
@@ -65,8 +94,14 @@ func newNetNS(addr string) (*netns, error) {
 	return n, nil
 }
 
-// path is valid in this process and its children for as long as n is open.
-func (n *netns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+// path is valid in this process and its children for as long as n is open; "" is the
+// host's.
+func (n *netns) path() string {
+	if n.file == nil {
+		return ""
+	}
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
 
 // dial connects from inside the namespace. addr must be a literal IP address.
 func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
@@ -78,8 +113,10 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
 	}
 	err = onOwnThread(func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
+		if n.file != nil {
+			if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("enter network namespace: %w", err)
+			}
 		}
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
 		return err
@@ -93,6 +130,12 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 func (n *netns) Close() {
 	if n.listener != nil {
 		n.listener.Close()
+	}
+	if n.lookups.UDP != nil {
+		n.lookups.UDP.Close()
+	}
+	if n.lookups.TCP != nil {
+		n.lookups.TCP.Close()
 	}
 	if n.file != nil {
 		n.file.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/egress"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
@@ -25,6 +27,7 @@ type Sandbox struct {
 	spec   isolation.Spec
 	group  *cgroup
 	net    *netns
+	port   *egress.Port               // nil without NetworkEgress
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
 	owners func() (mapper, error)     // likewise
 
@@ -77,7 +80,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	if s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains)); err != nil {
 		return nil, err
 	}
-	if s.net, err = newNetNS(isolation.APIAddr); err != nil {
+	if err := s.connect(); err != nil {
 		return nil, err
 	}
 	if err := s.mountRoot(); err != nil {
@@ -87,6 +90,18 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return nil, err
 	}
 	return s, nil
+}
+
+// connect makes the sandbox's network.
+func (s *Sandbox) connect() (err error) {
+	if s.net, err = newNetNS(s.spec.Network.Mode); err != nil || s.spec.Network.Mode != isolation.NetworkEgress {
+		return err
+	}
+	if s.engine.gateway == nil {
+		return fmt.Errorf("runc: create %s: the engine was made without a gateway", s.spec.ID)
+	}
+	s.port, err = s.engine.gateway.Attach(s.net.file, s.spec.IDBase, s.spec.Network)
+	return err
 }
 
 // inBackground starts f and returns a function that waits for its result.
@@ -352,6 +367,20 @@ func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.usage() }
 // Listener is the socket of the Runtime API inside the sandbox.
 func (s *Sandbox) Listener() net.Listener { return s.net.listener }
 
+// Lookups are the sockets at which the sandbox asks for names, none without
+// NetworkEgress. The sandbox owns them and closes them in Close.
+func (s *Sandbox) Lookups() Lookups { return s.net.lookups }
+
+// Allow opens the services of those numbers (isolation.Policy.Services) at addresses
+// that were found for a name, for as long as their record is valid. With NetworkEgress
+// alone.
+func (s *Sandbox) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+	return s.port.Allow(services, addrs, valid)
+}
+
+// Traffic is what the sandbox has sent. With NetworkEgress alone.
+func (s *Sandbox) Traffic() (isolation.Traffic, error) { return s.port.Traffic() }
+
 // Dial connects from inside the sandbox's network namespace.
 func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return s.net.dial(ctx, network, addr)
@@ -397,6 +426,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		delete(s.domains, name)
 	}
 	errs = append(errs, s.release())
+	if s.port != nil {
+		errs = append(errs, s.port.Close())
+	}
 	if s.net != nil {
 		s.net.Close()
 	}
