@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"bench/load", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "rootfs", "rootfs/image", "supervisor"},
+	"cmd/sandboxd":           {"bench/load", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor"},
 	"doctor":                 {"instance"},
 	"fleet":                  {"rapid"},
 	"front":                  {"fleet", "rapid"},
@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"rapid/api":              {"rapid", "rapid/telemetry"},
 	"rapid/internal/fakesup": {"isolation", "supervisor"},
 	"rapid/telemetry":        {},
+	"resolver":               {},
 	"rootfs":                 {},
 	"rootfs/image":           {"rootfs"},
 	"supervisor":             {"isolation", "isolation/wire"},
