@@ -64,6 +64,7 @@ var allowed = map[string][]string{
 	"examples/go-echo":          {},
 	"examples/go-sigterm":       {},
 	"integration":               {},
+	"integration/audit":         {},
 	"integration/inside":        {},
 	"integration/script":        {},
 	"integration/testextension": {"integration/inside", "integration/script"},

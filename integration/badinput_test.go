@@ -98,6 +98,7 @@ func TestBadInput(t *testing.T) {
 		{"no such configuration", []string{"--config=/nonexistent/config", good}, []string{"/nonexistent/config"}},
 		{"configuration with an unknown key", []string{config(t, "memory: 128\nnonsense: 1\n"), good}, []string{"nonsense", ":2"}},
 		{"configuration with a bad value", []string{config(t, "memory: lots\n"), good}, []string{"memory", "lots"}},
+		{"free-form seccomp profile", []string{config(t, "seccomp: unconfined\n"), good}, []string{"seccomp", "unconfined", "debug"}},
 		{"port in use", []string{"--listen=" + occupied.Addr().String(), good}, []string{occupied.Addr().String(), "in use"}},
 		{"bad address", []string{"--listen=nowhere", good}, []string{"--listen", "nowhere"}},
 		{"event is not JSON", []string{"--event=-", good}, []string{"--event", "JSON"}},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"runtime"
 	"slices"
 
 	"github.com/opencontainers/cgroups"
@@ -104,7 +105,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		hostname = "sandbox" // as /etc/hosts inside has it
 	}
 	ids := []configs.IDMap{{ContainerID: 0, HostID: int64(s.IDBase), Size: IDCount}}
-	seccomp, err := seccompConfig(s.profile())
+	seccomp, err := SeccompConfig(s.profile(), runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}

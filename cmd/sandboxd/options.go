@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
@@ -72,6 +73,7 @@ type settings struct {
 	billInit                                bool          // LOG-25
 	streamRate                              int           // KiB a second; 0 is unlimited (RT-71)
 	appLogLevel, systemLogLevel             string        // ENV-11, LOG-41
+	seccomp                                 string        // name of the seccomp profile
 }
 
 var (
@@ -116,6 +118,7 @@ func newOptions() *options {
 			runtimeShare:     int(rapidDefaults.RuntimeShare * 100),
 			billInit:         rapidDefaults.BillInit,
 			systemLogLevel:   string(telemetry.LevelInfo),
+			seccomp:          isolation.DefaultProfile,
 		},
 	}
 }
@@ -172,6 +175,7 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(orZeroValue{intValue{&s.streamRate, 32, 64 << 10, " KiB/s"}}, "stream-rate", "speed of a streamed response after its first 6 MiB, in KiB/s; 0 is unlimited")
 	f.Var(choiceValue{&s.appLogLevel, []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"}}, "application-log-level", "AWS_LAMBDA_LOG_LEVEL, by which the function's runtime filters what it logs")
 	f.Var(choiceValue{&s.systemLogLevel, []string{"DEBUG", "INFO", "WARN"}}, "system-log-level", "least level of the platform's lines, if the format is JSON")
+	f.Var(choiceValue{&s.seccomp, isolation.Profiles()}, "seccomp", "profile of system calls: default, or debug, which lets a function trace its own processes")
 }
 
 // flag defines a flag that takes no value on the command line.

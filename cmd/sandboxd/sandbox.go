@@ -84,6 +84,7 @@ func specOf(o *options, function *rootfs.Function, template string) isolation.Sp
 		Domains: []string{isolation.RuntimeDomain},
 		Root:    isolation.Root{Dirs: function.Dirs},
 		Tmp:     isolation.Tmp{Template: template},
+		Seccomp: o.settings.seccomp,
 	}
 	if len(function.Extensions) > 0 && !function.ExtensionsDisabled {
 		spec.Domains = append(spec.Domains, isolation.ExtensionDomain)

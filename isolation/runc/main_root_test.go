@@ -17,6 +17,9 @@ import (
 // the tree, so a daemon has one, and so have the tests.
 var engine *Engine
 
+// auditProgram is integration/audit, built.
+var auditProgram string
+
 // TestMain is also what libcontainer re-executes, and what SealSelf does.
 func TestMain(m *testing.M) {
 	if IsInit() {
@@ -28,17 +31,18 @@ func TestMain(m *testing.M) {
 	}
 	code, err := func() (int, error) {
 		path := os.Getenv("SANDBOX_INIT")
+		auditProgram = filepath.Join(os.Getenv("SANDBOXD_TESTBIN"), "audit")
 		if path == "" {
 			dir, err := os.MkdirTemp("", "sandbox-init")
 			if err != nil {
 				return 1, err
 			}
 			defer os.RemoveAll(dir)
-			path = filepath.Join(dir, "sandbox-init")
-			build := exec.Command("go", "build", "-trimpath", "-o", path, "../../cmd/sandbox-init")
+			path, auditProgram = filepath.Join(dir, "sandbox-init"), filepath.Join(dir, "audit")
+			build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "../../cmd/sandbox-init", "../../integration/audit")
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {
-				return 1, fmt.Errorf("build the init handler: %v\n%s", err, out)
+				return 1, fmt.Errorf("build the programs of the tests: %v\n%s", err, out)
 			}
 		}
 		initBinary, err := os.ReadFile(path)

@@ -217,6 +217,11 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc/sys", 0, &attr); err != nil {
 			return fmt.Errorf("runc: make /proc/sys read-only: %w", err)
 		}
+		// On no mount, libcontainer's for devices and masks included, has a set-id bit an effect.
+		attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &attr); err != nil {
+			return fmt.Errorf("runc: make all mounts nosuid: %w", err)
+		}
 		return nil
 	})
 }
