@@ -25,7 +25,9 @@ type Cgroup struct {
 
 // mount is one line of mountinfo, as far as it matters here.
 type mount struct {
+	id                  string
 	root, point, fstype string
+	flags               []string // of the mount
 	options             []string // of the file system
 	readOnly            bool     // by the mount or by the file system
 }
@@ -37,8 +39,8 @@ func parseMount(line string) (mount, bool) {
 	if !ok || len(l) < 6 || len(r) < 3 {
 		return mount{}, false
 	}
-	m := mount{root: l[3], point: l[4], fstype: r[0], options: strings.Split(r[2], ",")}
-	m.readOnly = slices.Contains(strings.Split(l[5], ","), "ro") || slices.Contains(m.options, "ro")
+	m := mount{id: l[0], root: l[3], point: l[4], fstype: r[0], flags: strings.Split(l[5], ","), options: strings.Split(r[2], ",")}
+	m.readOnly = slices.Contains(m.flags, "ro") || slices.Contains(m.options, "ro")
 	return m, true
 }
 

@@ -22,7 +22,7 @@ import (
 // Exit codes, as the help of each command documents them.
 const (
 	exitOK       = 0
-	exitFunction = 1 // the function failed, or doctor found a must-have missing
+	exitFunction = 1 // the function failed, doctor found a must-have missing, or inspect a wrong posture
 	exitUsage    = 2 // the command line, the configuration, or the host is at fault
 )
 
@@ -121,8 +121,9 @@ func rootCommand() *cobra.Command {
 container engine and without KVM. Every execution environment gets namespaces,
 cgroups, host ids and a file system of its own.
 
-Exit codes: 0 success; 1 the function failed, or doctor found a must-have missing;
-2 the command line, the configuration or the host is at fault.`,
+Exit codes: 0 success; 1 the function failed, doctor found a must-have missing, or
+inspect --posture a difference; 2 the command line, the configuration or the host is
+at fault.`,
 		Example: `  sudo sandboxd run ./function
   sudo sandboxd run --event event.json function.zip
   sandboxd doctor`,
