@@ -117,7 +117,7 @@ func (r *Results) Ratio(what, subject, other string) float64 {
 
 // Save writes the results as JSON.
 func (r *Results) Save(path string) error {
-	b, err := json.MarshalIndent(rounded(r), "", " ")
+	b, err := json.Marshal(rounded(r))
 	if err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
