@@ -31,7 +31,8 @@ const (
 	InvalidExtensionIdentifier  RefusalType = "Extension.InvalidExtensionIdentifier"
 	UnknownExtensionIdentifier  RefusalType = "Extension.UnknownExtensionIdentifier"
 	MissingHeader               RefusalType = "Extension.MissingHeader"
-	ValidationError             RefusalType = "ValidationError" // of the Telemetry API
+	NotTheRuntime               RefusalType = "Runtime.Forbidden" // ours, of strict mode
+	ValidationError             RefusalType = "ValidationError"   // of the Telemetry API
 	LogsValidationError         RefusalType = "Logs.ValidationError"
 )
 

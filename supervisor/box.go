@@ -10,8 +10,8 @@ import (
 
 // Box is what a Sandbox needs of the kernel: the namespaces and cgroups of one
 // sandbox. *runc.Sandbox of package isolation/runc is one. All methods may be called
-// from several goroutines; Kill, MemoryPeak, Usage, Listener and Dial at any time, the others
-// never two at once for one domain.
+// from several goroutines; Kill, MemoryPeak, Usage, Listener, Domain and Dial at any
+// time, the others never two at once for one domain.
 type Box interface {
 	// Start makes a domain. When it returns, the domain's PID 1 has said Hello, which
 	// Start has received, and the mounts are attached. The connection is the caller's.
@@ -41,6 +41,12 @@ type Box interface {
 	// Listener returns the socket of the Runtime API, bound inside the sandbox's
 	// network namespace. The box owns it and closes it in Close.
 	Listener() net.Listener
+
+	// Domain says which domain the process belongs to that made conn, an accepted
+	// connection of Listener. A process can hand a connection to another one; it is
+	// its maker that counts. The error says why it cannot be told: the maker has hung
+	// up already, or is no process of the sandbox.
+	Domain(conn net.Conn) (string, error)
 
 	// Dial connects to a TCP address from inside the sandbox's network namespace.
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)

@@ -156,6 +156,13 @@ func (b *fakeBox) setOOMKills(n uint64) {
 
 func (b *fakeBox) Listener() net.Listener { return nil }
 
+func (b *fakeBox) Domain(conn net.Conn) (string, error) {
+	if conn == nil {
+		return "", syscall.EBADF
+	}
+	return extension, nil
+}
+
 func (b *fakeBox) Dial(context.Context, string, string) (net.Conn, error) {
 	return nil, syscall.ECONNREFUSED
 }

@@ -295,6 +295,15 @@ func (s *Sandbox) Lost() <-chan struct{} { return s.lost }
 // closed by Close.
 func (s *Sandbox) Listener() net.Listener { return s.box.Listener() }
 
+// Domain says which domain made a connection that Listener has accepted.
+func (s *Sandbox) Domain(conn net.Conn) (string, error) {
+	domain, err := s.box.Domain(conn)
+	if err != nil {
+		return "", s.failer("domain of a connection")(Failure, err)
+	}
+	return domain, nil
+}
+
 // Dial connects to a TCP address as seen from inside the sandbox.
 func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := s.box.Dial(ctx, network, addr)

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -147,6 +148,12 @@ func TestUsage(t *testing.T) {
 	_, err = f.Dial(f.ctx(), "tcp", "127.0.0.1:1")
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial: %v", err)
+	}
+	if got, err := f.Domain(&net.TCPConn{}); err != nil || got != extension {
+		t.Errorf("domain of a connection: %q, %v", got, err)
+	}
+	if _, err = f.Domain(nil); !errors.Is(err, syscall.EBADF) || !errors.Is(err, Failure) {
+		t.Errorf("domain of no connection: %v", err)
 	}
 }
 

@@ -51,7 +51,8 @@ type options struct {
 	provisioned int // sandboxes that initialize before the first request
 	snapStart   bool
 	tenants     bool
-	managed     int // invocations at once in a sandbox; 0: one, in classic mode
+	strict      bool // only the runtime may use its paths of the API
+	managed     int  // invocations at once in a sandbox; 0: one, in classic mode
 
 	pool     int // sandboxes kept ready ahead of need
 	linger   time.Duration
@@ -140,6 +141,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	flag(f, &o.snapStart, "snap-start", "stop each sandbox at its snapshot point, and restore it with its first invocation")
 	f.Var(orZeroValue{intValue{&o.managed, 1, 1024, ""}}, "managed", "managed mode: how many invocations each sandbox runs at once")
 	flag(f, &o.tenants, "tenant-isolation", "give each tenant, X-Amz-Tenant-Id, sandboxes of its own")
+	flag(f, &o.strict, "strict", "keep extensions from the runtime's paths of the Runtime API")
 	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
 
 	f.Var(addressValue{&o.listen}, "listen", "address of the invoke endpoint")

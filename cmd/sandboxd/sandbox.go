@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,6 +45,7 @@ type factory struct {
 	spec isolation.Spec // all but ID and IDBase
 	life rapid.Config   // all but LogStream, Restore and OnState
 
+	strict   bool                              // the runtime's paths are for the runtime alone
 	longInit time.Duration                     // limit of a provisioned sandbox's initialization
 	renew    func() (rapid.Credentials, error) // for a restore
 
@@ -61,6 +63,7 @@ func newFactory(s *session, function *rootfs.Function, template string, hurry <-
 		name:     idPrefix(s.o.functionName),
 		spec:     specOf(s.o, function, template),
 		life:     lifeOf(s.o, function, s.sink()),
+		strict:   s.o.strict,
 		longInit: longInit(s.o),
 		renew:    func() (rapid.Credentials, error) { return renewedCredentials(s.o) },
 		live:     map[string]*sandbox{},
@@ -241,10 +244,27 @@ func (s *sandbox) run(ctx context.Context) {
 	served := make(chan error, 1)
 	limits := api.DefaultLimits()
 	limits.Connections += 2 * s.factory.life.MaxConcurrency // of managed mode: a worker waits in one of its own
-	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits) }()
+	var origin api.Origin
+	if s.factory.strict {
+		origin = s.origin
+	}
+	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits, origin) }()
 	s.err = s.life.Run(ctx)
 	stop()
 	s.err = errors.Join(s.err, <-served)
+}
+
+// origin says why a connection is not the runtime's. See api.Origin.
+func (s *sandbox) origin(conn net.Conn) error {
+	domain, err := s.sup.Domain(conn)
+	switch {
+	case err != nil:
+		s.factory.log.WithError(err).Debug("a connection to the Runtime API of unknown origin")
+		return errors.New("it is not known who made this connection")
+	case domain != isolation.RuntimeDomain:
+		return fmt.Errorf("this connection was made in the %s domain", domain)
+	}
+	return nil
 }
 
 // ID names the sandbox.

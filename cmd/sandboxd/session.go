@@ -67,6 +67,11 @@ func (s *session) open(ctx context.Context) (err error) {
 	if err := s.openEngine(); err != nil {
 		return err
 	}
+	if s.o.strict {
+		if err := s.host.TellsDomains(); err != nil {
+			return fmt.Errorf("--strict cannot be kept on this host: %w", err)
+		}
+	}
 	function, template, err := s.prepare(ctx)
 	if err != nil {
 		return err

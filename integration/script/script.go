@@ -79,7 +79,15 @@ type Extension struct {
 	IgnoreShutdown  bool     `json:"ignoreShutdown"` // goes on after SHUTDOWN and prints heartbeats
 
 	Telemetry *Telemetry `json:"telemetry,omitempty"` // subscribes after register
+
+	// Calls are requests that it makes at the first INVOKE: Method, Path, in which {id}
+	// stands for the request id, and Data. What is answered is then in CallLog.
+	Calls []Step `json:"calls,omitempty"`
 }
+
+// CallLog is the file in which the extension name leaves a list of the [Result] of its
+// Calls. It is there when it is complete.
+func CallLog(name string) string { return "/tmp/" + name + ".calls" }
 
 // Telemetry is a subscription of the test extension and the listener that goes with
 // it. The extension notes "subscribed" with the status of the answer, asks again with

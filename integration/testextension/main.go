@@ -94,6 +94,11 @@ func (e *extension) live() error {
 			e.note("exit")
 			os.Exit(e.conf.ExitStatus)
 		}
+		if invokes == 1 && e.conf.Calls != nil {
+			if err := e.makeCalls(ev.RequestID); err != nil {
+				return err
+			}
+		}
 		time.Sleep(time.Duration(e.conf.InvokeMS) * time.Millisecond)
 	}
 }
@@ -136,6 +141,33 @@ func (e *extension) next() (event, error) {
 func (e *extension) initError() error {
 	_, _, err := e.call("POST", "/init/error", "", "Lambda-Extension-Identifier", e.id, "Lambda-Extension-Function-Error-Type", e.conf.InitError)
 	return err
+}
+
+// makeCalls makes the requests of the configuration, and leaves what is answered.
+func (e *extension) makeCalls(id string) error {
+	var results []script.Result
+	for _, c := range e.conf.Calls {
+		url := "http://" + os.Getenv("AWS_LAMBDA_RUNTIME_API") + strings.ReplaceAll(c.Path, "{id}", id)
+		req, err := http.NewRequest(c.Method, url, strings.NewReader(c.Data))
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		results = append(results, script.Result{Op: c.Op, Status: resp.StatusCode, Text: string(text)})
+	}
+	file := script.CallLog(e.name)
+	if err := os.WriteFile(file+".new", []byte(script.Encode(results)), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
 }
 
 // call makes one request with the given header lines and wants a good answer.

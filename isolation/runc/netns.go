@@ -6,8 +6,10 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -36,6 +38,9 @@ type netns struct {
 	file     *os.File     // nil: it is the host's
 	listener net.Listener // of the Runtime API
 	lookups  Lookups      // with NetworkEgress
+
+	mu   sync.Mutex
+	diag *nl.SocketHandle // asks about its sockets; nil until somebody wants to know
 }
 
 // Lookups are the sockets at which a sandbox asks for names: where the resolv.conf of
@@ -103,6 +108,17 @@ func (n *netns) path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
 }
 
+// enter moves the calling thread, one of onOwnThread, into the namespace.
+func (n *netns) enter() error {
+	if n.file == nil {
+		return nil
+	}
+	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return nil
+}
+
 // dial connects from inside the namespace. addr must be a literal IP address.
 func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 	host, _, err := net.SplitHostPort(addr)
@@ -113,10 +129,8 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
 	}
 	err = onOwnThread(func() error {
-		if n.file != nil {
-			if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter network namespace: %w", err)
-			}
+		if err := n.enter(); err != nil {
+			return err
 		}
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, addr)
 		return err
@@ -136,6 +150,12 @@ func (n *netns) Close() {
 	}
 	if n.lookups.TCP != nil {
 		n.lookups.TCP.Close()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.diag != nil {
+		n.diag.Close()
+		n.diag = nil
 	}
 	if n.file != nil {
 		n.file.Close()

@@ -48,6 +48,7 @@ type world struct {
 type setup struct {
 	extensions []string
 	limits     Limits
+	origin     Origin
 	config     func(*rapid.Config)
 	failInits  int // so many runtimes exit at once
 }
@@ -88,7 +89,7 @@ func newWorld(t testing.TB, u setup) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	serving, stopServing := context.WithCancel(context.Background())
 	ran, served := make(chan error, 1), make(chan error, 1)
-	go func() { served <- Serve(serving, w.s, l, u.limits) }()
+	go func() { served <- Serve(serving, w.s, l, u.limits, u.origin) }()
 	go func() { ran <- w.s.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()

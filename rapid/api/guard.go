@@ -19,6 +19,7 @@ type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
+	origin  Origin // nil: not asked
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -37,6 +38,9 @@ func (g *guard) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now()}
+		if g.origin != nil {
+			c.foreign = g.origin(nc)
+		}
 		if g.admit(c) {
 			return c, nil
 		}
@@ -107,11 +111,12 @@ const (
 // for what is left of it.
 type conn struct {
 	net.Conn
-	guard  *guard
-	client *rapid.Client
-	since  time.Time // of idleness; guard.mu
-	phase  atomic.Int32
-	closed sync.Once
+	guard   *guard
+	client  *rapid.Client
+	foreign error     // why its maker may not act as the runtime; nil if it may
+	since   time.Time // of idleness; guard.mu
+	phase   atomic.Int32
+	closed  sync.Once
 
 	until time.Duration // end of the header time, thawed; 0 if the clock has not started
 }

@@ -45,6 +45,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	}
 	r := &request{ResponseWriter: w, Request: hr, sandbox: h.s, client: c.client}
 	path := hr.URL.Path
+	if c.foreign != nil && (strings.HasPrefix(path, runtimeBase+"runtime/") || path == credentialsPath) {
+		r.refuse(&rapid.Refusal{Type: rapid.NotTheRuntime, Message: "This path is for the function's runtime alone: " + c.foreign.Error()})
+		return
+	}
 	if rest, ok := strings.CutPrefix(path, runtimeBase); ok {
 		h.runtimePath(r, rest)
 		return

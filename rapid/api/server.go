@@ -37,11 +37,19 @@ const (
 	maxRegister = 64 << 10 // body of a registration: a list of two names
 )
 
+// Origin says why the process that made a connection is not the runtime's; nil if it
+// is. It is asked once for each connection, as it is accepted, and may be called from
+// several goroutines.
+type Origin func(net.Conn) error
+
 // Serve answers the processes of s on l until ctx ends. The context must outlive
 // Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
-// returns when every connection is closed. The error is nil after an end by ctx.
-func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits) error {
+// returns when every connection is closed. The error is nil after an end by ctx. With
+// an origin the paths of the runtime are for the runtime alone (strict mode); with
+// none, for every process of the sandbox.
+func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits, origin Origin) error {
 	conns := newGuard(l, s, limits)
+	conns.origin = origin
 	srv := &http.Server{
 		Handler:                      &handler{s: s},
 		MaxHeaderBytes:               maxHeader,
