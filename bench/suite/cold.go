@@ -5,10 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sandboxd/sandboxd/bench/load"
@@ -111,12 +108,12 @@ func (p *server) awaitInits(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for seen, since := -1, time.Now(); ; {
-		pids, err := p.inits()
+		_, inits, err := p.processes()
 		if err != nil {
 			return err
 		}
-		if len(pids) != seen {
-			seen, since = len(pids), time.Now()
+		if len(inits) != seen {
+			seen, since = len(inits), time.Now()
 		}
 		if seen >= n && time.Since(since) > calm {
 			return nil
@@ -138,41 +135,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// inits finds the processes that are PID 1 of a namespace below the daemon's.
-func (p *server) inits() (pids []int, err error) {
-	entries, err := filepath.Glob("/proc/[0-9]*/status")
-	if err != nil {
-		return nil, err
-	}
-	children := map[int][]int{}
-	inside := map[int]bool{} // is PID 1 of a namespace of its own
-	for _, path := range entries {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		pid, parent := 0, 0
-		for line := range strings.Lines(string(text)) {
-			switch f := strings.Fields(line); f[0] {
-			case "Pid:":
-				pid, _ = strconv.Atoi(f[1])
-			case "PPid:":
-				parent, _ = strconv.Atoi(f[1])
-			case "NSpid:":
-				inside[pid] = len(f) > 2 && f[len(f)-1] == "1"
-			}
-		}
-		children[parent] = append(children[parent], pid)
-	}
-	for next := []int{p.cmd.Process.Pid}; len(next) > 0; next = next[1:] {
-		for _, child := range children[next[0]] {
-			next = append(next, child)
-			if inside[child] {
-				pids = append(pids, child)
-			}
-		}
-	}
-	return pids, nil
 }

@@ -177,7 +177,7 @@ func (s *suite) blanks(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	first, err := p.inits()
+	_, first, err := p.processes()
 	if err != nil {
 		return err
 	}

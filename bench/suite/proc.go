@@ -11,31 +11,71 @@ import (
 	"time"
 )
 
-// memory is what a daemon and its init handlers use, in MB: their proportional share
-// of every page (PSS).
+// processes finds those of a daemon: its own, and the init handlers, which are PID 1 of
+// a namespace.
+func (p *server) processes() (own, inits []int, err error) {
+	entries, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return nil, nil, err
+	}
+	children := map[int][]int{}
+	inside := map[int]string{} // pid in a namespace of its own
+	for _, path := range entries {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		pid, parent := 0, 0
+		for line := range strings.Lines(string(text)) {
+			switch f := strings.Fields(line); f[0] {
+			case "Pid:":
+				pid, _ = strconv.Atoi(f[1])
+			case "PPid:":
+				parent, _ = strconv.Atoi(f[1])
+			case "NSpid:":
+				if len(f) > 2 {
+					inside[pid] = f[len(f)-1]
+				}
+			}
+		}
+		children[parent] = append(children[parent], pid)
+	}
+	for next := []int{p.cmd.Process.Pid}; len(next) > 0; next = next[1:] {
+		switch pid := next[0]; inside[pid] {
+		case "":
+			own = append(own, pid)
+		case "1":
+			inits = append(inits, pid)
+		}
+		next = append(next, children[next[0]]...)
+	}
+	return own, inits, nil
+}
+
+// memory is what a daemon's own processes and its init handlers use, in MB: their
+// proportional share of every page (PSS).
 type memory struct{ daemon, inits float64 }
 
 func (p *server) memory() (m memory, err error) {
-	if m.daemon, err = pssMB(p.cmd.Process.Pid); err != nil {
-		return m, err
-	}
-	pids, err := p.inits()
+	own, inits, err := p.processes()
 	if err != nil {
 		return m, err
 	}
-	for _, pid := range pids {
-		mb, err := pssMB(pid)
-		if err != nil {
-			return m, err
-		}
-		m.inits += mb
+	if m.daemon, err = pssMB(own); err == nil {
+		m.inits, err = pssMB(inits)
 	}
-	return m, nil
+	return m, err
 }
 
-func pssMB(pid int) (float64, error) {
-	kB, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:")
-	return kB / 1024, err
+func pssMB(pids []int) (sum float64, err error) {
+	for _, pid := range pids {
+		kB, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:")
+		if err != nil {
+			return 0, err
+		}
+		sum += kB / 1024
+	}
+	return sum, nil
 }
 
 // availableMB is the host's memory that new programs can have.
@@ -60,11 +100,11 @@ func field(path, key string) (float64, error) {
 
 // cpu is the CPU time that a daemon and its init handlers have used.
 func (p *server) cpu() (total time.Duration, err error) {
-	pids, err := p.inits()
+	own, inits, err := p.processes()
 	if err != nil {
 		return 0, err
 	}
-	for _, pid := range append(pids, p.cmd.Process.Pid) {
+	for _, pid := range append(own, inits...) {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 		if err != nil {
 			return 0, err

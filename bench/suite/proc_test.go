@@ -28,7 +28,7 @@ func TestFilesOfTheKernel(t *testing.T) {
 	if got, want := firstLine(path), "MemTotal:       24683000 kB"; got != want {
 		t.Errorf("first line %q, want %q", got, want)
 	}
-	if pss, err := pssMB(os.Getpid()); err != nil || pss <= 0 {
+	if pss, err := pssMB([]int{os.Getpid()}); err != nil || pss <= 0 {
 		t.Errorf("own PSS %v MB, %v", pss, err)
 	}
 }
