@@ -103,7 +103,7 @@ bench-programs: build
 	@mkdir -p $(BENCH) && cp $(EMBEDDED) $(BENCH)/
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/floor ./bench/floor
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/function/bootstrap ./bench/function
-	CGO_ENABLED=1 go build -trimpath -tags seccomp -o bin/bench ./bench/cmd/bench
+	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static' -o bin/bench ./bench/cmd/bench
 
 .PHONY: bench
 bench: bench-programs ## measure everything, as root, and write docs/benchmarks.md
