@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/integration/script"
 )
 
@@ -71,7 +72,14 @@ func start(t *testing.T, args ...string) *daemon {
 
 func startIn(t *testing.T, f folders, args ...string) *daemon {
 	t.Helper()
-	d := launch(t, f, args...)
+	return launch(t, f, args...).listening()
+}
+
+// listening waits until the daemon serves. At the end of the test it is stopped, and
+// nothing may be left of it.
+func (d *daemon) listening() *daemon {
+	t := d.t
+	t.Helper()
 	line, ok := d.log.wait(patience, func(line string) bool { return strings.Contains(line, "listening") })
 	if !ok {
 		t.Fatalf("sandboxd did not come to listen; its log:\n%s", d.log.text())
@@ -95,8 +103,15 @@ func startIn(t *testing.T, f folders, args ...string) *daemon {
 // a busy one would get another, and tests that follow one sandbox would lose it.
 func launch(t *testing.T, f folders, args ...string) *daemon {
 	t.Helper()
+	return launchBinary(t, sandboxd, f, args...)
+}
+
+// launchBinary is launch for another build of sandboxd.
+func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemon {
+	t.Helper()
 	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
-	d.cmd = exec.Command(sandboxd, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
+	d.cmd = exec.Command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
+	d.cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.faults().path) // heard by builds with fail-points only
 	d.cmd.Stderr = d.log
 	d.cmd.Stdout = d.log
 	d.cmd.WaitDelay = time.Second

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/sandboxd/sandboxd/failpoint"
 )
 
 // agentState is the protocol state of an extension, with the names of section 2.4.
@@ -128,6 +130,7 @@ func (m *registerMsg) serve(s *Sandbox) {
 	if m.reg.AccountID {
 		answer.AccountID = f.AccountID
 	}
+	failpoint.Pass(failpoint.ExtensionRegistered)
 	m.answer(answer)
 }
 

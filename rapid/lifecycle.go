@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
@@ -145,6 +146,7 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 // idle waits for an invocation, and freezes the sandbox when none comes for a while.
 // One that comes before that finds everything running.
 func (s *Sandbox) idle(ctx context.Context) State {
+	failpoint.Pass(failpoint.Idle)
 	s.timer.Reset(s.cfg.Settings.Linger)
 	for s.current == nil {
 		switch s.wait(ctx, s.hasInvocation) {
@@ -182,6 +184,7 @@ func (s *Sandbox) idle(ctx context.Context) State {
 // runtime has answered, and it and every agent that got the event ask for the next.
 func (s *Sandbox) invoke(ctx context.Context) State {
 	s.dispatch()
+	failpoint.Pass(failpoint.Invoking)
 	s.timer.Reset(time.Until(s.current.deadline))
 	w := s.wait(ctx, func() bool { return s.runtimeDone() || s.current.cut != nil })
 	if w == reached && s.current.cut != nil {
@@ -235,6 +238,7 @@ func (s *Sandbox) renewable() bool { return s.cfg.Initialization.String() == str
 
 // shutDown is the last reset.
 func (s *Sandbox) shutDown() State {
+	failpoint.Pass(failpoint.ShuttingDown)
 	s.broken = errors.Join(s.broken, s.endProcesses(reasonSpindown))
 	return Dead
 }

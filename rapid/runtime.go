@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/sandboxd/sandboxd/failpoint"
 )
 
 // runtimeState is the protocol state of the runtime, with the names of section 1.8.
@@ -284,6 +286,7 @@ func (m *finishAnswerMsg) serve(s *Sandbox) {
 		return
 	}
 	r.state = rtSent // whatever the body was: the following next is legal
+	failpoint.Pass(failpoint.ResponseReceived)
 	c := s.current
 	if refusal := s.complete(c, a); refusal != nil {
 		m.refuse(refusal)

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/failpoint"
 )
 
 // Limits bound a code package. A zero field means the default.
@@ -217,9 +219,11 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 	if err != nil {
 		return "", err
 	}
-	return digest, stageTree(st, func(root *os.Root) (int64, error) {
+	err = stageTree(st, func(root *os.Root) (int64, error) {
 		return plan.bytes, plan.extract(ctx, root, progress)
 	})
+	failpoint.Pass(failpoint.ZipStaged)
+	return digest, err
 }
 
 // lookup finds the entry of a zip, or says fs.ErrNotExist, also of a damaged one. The

@@ -24,6 +24,7 @@ cp -r examples "$payload/"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/programs/" \
 	./integration/testruntime ./integration/testextension ./integration/audit \
 	./examples/go-echo ./examples/go-sigterm ./examples/extension-go
+go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$payload/programs/sandboxd-failpoint" ./cmd/sandboxd
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/bin/test2json" cmd/test2json
 for package in ./integration ./isolation/runc; do
 	name=${package//\//_}

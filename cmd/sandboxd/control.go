@@ -24,7 +24,7 @@ type sandboxInfo struct {
 	Instance    string         `json:"instance"`
 	Function    string         `json:"function"`
 	State       string         `json:"state"`
-	Created     time.Time      `json:"created"`
+	Created     time.Time      `json:"created"` // in quarantine: since when
 	Invocations uint64         `json:"invocations"`
 	MemoryBytes uint64         `json:"memory_bytes"`
 	PIDs        uint64         `json:"pids"`
@@ -72,8 +72,8 @@ func (c *control) close() {
 	<-c.done
 }
 
-// list describes the sandboxes of the session, oldest first. One that is being made
-// has no id yet and is left out.
+// list describes the sandboxes of the session, oldest first, and after them those in
+// quarantine. One that is being made has no id yet and is left out.
 func (s *session) list() []sandboxInfo {
 	infos := []sandboxInfo{}
 	for _, stat := range s.fleet.Stats() {
@@ -90,6 +90,9 @@ func (s *session) list() []sandboxInfo {
 			info.MemoryBytes, info.PIDs = usage.MemoryBytes, usage.PIDs
 		}
 		infos = append(infos, info)
+	}
+	for id, since := range s.factory.quarantine.list() {
+		infos = append(infos, sandboxInfo{ID: id, Instance: s.instance.ID(), Function: s.o.functionName, State: "Quarantined", Created: since})
 	}
 	return infos
 }

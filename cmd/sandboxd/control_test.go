@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -82,7 +83,7 @@ func TestControlServer(t *testing.T) {
 	defer i.Close()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	s := &session{o: newOptions(), log: log, instance: i, fleet: fleet.New(fleet.Config{}), factory: &factory{}}
+	s := &session{o: newOptions(), log: log, instance: i, fleet: fleet.New(fleet.Config{}), factory: &factory{quarantine: newQuarantine(log)}}
 	c, err := startControl(s)
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +94,12 @@ func TestControlServer(t *testing.T) {
 	if list, err := ask(t.Context(), i.ControlSocket()); err != nil || list == nil || len(list) != 0 {
 		t.Errorf("%v, %v; want an empty list", list, err)
 	}
+	busy := func(context.Context) error { return errors.New("busy") }
+	_ = s.factory.quarantine.admit("stays", busy(t.Context()), busy)
+	if list, err := ask(t.Context(), i.ControlSocket()); err != nil || len(list) != 1 || list[0].ID != "stays" || list[0].State != "Quarantined" {
+		t.Errorf("%v, %v; want the sandbox in quarantine", list, err)
+	}
+	_ = s.factory.quarantine.close(t.Context()) // it stays, and says so
 	c.close()
 	if _, err := ask(t.Context(), i.ControlSocket()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after close: %v, want the socket gone", err)

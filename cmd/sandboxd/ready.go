@@ -51,20 +51,39 @@ func (f *factory) prepare(ctx context.Context) (b blank, err error) {
 	}
 	b.base = spec.IDBase
 	if b.Blank, err = f.engine.Prepare(ctx, spec); err != nil {
-		return b, errors.Join(err, f.leases.Release(b.base))
+		return b, f.unmade(spec.ID, b.base, err)
 	}
 	return b, nil
+}
+
+// unmade ends the lease of a sandbox that could not be made, unless something of the
+// sandbox is left: that goes to the quarantine.
+func (f *factory) unmade(id string, base uint32, err error) error {
+	if remains, ok := errors.AsType[*runc.RemainsError](err); ok {
+		return f.quarantine.admit(id, err, func(ctx context.Context) error {
+			if err := remains.Remove(ctx); err != nil {
+				return err
+			}
+			return f.leases.Release(base)
+		})
+	}
+	return errors.Join(err, f.leases.Release(base))
 }
 
 // discard removes a blank.
 func (f *factory) discard(b blank) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
 	defer cancel()
-	if err := b.Close(ctx); err != nil {
-		f.quarantine.Store(true)
-		return fmt.Errorf("sandbox %s is quarantined: %w", b.ID(), err)
+	remove := func(ctx context.Context) error {
+		if err := b.Close(ctx); err != nil {
+			return err
+		}
+		return f.leases.Release(b.base)
 	}
-	return f.leases.Release(b.base)
+	if err := remove(ctx); err != nil {
+		return f.quarantine.admit(b.ID(), err, remove)
+	}
+	return nil
 }
 
 // box gives the kernel's side of a sandbox: a blank that becomes the function's, or,
@@ -88,7 +107,7 @@ func (f *factory) box(ctx context.Context) (box *runc.Sandbox, id string, base u
 	}
 	spec.ID, spec.IDBase = id, base
 	if box, err = f.engine.Create(ctx, spec); err != nil {
-		return nil, "", 0, errors.Join(err, f.leases.Release(base)) // no process ever had these ids
+		return nil, "", 0, f.unmade(id, base, err)
 	}
 	return box, id, base, nil
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -51,7 +50,7 @@ type factory struct {
 
 	pool *pool.Pool[blank] // nil: every sandbox is made when it is needed
 
-	quarantine atomic.Bool // some sandbox could not be removed
+	quarantine *quarantine // of those that could not be removed
 
 	mu   sync.Mutex
 	live map[string]*sandbox
@@ -67,6 +66,8 @@ func newFactory(s *session, function *rootfs.Function, template string, hurry <-
 		longInit: longInit(s.o),
 		renew:    func() (rapid.Credentials, error) { return renewedCredentials(s.o) },
 		live:     map[string]*sandbox{},
+
+		quarantine: newQuarantine(s.log),
 	}
 }
 
@@ -301,11 +302,8 @@ func (s *sandbox) Close(ctx context.Context) error {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
-	if err := s.sup.Close(last); err != nil {
-		s.factory.quarantine.Store(true)
-		errs = append(errs, fmt.Errorf("sandbox %s is quarantined: %w", s.id, err))
-	} else {
-		errs = append(errs, s.factory.leases.Release(s.base))
+	if err := s.remove(last); err != nil {
+		errs = append(errs, s.factory.quarantine.admit(s.id, err, s.remove))
 	}
 	select {
 	case <-s.ended: // also after a kill: nothing is left to wait for
@@ -319,6 +317,14 @@ func (s *sandbox) Close(ctx context.Context) error {
 	delete(s.factory.live, s.id)
 	s.factory.mu.Unlock()
 	return errors.Join(errs...)
+}
+
+// remove removes the sandbox from the host and ends the lease of its ids.
+func (s *sandbox) remove(ctx context.Context) error {
+	if err := s.sup.Close(ctx); err != nil {
+		return err
+	}
+	return s.factory.leases.Release(s.base)
 }
 
 // idPrefix turns a function's name into the first part of sandbox ids, which name

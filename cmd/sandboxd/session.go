@@ -235,7 +235,12 @@ func (s *session) close(ctx context.Context) error {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
-	clean := s.factory == nil || !s.factory.quarantine.Load()
+	clean := true
+	if s.factory != nil {
+		err := s.factory.quarantine.close(last)
+		clean = err == nil
+		errs = append(errs, err)
+	}
 	if s.engine != nil {
 		err := s.engine.Close(last)
 		clean = clean && err == nil

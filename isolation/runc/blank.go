@@ -2,7 +2,6 @@ package runc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -16,6 +15,7 @@ type Blank struct{ sandbox *Sandbox }
 
 // Prepare makes a blank with the id, id range, domains, /tmp, seccomp profile and network
 // of spec. It takes what Create and the start of every domain take.
+// Its errors are as those of Create.
 func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, error) {
 	spec.Limits.CPU, spec.Root, spec.Mounts = 0, isolation.Root{}, nil
 	s, err := e.Create(ctx, spec)
@@ -25,21 +25,15 @@ func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, erro
 	b := &Blank{s}
 	for _, name := range spec.Domains {
 		if _, err := s.boot(ctx, name); err != nil {
-			return nil, errors.Join(fmt.Errorf("runc: prepare %s of %s: %w", name, spec.ID, err), b.rollBack(ctx))
+			return nil, s.rollBack(ctx, fmt.Errorf("runc: prepare %s of %s: %w", name, spec.ID, err))
 		}
 	}
 	if s.tmp != nil {
 		if _, err := s.tmp(); err != nil {
-			return nil, errors.Join(err, b.rollBack(ctx))
+			return nil, s.rollBack(ctx, err)
 		}
 	}
 	return b, nil
-}
-
-func (b *Blank) rollBack(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
-	defer cancel()
-	return b.Close(ctx)
 }
 
 // ID is the id that the blank was prepared with.
@@ -64,7 +58,7 @@ func (b *Blank) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, erro
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("runc: assign %s: %w", s.spec.ID, err), b.rollBack(ctx))
+		return nil, s.rollBack(ctx, fmt.Errorf("runc: assign %s: %w", s.spec.ID, err))
 	}
 	return s, nil
 }

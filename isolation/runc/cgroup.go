@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -49,7 +50,7 @@ type cgroup struct {
 }
 
 // newCgroup makes the parent cgroup of a sandbox with its limits in force and the
-// CPU unthrottled.
+// CPU unthrottled. A cgroup that comes with an error is half made: the caller removes it.
 func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgroup, err error) {
 	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
 	// Making a cgroup that exists is no error for the libraries: an id in use, or one
@@ -63,26 +64,22 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 	}
 	defer func() {
 		if err != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
-			defer cancel()
-			err = errors.Join(fmt.Errorf("runc: cgroup of %s: %w", id, err), c.remove(ctx))
+			err = fmt.Errorf("runc: cgroup of %s: %w", id, err)
 		}
 	}()
 	if p.host.Mode == ModeUnified {
 		if c.v2, err = cgroup2.NewManager(cgroupRoot, c.path, resourcesV2(l, domains)); err != nil {
-			return nil, err
+			return c, err
 		}
 		c.core = filepath.Join(cgroupRoot, c.path)
 	} else if err := c.newV1(domains); err != nil {
-		return nil, err
+		return c, err
 	}
 	if c.freeze, err = newFreezer(c); err != nil {
-		return nil, err
+		return c, err
 	}
-	if c.peak, err = os.Open(c.peakFile()); err != nil {
-		return nil, err
-	}
-	return c, nil
+	c.peak, err = os.Open(c.peakFile())
+	return c, err
 }
 
 func (c *cgroup) peakFile() string {
@@ -411,7 +408,8 @@ func removeDirs(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+	err = failpoint.Do(failpoint.RemoveCgroup, func() error { return unix.Rmdir(dir) })
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
 	}
 	return nil

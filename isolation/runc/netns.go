@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -158,6 +159,6 @@ func (n *netns) Close() {
 		n.diag = nil
 	}
 	if n.file != nil {
-		n.file.Close()
+		_ = failpoint.Do(failpoint.CloseNetNS, n.file.Close)
 	}
 }

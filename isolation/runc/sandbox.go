@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/egress"
 	"github.com/sandboxd/sandboxd/isolation/wire"
@@ -38,6 +39,34 @@ type Sandbox struct {
 	released  bool // root and tmp are the domains' now
 }
 
+// RemainsError says that a sandbox could not be made, and that what there was of it
+// could not be removed either.
+type RemainsError struct {
+	Err     error // why it could not be made
+	Left    error // why something is left
+	sandbox *Sandbox
+}
+
+func (e *RemainsError) Error() string {
+	return fmt.Sprintf("%v; and something of it is left: %v", e.Err, e.Left)
+}
+
+func (e *RemainsError) Unwrap() []error { return []error{e.Err, e.Left} }
+
+// Remove tries again to remove what is left.
+func (e *RemainsError) Remove(ctx context.Context) error { return e.sandbox.Close(ctx) }
+
+// rollBack removes a sandbox that cannot be completed for the reason err, and returns
+// the error to tell: err, or a RemainsError.
+func (s *Sandbox) rollBack(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
+	defer cancel()
+	if left := s.Close(ctx); left != nil {
+		return &RemainsError{Err: err, Left: left, sandbox: s}
+	}
+	return err
+}
+
 // rollbackTime is how long a creation that failed tries to remove what it made.
 const rollbackTime = 5 * time.Second
 
@@ -51,6 +80,7 @@ type domain struct {
 
 // Create makes the cgroup, the network namespace with its listener, the root and the
 // /tmp of a sandbox. No process runs yet. The caller must Close the sandbox.
+// The error may be a *RemainsError, whose Remove is then for the caller to call.
 func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, err error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -61,9 +91,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
 	defer func() {
 		if err != nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
-			defer cancel()
-			err = errors.Join(err, s.Close(ctx))
+			err = s.rollBack(ctx, err)
 		}
 	}()
 	s.owners = inBackground(func() (m mapper, err error) {
@@ -80,12 +108,15 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	if s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains)); err != nil {
 		return nil, err
 	}
+	failpoint.Pass(failpoint.CgroupMade)
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
+	failpoint.Pass(failpoint.NetNSMade)
 	if err := s.mountRoot(); err != nil {
 		return nil, err
 	}
+	failpoint.Pass(failpoint.RootMounted)
 	if err := s.fillRoot(); err != nil {
 		return nil, err
 	}
@@ -259,6 +290,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	if err := hello(ctx, conn); err != nil {
 		return nil, err
 	}
+	failpoint.Pass(failpoint.InitUp)
 	if err := os.Remove(fifo); err != nil {
 		return nil, err
 	}
@@ -330,10 +362,12 @@ func (s *Sandbox) release() error {
 		m.root.Close()
 	}
 	if s.root != "" {
-		if err := unix.Unmount(s.root, unix.MNT_DETACH); err != nil {
+		unmount := func() error { return unix.Unmount(s.root, unix.MNT_DETACH) }
+		err := failpoint.Do(failpoint.UnmountRoot, unmount)
+		if err != nil && !errors.Is(err, unix.EINVAL) { // unmounted by an earlier try
 			return &os.PathError{Op: "unmount", Path: s.root, Err: err}
 		}
-		if err := os.Remove(s.root); err != nil {
+		if err := os.Remove(s.root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -425,6 +459,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		}
 		delete(s.domains, name)
 	}
+	failpoint.Pass(failpoint.HalfTornDown)
 	errs = append(errs, s.release())
 	if s.port != nil {
 		errs = append(errs, s.port.Close())
@@ -447,7 +482,7 @@ func (d *domain) end(ctx context.Context) error {
 	if d.gone != nil {
 		gone := make(chan struct{})
 		go func() {
-			_ = d.gone() // its status is of no interest: it was killed
+			_ = failpoint.Do(failpoint.ReapInit, d.gone) // its status is of no interest: it was killed
 			close(gone)
 		}()
 		select {
