@@ -109,25 +109,37 @@ func launch(t *testing.T, f folders, args ...string) *daemon {
 // launchBinary is launch for another build of sandboxd.
 func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemon {
 	t.Helper()
+	d := newDaemon(t, binary, f, args...)
+	d.cmd.Stderr = d.log
+	d.cmd.Stdout = d.log
+	d.run()
+	return d
+}
+
+// newDaemon is a daemon that does not run yet. Its command may be changed until run.
+func newDaemon(t *testing.T, binary string, f folders, args ...string) *daemon {
 	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
 	d.cmd = exec.Command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
 	d.cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.faults().path) // heard by builds with fail-points only
-	d.cmd.Stderr = d.log
-	d.cmd.Stdout = d.log
 	d.cmd.WaitDelay = time.Second
+	return d
+}
+
+// run starts the daemon's process.
+func (d *daemon) run() {
+	d.t.Helper()
 	if err := d.cmd.Start(); err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
 	go func() {
 		_ = d.cmd.Wait() // the exit code is what counts
 		d.log.end()
 		close(d.exited)
 	}()
-	t.Cleanup(func() { // whatever happened before
+	d.t.Cleanup(func() { // whatever happened before
 		d.cmd.Process.Kill()
 		<-d.exited
 	})
-	return d
 }
 
 // field finds key=value in a line of logrus text, or "key":"value" in one of JSON.

@@ -60,21 +60,28 @@ func leftovers(t *testing.T, marks ...string) []string {
 		}
 	}
 	left = append(left, markedProcesses(t, marked)...)
-	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range loops {
-		if backing, err := os.ReadFile(file); err == nil && marked(string(backing)) {
-			left = append(left, fmt.Sprintf("loop device %s: %s", file, backing))
-		}
-	}
+	left = append(left, loopDevices(t, marked)...)
 	for _, m := range marks {
 		if filepath.IsAbs(m) {
 			left = append(left, ownedEntries(t, m)...)
 		}
 	}
 	return append(left, leases(t, marked)...)
+}
+
+// loopDevices lists the loop devices whose image is, or was, a marked file.
+func loopDevices(t *testing.T, marked func(string) bool) (list []string) {
+	t.Helper()
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if backing, err := os.ReadFile(file); err == nil && marked(string(backing)) {
+			list = append(list, fmt.Sprintf("loop device %s: %s", file, backing))
+		}
+	}
+	return list
 }
 
 // ownedEntries lists what lies in a run folder and belongs to an instance: folders
@@ -330,7 +337,7 @@ func (d *daemon) fds() map[string]int {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	digits := regexp.MustCompile(`[0-9]+`)
+	digits := regexp.MustCompile(`\b[0-9a-f]{8}\b|[0-9]+`) // ids too
 	count := make(map[string]int)
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(dir, e.Name()))

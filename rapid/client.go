@@ -3,6 +3,7 @@ package rapid
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // Client is what one connection of a process inside the sandbox may ask. It belongs
@@ -150,14 +151,16 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 	replies() chan reply[T]
 }) (T, error) {
 	var zero T
-	gone := ErrClosed
-	if m.generation() == noGeneration {
-		gone = ErrDead
+	gone := func() error {
+		if m.generation() == noGeneration {
+			return s.whyDead()
+		}
+		return ErrClosed
 	}
 	select {
 	case s.inbox <- m:
 	case <-s.dead:
-		return zero, gone
+		return zero, gone()
 	case <-ctx.Done():
 		return zero, ctx.Err()
 	}
@@ -169,11 +172,20 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 		case r := <-m.replies():
 			return r.val, r.err
 		default:
-			return zero, gone
+			return zero, gone()
 		}
 	case <-ctx.Done():
 		return zero, ctx.Err()
 	}
+}
+
+// whyDead is ErrDead with what has broken the sandbox, if something has. The sandbox is
+// dead: nothing changes that any more.
+func (s *Sandbox) whyDead() error {
+	if s.broken == nil {
+		return ErrDead
+	}
+	return fmt.Errorf("%w: %w", ErrDead, s.broken)
 }
 
 // serve answers or parks m, unless its sender's generation is gone.

@@ -3,7 +3,6 @@ package rapid
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sandboxd/sandboxd/failpoint"
@@ -308,7 +307,7 @@ func (s *Sandbox) giveUp(ctx context.Context, err error) State {
 		s.broken = errors.Join(s.broken, err)
 	}
 	if s.broken != nil {
-		s.abandon(fmt.Errorf("%w: %w", ErrDead, s.broken))
+		s.abandon(s.whyDead())
 	}
 	return ShuttingDown
 }

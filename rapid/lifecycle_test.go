@@ -255,6 +255,21 @@ func TestOutOfMemory(t *testing.T) {
 	})
 }
 
+// A host that cannot make the domains: whoever asked is told why, whether the
+// invocation came before the failure or after it (S-04).
+func TestFailedStart(t *testing.T) {
+	full := errors.New("no space left on device")
+	inWorld(t, exits(supervisor.Exit{}), func(w *world) {
+		w.mayFail = true
+		for range 2 {
+			if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "1"}); !errors.Is(err, ErrDead) || !errors.Is(err, full) {
+				t.Errorf("Invoke: %v; want ErrDead and its cause", err)
+			}
+			<-w.s.dead
+		}
+	}, with(func(_ *Config, s *fakesup.Supervisor) { s.StartErr = full }))
+}
+
 // LC-73: a reset that fails ends the sandbox.
 func TestFailedReset(t *testing.T) {
 	broken := errors.New("cgroup is stuck")

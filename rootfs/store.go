@@ -64,7 +64,8 @@ type Entry struct {
 
 // entryMeta is written beside an entry's files.
 type entryMeta struct {
-	Size int64 `json:"size"`
+	Size   int64 `json:"size"`
+	Stored int64 `json:"stored"` // bytes of files and links in the tree: a shorter file shows
 }
 
 const (
@@ -183,7 +184,11 @@ func stageTree(st *stage, fill func(root *os.Root) (bytes int64, err error)) err
 	if err != nil {
 		return err
 	}
-	meta, err := json.Marshal(entryMeta{Size: bytes})
+	stored, err := treeBytes(tree)
+	if err != nil {
+		return fmt.Errorf("rootfs: stage tree: %w", err)
+	}
+	meta, err := json.Marshal(entryMeta{Size: bytes, Stored: stored})
 	if err != nil {
 		return fmt.Errorf("rootfs: stage tree: %w", err)
 	}
@@ -247,7 +252,29 @@ func (s *Store) find(digest string) (Entry, error) {
 	if err := json.Unmarshal(data, &meta); err != nil {
 		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged (%v): %w", dir, err, fs.ErrNotExist)
 	}
+	stored, err := treeBytes(filepath.Join(dir, entryTree))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Entry{}, fmt.Errorf("rootfs: look up entry of the store: %w", err)
+	}
+	if err != nil || stored != meta.Stored {
+		return Entry{}, fmt.Errorf("rootfs: entry %s of the store is damaged (%d bytes of %d, %v): %w", dir, stored, meta.Stored, err, fs.ErrNotExist)
+	}
 	return Entry{Dir: filepath.Join(dir, entryTree), Digest: digest, Size: meta.Size}, nil
+}
+
+// treeBytes adds up the sizes of the files and links below dir.
+func treeBytes(dir string) (sum int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			sum += info.Size()
+		}
+		return err
+	})
+	return sum, err
 }
 
 // openZip opens a regular file of an allowed size; a pipe does not block it.

@@ -185,4 +185,16 @@ func TestAddTree(t *testing.T) {
 	if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 3 {
 		t.Errorf("got %+v after %d calls: %v", healed, calls, err)
 	}
+	for _, damage := range []func(string) error{os.Remove, func(x string) error { return os.Truncate(x, 1) }} { // S-11
+		calls = 0
+		if err := damage(filepath.Join(first.Dir, "x")); err != nil {
+			t.Fatal(err)
+		}
+		if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 1 {
+			t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+		}
+		if text, err := os.ReadFile(filepath.Join(first.Dir, "x")); err != nil || string(text) != "abc" {
+			t.Errorf("healed file: %q, %v", text, err)
+		}
+	}
 }

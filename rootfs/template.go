@@ -50,8 +50,12 @@ func TmpTemplate(ctx context.Context, dir string, bytes int64) (path string, err
 		return "", err
 	}
 	path = filepath.Join(dir, fmt.Sprintf("tmp-v%d-%d.ext4", templateVersion, bytes))
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		return path, err // whole: it came by a rename
+	err = checkImage(path, bytes) // it came whole, by a rename, but disks lose things (S-11)
+	if err == nil {
+		return path, nil
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("rootfs: template of /tmp: %w", err)
 	}
 	st, err := staging.begin()
 	if err != nil {
@@ -123,6 +127,11 @@ func checkImage(image string, usable int64) error {
 	const magicAt, magic = 56, 0xEF53
 	if le.Uint16(sb[magicAt:]) != magic {
 		return errors.New("no ext4 superblock")
+	}
+	if info, err := f.Stat(); err != nil {
+		return err
+	} else if blocks := le.Uint32(sb[4:]); info.Size() != int64(blocks)*blockBytes {
+		return fmt.Errorf("the file has %d bytes, its file system %d blocks", info.Size(), blocks)
 	}
 	inodes, freeBlocks, freeInodes := le.Uint32(sb[0:]), le.Uint32(sb[12:]), le.Uint32(sb[16:])
 	if inodes-freeInodes != ownInodes {

@@ -50,6 +50,27 @@ func TestTmpTemplate(t *testing.T) {
 	}
 }
 
+// S-11: an image that is damaged is made anew.
+func TestTmpTemplateDamaged(t *testing.T) {
+	dir := t.TempDir()
+	for _, damage := range []func(string) error{
+		func(string) error { return nil }, // not yet there
+		func(image string) error { return os.Truncate(image, 1<<20) },
+		func(image string) error { return os.WriteFile(image, []byte("x"), 0o600) },
+	} {
+		if err := damage(filepath.Join(dir, "tmp-v1-8388608.ext4")); err != nil {
+			t.Fatal(err)
+		}
+		image, err := TmpTemplate(t.Context(), dir, 8<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := checkImage(image, 8<<20); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestTmpTemplateConcurrently(t *testing.T) {
 	dir := t.TempDir()
 	var wg sync.WaitGroup

@@ -110,10 +110,7 @@ func (s *session) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(path) == 0 { // damaged: it was where this daemon would look, most likely
-			path = []byte(s.host.CgroupFolder(dead.ID))
-		}
-		return runc.Reconcile(ctx, s.host, string(path))
+		return runc.Reconcile(ctx, s.host, dead.ID, string(path))
 	})
 	if len(removed) > 0 {
 		s.log.WithField("instances", strings.Join(removed, " ")).Info("removed the leftovers of dead daemons")

@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 
 	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
 	"golang.org/x/sys/unix"
@@ -120,18 +122,64 @@ func removeFolder(ctx context.Context, p *placement) error {
 	return err
 }
 
-// Reconcile ends and removes what a daemon that is gone left in the cgroup trees, and
-// then on the network.
-// cgroupPath is what Host.CgroupFolder gave for it. Call it before New: afterwards the process
-// sees only its own cgroups.
-func Reconcile(ctx context.Context, h Host, cgroupPath string) error {
-	clean := filepath.Clean(cgroupPath)
-	if !filepath.IsAbs(clean) || filepath.Base(filepath.Dir(clean)) != ownFolder {
-		return fmt.Errorf("runc: %q is not a cgroup folder of sandboxd", cgroupPath)
+// Reconcile ends and removes what the daemon instance, which is gone, left in the
+// cgroup trees, and then on the network. record is what Host.CgroupFolder gave for it. A record that leads
+// nowhere, or not to a folder of that daemon, is damaged: the folder is looked for
+// (REQUIREMENTS S-11). Call it before New: afterwards the process sees only its own cgroups.
+func Reconcile(ctx context.Context, h Host, instance, record string) error {
+	p := &placement{host: h, roots: h.roots()}
+	folders := []string{record}
+	if !p.holds(record) || !isFolderOf(record, instance) {
+		var err error
+		if folders, err = p.find(instance); err != nil {
+			return err
+		}
 	}
-	p := &placement{host: h, hosted: clean, group: clean, roots: h.roots()}
-	err := errors.Join(killFolder(p, clean), removeFolder(ctx, p))
-	return errors.Join(err, egress.Remove(filepath.Base(clean)))
+	var errs []error
+	for _, folder := range folders {
+		p.hosted, p.group = folder, folder
+		errs = append(errs, killFolder(p, folder), removeFolder(ctx, p))
+	}
+	return errors.Join(append(errs, egress.Remove(instance))...)
+}
+
+// isFolderOf tells whether path has the form of a folder of the daemon instance.
+func isFolderOf(path, instance string) bool {
+	return filepath.IsAbs(path) && filepath.Clean(path) == path &&
+		filepath.Base(path) == instance && filepath.Base(filepath.Dir(path)) == ownFolder
+}
+
+// holds tells whether the folder path exists in any tree.
+func (p *placement) holds(path string) bool {
+	for _, root := range p.roots {
+		if fileExists(filepath.Join(root, path)) {
+			return true
+		}
+	}
+	return false
+}
+
+// find looks for the folders of the daemon instance in all of the trees.
+func (p *placement) find(instance string) (folders []string, err error) {
+	for _, root := range p.roots {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // gone since it was listed
+			}
+			if err != nil || !d.IsDir() {
+				return err
+			}
+			folder := strings.TrimPrefix(path, root)
+			if isFolderOf(folder, instance) && !slices.Contains(folders, folder) {
+				folders = append(folders, folder)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("runc: look for the cgroups of %s: %w", instance, err)
+		}
+	}
+	return folders, nil
 }
 
 // killFolder ends every process below path: by the v2 tree's switch where there is

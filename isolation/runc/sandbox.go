@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -32,11 +33,15 @@ type Sandbox struct {
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
 	owners func() (mapper, error)     // likewise
 
-	mu        sync.Mutex
-	root      string // mount point of the root as long as domains are to be started
+	root   string     // mount point of the root as long as domains are to be started
+	closer sync.Mutex // held by Close, which may wait for long
+
+	mu        sync.Mutex // never held while anything waits
 	domains   map[string]*domain
-	furnished int  // domains that have their files
-	released  bool // root and tmp are the domains' now
+	furnished int // domains that have their files
+
+	holds    sync.Mutex // guards released
+	released bool       // root and tmp are the domains' now
 }
 
 // RemainsError says that a sandbox could not be made, and that what there was of it
@@ -294,7 +299,9 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	if err := os.Remove(fifo); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
 	d.conn = conn
+	s.mu.Unlock()
 	return d, nil
 }
 
@@ -340,16 +347,19 @@ func (s *Sandbox) furnish(name string, d *domain) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.furnished++; s.furnished < len(s.spec.Domains) {
+	s.furnished++
+	all := s.furnished == len(s.spec.Domains)
+	s.mu.Unlock()
+	if !all {
 		return nil
 	}
 	return s.release()
 }
 
-// release drops the daemon's hold on root and /tmp: the domains keep theirs. s.mu
-// must be held, or s be nobody else's.
+// release drops the daemon's hold on root and /tmp: the domains keep theirs.
 func (s *Sandbox) release() error {
+	s.holds.Lock()
+	defer s.holds.Unlock()
 	if s.released {
 		return nil
 	}
@@ -440,24 +450,31 @@ func (s *Sandbox) CgroupPath() string { return filepath.Join(s.engine.place.host
 // Close ends and removes the sandbox, in the reverse order of its making. See
 // supervisor.Box.
 func (s *Sandbox) Close(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.closer.Lock()
+	defer s.closer.Unlock()
 	var errs []error
 	if s.group != nil {
 		errs = append(errs, s.group.kill())
 	}
-	failed := false
-	for name, d := range s.domains {
+	s.mu.Lock()
+	domains, gone, failed := maps.Clone(s.domains), map[string]func() error{}, false
+	for name, d := range domains {
+		gone[name] = d.gone
 		failed = failed || d.gone == nil
 		if d.conn != nil {
 			d.conn.Close()
 			d.conn = nil
 		}
-		if err := d.end(ctx); err != nil {
+	}
+	s.mu.Unlock()
+	for name, d := range domains {
+		if err := d.end(ctx, gone[name]); err != nil {
 			errs = append(errs, fmt.Errorf("runc: end %s of %s: %w", name, s.spec.ID, err))
 			continue
 		}
+		s.mu.Lock()
 		delete(s.domains, name)
+		s.mu.Unlock()
 	}
 	failpoint.Pass(failpoint.HalfTornDown)
 	errs = append(errs, s.release())
@@ -476,17 +493,18 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// end reaps the killed init handler, and with it the kernel ends the rest of its
-// domain; then it removes the domain's cgroup and state. It can be tried again.
-func (d *domain) end(ctx context.Context) error {
-	if d.gone != nil {
-		gone := make(chan struct{})
+// end reaps the killed init handler, for which gone waits if it was ever there, and with
+// it the kernel ends the rest of its domain; then it removes the domain's cgroup and
+// state. It can be tried again.
+func (d *domain) end(ctx context.Context, gone func() error) error {
+	if gone != nil {
+		reaped := make(chan struct{})
 		go func() {
-			_ = failpoint.Do(failpoint.ReapInit, d.gone) // its status is of no interest: it was killed
-			close(gone)
+			_ = failpoint.Do(failpoint.ReapInit, gone) // its status is of no interest: it was killed
+			close(reaped)
 		}()
 		select {
-		case <-gone:
+		case <-reaped:
 		case <-ctx.Done():
 			return fmt.Errorf("init handler does not end: %w", ctx.Err())
 		}

@@ -23,6 +23,7 @@ type Program func(p *Process) supervisor.Exit
 type Supervisor struct {
 	Programs map[string]Program // by the path of the request
 	ExecErr  map[string]error   // by the path: what Exec fails with
+	StartErr error
 	StopErr  error
 	Peak     uint64                                                            // of Usage
 	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // what Dial does; nil refuses
@@ -91,7 +92,7 @@ func (s *Supervisor) Configure(domain string, _ supervisor.DomainConfig) error {
 
 func (s *Supervisor) Start(_ context.Context, domain string) error {
 	s.note("start %s", domain)
-	return nil
+	return s.StartErr
 }
 
 func (s *Supervisor) Launch(ctx context.Context, r supervisor.ExecRequest) (*Process, error) {

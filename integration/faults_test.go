@@ -1,0 +1,367 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/integration/script"
+)
+
+// S-03: a daemon that was stopped goes on where it was. An invocation whose time has
+// passed meanwhile is told so, and no state is taken for what it is not.
+func TestDaemonStopped(t *testing.T) {
+	pause := 3 * time.Second            // longer than the function has
+	if os.Getenv("SOAK_REPORT") != "" { // as in make soak
+		pause = 30 * time.Second
+	}
+	d := start(t, oneCPU, "--timeout=2s", function(t, "testruntime"))
+	before := d.do()
+	d.waitFrozen()
+
+	seen := len(d.log.printed("runtime", "invoked"))
+	answers := d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "invoked"}, {Op: "sleep", MS: 60_000}}})
+	d.waitNotes("runtime", "invoked", seen+1)
+	d.signal(syscall.SIGSTOP)
+	time.Sleep(pause)
+	d.signal(syscall.SIGCONT)
+	if a := <-answers; !strings.Contains(string(a.body), "Sandbox.Timedout") {
+		t.Errorf("the invocation that was late: %d %s", a.status, a.body)
+	}
+	if after := d.do(); after.Started == before.Started {
+		t.Error("the runtime that took too long was not replaced")
+	}
+	d.waitFrozen()
+}
+
+// S-04: no room, in bytes or in files, where packages are staged and the image of /tmp
+// is made: the start says so, leaves nothing half made, and works once there is room.
+func TestDiskFullAtStart(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		fill func(t *testing.T, dir string) (empty func())
+	}{
+		{"bytes", func(t *testing.T, dir string) func() {
+			full := filepath.Join(dir, "full")
+			if err := fillUp(full); err != nil {
+				t.Fatal(err)
+			}
+			return func() { remove(t, full) }
+		}},
+		{"files", func(t *testing.T, dir string) func() {
+			many := filepath.Join(dir, "many")
+			for i := 0; ; i++ {
+				err := os.MkdirAll(filepath.Join(many, fmt.Sprint(i)), 0o755)
+				if errors.Is(err, syscall.ENOSPC) {
+					return func() { remove(t, many) }
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFolders(t)
+			disk := mountImage(t, "64m", "-N", "256")
+			f.state = filepath.Join(disk, "state")
+			args := []string{"--memory=512", zippedRuntime(t)}
+			empty := c.fill(t, disk)
+			d := launch(t, f, args...)
+			if code := d.waitExit(); code != 2 || !strings.Contains(d.log.text(), "no space left on device") {
+				t.Errorf("exit code %d, want 2; %s", code, d.log.text())
+			}
+			wantNothingLeft(t, f.state, f.run)
+			empty()
+			startIn(t, f, args...).do()
+		})
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// S-04: no room for the /tmp of a sandbox: the caller is told, running sandboxes do not
+// mind, and the next caller is served once there is room.
+func TestDiskFullAtCreation(t *testing.T) {
+	f := newFolders(t)
+	disk := mountImage(t, "64m")
+	f.state = filepath.Join(disk, "state")
+	d := startIn(t, f, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
+	ask := func(tenant string) answer {
+		a, err := d.request("x", "X-Amz-Tenant-Id", tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	if a := ask("one"); a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	full := filepath.Join(disk, "full")
+	if err := fillUp(full); err != nil {
+		t.Fatal(err)
+	}
+	if a := ask("two"); a.status != http.StatusInternalServerError || !strings.Contains(d.log.text(), "no space left on device") {
+		t.Errorf("without room: %d %s", a.status, a.body)
+	}
+	if a := ask("one"); a.status != http.StatusOK {
+		t.Errorf("a sandbox that was there before: %d %s", a.status, a.body)
+	}
+	remove(t, full)
+	if a := ask("two"); a.status != http.StatusOK {
+		t.Errorf("with room again: %d %s", a.status, a.body)
+	}
+}
+
+// S-04: a log that cannot be written costs lines, not invocations.
+func TestLogDiskFull(t *testing.T) {
+	disk := mountImage(t, "16m")
+	log, err := os.Create(filepath.Join(disk, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	f := newFolders(t)
+	d := launchLogging(t, f, log, "--memory=512", "--timeout=60s", function(t, "testruntime"))
+	full := filepath.Join(disk, "full")
+	if err := fillUp(full); err != nil {
+		t.Fatal(err)
+	}
+	first := d.do(script.Step{Op: "print", N: 5000, Data: strings.Repeat("x", 1000)})
+	remove(t, full)
+	if second := d.do(script.Step{Op: "print", N: 1, Data: "there is room again"}); second.Started != first.Started {
+		t.Error("the runtime was replaced")
+	}
+	eventually(t, patience, func() string {
+		if !bytes.Contains(readFile(t, log.Name()), []byte("there is room again")) {
+			return "nothing is logged although there is room again"
+		}
+		return ""
+	})
+	log.Close()
+	d.stop()
+}
+
+// launchLogging starts a daemon that writes its log to a file.
+func launchLogging(t *testing.T, f folders, log *os.File, args ...string) *daemon {
+	t.Helper()
+	d := newDaemon(t, sandboxd, f, args...)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.run()
+	eventually(t, patience, func() string {
+		for line := range strings.Lines(string(readFile(t, log.Name()))) {
+			if strings.Contains(line, "listening") {
+				d.addr, d.instance = field(line, "addr"), field(line, "instance")
+				return ""
+			}
+		}
+		return "it does not listen"
+	})
+	return d
+}
+
+// S-09: a process that waits for a disk cannot be killed. Its sandbox is quarantined,
+// and told of; others work, its ids stay its own, and it is removed when the disk is
+// back.
+func TestProcessThatCannotBeKilled(t *testing.T) {
+	d := start(t, oneCPU, "--timeout=2s", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
+	g := d.fireTenant("stuck", script.Event{Steps: []script.Step{
+		{Op: "note", Data: "ready"}, {Op: "sleep", MS: 300}, {Op: "fill", Path: "/tmp/file", N: 64 << 20}}})
+	d.waitNotes("runtime", "ready", 1)
+	stuck := d.ps()
+	guests := d.guests()
+	if len(stuck) != 1 || len(guests) != 1 {
+		t.Fatalf("ps %+v, guests %v", stuck, guests)
+	}
+	tmp, err := os.Open(fmt.Sprintf("/proc/%d/root/tmp", guests[0].pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tmp.Close()
+	held := leases(t, func(owner string) bool { return strings.Contains(owner, d.instance) })
+	if err := unix.IoctlSetInt(int(tmp.Fd()), fiFreeze, 0); err != nil {
+		t.Fatal(err)
+	}
+	thawed := false
+	thaw := func() {
+		if !thawed {
+			thawed = true
+			if err := unix.IoctlSetInt(int(tmp.Fd()), fiThaw, 0); err != nil {
+				t.Errorf("thaw: %v", err)
+			}
+			tmp.Close() // it holds the file system
+		}
+	}
+	defer thaw()
+	if a := <-g; !strings.Contains(string(a.body), "Sandbox.Timedout") {
+		t.Errorf("its caller: %d %s", a.status, a.body)
+	}
+	quarantined := func() bool {
+		for _, s := range d.ps() {
+			if s.ID == stuck[0].ID && s.State == "Quarantined" {
+				return true
+			}
+		}
+		return false
+	}
+	eventually(t, patience, func() string {
+		if a := <-d.fireTenant("other", script.Event{Steps: []script.Step{}}); a.status != http.StatusOK {
+			t.Errorf("another tenant: %d %s", a.status, a.body)
+		}
+		if !quarantined() {
+			return fmt.Sprintf("not in quarantine: %+v", d.ps())
+		}
+		return ""
+	})
+	d.waitFor("sandbox " + stuck[0].ID + " is quarantined")
+	now := leases(t, func(owner string) bool { return strings.Contains(owner, d.instance) })
+	if !strings.Contains(strings.Join(now, "\n"), held[0]) {
+		t.Errorf("leases %q: the lease of the sandbox in quarantine, %s, is gone", now, held)
+	}
+	thaw()
+	eventually(t, patience, func() string {
+		if quarantined() {
+			return "still in quarantine"
+		}
+		return ""
+	})
+	d.waitFor("removed a sandbox that was quarantined")
+}
+
+// FIFREEZE and FITHAW of linux/fs.h: what fsfreeze(8) does.
+const (
+	fiFreeze = 0xC0045877
+	fiThaw   = 0xC0045878
+)
+
+// fireTenant invokes for a tenant without waiting for the answer.
+func (d *daemon) fireTenant(tenant string, payload any) <-chan answer {
+	answers := make(chan answer, 1)
+	go func() {
+		a, err := d.request(payload, "X-Amz-Tenant-Id", tenant)
+		if err != nil {
+			d.t.Errorf("invoke: %v", err)
+		}
+		answers <- a
+	}()
+	return answers
+}
+
+// S-09: rmdir or umount says EBUSY for good: the sandbox is quarantined and told of,
+// and gone once the kernel lets go; a failed creation is no different.
+func TestBusy(t *testing.T) {
+	for _, p := range []failpoint.Point{failpoint.RemoveCgroup, failpoint.UnmountRoot} {
+		t.Run(string(p), func(t *testing.T) {
+			f := newFolders(t)
+			d := startFaulty(t, f, oneCPU, config(t, "idle-timeout: 1ms\n"), function(t, "testruntime"))
+			f.faults().set(t, p, "EBUSY")
+			if _, err := d.request("x"); err != nil { // where the root is let go before the start, this fails
+				t.Fatal(err)
+			}
+			var id string
+			eventually(t, patience, func() string {
+				for _, s := range d.ps() {
+					if s.State == "Quarantined" {
+						id = s.ID
+						return ""
+					}
+				}
+				return "nothing is quarantined"
+			})
+			d.waitFor("sandbox " + id + " is quarantined")
+			f.faults().clear(t)
+			d.do()
+			d.waitFor("removed a sandbox that was quarantined")
+			d.rest(0)
+		})
+	}
+}
+
+// S-11: what a dead daemon left is damaged: the record of its cgroups, its folder, its
+// leases; so are the store's entries. The start goes on, and sets it right.
+func TestDamagedState(t *testing.T) {
+	code := zippedRuntime(t)
+	for _, c := range []struct {
+		name   string
+		damage func(t *testing.T, f folders, d *daemon)
+	}{
+		{"record cut short", func(t *testing.T, f folders, d *daemon) {
+			damage(t, filepath.Join(f.run, d.instance, "cgroup"), truncate)
+		}},
+		{"record with a flipped bit", func(t *testing.T, f folders, d *daemon) { damage(t, filepath.Join(f.run, d.instance, "cgroup"), flip) }},
+		{"package's record cut short", func(t *testing.T, f folders, _ *daemon) {
+			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), truncate)
+		}},
+		{"package's record with a flipped bit", func(t *testing.T, f folders, _ *daemon) {
+			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), flip)
+		}},
+		{"package's file cut short", func(t *testing.T, f folders, _ *daemon) {
+			damage(t, only(t, f.state, "packages/sha256/*/tree/bootstrap"), truncate)
+		}},
+		{"image of /tmp cut short", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), truncate) }},
+		{"image of /tmp with a flipped bit", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), flip) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFolders(t)
+			d := startIn(t, f, "--memory=512", code)
+			d.do()
+			d.crash()
+			c.damage(t, f, d)
+			next := startIn(t, f, "--memory=512", code)
+			wantNothingLeft(t, d.instance)
+			r := next.do(script.Step{Op: "fill", Path: "/tmp/x", N: 1 << 20})
+			if r.Results[0].Error != "" {
+				t.Errorf("/tmp: %+v", r.Results[0])
+			}
+		})
+	}
+}
+
+// only is the one file that the pattern names.
+func only(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%s: %v, %v; want one", pattern, found, err)
+	}
+	return found[0]
+}
+
+// damage changes the content of a file.
+func damage(t *testing.T, path string, how func([]byte) []byte) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, path+".damaged", how(readFile(t, path)), info.Mode().Perm())
+	if err := os.Rename(path+".damaged", path); err != nil { // a program that runs still cannot be written
+		t.Fatal(err)
+	}
+}
+
+func truncate(b []byte) []byte { return b[:len(b)/2] }
+
+// flip flips a bit of the first byte that says something.
+func flip(b []byte) []byte {
+	at := bytes.IndexFunc(b, func(r rune) bool { return r != 0 })
+	b[at] ^= 4
+	return b
+}
