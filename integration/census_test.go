@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -13,6 +14,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/failpoint"
 )
@@ -45,6 +49,12 @@ func (d *daemon) census() census {
 			c["mounts of process 1"]++
 		}
 	}
+	for _, name := range links(d.t) {
+		if marked(name) {
+			c["network interfaces"]++
+		}
+	}
+	c["packet filter tables and sets"] = filterParts(d.t, marked)
 	for _, child := range d.descendants() {
 		switch {
 		case child.state == "Z":
@@ -70,6 +80,54 @@ func (d *daemon) census() census {
 	c["entries of the state and run folders"] = len(d.files())
 	c["threads in namespaces of sandboxes"] = d.strayThreads()
 	return c
+}
+
+// links are the network interfaces of the host.
+func links(t *testing.T) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// filterParts counts the marked tables of the host's packet filter, with their sets,
+// and the elements of these.
+func filterParts(t *testing.T, marked func(string) bool) (n int) {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := c.ListTables()
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return 0 // a kernel without
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		if !marked(table.Name) {
+			continue
+		}
+		n++
+		sets, err := c.GetSets(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, set := range sets {
+			elements, err := c.GetSetElements(set)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += 1 + len(elements)
+		}
+	}
+	return n
 }
 
 // ps is what `sandboxd ps` lists.

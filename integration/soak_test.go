@@ -89,7 +89,7 @@ func soakNumber(t *testing.T, variable string, otherwise uint64) uint64 {
 // many kills of the daemon at random moments. SOAK_SEED repeats the choices of a run;
 // SOAK_REPORT is the file that gets the result.
 func TestSoak(t *testing.T) {
-	cycles := int(soakNumber(t, "SOAK_CYCLES", uint64(rounds(t, 100))))
+	cycles := int(soakNumber(t, "SOAK_CYCLES", uint64(rounds(t, 60))))
 	r := soakReport{cycles: cycles, seed: soakNumber(t, "SOAK_SEED", uint64(time.Now().UnixNano())), began: time.Now()}
 	t.Logf("SOAK_SEED=%d SOAK_CYCLES=%d", r.seed, cycles)
 	t.Run("plain", func(t *testing.T) { r.plain(t, cycles) })
