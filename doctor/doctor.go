@@ -42,7 +42,8 @@ type Cgroups struct {
 type Host struct {
 	Root    string // "" is "/"; tests put a tree of their own here, which only checks that read files look at
 	Cgroups Cgroups
-	IDBase  uint32 // first host id for sandboxes
+	IDBase  uint32       // first host id for sandboxes
+	Egress  func() error // tries what sandboxes need to reach a network; its error says the fix
 }
 
 // check looks at one thing.
@@ -92,6 +93,7 @@ var niceToHaves = []check{
 	{"inotify", lookInotify},
 	{"OOM protection", lookOOMScore},
 	{"pressure stall information", lookPressure},
+	{"egress", lookEgress},
 }
 
 // Examine runs every check, must-haves first.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,7 @@ import (
 // fakeHost makes a host whose files are the given ones.
 func fakeHost(t *testing.T, files map[string]string) Host {
 	t.Helper()
-	h := Host{Root: t.TempDir(), IDBase: instance.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}}
+	h := Host{Root: t.TempDir(), IDBase: instance.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}, Egress: func() error { return nil }}
 	for name, text := range files {
 		path := h.path(name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -49,6 +50,8 @@ func TestChecksThatReadFiles(t *testing.T) {
 		"hidden tree":     {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid", Trees: []string{"/etc"}}), true, "/etc is hidden"},
 		"hybrid":          {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid"}), false, "hybrid"},
 		"legacy":          {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
+		"egress":          {byName("egress"), nil, nil, false, "forwarding"},
+		"no egress":       {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "only --network egress"},
 		"no scope needed": {byName("systemd scope"), nil, nil, false, "not needed"},
 		"ids taken":       {byName("host ids"), map[string]string{"etc/subuid": "ann:1879048192:65536\n"}, nil, true, "ann"},
 		"ids":             {byName("host ids"), nil, nil, false, "4094 free ranges"},

@@ -139,6 +139,13 @@ func lookPressure(_ context.Context, h Host) outcome {
 	return has("on")
 }
 
+func lookEgress(_ context.Context, h Host) outcome {
+	if err := h.Egress(); err != nil {
+		return lacks(err.Error(), "only --network egress needs it")
+	}
+	return has("interfaces, packet filter, forwarding")
+}
+
 // plural joins a number with the fitting noun.
 func plural(n int, one, many string) string {
 	if n == 1 {

@@ -10,7 +10,7 @@ var expected = []expectation{
 	{check: "capabilities", read: capabilities, want: "none", init: "permitted KILL,SETGID,SETUID; effective KILL,SETGID,SETUID"},
 	{check: "no_new_privs", read: noNewPrivs, want: "on every thread"},
 	{check: "seccomp", read: seccomp, want: "1 filter on every thread"},
-	{check: "own namespaces", read: ownNamespaces, want: "user pid mnt net ipc uts cgroup"},
+	{check: checkNamespaces, read: ownNamespaces, want: "user pid mnt net ipc uts cgroup"},
 	{check: "root", read: rootMount, want: "read-only"},
 	{check: "writable mounts", read: writable, want: "/dev/shm /tmp"},
 	{check: "mounts with set-id effect", read: setID, want: "none"},
@@ -19,7 +19,7 @@ var expected = []expectation{
 	{check: "/proc/sys", read: procSys, want: "read-only"},
 	{check: "/sys", read: sysfs, want: "absent"},
 	{check: "readable in /proc", read: unmasked, want: "nothing of the host's secrets"},
-	{check: "network interfaces", read: interfaces, want: "lo", or: "eth0 lo"}, // with egress
+	{check: checkInterfaces, read: interfaces, want: "lo", or: "eth0 lo"}, // with egress
 	{check: "descriptors on the host's files", read: foreignFiles, want: "none"},
 	{check: "environment", read: environment, init: "HOME"}, // that of others is the function's
 	{check: "session keyring", read: keyring, init: "own"},

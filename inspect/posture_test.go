@@ -38,3 +38,22 @@ func TestUnmaskedFindsWhatIsReadable(t *testing.T) {
 		t.Errorf("on the host: %q, %v", got, err)
 	}
 }
+
+// With the host's network no network of its own is wanted, and all else still is.
+func TestExemptNetwork(t *testing.T) {
+	host := "user pid mnt ipc uts cgroup"
+	got := ExemptNetwork([]Finding{
+		{Check: checkNamespaces, Want: "user pid mnt net ipc uts cgroup", Got: host},
+		{Check: checkNamespaces, Want: "user pid mnt net ipc uts cgroup", Got: "user pid"},
+		{Check: checkInterfaces, Want: "lo", Got: "eth0 lo wlan0"},
+		{Check: "root", Want: "read-only", Got: "writable"},
+	})
+	want := []Finding{
+		{Check: checkNamespaces, Want: host, Got: host, Met: true},
+		{Check: checkNamespaces, Want: host, Got: "user pid"},
+		{Check: "root", Want: "read-only", Got: "writable"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}

@@ -14,8 +14,9 @@ import (
 
 // etcFiles are the files of /etc that are the same in every sandbox, whatever the
 // base. The user is the one of ENV-28; names of the loopback are those that the
-// Telemetry API uses as destinations (sandbox, sandbox.localdomain). Name lookups
-// end at once: nothing listens on the loopback's port 53.
+// Telemetry API uses as destinations (sandbox, sandbox.localdomain). Where a sandbox
+// may look names up, the daemon answers on the loopback's port 53; elsewhere lookups end
+// at once, since nothing listens there.
 var etcFiles = map[string]string{
 	"passwd": "root:x:0:0:root:/root:/sbin/nologin\n" +
 		"sbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin\n" +
@@ -23,7 +24,7 @@ var etcFiles = map[string]string{
 	"group": "root:x:0:\nsbx_user1051:x:990:\nnogroup:x:65534:\n",
 	"hosts": "127.0.0.1 localhost sandbox sandbox.localdomain\n" +
 		"::1 localhost ip6-localhost ip6-loopback\n",
-	"resolv.conf":   "# the sandbox has its loopback only\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+	"resolv.conf":   "nameserver 127.0.0.1\n",
 	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
 }
 

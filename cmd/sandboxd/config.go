@@ -75,7 +75,7 @@ func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) erro
 // scalars returns the values that a node gives to a flag.
 func scalars(node *yaml.Node, v pflag.Value) ([]string, error) {
 	_, isEnv := v.(envValue)
-	_, isList := v.(listValue)
+	_, isList := v.(interface{ repeatable() })
 	switch {
 	case node.Kind == yaml.ScalarNode && node.Tag != "!!null":
 		return []string{node.Value}, nil

@@ -30,6 +30,7 @@ type sandboxInfo struct {
 	PIDs        uint64         `json:"pids"`
 	Cgroup      string         `json:"cgroup"` // below the mount of each tree
 	Init        map[string]int `json:"init"`   // domain to the host's process id of its PID 1
+	Network     networkInfo    `json:"network"`
 }
 
 // control serves the control API on a unix socket that only root can open.
@@ -84,7 +85,7 @@ func (s *session) list() []sandboxInfo {
 		info := sandboxInfo{
 			ID: stat.ID, Instance: s.instance.ID(), Function: s.o.functionName, State: stat.State,
 			Created: stat.Made, Invocations: stat.Invocations,
-			Cgroup: box.box.CgroupPath(), Init: box.box.PIDs(),
+			Cgroup: box.box.CgroupPath(), Init: box.box.PIDs(), Network: box.networkInfo(),
 		}
 		if usage, err := box.box.Usage(); err == nil { // one that is being removed has none
 			info.MemoryBytes, info.PIDs = usage.MemoryBytes, usage.PIDs

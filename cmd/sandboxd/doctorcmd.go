@@ -17,6 +17,7 @@ func doctorHost(h runc.Host, idBase int) doctor.Host {
 		Cgroups: doctor.Cgroups{
 			Mode: h.Mode.String(), Trees: cgroupTrees(h), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
 		},
+		Egress: runc.CheckEgress,
 	}
 }
 

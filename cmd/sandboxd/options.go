@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -38,6 +39,8 @@ type options struct {
 	ephemeralMB  int
 	concurrency  int // 0: what memory allows
 	network      string
+	policy       isolation.Policy // of network egress
+	unsafeHost   bool             // network host is meant
 
 	listen       string
 	event        string // "" serves; else a file, or "-" for stdin
@@ -73,6 +76,7 @@ type settings struct {
 	runtimeShare                            int           // percent of the window, LC-61
 	billInit                                bool          // LOG-25
 	streamRate                              int           // KiB a second; 0 is unlimited (RT-71)
+	range4, range6                          netip.Prefix  // of the sandboxes' addresses, with network egress
 	appLogLevel, systemLogLevel             string        // ENV-11, LOG-41
 	seccomp                                 string        // name of the seccomp profile
 }
@@ -95,7 +99,7 @@ func newOptions() *options {
 		memoryMB:     128,
 		timeout:      3 * time.Second,
 		ephemeralMB:  512,
-		network:      "none",
+		network:      isolation.NetworkNone,
 
 		listen:       "127.0.0.1:9000",
 		drainTimeout: 30 * time.Second,
@@ -120,6 +124,8 @@ func newOptions() *options {
 			billInit:         rapidDefaults.BillInit,
 			systemLogLevel:   string(telemetry.LevelInfo),
 			seccomp:          isolation.DefaultProfile,
+			range4:           isolation.DefaultRange4,
+			range6:           isolation.DefaultRange6,
 		},
 	}
 }
@@ -142,7 +148,10 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(orZeroValue{intValue{&o.managed, 1, 1024, ""}}, "managed", "managed mode: how many invocations each sandbox runs at once")
 	flag(f, &o.tenants, "tenant-isolation", "give each tenant, X-Amz-Tenant-Id, sandboxes of its own")
 	flag(f, &o.strict, "strict", "keep extensions from the runtime's paths of the Runtime API")
-	f.Var(networkValue{&o.network}, "network", "network of the function: none is loopback only")
+	f.Var(choiceValue{&o.network, []string{isolation.NetworkNone, isolation.NetworkEgress, isolation.NetworkHost}}, "network", "network of the function: none is loopback only, egress is what --allow and --allow-name say, host is the host's own and unsafe")
+	f.Var(ruleValue[isolation.Rule]{&o.policy.Allow, isolation.ParseRule, "CIDR[:PORT][/tcp|udp]"}, "allow", "addresses that the function may reach, IPv6 in brackets; repeatable")
+	f.Var(ruleValue[isolation.NameRule]{&o.policy.Names, isolation.ParseNameRule, "NAME[:PORT][/tcp|udp]"}, "allow-name", "names that the function may look up, and reach at the public addresses found; *.example.com is all below it; repeatable")
+	flag(f, &o.unsafeHost, "unsafe-host-network", "confirm --network host, which takes the network's isolation away")
 
 	f.Var(addressValue{&o.listen}, "listen", "address of the invoke endpoint")
 	f.StringVar(&o.event, "event", o.event, "invoke once with the event in `FILE` (- is standard input), print the response, and exit")
@@ -175,6 +184,8 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(intValue{&s.runtimeShare, 0, 100, " percent"}, "shutdown-runtime-share", "part of the window that the runtime may use")
 	f.Var(boolValue{&s.billInit}, "bill-init", "count the initialization into the billed duration")
 	f.Var(orZeroValue{intValue{&s.streamRate, 32, 64 << 10, " KiB/s"}}, "stream-rate", "speed of a streamed response after its first 6 MiB, in KiB/s; 0 is unlimited")
+	f.Var(rangeValue{&s.range4, isolation.CheckRange4}, "egress-range", "private addresses for sandboxes with network egress")
+	f.Var(rangeValue{&s.range6, isolation.CheckRange6}, "egress-range6", "the same for IPv6")
 	f.Var(choiceValue{&s.appLogLevel, []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"}}, "application-log-level", "AWS_LAMBDA_LOG_LEVEL, by which the function's runtime filters what it logs")
 	f.Var(choiceValue{&s.systemLogLevel, []string{"DEBUG", "INFO", "WARN"}}, "system-log-level", "least level of the platform's lines, if the format is JSON")
 	f.Var(choiceValue{&s.seccomp, isolation.Profiles()}, "seccomp", "profile of system calls: default, or debug, which lets a function trace its own processes")
@@ -219,6 +230,9 @@ func (o *options) complete() error {
 		return err
 	}
 	if err := o.initialization(); err != nil {
+		return err
+	}
+	if err := o.networkFlags(); err != nil {
 		return err
 	}
 	switch def := newOptions(); {

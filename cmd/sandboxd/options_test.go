@@ -66,6 +66,9 @@ env:
   STAGE: test
   EMPTY: ""
 layer: [a, b.zip]
+allow: [11.0.0.0/8:443/tcp, "[2a00::/16]"]
+allow-name: ["*.example.com"]
+egress-range: 172.20.0.0/16
 linger: 0s
 shutdown-window: 3s
 bill-init: false
@@ -82,6 +85,9 @@ system-log-level: WARN
 	}
 	if o.timeout != 5*time.Second || o.linger != 0 || !maps.Equal(o.env, map[string]string{"STAGE": "test", "EMPTY": ""}) {
 		t.Errorf("timeout %v, linger %v, env %v", o.timeout, o.linger, o.env)
+	}
+	if n := networkOf(o); len(n.Policy.Allow) != 2 || len(n.Policy.Names) != 1 || n.Range4.String() != "172.20.0.0/16" {
+		t.Errorf("network %+v", n)
 	}
 	if s := o.settings; s.shutdownExternal != 3*time.Second || s.billInit || s.region != "eu-central-1" {
 		t.Errorf("settings %+v", s)
@@ -115,6 +121,7 @@ func TestConfigFileErrors(t *testing.T) {
 		"reserved env":    {"env: {AWS_SESSION_TOKEN: x}\n", "reserved"},
 		"no yaml":         {"a: b: c\n", "mapping values are not allowed"},
 		"level":           {"system-log-level: ERROR\n", "system-log-level"},
+		"public range":    {"egress-range: 11.0.0.0/8\n", "private IPv4 range"},
 		"six layers":      {"layer: [a, b, c, d, e, f]\n", "at most 5"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/api"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/resolver"
 	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/supervisor"
 )
@@ -89,6 +90,7 @@ func specOf(o *options, function *rootfs.Function, template string) isolation.Sp
 		Root:    isolation.Root{Dirs: function.Dirs},
 		Tmp:     isolation.Tmp{Template: template},
 		Seccomp: o.settings.seccomp,
+		Network: networkOf(o),
 	}
 	if len(function.Extensions) > 0 && !function.ExtensionsDisabled {
 		spec.Domains = append(spec.Domains, isolation.ExtensionDomain)
@@ -175,12 +177,13 @@ func functionARN(o *options) string {
 
 // sandbox joins the parts of one execution environment. It implements fleet.Sandbox.
 type sandbox struct {
-	id      string
-	base    uint32 // of its lease
-	box     *runc.Sandbox
-	sup     *supervisor.Sandbox
-	life    *rapid.Sandbox
-	factory *factory
+	id       string
+	base     uint32 // of its lease
+	box      *runc.Sandbox
+	sup      *supervisor.Sandbox
+	resolver *resolver.Resolver // nil without network egress
+	life     *rapid.Sandbox
+	factory  *factory
 
 	end   context.CancelFunc // ends the life
 	ready chan struct{}      // closed when it has initialized
@@ -206,7 +209,8 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	}
 	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f,
 		ready: make(chan struct{}), ended: make(chan struct{})}
-	cfg.LogStream = logStream(id)
+	s.resolver = newResolver(box, f.spec.Network.Policy)
+	cfg.LogStream, cfg.APIAddr = logStream(id), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func() (rapid.Restored, error) {
 			c, err := f.renew()
@@ -250,9 +254,11 @@ func (s *sandbox) run(ctx context.Context) {
 		origin = s.origin
 	}
 	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits, origin) }()
+	named := make(chan error, 1)
+	go func() { named <- s.serveLookups(apiCtx) }()
 	s.err = s.life.Run(ctx)
 	stop()
-	s.err = errors.Join(s.err, <-served)
+	s.err = errors.Join(s.err, <-served, <-named)
 }
 
 // origin says why a connection is not the runtime's. See api.Origin.

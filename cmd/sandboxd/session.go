@@ -15,6 +15,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/rootfs"
@@ -79,6 +80,9 @@ func (s *session) open(ctx context.Context) (err error) {
 	for _, w := range function.Warnings {
 		s.log.Warn(w)
 	}
+	if s.o.network == isolation.NetworkHost {
+		s.log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
+	}
 	s.factory = newFactory(s, function, template, hurry(ctx))
 	places, newSandbox := s.concurrency(), s.factory.make
 	if n := s.o.managed; n > 0 {
@@ -130,6 +134,7 @@ func (s *session) openEngine() error {
 	}
 	s.engine, err = runc.New(runc.Config{
 		Instance: s.instance.ID(), RunDir: s.instance.Dir(), InitBinary: binary, Host: s.host,
+		Network: networkOf(s.o),
 	})
 	return err
 }

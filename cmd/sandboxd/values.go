@@ -88,22 +88,6 @@ func (v choiceValue) Set(s string) error {
 	return nil
 }
 
-// networkValue knows the networks that are planned, to say so.
-type networkValue struct{ s *string }
-
-func (v networkValue) String() string { return deref(v.s) }
-func (v networkValue) Type() string   { return "none" }
-func (v networkValue) Set(s string) error {
-	switch s {
-	case "none":
-		*v.s = s
-		return nil
-	case "egress", "host":
-		return fmt.Errorf("is not supported in this version, which offers none (loopback only)")
-	}
-	return fmt.Errorf("must be none")
-}
-
 // nameValue is a string of a given form.
 type nameValue struct {
 	s    *string
@@ -147,6 +131,7 @@ type listValue struct {
 
 func (v listValue) String() string { return strings.Join(deref(v.list), ",") }
 func (v listValue) Type() string   { return "DIR|ZIP" }
+func (v listValue) repeatable()    {}
 func (v listValue) Set(s string) error {
 	if s == "" {
 		return fmt.Errorf("must not be empty")

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
+	"github.com/google/nftables"
 	nfnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -198,4 +200,51 @@ func forgetConnections(a netip.Addr) error {
 		return fmt.Errorf("forget connections of %v: %w", a, err)
 	}
 	return nil
+}
+
+// Check tries, between network namespaces of its own, everything that connecting a
+// sandbox takes of the kernel, and then examines the host. Its error says what is
+// missing and what to do. It leaves nothing behind.
+func Check() error {
+	n := isolation.Network{
+		Mode: isolation.NetworkEgress, Range4: isolation.DefaultRange4, Range6: isolation.DefaultRange6,
+		Policy: isolation.Policy{Allow: []isolation.Rule{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}, Names: []isolation.NameRule{{Name: "*"}}},
+	}
+	tried := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and the namespaces with it
+		tried <- try(n)
+	}()
+	if err := <-tried; err != nil {
+		return fmt.Errorf("%w; load the kernel's modules for nftables and veth: modprobe -a nf_tables nft_ct nft_masq nft_fib_inet nft_reject_inet nft_connlimit nf_conntrack_netlink veth", err)
+	}
+	_, err := examine(n)
+	return err
+}
+
+// try connects a network namespace to another. The thread is lost.
+func try(n isolation.Network) error {
+	var inside *os.File
+	for range 2 { // the first is the sandbox's, the second plays the host
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("network namespace: %w", err)
+		}
+		if inside == nil {
+			var err error
+			if inside, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+				return err
+			}
+			defer inside.Close()
+		}
+	}
+	const instance = "00000000"
+	g := &Gateway{instance: instance, ipv6: true, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName(instance)}}
+	if err := g.commit(g.create); err != nil {
+		return fmt.Errorf("packet filter: %w", err)
+	}
+	p, err := g.Attach(inside, isolation.IDCount, n)
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.Close(), g.Close())
 }

@@ -105,6 +105,9 @@ func (e *Engine) Close(ctx context.Context) error {
 	return errors.Join(err, removeFolder(ctx, e.place))
 }
 
+// CheckEgress tries what sandboxes with NetworkEgress need of the host. It leaves nothing.
+func CheckEgress() error { return egress.Check() }
+
 func (e *Engine) closeGateway() error {
 	if e.gateway == nil {
 		return nil
