@@ -27,7 +27,10 @@ import (
 
 // folders are the places where a daemon keeps what it has. Several daemons of a
 // test may share them, one after the other or at once.
-type folders struct{ state, run string }
+type folders struct {
+	state, run string
+	host       *space // the network namespace that plays the host for the daemons; nil is the machine's own
+}
 
 // newFolders makes folders that go with the test, and wants that nothing is left of
 // what was in them. Their paths are short because sockets live in them.
@@ -119,7 +122,7 @@ func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemo
 // newDaemon is a daemon that does not run yet. Its command may be changed until run.
 func newDaemon(t *testing.T, binary string, f folders, args ...string) *daemon {
 	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
-	d.cmd = exec.Command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
+	d.cmd = f.host.command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
 	d.cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.faults().path) // heard by builds with fail-points only
 	d.cmd.WaitDelay = time.Second
 	return d
@@ -218,7 +221,7 @@ func (d *daemon) request(payload any, header ...string) (answer, error) {
 		req.Header.Set(header[i], header[i+1])
 	}
 	begin := time.Now()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := d.folders.host.client().Do(req)
 	if err != nil {
 		return answer{}, err
 	}

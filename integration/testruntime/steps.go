@@ -52,6 +52,12 @@ func init() { // not a literal: on_sigterm refers to the table
 		"kill": func(_ *testRuntime, s script.Step, r *script.Result) {
 			fail(r, syscall.Kill(int(s.N), syscall.SIGKILL))
 		},
+		// network
+		"dial":     dial,
+		"lookup":   lookup,
+		"listen":   listen,
+		"raw":      raw,
+		"linkdown": linkDown,
 		// resources
 		"alloc":       alloc,
 		"spin":        spin,
