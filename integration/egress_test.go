@@ -5,7 +5,6 @@ package integration
 import (
 	"encoding/json"
 	"net"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -68,7 +67,8 @@ func (s *space) tables() []string {
 	return names
 }
 
-// inspectNetwork is what inspect says of the network of the daemon's only sandbox.
+// inspectNetwork is what inspect says of the network of the daemon's only sandbox, all
+// of whose posture must be met.
 func (d *daemon) inspectNetwork() (n struct {
 	Mode   string
 	Unsafe bool
@@ -82,7 +82,7 @@ func (d *daemon) inspectNetwork() (n struct {
 	d.t.Helper()
 	var list []struct{ ID string }
 	run := func(v any, args ...string) {
-		out, err := exec.Command(sandboxd, append(args, "--run-dir", d.folders.run, "--output=json")...).Output()
+		out, err := d.folders.host.command(sandboxd, append(args, "--run-dir", d.folders.run, "--output=json")...).Output()
 		if err == nil {
 			err = json.Unmarshal(out, v)
 		}
@@ -96,6 +96,8 @@ func (d *daemon) inspectNetwork() (n struct {
 	var i struct{ Network any }
 	i.Network = &n
 	run(&i, "inspect", list[0].ID)
+	var posture any
+	run(&posture, "inspect", "--posture", list[0].ID)
 	return n
 }
 
