@@ -116,12 +116,13 @@ bench-quick: bench-programs ## compare a short measurement with docs/benchmarks/
 	@mkdir -p .build/results
 	bin/bench quick --events .build/results/bench.json
 
-# N plain cycles, a fifth as many with faults, a tenth as many kills of the daemon.
+# N plain cycles, a fifth as many with faults, a tenth as many kills of the daemon, and
+# as many failed system calls.
 N ?= 10000
 .PHONY: soak
 soak: build ## cycles with random faults; N (10000), SEED; writes docs/reliability.md
-	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_REPORT=$(CURDIR)/docs/reliability.md \
-		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped)$$' ./integration
+	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_INJECT=$$(($(N) / 10)) SOAK_REPORT=$(CURDIR)/docs/reliability.md \
+		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

@@ -18,7 +18,7 @@ import (
 // may be set; vm/test.sh builds this file.
 func TestClockJumps(t *testing.T) {
 	const year = 365 * 24 * time.Hour
-	d := start(t, oneCPU, "--timeout=20s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=6s", function(t, "testruntime"))
 	boot := monotonic(t)
 	origin := time.Now()
 	restore := func() { setClock(t, origin.Add(monotonic(t)-boot)) }
@@ -37,7 +37,7 @@ func TestClockJumps(t *testing.T) {
 			if a.status != http.StatusOK || a.header.Get("X-Amz-Function-Error") != "" {
 				t.Errorf("an invocation within its time: %d %s", a.status, a.body)
 			}
-			if r := d.reportOf(a.id()); r.duration < 1000 || r.duration > 20_000 {
+			if r := d.reportOf(a.id()); r.duration < 1000 || r.duration > 6_000 {
 				t.Errorf("its duration is %v ms", r.duration)
 			}
 			a = during(script.Step{Op: "sleep", MS: 600_000})
@@ -45,7 +45,7 @@ func TestClockJumps(t *testing.T) {
 			if !strings.Contains(string(a.body), "Sandbox.Timedout") {
 				t.Errorf("one beyond its time: %d %s", a.status, a.body)
 			}
-			if r := d.reportOf(a.id()); r.duration != 20_000 {
+			if r := d.reportOf(a.id()); r.duration != 6_000 {
 				t.Errorf("its duration is %v ms, not that of the time-out", r.duration)
 			}
 			d.do()

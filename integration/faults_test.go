@@ -181,9 +181,10 @@ func launchLogging(t *testing.T, f folders, log *os.File, args ...string) *daemo
 // and told of; others work, its ids stay its own, and it is removed when the disk is
 // back.
 func TestProcessThatCannotBeKilled(t *testing.T) {
-	d := start(t, oneCPU, "--timeout=2s", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
-	g := d.fireTenant("stuck", script.Event{Steps: []script.Step{
-		{Op: "note", Data: "ready"}, {Op: "sleep", MS: 300}, {Op: "fill", Path: "/tmp/file", N: 64 << 20}}})
+	g := gates{t, function(t, "testruntime")}
+	d := start(t, oneCPU, "--timeout=10s", "--concurrency=2", "--tenant-isolation", g.code)
+	caller := d.fireTenant("stuck", script.Event{Steps: []script.Step{
+		{Op: "note", Data: "ready"}, g.at("frozen"), {Op: "fill", Path: "/tmp/file", N: 64 << 20}}})
 	d.waitNotes("runtime", "ready", 1)
 	stuck := d.ps()
 	guests := d.guests()
@@ -210,7 +211,8 @@ func TestProcessThatCannotBeKilled(t *testing.T) {
 		}
 	}
 	defer thaw()
-	if a := <-g; !strings.Contains(string(a.body), "Sandbox.Timedout") {
+	g.open("frozen")
+	if a := <-caller; !strings.Contains(string(a.body), "Sandbox.Timedout") {
 		t.Errorf("its caller: %d %s", a.status, a.body)
 	}
 	quarantined := func() bool {
@@ -344,24 +346,37 @@ func only(t *testing.T, dir, pattern string) string {
 	return found[0]
 }
 
-// damage changes the content of a file.
-func damage(t *testing.T, path string, how func([]byte) []byte) {
+// damage changes the content of a file, as soon as no process runs it.
+func damage(t *testing.T, path string, how func(*os.File) error) {
 	t.Helper()
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, path+".damaged", how(readFile(t, path)), info.Mode().Perm())
-	if err := os.Rename(path+".damaged", path); err != nil { // a program that runs still cannot be written
-		t.Fatal(err)
-	}
+	eventually(t, patience, func() string {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err == nil {
+			err = errors.Join(how(f), f.Close())
+		}
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
-func truncate(b []byte) []byte { return b[:len(b)/2] }
+func truncate(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return f.Truncate(info.Size() / 2)
+}
 
 // flip flips a bit of the first byte that says something.
-func flip(b []byte) []byte {
-	at := bytes.IndexFunc(b, func(r rune) bool { return r != 0 })
-	b[at] ^= 4
-	return b
+func flip(f *os.File) error {
+	b := make([]byte, 4096)
+	n, err := f.ReadAt(b, 0)
+	if n == 0 {
+		return err
+	}
+	at := bytes.IndexFunc(b[:n], func(r rune) bool { return r != 0 })
+	_, err = f.WriteAt([]byte{b[at] ^ 4}, int64(at))
+	return err
 }
