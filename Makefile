@@ -30,7 +30,7 @@ setup: ## install what is missing to build, on Debian 12 or 13 as root
 .PHONY: build
 build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(EMBEDDED) ./cmd/sandbox-init
-	CGO_ENABLED=1 go build -trimpath -tags seccomp -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
+	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
 demo: build ## run a function and an extension, show their isolation, clean up, check that

@@ -29,7 +29,8 @@ var allowed = map[string][]string{
 	"instance":               {},
 	"isolation":              {},
 	"isolation/egress":       {"isolation"},
-	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/wire"},
+	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/runc/reexec", "isolation/wire"},
+	"isolation/runc/reexec":  {},
 	"isolation/wire":         {},
 	"pool":                   {},
 	"rapid":                  {"failpoint", "isolation", "rapid/telemetry", "supervisor"},
@@ -75,11 +76,11 @@ var allowed = map[string][]string{
 // onlyIn names the packages that alone may import what begins with a path: the live
 // libcontainer joins namespaces when it is linked in, cgo is where it is.
 var onlyIn = map[string][]string{
-	"github.com/opencontainers/runc/libcontainer/nsenter": {"isolation/runc"},
+	"github.com/opencontainers/runc/libcontainer/nsenter": {"isolation/runc/reexec"},
 	"github.com/opencontainers/runc/libcontainer/exeseal": {"isolation/runc"},
 	"github.com/opencontainers/cgroups":                   {"isolation", "isolation/runc"},
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
-	"github.com/opencontainers/runc/libcontainer":         {"isolation", "isolation/runc"},
+	"github.com/opencontainers/runc/libcontainer":         {"isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
 	"github.com/spf13/":                                   {"cmd/sandboxd"},
 	"C":                                                   {},

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/opencontainers/cgroups"
 	devices "github.com/opencontainers/cgroups/devices/config"
@@ -26,11 +27,11 @@ type Paths struct {
 	Cgroup string // the sandbox's parent cgroup, absolute below the cgroup mount
 }
 
-var idPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
+var idPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`) })
 
 // Validate reports the first thing that makes s unusable.
 func (s Spec) Validate() error {
-	if !idPattern.MatchString(s.ID) {
+	if !idPattern().MatchString(s.ID) {
 		return fmt.Errorf("isolation: sandbox id %q: want 1 to 40 of a-z, 0-9 and -, not starting with -", s.ID)
 	}
 	if s.IDBase < IDCount {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // maxRules bounds each list of a policy: every rule is one step for every packet that
@@ -123,7 +124,9 @@ func (s Service) validate() error {
 }
 
 // nameForm is what a name may look like: labels of letters, digits, - and _.
-var nameForm = regexp.MustCompile(`^(\*|(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)$`)
+var nameForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\*|(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)$`)
+})
 
 // maxName is the longest name that there is (RFC 1035, as text).
 const maxName = 253
@@ -143,7 +146,7 @@ func ParseNameRule(text string) (NameRule, error) {
 }
 
 func (r NameRule) validate() error {
-	if !nameForm.MatchString(r.Name) || len(r.Name) > maxName {
+	if !nameForm().MatchString(r.Name) || len(r.Name) > maxName {
 		return errors.New("must be NAME[:PORT][/tcp|udp], where NAME is as example.com, *.example.com or *")
 	}
 	if _, err := netip.ParseAddr(r.Name); err == nil {

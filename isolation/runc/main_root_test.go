@@ -20,11 +20,8 @@ var engine *Engine
 // auditProgram is integration/audit, built.
 var auditProgram string
 
-// TestMain is also what libcontainer re-executes, and what SealSelf does.
+// TestMain is also what SealSelf re-executes.
 func TestMain(m *testing.M) {
-	if IsInit() {
-		Init()
-	}
 	if err := SealSelf(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

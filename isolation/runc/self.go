@@ -6,18 +6,11 @@ import (
 	"runtime"
 	"strconv"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/exeseal"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before the Go runtime starts
 	"golang.org/x/sys/unix"
+
+	_ "github.com/sandboxd/sandboxd/isolation/runc/reexec" // what this program is when libcontainer executes it
 )
-
-// Init is libcontainer's half of a new domain: it runs in the re-executed daemon
-// (os.Args[1] == "init"), becomes the init handler, and does not return.
-func Init() { libcontainer.Init() }
-
-// IsInit reports whether this process is such a re-execution.
-func IsInit() bool { return len(os.Args) > 1 && os.Args[1] == "init" }
 
 // SealSelf re-executes the daemon once, from a sealed copy of its binary and in a
 // mount namespace of its own, and returns nil in the process that results.

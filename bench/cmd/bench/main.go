@@ -15,7 +15,6 @@ import (
 
 	"github.com/sandboxd/sandboxd/bench/result"
 	"github.com/sandboxd/sandboxd/bench/suite"
-	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 const usage = `bench measures sandboxd against the floor and against other runtimes, as root.
@@ -38,9 +37,6 @@ Exit codes: 0 success; 1 it could not be measured, or a ratio is a regression.
 `
 
 func main() {
-	if runc.IsInit() {
-		runc.Init()
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
