@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
 	"golang.org/x/sys/unix"
@@ -227,37 +228,60 @@ func searchable(dir string) error {
 	}
 }
 
-// A creator runs functions on one OS thread that lives as long as the engine. The
-// kernel tells a domain's PID 1 of its parent's death when the thread that forked
-// it ends, so domains must be created on a thread that does not (decision 7).
+// A creator runs functions on OS threads that live as long as the engine, as many at
+// once as there are CPUs. The kernel tells a domain's PID 1 of its parent's death when
+// the thread that forked it ends, so domains must be created on threads that do not
+// (decision 7).
 type creator struct {
-	jobs chan func()
-	quit chan struct{}
-	done chan struct{}
+	jobs    chan func(*thread)
+	quit    chan struct{}
+	threads sync.WaitGroup
+}
+
+// A thread is one of a creator's. What runs there can go back to it: only it can wait
+// for its own children.
+type thread struct {
+	creator *creator
+	jobs    chan func(*thread)
 }
 
 func newCreator() *creator {
-	c := &creator{jobs: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
-	go func() {
-		runtime.LockOSThread()
-		defer close(c.done)
-		for {
-			select {
-			case job := <-c.jobs:
-				job()
-			case <-c.quit:
-				return
-			}
-		}
-	}()
+	c := &creator{jobs: make(chan func(*thread)), quit: make(chan struct{})}
+	for range runtime.NumCPU() {
+		t := &thread{creator: c, jobs: make(chan func(*thread))}
+		c.threads.Go(t.run)
+	}
 	return c
 }
 
-// do runs f on the thread and waits for it. ctx ends only the wait for its turn.
-func (c *creator) do(ctx context.Context, f func() error) error {
+func (t *thread) run() {
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	for {
+		select {
+		case job := <-t.creator.jobs:
+			job(t)
+		case job := <-t.jobs:
+			job(t)
+		case <-t.creator.quit:
+			return
+		}
+	}
+}
+
+// do runs f on any thread and waits for it. ctx ends only the wait for its turn.
+func (c *creator) do(ctx context.Context, f func(*thread) error) error {
+	return c.send(ctx, c.jobs, f)
+}
+
+// do runs f on t as the creator's do does.
+func (t *thread) do(ctx context.Context, f func(*thread) error) error {
+	return t.creator.send(ctx, t.jobs, f)
+}
+
+func (c *creator) send(ctx context.Context, to chan<- func(*thread), f func(*thread) error) error {
 	result := make(chan error, 1)
 	select {
-	case c.jobs <- func() { result <- f() }:
+	case to <- func(t *thread) { result <- f(t) }:
 		return <-result
 	case <-c.quit:
 		return errors.New("the engine is closed")
@@ -266,12 +290,17 @@ func (c *creator) do(ctx context.Context, f func() error) error {
 	}
 }
 
-// close ends the thread, which ends what it created. A job that hangs is not waited
+// close ends the threads, which ends what they created. A job that hangs is not waited
 // for longer than ctx.
 func (c *creator) close(ctx context.Context) error {
 	close(c.quit)
+	done := make(chan struct{})
+	go func() {
+		c.threads.Wait()
+		close(done)
+	}()
 	select {
-	case <-c.done:
+	case <-done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("runc: the creation of a domain hangs: %w", ctx.Err())

@@ -76,6 +76,7 @@ func (s *Sandbox) rollBack(ctx context.Context, err error) error {
 const rollbackTime = 5 * time.Second
 
 type domain struct {
+	creator   *thread // its parent
 	container *libcontainer.Container
 	process   *libcontainer.Process
 	pid       int          // of the init handler, once it runs; guarded by Sandbox.mu
@@ -262,8 +263,9 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		Args: []string{isolation.InitPath}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote},
 	}}
 	id := s.spec.ID + "." + name
-	err = s.engine.creator.do(ctx, func() (err error) {
+	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
 		defer remote.Close()
+		d.creator = t
 		if d.container, err = libcontainer.Create(s.engine.state, id, cfg); err != nil {
 			return err
 		}
@@ -457,10 +459,13 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		errs = append(errs, s.group.kill())
 	}
 	s.mu.Lock()
-	domains, gone, failed := maps.Clone(s.domains), map[string]func() error{}, false
+	domains, gone := maps.Clone(s.domains), map[string]func() error{}
+	var failed []*thread // the creators of domains whose start failed
 	for name, d := range domains {
 		gone[name] = d.gone
-		failed = failed || d.gone == nil
+		if d.gone == nil {
+			failed = append(failed, d.creator)
+		}
 		if d.conn != nil {
 			d.conn.Close()
 			d.conn = nil
@@ -487,8 +492,8 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if s.group != nil {
 		errs = append(errs, s.group.remove(ctx))
 	}
-	if failed {
-		errs = append(errs, s.reapOrphans(ctx))
+	for _, t := range failed {
+		errs = append(errs, t.reapOrphans(ctx))
 	}
 	return errors.Join(errs...)
 }
@@ -512,12 +517,12 @@ func (d *domain) end(ctx context.Context, gone func() error) error {
 	return d.container.Destroy()
 }
 
-// reapOrphans waits for children of the creator's thread that are dead already. When
+// reapOrphans waits for children of the thread that are dead already. When
 // a start fails early, libcontainer does not know yet which process was to become
 // PID 1, and leaves it to us. Another domain's PID 1 that is reaped here is as dead
 // for its own wait.
-func (s *Sandbox) reapOrphans(ctx context.Context) error {
-	return s.engine.creator.do(ctx, func() error {
+func (t *thread) reapOrphans(ctx context.Context) error {
+	return t.do(ctx, func(*thread) error {
 		for {
 			pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL|unix.WNOTHREAD, nil)
 			if pid <= 0 && !errors.Is(err, unix.EINTR) {
