@@ -359,10 +359,14 @@ func (f *Fleet) serve() {
 // of them (INV-05).
 func (f *Fleet) makeRoom() {
 	if len(f.waiters) > f.count[leaving] && len(f.idle) > 0 {
-		m := f.idle[0]
-		f.move(m, leaving)
-		close(m.broken) // its keeper closes it
+		f.discard(f.idle[0])
 	}
+}
+
+// discard has the keeper of an idle member close it.
+func (f *Fleet) discard(m *member) {
+	f.move(m, leaving)
+	close(m.broken)
 }
 
 // noticeDrain closes drained when the last invocation of a closing fleet is Done.

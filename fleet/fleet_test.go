@@ -450,3 +450,46 @@ func TestIdleTimeout(t *testing.T) {
 		}
 	})
 }
+
+// The longest idle go first, as many as are too many; who is in use or provisioned stays.
+func TestTrim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{Max: 5}, func(s *fake) { s.work = time.Second })
+		defer r.shutdown()
+		asked := false
+		r.Trim(func([]string) int { asked = true; return 1 })
+		if asked {
+			t.Error("asked though nothing is idle")
+		}
+		var running []<-chan string
+		for _, id := range []string{"1", "2", "3", "4"} {
+			running = append(running, r.start(t.Context(), id))
+			time.Sleep(time.Millisecond)
+		}
+		for i, answer := range running {
+			r.want(answer, string(rune('a'+i)))
+			time.Sleep(time.Second)
+		}
+		var idlers []string
+		var again <-chan string
+		r.Trim(func(ids []string) int {
+			idlers = ids
+			again = r.start(t.Context(), "5") // takes the warmest
+			synctest.Wait()
+			return len(ids) + 1
+		})
+		if want := []string{"a", "b", "c", "d"}; !slices.Equal(idlers, want) {
+			t.Errorf("asked about %q, want %q", idlers, want)
+		}
+		r.want(again, "d")
+		time.Sleep(time.Second)
+		for i, want := range []bool{true, true, true, false} {
+			if _, closed := r.boxes[i].history(); closed != want {
+				t.Errorf("%s closed: %v, want %v", r.boxes[i].id, closed, want)
+			}
+		}
+		r.Trim(func([]string) int { return 0 })
+		time.Sleep(time.Second)
+		r.want(r.start(t.Context(), "6"), "d")
+	})
+}

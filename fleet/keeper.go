@@ -97,6 +97,33 @@ func (f *Fleet) await(m *member, event <-chan struct{}) bool {
 	return false
 }
 
+// Trim closes sandboxes that are idle. It asks surplus with their ids, the longest idle
+// first, and closes as many, from the first on, as surplus says. Provisioned ones are
+// not among them. Nothing waits for surplus, which may take its time; what is in use
+// by then stays.
+func (f *Fleet) Trim(surplus func(ids []string) int) {
+	var idlers []*member
+	var ids []string
+	f.mu.Lock()
+	for _, m := range f.idle {
+		if !m.provisioned {
+			idlers, ids = append(idlers, m), append(ids, m.sandbox.ID())
+		}
+	}
+	f.mu.Unlock()
+	if len(ids) == 0 {
+		return
+	}
+	n := min(surplus(ids), len(ids))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range idlers[:n] {
+		if m.phase == idle {
+			f.discard(m)
+		}
+	}
+}
+
 // spinDown withdraws m from use if it is idle. The timer may also fire while m is
 // taken; the end of that invocation sets it again.
 func (f *Fleet) spinDown(m *member) bool {

@@ -56,3 +56,11 @@ func TestPool(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Idle sandboxes hold no more memory than warm-memory says, whatever their idle time-out.
+func TestWarmMemory(t *testing.T) {
+	d := start(t, config(t, "warm-memory: 1\nidle-timeout: 0s\n"), oneCPU, function(t, "testruntime"))
+	d.do()
+	d.waitEmpty()
+	d.do() // the next request gets a new one
+}

@@ -71,6 +71,7 @@ type settings struct {
 	region, accountID                       string
 	accessKeyID, secretAccessKey, sessToken string
 	initTimeout                             time.Duration // LC-06
+	warmMemoryMB                            int           // that idle sandboxes may hold; 0 half of the host's
 	idleTimeout                             time.Duration // until an idle sandbox is closed; 0 never
 	shutdownExternal, shutdownInternal      time.Duration // LC-64
 	runtimeShare                            int           // percent of the window, LC-61
@@ -179,6 +180,7 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(nameValue{&s.sessToken, anyForm, "text"}, "session-token", "AWS_SESSION_TOKEN of the function")
 	f.Var(durationValue{&s.initTimeout, time.Second, 900 * time.Second, false}, "init-timeout", "longest time of an initialization of its own")
 	f.Var(durationValue{&s.idleTimeout, 0, 24 * time.Hour, false}, "idle-timeout", "how long a sandbox may be idle before it is closed; 0 is for ever")
+	f.Var(orZeroValue{intValue{&s.warmMemoryMB, 1, 1 << 30, " MB"}}, "warm-memory", "memory in MB that idle sandboxes may hold together; the longest idle ones are closed; 0 is half of the host's")
 	f.Var(durationValue{&s.shutdownExternal, 0, time.Minute, false}, "shutdown-window", "time for the shutdown with external extensions")
 	f.Var(durationValue{&s.shutdownInternal, 0, time.Minute, false}, "shutdown-window-internal", "time for the shutdown with internal extensions only")
 	f.Var(intValue{&s.runtimeShare, 0, 100, " percent"}, "shutdown-runtime-share", "part of the window that the runtime may use")

@@ -121,14 +121,20 @@ func (f *factory) count() int {
 
 // memoryShort tells whether the host's memory is better used otherwise.
 func memoryShort() bool {
+	total, available := hostMemory()
+	return available/pressureShare < total/100
+}
+
+// hostMemory is the host's memory, and what of it new programs can have, in bytes; both
+// are 0 on a host that does not tell, which concurrency has warned of.
+func hostMemory() (total, available uint64) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return false // a host without it has been told of by concurrency
+		return 0, 0
 	}
-	var total, available int
 	for line := range strings.Lines(string(b)) {
 		_, _ = fmt.Sscanf(line, "MemTotal: %d kB", &total)
 		_, _ = fmt.Sscanf(line, "MemAvailable: %d kB", &available)
 	}
-	return available*100 < total*pressureShare
+	return total << 10, available << 10
 }

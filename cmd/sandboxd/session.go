@@ -98,6 +98,7 @@ func (s *session) open(ctx context.Context) (err error) {
 	if s.o.event == "" && s.o.pool > 0 {
 		s.factory.keepReady(s.o.pool, s.concurrency())
 	}
+	go s.factory.warmSet(uint64(s.o.settings.warmMemoryMB)<<20).keep(ctx, s.fleet)
 	s.control, err = startControl(s)
 	return err
 }
