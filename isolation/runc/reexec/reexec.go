@@ -9,6 +9,7 @@ package reexec
 
 import (
 	"os"
+	"runtime/debug"
 
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before the Go runtime starts
@@ -16,6 +17,7 @@ import (
 
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
-		libcontainer.Init() // does not return
+		debug.SetGCPercent(-1) // it allocates a few MB and lives for some ms
+		libcontainer.Init()    // does not return
 	}
 }
