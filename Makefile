@@ -36,7 +36,7 @@ build: setup ## build bin/sandboxd, with the init handler inside
 demo: build ## run a function and an extension, show their isolation, clean up, check that
 	@scripts/demo.sh
 
-TEST_PARTS := lint unit race integration wire vm-test demo bench-quick
+TEST_PARTS := lint unit race integration conformance-clients wire vm-test demo bench-quick
 
 .PHONY: test
 test: $(TEST_PARTS) ## everything that CI checks
@@ -69,7 +69,7 @@ race: tools $(EMBEDDED) ## the same and all other unit tests with the race detec
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
-	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m $(ROOT_PACKAGES)
+	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m -skip '^TestClient' $(ROOT_PACKAGES)
 
 .PHONY: vm-test
 vm-test: tools build ## the same tests in a virtual machine with pure cgroup v2
@@ -85,6 +85,14 @@ conformance: build ## run the conformance suite against bin/sandboxd, as root
 	bin/conformance check
 	@mkdir -p .build/results
 	bin/conformance run --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
+
+# Installing and time-outs mostly wait, so the tests run side by side.
+.PHONY: conformance-clients
+conformance-clients: tools build ## run official clients and SDKs against bin/sandboxd, as root
+	scripts/setup.sh clients
+	scripts/clients.sh
+	$(GOTESTSUM) --jsonfile .build/results/clients.json -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient' ./integration
+	go run ./conformance/cmd/conformance clients .build/results/clients.json
 
 .PHONY: fuzz
 fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (60s)

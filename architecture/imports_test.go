@@ -67,6 +67,7 @@ var allowed = map[string][]string{
 	"examples/go-sigterm":       {},
 	"integration":               {"failpoint"},
 	"integration/audit":         {},
+	"integration/clients/go":    {},
 	"integration/inside":        {},
 	"integration/script":        {},
 	"integration/testextension": {"integration/inside", "integration/script"},

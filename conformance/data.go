@@ -1,6 +1,7 @@
 // Package conformance holds what the conformance suite knows besides its cases: which
-// Go tests cover the requirements that a wire test cannot see, and which requirements
-// sandboxd is known not to meet yet. The program is cmd/conformance.
+// Go tests cover the requirements that a wire test cannot see, which requirements
+// sandboxd is known not to meet yet, and what official clients made of it. The program
+// is cmd/conformance.
 package conformance
 
 import _ "embed"
@@ -15,3 +16,9 @@ var Coverage string
 //
 //go:embed pending.txt
 var Pending string
+
+// Clients is the section of docs/conformance.md with the clients matrix, as
+// `conformance clients` wrote it last.
+//
+//go:embed clients.md
+var Clients string

@@ -6,8 +6,10 @@
 //	SANDBOXD_TESTBIN     a folder with testruntime, testextension and the programs of
 //	                     examples; without it they are built
 //	SANDBOXD_EXAMPLES    the examples folder; default ../examples
+//	SANDBOXD_CLIENTS     official clients, as scripts/clients.sh installs them; default
+//	                     ../.build/clients
 //
-// Tests named TestClient… also need npm, pip and the package registries.
+// Only tests named TestClient… need the clients: `make conformance-clients` runs them.
 //
 // Every daemon that a test starts has state and run folders of its own, so that
 // tests may run beside other daemons of the host; when it has ended, whatever still

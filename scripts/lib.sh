@@ -9,6 +9,7 @@ project=$PWD
 # images refuse a newer toolchain unless told; go.mod names the version that is needed,
 # and one that is new enough is used as it is.
 command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+command -v cargo >/dev/null || PATH=$PATH:${HOME:-/root}/.cargo/bin # as with rustup's
 export GOTOOLCHAIN=auto
 
 # say TEXT: a progress line with the time since the script began.

@@ -3,7 +3,9 @@
 # and needs no root when all is there.
 #
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
-#   scripts/setup.sh test      build, and what the tests run: Node, Python, shellcheck
+#   scripts/setup.sh test      build, and what the tests run: shellcheck
+#   scripts/setup.sh clients   what the official clients are made and run with: Node,
+#                              Python, Java, Rust
 #   scripts/setup.sh bench     the runtimes that the benchmark compares with
 #   scripts/setup.sh vm        qemu and what makes a Debian image
 #   scripts/setup.sh vagrant   vagrant, to check the Vagrantfile
@@ -50,6 +52,22 @@ build() {
 	go version >/dev/null || die "Go cannot get the version that go.mod asks for"
 }
 
+# lambda_runtime compiles with this version of Rust or a later one.
+oldest_rust=1.84
+
+# has_cargo: there is a cargo that is new enough, from wherever it came.
+has_cargo() {
+	local version
+	version=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) || return 1
+	printf '%s\n' "$oldest_rust" "$version" | sort -V -C
+}
+
+install_cargo() {
+	has_cargo && return 0
+	apt_install cargo
+	has_cargo || die "cargo is older than $oldest_rust: $(cargo --version); install Rust by rustup, or use Debian 13"
+}
+
 # have_command NAME PACKAGE: installs the package unless the command is there, from
 # wherever it came.
 have_command() { [ -x "/usr/bin/$1" ] || [ -x "/usr/local/bin/$1" ] || apt_install "$2"; }
@@ -58,12 +76,18 @@ case ${1:-build} in
 build) build ;;
 test)
 	build
+	apt_install shellcheck
+	;;
+clients)
 	have_command node nodejs
 	have_command npm npm
 	have_command python3 python3
 	have_command pip3 python3-pip
+	have_command javac default-jdk-headless
+	have_command mvn maven
+	install_cargo
 	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
-	apt_install shellcheck autoconf automake libtool cmake g++ python3-venv
+	apt_install autoconf automake libtool cmake g++ make xz-utils python3-venv
 	;;
 vm)
 	apt_install mmdebstrap e2fsprogs kmod
@@ -83,5 +107,5 @@ vm)
 	;;
 bench) apt_install runc crun ;;
 vagrant) apt_install vagrant ;;
-*) die "usage: setup.sh [build|test|bench|vm|vagrant]" ;;
+*) die "usage: setup.sh [build|test|clients|bench|vm|vagrant]" ;;
 esac

@@ -16,6 +16,7 @@ type Report struct {
 	Results      []Result
 	Coverage     map[string]string // tests of requirements that no case checks
 	Pending      map[string]string
+	Clients      string // the section of the clients matrix, for the page; "" for none
 }
 
 // row is a requirement with what is known of it.
@@ -135,6 +136,9 @@ func (r *Report) Markdown(w io.Writer) error {
 	fmt.Fprintf(&b, "# Conformance of %s\n\nWritten by `conformance run`: do not edit. %s.\n\n", r.Target, r.Summary())
 	b.WriteString("*Passed* and *failed* are cases of the conformance suite, which drives the environment over the wire. Requirements that it cannot see name the Go tests that cover them. " +
 		"*Not applicable* speaks of what does not exist here, and *pending* is known to be missing.\n")
+	if r.Clients != "" {
+		b.WriteString("\n" + r.Clients)
+	}
 	titles, rows := r.sections()
 	for _, title := range titles {
 		fmt.Fprintf(&b, "\n## %s\n\n| id | requirement | outcome |\n|---|---|---|\n", title)

@@ -117,12 +117,40 @@ func TestBookWaitsForWholeLines(t *testing.T) {
 	}
 }
 
+func TestMatrix(t *testing.T) {
+	const events = `{"Action":"pass","Test":"TestClientRuntimeB/b_b@2.0/succeeds"}
+{"Action":"output","Test":"TestClientRuntimeA/a/b@1/streams","Output":"x"}
+{"Action":"fail","Test":"TestClientRuntimeA/a/b@1/streams"}
+{"Action":"pass","Test":"TestClientRuntimeA/a/b@1"}
+{"Action":"pass","Test":"TestClientCallerC/c/other_types"}
+{"Action":"pass","Test":"TestClientHeap"}
+{"Action":"pass"}
+`
+	var got strings.Builder
+	if err := Matrix(strings.NewReader(events), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| Runtime client | succeeds | fails | streams | logs JSON | times out |\n|---|---|---|---|---|---|\n" +
+			"| `a/b@1` | – | – | **failed** | – | – |\n| `b_b@2.0` | passed | – | – | – | – |\n",
+		"| Caller | succeeds | fails | streams | logs JSON | times out | other types |\n",
+		"| `c` | – | – | – | – | – | passed |\n",
+	} {
+		if !strings.Contains(got.String(), want) {
+			t.Errorf("%s\nlacks\n%s", got.String(), want)
+		}
+	}
+	if err := Matrix(strings.NewReader(`{"Action":"pass","Test":"TestOther"}`), io.Discard); err == nil {
+		t.Error("a matrix without clients")
+	}
+}
+
 func TestReport(t *testing.T) {
 	requirements, err := Requirements(strings.NewReader(spec))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Report{Target: "x", Requirements: requirements, Results: []Result{{ID: "AB-01", Status: Failed, Seen: "a | b"}}, Coverage: map[string]string{"AB-02": "p.TestA"}}
+	r := &Report{Target: "x", Requirements: requirements, Results: []Result{{ID: "AB-01", Status: Failed, Seen: "a | b"}}, Coverage: map[string]string{"AB-02": "p.TestA"}, Clients: "## Clients\n"}
 	var text, page, events bytes.Buffer
 	if err := r.Text(&text); err != nil {
 		t.Fatal(err)
@@ -141,7 +169,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("text %q lacks %q", text.String(), want)
 		}
 	}
-	for _, want := range []string{`| AB-01 | text \| more | failed: a \| b |`, "| AB-02 | cell | `p.TestA` |"} {
+	for _, want := range []string{"\n## Clients\n\n## 1.1 First\n", `| AB-01 | text \| more | failed: a \| b |`, "| AB-02 | cell | `p.TestA` |"} {
 		if !strings.Contains(page.String(), want) {
 			t.Errorf("page %q lacks %q", page.String(), want)
 		}

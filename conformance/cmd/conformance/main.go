@@ -30,6 +30,8 @@ const usage = `conformance checks a Lambda environment, over the wire, one case 
   conformance run --target exec --command 'COMMAND' [--has extensions,variables]
   conformance list                     the requirements and what covers them
   conformance check [--root DIR]       every requirement has a case or a test
+  conformance clients EVENTS           writes the clients matrix, from what go test -json
+                                       said of it, into the documentation
 
 Flags of run:
   --only REGEX      only the requirements whose id matches
@@ -79,6 +81,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return list(args[1:], stdout)
 	case "check":
 		return check(args[1:], stdout)
+	case "clients":
+		return clients(args[1:])
 	case "help", "--help", "-h":
 		_, err := io.WriteString(stdout, usage)
 		return err
@@ -159,6 +163,9 @@ func runCases(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	report := &suite.Report{Target: f.target, Requirements: requirements, Results: results, Coverage: coverage, Pending: pending}
+	if f.target == "sandboxd" {
+		report.Clients = conformance.Clients
+	}
 	if err := write(report, f, stdout); err != nil {
 		return err
 	}

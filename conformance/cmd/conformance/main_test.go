@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"io"
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/sandboxd/sandboxd/conformance"
 )
 
 // TestEveryRequirementIsCovered is `conformance check` on this tree: every id of the
@@ -19,8 +22,20 @@ func TestEveryRequirementIsCovered(t *testing.T) {
 	}
 }
 
+// TestPageHasTheClients: the page of the documentation has the matrix that this program
+// would put there.
+func TestPageHasTheClients(t *testing.T) {
+	page, err := os.ReadFile("../../../" + conformingPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conformance.Clients == "" || !strings.Contains(string(page), conformance.Clients) {
+		t.Errorf("%s lacks what is in %s: write it anew with `conformance run --markdown`", conformingPage, clientsSection)
+	}
+}
+
 func TestCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"fly"}, {"run", "--nonsense"}, {"run", "x"}, {"check", "--root", "/nonexistent"}} {
+	for _, args := range [][]string{{"fly"}, {"run", "--nonsense"}, {"run", "x"}, {"check", "--root", "/nonexistent"}, {"clients"}, {"clients", "/nonexistent"}} {
 		if err := run(context.Background(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%q was accepted", args)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sandboxd/sandboxd/conformance"
 	"github.com/sandboxd/sandboxd/conformance/cases"
@@ -124,4 +125,38 @@ func uncovered(root string) ([]string, error) {
 		return nil, err
 	}
 	return suite.Check(requirements, cases.All(), coverage, pending, tests), nil
+}
+
+// The section of the clients matrix as the program has it in it, and the page that it
+// is part of, below the root of the tree.
+const (
+	clientsSection = "conformance/clients.md"
+	conformingPage = "docs/conformance.md"
+)
+
+// clients writes the clients matrix into the tree, from the events of its tests.
+func clients(args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("clients takes the file of events of the tests, but got %q", args)
+	}
+	events, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	var section strings.Builder
+	if err := suite.Matrix(events, &section); err != nil {
+		return err
+	}
+	page, err := os.ReadFile(conformingPage)
+	if err != nil {
+		return fmt.Errorf("%w: run in the project's folder", err)
+	}
+	if !strings.Contains(string(page), conformance.Clients) {
+		return fmt.Errorf("%s is not of the same run as %s: write it anew with `conformance run --markdown`", conformingPage, clientsSection)
+	}
+	if err := os.WriteFile(clientsSection, []byte(section.String()), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(conformingPage, []byte(strings.Replace(string(page), conformance.Clients, section.String(), 1)), 0o644)
 }
