@@ -200,6 +200,8 @@ func newInternet(t *testing.T) *space {
 		inet.ip("addr add " + a + "/" + bits + " dev lo")
 	}
 	host.ip("route add default via 11.0.0.1\n-6 route add default via 2a00::1")
+	host.set("ipv4/icmp_ratelimit", "0") // every refusal is told, so that nobody waits for one
+	host.set("ipv6/icmp/ratelimit", "0")
 	host.set("ipv4/conf/up0/forwarding", "1")
 	host.set("ipv6/conf/all/forwarding", "1")
 	inet.serve()

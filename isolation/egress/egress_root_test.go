@@ -321,7 +321,7 @@ func TestOpenExaminesTheHost(t *testing.T) {
 	s, p := attach(t, g, 0x7001, n)
 	s.wantReach(public4)
 	s.wantNot(public6)
-	if out := s.output("-6", "addr", "show", "dev", "eth0"); p.v6.IsValid() || strings.Contains(out, "inet6") {
+	if out := s.output("-6", "addr", "show", "scope", "global"); p.v6.IsValid() || strings.Contains(out, "inet6") {
 		t.Errorf("the sandbox has an IPv6 address: %s", out)
 	}
 }

@@ -144,15 +144,41 @@ func (p *Port) link(space *os.File) error {
 	if err := netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("make the interfaces: %w", err)
 	}
-	if err := p.setUpOutside(); err != nil {
-		return err
-	}
 	inside, err := netlink.NewHandleAt(netns.NsHandle(int(space.Fd())), unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("enter the sandbox's network namespace: %w", err)
 	}
 	defer inside.Close()
-	return p.setUpInside(inside)
+	// An end that is raised while the other is up sends at once. The one raised first does
+	// when the kernel has seen that it has a carrier.
+	if err := p.setUpInside(inside); err != nil {
+		return err
+	}
+	if err := p.setUpOutside(); err != nil {
+		return err
+	}
+	return waitUntilUp(inside)
+}
+
+// readyTime is how long the kernel may take to see a carrier; it takes less than a
+// millisecond where it is not busy.
+const readyTime = 5 * time.Second
+
+// waitUntilUp returns when the sandbox's end sends what it is given. Linux from 6.8 on
+// brings the state up to date when it is asked, older ones need the time.
+func waitUntilUp(inside *netlink.Handle) error {
+	for deadline := time.Now().Add(readyTime); ; time.Sleep(time.Millisecond) {
+		l, err := inside.LinkByName(insideName)
+		if err != nil {
+			return err
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the sandbox's interface is %v after %v", l.Attrs().OperState, readyTime)
+		}
+	}
 }
 
 // setUpOutside makes the host's end forward, and sends what is for the sandbox there.
@@ -202,9 +228,16 @@ func (p *Port) setUpInside(h *netlink.Handle) error {
 	if err := h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("raise the sandbox's interface: %w", err)
 	}
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
 	for _, a := range p.addresses() {
-		own := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
-		if err := h.AddrAdd(l, &netlink.Addr{IPNet: own, Flags: unix.IFA_F_NODAD}); err != nil {
+		own, holder := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, l
+		if a.Is6() {
+			holder = lo // works at once; of a new interface the kernel learns within a second that it is ready
+		}
+		if err := h.AddrAdd(holder, &netlink.Addr{IPNet: own, Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("address %v: %w", a, err)
 		}
 		hop, all := gateway4, &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
@@ -214,7 +247,7 @@ func (p *Port) setUpInside(h *netlink.Handle) error {
 		if err := h.NeighAdd(neighbour(l, hop, outsideMAC)); err != nil {
 			return fmt.Errorf("neighbour %v: %w", hop, err)
 		}
-		if err := h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: all, Gw: hop, Flags: int(netlink.FLAG_ONLINK)}); err != nil {
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: all, Gw: hop, Src: own.IP, Flags: int(netlink.FLAG_ONLINK)}); err != nil {
 			return fmt.Errorf("route through %v: %w", hop, err)
 		}
 	}

@@ -272,6 +272,8 @@ func internet(t *testing.T) space {
 		net.ip(fmt.Sprintf("addr add %s/%d dev lo", a, bits))
 	}
 	h.ip("route add default via 11.0.0.1\n-6 route add default via 2a00::1")
+	h.set("ipv4/icmp_ratelimit", "0") // every refusal is told, so that nobody waits for one
+	h.set("ipv6/icmp/ratelimit", "0")
 	h.set("ipv4/conf/up0/forwarding", "1")
 	h.set("ipv6/conf/all/forwarding", "1")
 	t.Cleanup(func() { h.set("ipv6/conf/all/forwarding", "0") })
