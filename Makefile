@@ -127,6 +127,7 @@ bench-quick: bench-programs ## compare a short measurement with docs/benchmarks/
 # N plain cycles, a fifth as many with faults, a tenth as many kills of the daemon, and
 # as many failed system calls.
 N ?= 10000
+SEED ?= $(shell date +%s)
 .PHONY: soak
 soak: build ## cycles with random faults; N (10000), SEED; writes docs/reliability.md
 	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_INJECT=$$(($(N) / 10)) SOAK_REPORT=$(CURDIR)/docs/reliability.md \

@@ -18,6 +18,11 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if calls := os.Getenv(injectee); calls != "" {
+		os.Unsetenv(injectee) // the program's environment is without
+		fmt.Fprintln(os.Stderr, "integration:", becomeInjectee(calls))
+		os.Exit(1)
+	}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)

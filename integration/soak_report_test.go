@@ -195,6 +195,7 @@ func (r *soakReport) kills(t *testing.T, kills int) {
 	last := startIn(t, s.folders, s.args...)
 	s.use(last)
 	s.echo()
+	s.rest(2)
 	after := s.settle(before, patience)
 	wantNoGrowth(t, before, after)
 	last.stop()

@@ -86,11 +86,11 @@ func soakNumber(t *testing.T, variable string, otherwise uint64) uint64 {
 }
 
 // TestSoak runs SOAK_CYCLES plain cycles, a fifth as many with faults and a tenth as
-// many kills of the daemon at random moments. SOAK_SEED repeats the choices of a run;
+// many kills of the daemon at random moments. SOAK_SEED makes other choices;
 // SOAK_REPORT is the file that gets the result.
 func TestSoak(t *testing.T) {
 	cycles := int(soakNumber(t, "SOAK_CYCLES", uint64(rounds(t, 60))))
-	r := soakReport{cycles: cycles, seed: soakNumber(t, "SOAK_SEED", uint64(time.Now().UnixNano())), began: time.Now()}
+	r := soakReport{cycles: cycles, seed: soakNumber(t, "SOAK_SEED", 1), began: time.Now()}
 	t.Logf("SOAK_SEED=%d SOAK_CYCLES=%d", r.seed, cycles)
 	t.Run("plain", func(t *testing.T) { r.plain(t, cycles) })
 	t.Run("faults", func(t *testing.T) { r.faulted(t, max(cycles/5, len(soakFaults))) })
