@@ -47,10 +47,11 @@ test-parts:
 	@echo build $(TEST_PARTS)
 
 .PHONY: lint
-lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck, shellcheck
+lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck, govulncheck, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	go vet -tags seccomp,integration,vm ./...
 	$(TOOLS)/staticcheck -tags seccomp,integration,vm ./...
+	scripts/govulncheck.sh $(TOOLS)/govulncheck
 	shellcheck -x $(SCRIPTS)
 
 .PHONY: vagrant-check
@@ -93,6 +94,15 @@ conformance-clients: tools build ## run official clients and SDKs against bin/sa
 	scripts/clients.sh
 	$(GOTESTSUM) --jsonfile .build/results/clients.json -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient' ./integration
 	go run ./conformance/cmd/conformance clients .build/results/clients.json
+
+.PHONY: attack
+attack: tools build ## the attacks of the tests, at their full length, as root
+	SANDBOXD_ATTACK=whole go test -tags seccomp,integration -count 1 -timeout 60m -v -run 'TestAttack|Exhaustion|Seccomp|TestPosture|Hostile' ./integration ./isolation/runc ./rootfs/...
+
+.PHONY: audit
+audit: build ## compare the posture with other runtimes', as root, and write docs/security.md
+	scripts/setup.sh audit
+	go test -tags seccomp,integration -count 1 -run '^TestAudit$$' ./integration -audit ../docs/security.md
 
 .PHONY: fuzz
 fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (60s)

@@ -68,6 +68,7 @@ var allowed = map[string][]string{
 	"integration":               {"failpoint"},
 	"integration/audit":         {},
 	"integration/clients/go":    {},
+	"integration/dockerspec":    {},
 	"integration/inside":        {},
 	"integration/script":        {},
 	"integration/testextension": {"integration/inside", "integration/script"},

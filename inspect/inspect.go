@@ -90,7 +90,7 @@ func (r Reader) Read(domains []Domain) ([]Process, error) {
 		}
 		for _, pid := range pids {
 			p, err := r.Process(pid)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			if gone(err) {
 				continue
 			}
 			if err != nil {

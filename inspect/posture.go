@@ -49,9 +49,12 @@ const (
 	checkInterfaces = "network interfaces"
 )
 
-// settleTime is how long a difference must last. Between fork and exec a process is
-// still what its parent was, the init handler say.
-const settleTime = 20 * time.Millisecond
+// A difference must last for settleTime. Between fork and exec a process is what the
+// init handler is: that may take settleTries of it on a busy host.
+const (
+	settleTime  = 20 * time.Millisecond
+	settleTries = 100
+)
 
 // Posture compares every process of the domains with what it must be confined to.
 // Processes that end meanwhile are left out. The findings are in the order of the
@@ -64,7 +67,7 @@ func (r Reader) Posture(domains []Domain) ([]Finding, error) {
 	found := make([][]Finding, len(expected)) // by expectation
 	for _, p := range all {
 		findings, err := r.judge(p)
-		if err == nil && slices.ContainsFunc(findings, func(f *Finding) bool { return f != nil && !f.Met }) {
+		for try := 0; err == nil && unmet(findings) && (try == 0 || try < settleTries && r.forked(p)); try++ {
 			time.Sleep(settleTime)
 			findings, err = r.judge(p)
 		}
@@ -125,7 +128,25 @@ func ExemptNetwork(findings []Finding) []Finding {
 	return rest
 }
 
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
+func unmet(findings []*Finding) bool {
+	return slices.ContainsFunc(findings, func(f *Finding) bool { return f != nil && !f.Met })
+}
+
+// forked tells whether a process has yet to execute its program. Only PID 1 may run
+// the init handler's: elsewhere that ends at once.
+func (r Reader) forked(p Process) bool {
+	exe, err := os.Readlink(r.path(strconv.Itoa(p.PID), "exe"))
+	return err == nil && exe == initPath && p.Role != RoleInit
+}
+
+// initPath is where a domain has the init handler's program.
+const initPath = "/.sandbox-init"
+
+// gone tells whether err is that of a process which has ended. A zombie has no mounts
+// any more, and its mountinfo answers EINVAL.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL)
+}
 
 // subject reads a process anew; Domain and Role are p's.
 func (r Reader) subject(p Process) (subject, error) {
@@ -188,7 +209,7 @@ func (s subject) mode(point string) (string, error) {
 }
 
 func rootMount(s subject) (string, error)   { return s.mode("/") }
-func initProgram(s subject) (string, error) { return s.mode("/.sandbox-init") }
+func initProgram(s subject) (string, error) { return s.mode(initPath) }
 func procSys(s subject) (string, error)     { return s.mode("/proc/sys") }
 
 func sysfs(s subject) (string, error) {

@@ -7,6 +7,7 @@
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
 #                              Python, Java, Rust
 #   scripts/setup.sh bench     the runtimes that the benchmark compares with
+#   scripts/setup.sh audit     the runtimes that make audit compares with
 #   scripts/setup.sh vm        qemu and what makes a Debian image
 #   scripts/setup.sh vagrant   vagrant, to check the Vagrantfile
 set -euo pipefail
@@ -89,6 +90,7 @@ clients)
 	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
 	apt_install autoconf automake libtool cmake g++ make xz-utils python3-venv
 	;;
+audit) apt_install runc bubblewrap ;;
 vm)
 	apt_install mmdebstrap e2fsprogs kmod
 	case $(debian_codename) in
@@ -107,5 +109,5 @@ vm)
 	;;
 bench) apt_install runc crun ;;
 vagrant) apt_install vagrant ;;
-*) die "usage: setup.sh [build|test|clients|bench|vm|vagrant]" ;;
+*) die "usage: setup.sh [build|test|clients|bench|audit|vm|vagrant]" ;;
 esac

@@ -170,7 +170,7 @@ func mountFacts() []fact {
 		f, g := strings.Fields(left), strings.Fields(right)
 		flags := strings.Split(f[5], ",")
 		rw := slices.Contains(flags, "rw") && slices.Contains(strings.Split(g[2], ","), "rw")
-		node := g[0] == "devtmpfs" && f[3] != "/"
+		node := g[0] == "devtmpfs" && f[3] != "/" || f[3] == "/null"
 		if f[4] == "/" {
 			root = map[bool]string{true: "writable", false: "read-only"}[rw]
 		}
@@ -245,8 +245,8 @@ func folder(path string) string {
 func devices() string {
 	entries, _ := os.ReadDir("/dev")
 	n := 0
-	for _, e := range entries {
-		if e.Type()&os.ModeDevice != 0 {
+	for _, e := range entries { // a node may be mounted on a plain file
+		if info, err := os.Stat("/dev/" + e.Name()); err == nil && info.Mode()&os.ModeDevice != 0 && e.Type()&os.ModeSymlink == 0 {
 			n++
 		}
 	}

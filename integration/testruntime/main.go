@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -33,6 +34,8 @@ type testRuntime struct {
 	last     []script.Result // of the invocation before
 	held     [][]byte        // memory that stays allocated
 	ticks    *ticker
+
+	connections []net.Conn // of hold
 }
 
 func main() {

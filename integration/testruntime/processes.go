@@ -18,6 +18,10 @@ func self(part ...string) *exec.Cmd { return exec.Command("/proc/self/exe", part
 func child(part []string) {
 	switch part[0] {
 	case "exit":
+	case "orphan": // the middle process; the one it starts outlives it
+		if err := self("exit").Start(); err != nil {
+			log.Fatal(err)
+		}
 	case "sleep":
 		forever()
 	case "bomb": // every process of it starts others as long as it can

@@ -69,6 +69,15 @@ func init() { // not a literal: on_sigterm refers to the table
 		"tick":        tick,
 		"ticks":       func(t *testRuntime, _ script.Step, r *script.Result) { r.Times = t.ticks.all() },
 		"daemon":      detach,
+		// attacks
+		"bytes":   rawBytes,
+		"hold":    hold,
+		"held":    held,
+		"threads": threads,
+		"watch":   watch,
+		"pipes":   pipes,
+		"flood":   flood,
+		"orphans": orphans,
 	}
 }
 
