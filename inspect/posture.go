@@ -49,8 +49,9 @@ const (
 	checkInterfaces = "network interfaces"
 )
 
-// A difference must last for settleTime. Between fork and exec a process is what the
-// init handler is: that may take settleTries of it on a busy host.
+// A difference must last for settleTime, and for settleTries of it, since hosts are
+// busy, where something is being made: a process between fork and exec is what the
+// init handler is, and a domain gets its mounts before it gets a process.
 const (
 	settleTime  = 20 * time.Millisecond
 	settleTries = 100
@@ -65,9 +66,14 @@ func (r Reader) Posture(domains []Domain) ([]Finding, error) {
 		return nil, err
 	}
 	found := make([][]Finding, len(expected)) // by expectation
+	inDomain := map[string]int{}              // how many processes
+	for _, p := range all {
+		inDomain[p.Domain]++
+	}
 	for _, p := range all {
 		findings, err := r.judge(p)
-		for try := 0; err == nil && unmet(findings) && (try == 0 || try < settleTries && r.forked(p)); try++ {
+		making := func() bool { return r.forked(p) || inDomain[p.Domain] == 1 }
+		for try := 0; err == nil && unmet(findings) && (try == 0 || try < settleTries && making()); try++ {
 			time.Sleep(settleTime)
 			findings, err = r.judge(p)
 		}
