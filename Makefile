@@ -36,7 +36,7 @@ build: setup ## build bin/sandboxd, with the init handler inside
 demo: build ## run a function and an extension, show their isolation, clean up, check that
 	@scripts/demo.sh
 
-TEST_PARTS := lint unit race integration conformance-clients wire vm-test demo bench-quick
+TEST_PARTS := lint unit race integration conformance-clients extensions wire vm-test demo bench-quick
 
 .PHONY: test
 test: $(TEST_PARTS) ## everything that CI checks
@@ -70,7 +70,12 @@ race: tools $(EMBEDDED) ## the same and all other unit tests with the race detec
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
-	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m -skip '^TestClient' $(ROOT_PACKAGES)
+	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m -skip '^Test(Client|Real)' $(ROOT_PACKAGES)
+
+.PHONY: extensions
+extensions: tools build ## run extensions of others, built from public registries, in sandboxes
+	scripts/setup.sh extensions
+	$(GOTESTSUM) --jsonfile .build/results/extensions.json -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal' ./integration
 
 .PHONY: vm-test
 vm-test: tools build ## the same tests in a virtual machine with pure cgroup v2

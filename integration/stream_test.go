@@ -59,8 +59,14 @@ func (d *daemon) openStream(payload any, header ...string) *http.Response {
 // stream lets the test runtime do steps and reads the whole stream.
 func (d *daemon) stream(steps []script.Step, header ...string) *streamed {
 	d.t.Helper()
+	return d.streamOf(script.Event{Steps: steps}, header...)
+}
+
+// streamOf reads the whole stream that a payload is answered with.
+func (d *daemon) streamOf(payload any, header ...string) *streamed {
+	d.t.Helper()
 	begin := time.Now()
-	resp := d.openStream(script.Event{Steps: steps}, header...)
+	resp := d.openStream(payload, header...)
 	s := &streamed{answer: answer{status: resp.StatusCode, header: resp.Header}}
 	complete := 0
 	decoder := eventstream.NewDecoder()

@@ -82,7 +82,7 @@ func platformEnv(c *Config) map[string]string {
 		"AWS_LAMBDA_LOG_FORMAT":    string(format),
 		"_LAMBDA_TELEMETRY_LOG_FD": framesFD,
 	}
-	if f.Image { // ENV-10 is for zips: an image brings its own
+	if f.Image != nil { // ENV-10 is for zips: an image brings its own
 		delete(env, "LANG")
 		delete(env, "PATH")
 		delete(env, "LD_LIBRARY_PATH")

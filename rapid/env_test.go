@@ -46,7 +46,7 @@ func TestRuntimeEnvironment(t *testing.T) {
 // ENV-10: the search paths of zips are not forced on an image.
 func TestImageEnvironment(t *testing.T) {
 	c := envConfig()
-	c.Function.Image = true
+	c.Function.Image = &Image{}
 	c.Function.Env = map[string]string{"PATH": "/image/bin"}
 	env := runtimeEnv(c)
 	for _, e := range env {

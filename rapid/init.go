@@ -106,6 +106,9 @@ func (s *Sandbox) launchRuntime(ctx context.Context) *Fault {
 		return nil
 	}
 	if f := bootstrapFault(b.Path, err); f != nil {
+		if i := s.cfg.Function.Image; i != nil {
+			s.log.Platform(&telemetry.ImageError{Message: f.Message, Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkingDir})
+		}
 		return f
 	}
 	return &Fault{errSandboxFailure, err.Error()}

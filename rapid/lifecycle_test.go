@@ -231,6 +231,20 @@ func TestBadEntry(t *testing.T) {
 	}
 }
 
+// LOG-33: the log says what the image has of a program that cannot be started.
+func TestImageLaunchError(t *testing.T) {
+	set := func(c *Config, s *fakesup.Supervisor) {
+		c.Function.Image = &Image{Entrypoint: []string{"/main", "-m"}, Cmd: []string{"app.handler"}, WorkingDir: "/work"}
+		s.ExecErr[bootstrap] = &supervisor.ExecError{Path: bootstrap, Errno: syscall.ENOEXEC}
+	}
+	inWorld(t, hangs, func(w *world) {
+		if r := w.invoke("a"); r.ErrorType != errInvalidEntrypoint {
+			t.Errorf("error type %q: %s", r.ErrorType, r.Payload)
+		}
+		w.wantLogHas("IMAGE\tLaunch error: fork/exec " + bootstrap + ": exec format error\tEntrypoint: [/main,-m]\tCmd: [app.handler]\tWorkingDir: [/work]\n")
+	}, with(set))
+}
+
 // Decision 12, INV-14: out of memory is told, and the sandbox is over.
 func TestOutOfMemory(t *testing.T) {
 	inWorld(t, echo(time.Minute), func(w *world) {

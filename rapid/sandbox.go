@@ -72,6 +72,13 @@ type Entry struct {
 	Dir  string   // "" means /var/task (ENV-24)
 }
 
+// Image is what the configuration of a container image says of its program, for the
+// log line of one that cannot be started (LOG-33).
+type Image struct {
+	Entrypoint, Cmd []string
+	WorkingDir      string
+}
+
 // Function is what runs in a sandbox.
 type Function struct {
 	Name, Version, ARN, Handler string
@@ -87,7 +94,7 @@ type Function struct {
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
 	ExtensionsDisabled          bool     // EX-05
-	Image                       bool     // the code is a container image, whose variables are among Env
+	Image                       *Image   // the code is a container image, whose variables are among Env; nil if it is not
 }
 
 // Credentials are what the processes get as AWS_ACCESS_KEY_ID and so on (ENV-02).

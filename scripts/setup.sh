@@ -6,6 +6,8 @@
 #   scripts/setup.sh test      build, and what the tests run: shellcheck
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
 #                              Python, Java, Rust
+#   scripts/setup.sh extensions   what the extensions of others are made and run with:
+#                              Python, Rust
 #   scripts/setup.sh bench     the runtimes that the benchmark compares with
 #   scripts/setup.sh audit     the runtimes that make audit compares with
 #   scripts/setup.sh vm        qemu and what makes a Debian image
@@ -53,20 +55,28 @@ build() {
 	go version >/dev/null || die "Go cannot get the version that go.mod asks for"
 }
 
-# lambda_runtime compiles with this version of Rust or a later one.
-oldest_rust=1.84
-
-# has_cargo: there is a cargo that is new enough, from wherever it came.
-has_cargo() {
+# has_rust VERSION: there is a cargo of that version or a later one, and its compiler.
+has_rust() {
 	local version
+	command -v rustc >/dev/null || return 1
 	version=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) || return 1
-	printf '%s\n' "$oldest_rust" "$version" | sort -V -C
+	printf '%s\n' "$1" "$version" | sort -V -C
 }
 
-install_cargo() {
-	has_cargo && return 0
-	apt_install cargo
-	has_cargo || die "cargo is older than $oldest_rust: $(cargo --version); install Rust by rustup, or use Debian 13"
+# install_rust VERSION: Debian 12 has a newer Rust for its browsers, beside the old one.
+install_rust() {
+	has_rust "$1" && return 0
+	local suffix version
+	need_root "installing Rust"
+	apt-get -qq update
+	for suffix in "" -web; do
+		version=$(apt-cache show --no-all-versions "cargo$suffix" 2>/dev/null | sed -n 's/^Version: *//p')
+		if printf '%s\n' "$1" "${version:-0}" | sort -V -C; then
+			apt_install "cargo$suffix" "rustc$suffix"
+			break
+		fi
+	done
+	has_rust "$1" || die "there is no Rust $1 or later, and Debian has none here: install one by rustup"
 }
 
 # have_command NAME PACKAGE: installs the package unless the command is there, from
@@ -86,7 +96,7 @@ clients)
 	have_command pip3 python3-pip
 	have_command javac default-jdk-headless
 	have_command mvn maven
-	install_cargo
+	install_rust 1.84 # lambda_runtime
 	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
 	apt_install autoconf automake libtool cmake g++ make xz-utils python3-venv
 	;;
@@ -108,6 +118,10 @@ vm)
 	esac
 	;;
 bench) apt_install runc crun ;;
+extensions)
+	have_command python3 python3
+	install_rust 1.92 # opentelemetry-lambda-extension
+	;;
 vagrant) apt_install vagrant ;;
-*) die "usage: setup.sh [build|test|clients|bench|audit|vm|vagrant]" ;;
+*) die "usage: setup.sh [build|test|clients|extensions|bench|audit|vm|vagrant]" ;;
 esac

@@ -5,8 +5,8 @@
 #   vm/test.sh plain|systemd
 #   vm/test.sh here             without a machine: this one is it (see Vagrantfile)
 #
-# VM_RUN, a regular expression, chooses tests. Tests named TestClient… stay away: they
-# need npm, pip and their registries.
+# VM_RUN, a regular expression, chooses tests. Tests named TestClient… and TestReal…
+# stay away: they need package registries and what builds from them.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/../scripts/lib.sh"

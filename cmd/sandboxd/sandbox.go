@@ -58,11 +58,13 @@ type factory struct {
 }
 
 func newFactory(s *session, function *rootfs.Function, template string, hurry <-chan struct{}) *factory {
+	life := lifeOf(s.o, function, s.sink())
+	life.Function.Image = s.image
 	return &factory{
 		instance: s.instance, leases: s.leases, engine: s.engine, log: s.log, hurry: hurry,
 		name:     idPrefix(s.o.functionName),
 		spec:     specOf(s.o, function, template),
-		life:     lifeOf(s.o, function, s.sink()),
+		life:     life,
 		strict:   s.o.strict,
 		longInit: longInit(s.o),
 		renew:    func() (rapid.Credentials, error) { return renewedCredentials(s.o) },
@@ -125,7 +127,6 @@ func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Co
 			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs, Dir: function.WorkingDir},
 			Extensions:         function.Extensions,
 			ExtensionsDisabled: function.ExtensionsDisabled,
-			Image:              o.image != "",
 		},
 		Settings:    settings,
 		Credentials: o.settings.credentials(),

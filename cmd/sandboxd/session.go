@@ -17,6 +17,7 @@ import (
 	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/rootfs/image"
@@ -41,6 +42,8 @@ type session struct {
 	log    *logrus.Logger
 	stderr *lockedWriter   // for the lines of sandboxes
 	drain  context.Context // ends when running invocations are no longer waited for
+
+	image *rapid.Image // nil: the function is no image
 
 	instance *instance.Instance
 	leases   *instance.Leases
@@ -187,6 +190,7 @@ func (s *session) prepareImage(ctx context.Context, store *rootfs.Store, scratch
 		return nil, err
 	}
 	s.o.env, s.o.handler = f.Env, f.Handler
+	s.image = &rapid.Image{Entrypoint: f.Entrypoint, Cmd: f.Cmd, WorkingDir: f.ConfiguredDir}
 	return &f.Function, nil
 }
 

@@ -34,6 +34,8 @@ func TestRecords(t *testing.T) {
 		{&Start{RequestID: "id", Version: "$LATEST"}, "START RequestId: id Version: $LATEST\n", `{"requestId":"id","version":"$LATEST"}`},
 		{&RuntimeDone{RequestID: "id", Status: Success}, "", `{"requestId":"id","status":"success"}`},
 		{&Fault{RequestID: "id", Message: "m", ErrorType: "T"}, "RequestId: id Error: m\nT\n", `"RequestId: id Error: m\nT\n"`},
+		{&ImageError{Message: "fork/exec /a: exec format error", Entrypoint: []string{"/a", "-m"}, Cmd: []string{"x\ny"}, WorkingDir: "/w"},
+			"IMAGE\tLaunch error: fork/exec /a: exec format error\tEntrypoint: [/a,-m]\tCmd: [x y]\tWorkingDir: [/w]\n", ""},
 		{&TimedOut{RequestID: "id", Timeout: 3 * time.Second}, "2026-01-02T03:04:05.678Z id Task timed out after 3.00 seconds\n\n", ""},
 		{&End{RequestID: "id"}, "END RequestId: id\n", ""},
 		{&Report{RequestID: "id", Status: Success, Metrics: ReportMetrics{Duration: Millis(1049630 * time.Microsecond), BilledMillis: 2344, MemorySizeMB: 128, MaxMemoryUsedMB: 90, InitDuration: &initTime},

@@ -317,6 +317,24 @@ func (r *Fault) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "Error: %s\n%s\n", r.Message, r.ErrorType)
 }
 
+// ImageError says why the program of a container image was not started (LOG-33). It
+// has no JSON form: there the fault tells it.
+type ImageError struct {
+	Message    string
+	Entrypoint []string // these three as the image has them
+	Cmd        []string
+	WorkingDir string
+}
+
+// Type implements Platform; it is never written.
+func (*ImageError) Type() string { return "" }
+
+func (r *ImageError) appendText(b []byte, _ time.Time) []byte {
+	words := func(list []string) string { return oneLine(strings.Join(list, ",")) }
+	return fmt.Appendf(b, "IMAGE\tLaunch error: %s\tEntrypoint: [%s]\tCmd: [%s]\tWorkingDir: [%s]\n",
+		oneLine(r.Message), words(r.Entrypoint), words(r.Cmd), oneLine(r.WorkingDir))
+}
+
 // TimedOut says that an invocation passed its deadline (LOG-28). It has no JSON
 // form: there the report's status tells it.
 type TimedOut struct {
