@@ -20,8 +20,9 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"bench/load", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor"},
-	"doctor":                 {"instance"},
+	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor"},
+	"confine":                {},
+	"doctor":                 {"confine", "instance"},
 	"failpoint":              {},
 	"fleet":                  {"rapid"},
 	"front":                  {"fleet", "rapid"},

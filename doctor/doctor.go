@@ -89,6 +89,7 @@ var niceToHaves = []check{
 	{"freeze and kill", lookV2Core},
 	{"swap accounting", lookSwap},
 	{"id-mapped mounts", lookIDMap},
+	{"Landlock", lookLandlock},
 	{"process ids", lookPIDMax},
 	{"inotify", lookInotify},
 	{"OOM protection", lookOOMScore},

@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/confine"
 )
 
 // minKernel is the oldest kernel that has all that sandboxd uses: memory.peak of
@@ -125,6 +127,14 @@ func lookIDMap(ctx context.Context, h Host) outcome {
 		return lacks("for /usr: "+err.Error(), fix)
 	}
 	return has("for /usr")
+}
+
+func lookLandlock(context.Context, Host) outcome {
+	version := confine.LandlockVersion()
+	if version == 0 {
+		return lacks("the kernel has none, or it is off", "the worker is confined by its user and seccomp alone; add landlock to the kernel's lsm= list")
+	}
+	return has(fmt.Sprintf("version %d", version))
 }
 
 // cloneMount makes a detached clone of /usr with the given attributes and drops it.

@@ -1,8 +1,10 @@
 package rootfs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -35,6 +37,57 @@ type InvalidError struct {
 	Reason string // what is wrong with it
 	Fix    string // what the operator can do; may be empty
 	Err    error  // the cause; may be nil
+}
+
+// kinds are those that the extraction of a zip can find, by the number under which they
+// travel.
+var kinds = []error{ErrPackage, ErrUnsafe, ErrTooLarge, ErrNotFound}
+
+// maxEncoded bounds an encoded error: names and reasons are shorter by far.
+const maxEncoded = 64 << 10
+
+// EncodeError turns the error of a [ZipJob] into bytes for another process.
+func EncodeError(err error) []byte {
+	e := &InvalidError{Reason: err.Error()}
+	number := len(kinds) // of none
+	if invalid, ok := errors.AsType[*InvalidError](err); ok {
+		e, number = invalid, slices.Index(kinds, invalid.Kind)
+	}
+	cause := ""
+	if e.Err != nil {
+		cause = e.Err.Error()
+	}
+	b := []byte{byte(number)}
+	for _, s := range []string{e.File, e.Entry, e.Reason, e.Fix, cause} {
+		s = s[:min(len(s), maxEncoded/8)]
+		b = append(binary.LittleEndian.AppendUint32(b, uint32(len(s))), s...)
+	}
+	return b
+}
+
+// DecodeError is the inverse of EncodeError. Whatever the bytes, it returns an error.
+func DecodeError(b []byte) error {
+	malformed := errors.New("rootfs: the extraction failed, and did not say why")
+	if len(b) == 0 || len(b) > maxEncoded {
+		return malformed
+	}
+	number, rest := int(b[0]), b[1:]
+	var text [5]string
+	for i := range text {
+		if len(rest) < 4 || uint64(binary.LittleEndian.Uint32(rest)) > uint64(len(rest)-4) {
+			return malformed
+		}
+		n := binary.LittleEndian.Uint32(rest)
+		text[i], rest = string(rest[4:4+n]), rest[4+n:]
+	}
+	if number >= len(kinds) {
+		return errors.New(text[2])
+	}
+	e := &InvalidError{Kind: kinds[number], File: text[0], Entry: text[1], Reason: text[2], Fix: text[3]}
+	if text[4] != "" {
+		e.Err = errors.New(text[4])
+	}
+	return e
 }
 
 func (e *InvalidError) Error() string {

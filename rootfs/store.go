@@ -50,6 +50,11 @@ func (l Limits) withDefaults() Limits {
 // daemons may share its folder. A process that dies
 // leaves at most a staging folder that the next [OpenStore] removes.
 type Store struct {
+	// Unzip runs a job in a process of its own, which has ended when it returns. It gives
+	// the process what it needs of the folder tree; who owns what is made there is of no
+	// interest. nil runs jobs in this process. Set it before the store is used.
+	Unzip func(ctx context.Context, job ZipJob, zip, tree *os.File) error
+
 	entries string // <dir>/sha256
 	staging staging
 }
@@ -216,19 +221,35 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 	if digest, err = hashCopy(ctx, zipCopy, f, limits.ZipBytes); err != nil {
 		return fail(err)
 	}
-	info, err := zipCopy.Stat()
-	if err != nil {
-		return fail(err)
-	}
-	plan, err := planZip(path, zipCopy, info.Size(), limits)
-	if err != nil {
-		return "", err
-	}
+	job := ZipJob{File: path, Limits: limits}
 	err = stageTree(st, func(root *os.Root) (int64, error) {
-		return plan.bytes, plan.extract(ctx, root, progress)
+		tree, err := root.Open(".")
+		if err != nil {
+			return 0, err
+		}
+		defer tree.Close()
+		if s.Unzip == nil {
+			err = job.Run(ctx, zipCopy, tree, progress)
+		} else {
+			err = s.unzipElsewhere(ctx, job, zipCopy.Name(), tree)
+		}
+		if err != nil {
+			return 0, err
+		}
+		return job.adopt(root)
 	})
 	failpoint.Pass(failpoint.ZipStaged)
 	return digest, err
+}
+
+// unzipElsewhere runs the job in another process, which can only read the zip.
+func (s *Store) unzipElsewhere(ctx context.Context, job ZipJob, path string, tree *os.File) error {
+	zip, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer zip.Close()
+	return s.Unzip(ctx, job, zip, tree)
 }
 
 // lookup finds the entry of a zip, or says fs.ErrNotExist, also of a damaged one. The

@@ -162,6 +162,7 @@ func (s *session) prepare(ctx context.Context) (*rootfs.Function, string, error)
 	if err != nil {
 		return nil, "", err
 	}
+	store.Unzip = s.unzip
 	scratch := filepath.Join(s.instance.Dir(), "scratch")
 	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return nil, "", err

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/confine"
+	"github.com/sandboxd/sandboxd/rootfs"
+)
+
+// unpackCommand is the name under which the binary extracts one zip.
+const unpackCommand = "sandboxd-unpack"
+
+// The descriptors of that process, beside the job on standard input. On its standard
+// output it says what is wrong with the zip.
+const (
+	zipFD  = 3 + iota // readable
+	treeFD            // an empty folder
+)
+
+// isUnpack reports whether this process is to extract a zip.
+func isUnpack() bool { return os.Args[0] == unpackCommand }
+
+// runUnpack is main for that process.
+func runUnpack() int {
+	var job rootfs.ZipJob
+	err := gob.NewDecoder(os.Stdin).Decode(&job)
+	if err == nil {
+		err = job.Run(context.Background(), os.NewFile(zipFD, "zip"), os.NewFile(treeFD, "tree"), nil)
+	}
+	if err != nil {
+		_, _ = os.Stdout.Write(rootfs.EncodeError(err))
+		return exitFunction
+	}
+	return exitOK
+}
+
+// maxUnpackOutput bounds what the process may say.
+const maxUnpackOutput = 64 << 10
+
+// bounded keeps the beginning of what is written to it.
+type bounded struct{ b []byte }
+
+func (w *bounded) Write(p []byte) (int, error) {
+	w.b = append(w.b, p[:min(len(p), maxUnpackOutput-len(w.b))]...)
+	return len(p), nil
+}
+
+// unzip runs the job in a process of its own: a user that nothing else of the host has,
+// without capability and network, which may open nothing but the folder.
+func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.File) (err error) {
+	uid, err := s.leases.Acquire(s.instance)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.leases.Release(uid)) }()
+	if err := tree.Chown(int(uid), int(uid)); err != nil {
+		return err
+	}
+	var order bytes.Buffer
+	if err := gob.NewEncoder(&order).Encode(&job); err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand}, []string{}, "/"
+	var said bounded
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &order, &said, null
+	cmd.ExtraFiles = []*os.File{zip, tree}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uid, Gid: uid},
+		Pdeathsig:  syscall.SIGKILL,
+		// Its end is that of whatever it has started.
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+	}
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is confined
+		// What the operator's shell has left open is none of that process's.
+		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
+		err := confine.Thread(tree)
+		if errors.Is(err, confine.ErrNoLandlock) {
+			s.log.WithError(err).Warn("the zip is extracted without it; see 'sandboxd doctor'")
+			err = nil
+		}
+		if err == nil {
+			err = cmd.Run()
+		}
+		ended <- err
+	}()
+	err = <-ended
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("extract %s: %w", job.File, ctx.Err())
+	case errors.As(err, &exit) && exit.ExitCode() == exitFunction:
+		return rootfs.DecodeError(said.b)
+	case err != nil:
+		return fmt.Errorf("extract %s: %w", job.File, err)
+	}
+	return nil
+}
