@@ -18,8 +18,9 @@ import (
 	"github.com/sandboxd/sandboxd/integration/script"
 )
 
-// imageLayout writes an OCI image layout with the test runtime as /main, and returns
-// its folder. config goes into the image's configuration.
+// imageLayout writes an OCI image layout and returns its folder. It has the test
+// runtime as /main, and two programs that only their execution shows to be none. config
+// goes into the image's configuration.
 func imageLayout(t *testing.T, config map[string]any) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -53,8 +54,11 @@ func imageLayout(t *testing.T, config map[string]any) string {
 		{Name: "work/", Typeflag: tar.TypeDir, Mode: 0o755, Uid: 1000, Gid: 1000},
 		{Name: "work/here", Typeflag: tar.TypeReg, Mode: 0o644},
 		{Name: "main", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 1000, Gid: 1000},
+		{Name: "script", Typeflag: tar.TypeReg, Mode: 0o755},
+		{Name: "cut", Typeflag: tar.TypeReg, Mode: 0o755},
 	} {
-		content := map[string][]byte{"main": program, "work/here": []byte("in the image")}[h.Name]
+		content := map[string][]byte{"main": program, "work/here": []byte("in the image"),
+			"script": []byte("#!/work/here\n"), "cut": program[:100]}[h.Name]
 		h.Size = int64(len(content))
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -116,5 +120,20 @@ func TestImage(t *testing.T) {
 	}
 	if uid := d.guests()[0].status("Uid"); strings.HasPrefix(uid, "0\t") {
 		t.Errorf("the function runs as host root: %s", uid)
+	}
+}
+
+// LOG-33, FE-02: an image whose program looks well, but is not executed: the script's
+// interpreter is no program, and of the other there is no more than the header.
+func TestImageLaunchError(t *testing.T) {
+	for name, reason := range map[string]string{"script": "permission denied", "cut": "exec format error"} {
+		t.Run(name, func(t *testing.T) {
+			layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/" + name, "-x"}, "Cmd": []string{"app.handler"}, "WorkingDir": "/work"})
+			d := start(t, "--memory=512", "--image", layout)
+			failure := "fork/exec /" + name + ": " + reason
+			d.invoke("x").wantError(t, "Runtime.InvalidEntrypoint", "RequestId: <id> Error: "+failure)
+			want := "IMAGE\tLaunch error: " + failure + "\tEntrypoint: [/" + name + ",-x]\tCmd: [app.handler]\tWorkingDir: [/work]"
+			d.waitFor(want)
+		})
 	}
 }
