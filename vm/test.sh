@@ -28,7 +28,7 @@ go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$payload/program
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/bin/test2json" cmd/test2json
 tags=seccomp,integration
 [ "$kind" = here ] || tags+=,vm # tests that set the machine's clock
-for package in ./integration ./isolation/egress ./isolation/runc; do
+for package in ./integration ./isolation/runc; do
 	name=${package//\//_}
 	go test -c -trimpath -ldflags '-s -w' -tags "$tags" -o "$payload/packages/${name#._}.test" "$package"
 done
