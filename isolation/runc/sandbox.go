@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -460,7 +461,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	domains, gone := maps.Clone(s.domains), map[string]func() error{}
-	var failed []*thread // the creators of domains whose start failed
+	var failed []*thread // the creators of domains whose start, or the wait for their end, failed
 	for name, d := range domains {
 		gone[name] = d.gone
 		if d.gone == nil {
@@ -473,7 +474,11 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	for name, d := range domains {
-		if err := d.end(ctx, gone[name]); err != nil {
+		unreaped, err := d.end(ctx, gone[name])
+		if unreaped {
+			failed = append(failed, d.creator)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("runc: end %s of %s: %w", name, s.spec.ID, err))
 			continue
 		}
@@ -500,21 +505,21 @@ func (s *Sandbox) Close(ctx context.Context) error {
 
 // end reaps the killed init handler, for which gone waits if it was ever there, and with
 // it the kernel ends the rest of its domain; then it removes the domain's cgroup and
-// state. It can be tried again.
-func (d *domain) end(ctx context.Context, gone func() error) error {
+// state. It can be tried again. If the wait itself failed, the init handler may be left
+// as a zombie.
+func (d *domain) end(ctx context.Context, gone func() error) (unreaped bool, err error) {
 	if gone != nil {
-		reaped := make(chan struct{})
-		go func() {
-			_ = failpoint.Do(failpoint.ReapInit, gone) // its status is of no interest: it was killed
-			close(reaped)
-		}()
+		reaped := make(chan error, 1)
+		go func() { reaped <- failpoint.Do(failpoint.ReapInit, gone) }()
 		select {
-		case <-reaped:
+		case err := <-reaped: // its status is of no interest: it was killed
+			_, exited := errors.AsType[*exec.ExitError](err)
+			unreaped = err != nil && !exited
 		case <-ctx.Done():
-			return fmt.Errorf("init handler does not end: %w", ctx.Err())
+			return false, fmt.Errorf("init handler does not end: %w", ctx.Err())
 		}
 	}
-	return d.container.Destroy()
+	return unreaped, d.container.Destroy()
 }
 
 // reapOrphans waits for children of the thread that are dead already. When
