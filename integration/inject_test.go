@@ -212,8 +212,8 @@ func (in *injector) disarm() (calls map[int]int, hit bool) {
 }
 
 // injected are the system calls that make and remove sandboxes, by name and number. Not
-// among them are close, which closes whatever it says, and what the Go runtime waits
-// and schedules with.
+// among them are close, which closes whatever it says, the waits for children, which fail
+// for none of these reasons, and what the Go runtime waits and schedules with.
 var injected = map[string]int{
 	"access": unix.SYS_ACCESS, "bind": unix.SYS_BIND, "clone": unix.SYS_CLONE, "clone3": unix.SYS_CLONE3, "connect": unix.SYS_CONNECT,
 	"copy_file_range": unix.SYS_COPY_FILE_RANGE, "dup": unix.SYS_DUP, "dup3": unix.SYS_DUP3, "epoll_ctl": unix.SYS_EPOLL_CTL,
@@ -231,7 +231,7 @@ var injected = map[string]int{
 	"rmdir": unix.SYS_RMDIR, "sendmsg": unix.SYS_SENDMSG, "sendto": unix.SYS_SENDTO, "setns": unix.SYS_SETNS,
 	"setsockopt": unix.SYS_SETSOCKOPT, "socket": unix.SYS_SOCKET, "socketpair": unix.SYS_SOCKETPAIR, "statfs": unix.SYS_STATFS,
 	"statx": unix.SYS_STATX, "symlinkat": unix.SYS_SYMLINKAT, "umount2": unix.SYS_UMOUNT2, "unlinkat": unix.SYS_UNLINKAT,
-	"unshare": unix.SYS_UNSHARE, "wait4": unix.SYS_WAIT4, "waitid": unix.SYS_WAITID, "write": unix.SYS_WRITE,
+	"unshare": unix.SYS_UNSHARE, "write": unix.SYS_WRITE,
 }
 
 // injectErrnos are what every call may fail with.
