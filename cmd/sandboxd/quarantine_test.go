@@ -32,6 +32,7 @@ func TestQuarantineTriesAgain(t *testing.T) {
 			t.Fatalf("%v, held %v", err, q.list())
 		}
 		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 		want := []time.Duration{1, 3, 7, 15, 31, 63, 123, 183, 243}
 		if len(tries) != len(want) {
 			t.Fatalf("tries at %v", tries)

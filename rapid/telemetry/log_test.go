@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,39 +117,49 @@ func TestGather(t *testing.T) {
 		time.Sleep(gather / 2)
 		add("b")
 		synctest.Wait()
-		if len(sink.sizes) != 0 {
-			t.Errorf("%d batches before the time", len(sink.sizes))
+		if sizes, _ := sink.seen(); len(sizes) != 0 {
+			t.Errorf("batches of %d records before the time", sizes)
 		}
 		time.Sleep(gather)
 		synctest.Wait()
 		for range 3 {
 			add(strings.Repeat("x", queueBytes/4))
 		}
-		synctest.Wait() // no time passes
-		flood := sink.sum() - 2
-		if flood < 2 { // it may be taken before its third record is there
-			t.Errorf("%d records of a flood went out at once, want 2 at least", flood)
+		synctest.Wait()                     // no time passes
+		if _, sum := sink.seen(); sum < 4 { // it may be taken before its third record is there
+			t.Errorf("%d records of a flood went out at once, want 2 at least", sum-2)
 		}
 		add("c")
 		if err := l.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if len(sink.sizes) != 3 || sink.sizes[0] != 2 || sink.sum() != 6 {
-			t.Errorf("batches of %d records, want 2, the flood, and the rest", sink.sizes)
+		if sizes, sum := sink.seen(); len(sizes) != 3 || sizes[0] != 2 || sum != 6 {
+			t.Errorf("batches of %d records, want 2, the flood, and the rest", sizes)
 		}
 	})
 }
 
-type batches struct{ sizes []int }
-
-func (b *batches) sum() (n int) {
-	for _, size := range b.sizes {
-		n += size
-	}
-	return n
+// batches notes how many records came at once.
+type batches struct {
+	mu    sync.Mutex
+	sizes []int
 }
 
-func (b *batches) Lines(records []Record) { b.sizes = append(b.sizes, len(records)) }
+func (b *batches) Lines(records []Record) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sizes = append(b.sizes, len(records))
+}
+
+// seen returns the sizes, and the number of all records.
+func (b *batches) seen() (sizes []int, sum int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, size := range b.sizes {
+		sum += size
+	}
+	return slices.Clone(b.sizes), sum
+}
 
 // A slow sink blocks nobody: records are dropped, counted and said.
 func TestSlowSink(t *testing.T) {
