@@ -93,6 +93,7 @@ type Fleet struct {
 	drained     chan struct{} // closed when closing and no member is taken or finishing
 	onceDrained sync.Once
 	errs        []error // of sandboxes closed by Shutdown
+	cut         error   // why Shutdown did not wait for all invocations; nil if it did
 }
 
 // A phase is what the fleet does with a member.

@@ -12,7 +12,7 @@ import (
 // Shutdown takes no more invocations, waits until those that run are Done or ctx
 // ends, and then closes all sandboxes in parallel (each within 20 s); those that still
 // run get their answer from the sandbox's shutdown. It returns when nothing is left;
-// the error joins that of ctx, if it ended first, with those of the sandboxes that
+// the error joins that of ctx, if it ended while some ran, with those of the sandboxes that
 // did not close cleanly. A second call waits likewise and returns the same.
 func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
@@ -24,17 +24,27 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.noticeDrain()
 	f.mu.Unlock()
 
-	var cut error
 	select {
 	case <-f.drained:
 	case <-ctx.Done():
-		cut = fmt.Errorf("fleet: wait for running invocations: %w", ctx.Err())
+		f.cutShort(ctx.Err())
 	}
 	f.endLife()
 	f.keepers.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return errors.Join(append([]error{cut}, f.errs...)...)
+	return errors.Join(append([]error{f.cut}, f.errs...)...)
+}
+
+// cutShort remembers that invocations do not get the time to end, and why, if any run.
+func (f *Fleet) cutShort(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-f.drained:
+	default:
+		f.cut = cmp.Or(f.cut, fmt.Errorf("fleet: running invocations were cut short: %w", why))
+	}
 }
 
 // Stat describes one sandbox, for lists.

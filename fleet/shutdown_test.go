@@ -54,7 +54,21 @@ func TestShutdownDeadlineAndErrors(t *testing.T) {
 		r.want(running, "! fleet: shut down: context canceled")
 		r.want(making, "! fleet: shut down: context canceled")
 		r.allClosed()
+		if err := r.Shutdown(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Shutdown again: %v, want what the first one said", err)
+		}
 	})
+}
+
+// Hurry is no fault when there is nothing to wait for.
+func TestShutdownOfIdleInAHurry(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 { // which of two reasons to go on comes first is random
+		if err := newRig(t, Config{Max: 1}, nil).Shutdown(ctx); err != nil {
+			t.Fatalf("Shutdown: %v, want no error", err)
+		}
+	}
 }
 
 func TestShutdownWakesWaiters(t *testing.T) {
