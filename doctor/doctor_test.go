@@ -51,7 +51,7 @@ func TestChecksThatReadFiles(t *testing.T) {
 		"hybrid":          {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid"}), false, "hybrid"},
 		"legacy":          {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
 		"egress":          {byName("egress"), nil, nil, false, "forwarding"},
-		"no egress":       {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "only --network egress"},
+		"no egress":       {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "not possible, all else is no veth"},
 		"no scope needed": {byName("systemd scope"), nil, nil, false, "not needed"},
 		"ids taken":       {byName("host ids"), map[string]string{"etc/subuid": "ann:1879048192:65536\n"}, nil, true, "ann"},
 		"ids":             {byName("host ids"), nil, nil, false, "4094 free ranges"},

@@ -141,7 +141,7 @@ func lookPressure(_ context.Context, h Host) outcome {
 
 func lookEgress(_ context.Context, h Host) outcome {
 	if err := h.Egress(); err != nil {
-		return lacks(err.Error(), "only --network egress needs it")
+		return lacks("--network egress is not possible, all else is", err.Error())
 	}
 	return has("interfaces, packet filter, forwarding")
 }

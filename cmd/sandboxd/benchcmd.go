@@ -42,7 +42,7 @@ endpoint does not answer.`,
 	f.StringVar(&o.target, "target", "", "`URL` of the endpoint, or host:port")
 	f.Var(intValue{&o.connections, 1, 1024, ""}, "connections", "requests at once")
 	f.Var(intValue{&o.requests, 0, 1 << 30, ""}, "requests", "requests to send in all; 0 sends for the time of --duration")
-	f.Var(durationValue{&o.duration, 0, 24 * time.Hour, false}, "duration", "how long to send (default 5s without --requests)")
+	f.Var(durationValue{&o.duration, 0, 24 * time.Hour, false}, "duration", "how long to send; 0 is without limit, or 5s without --requests")
 	f.Var(intValue{&o.warmup, 0, 1 << 20, ""}, "warmup", "requests on each connection before anything is measured")
 	f.Var(durationValue{&o.pause, 0, time.Hour, false}, "pause", "pause on each connection before each request")
 	f.Var(durationValue{&o.timeout, time.Millisecond, time.Hour, false}, "timeout", "longest time of a request")

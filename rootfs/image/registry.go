@@ -79,7 +79,7 @@ func (r *repository) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, 
 func (r *repository) explain(err error) error {
 	var answer *transport.Error
 	if !errors.As(err, &answer) {
-		return fmt.Errorf("image: pull %s: %w", r.given, err)
+		return fmt.Errorf("image: there is no file %s, and it cannot be pulled: %w", r.given, err)
 	}
 	invalid := &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: r.given, Err: err}
 	switch answer.StatusCode {
