@@ -33,7 +33,7 @@ build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
-demo: build ## run a function and an extension, show their isolation, clean up, check that
+demo: build ## run a function and an extension, show their isolation, check that nothing is left
 	@scripts/demo.sh
 
 TEST_PARTS := lint unit race integration conformance-clients extensions wire vm-test demo bench-quick
