@@ -19,7 +19,8 @@ type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin // nil: not asked
+	origin  Origin       // nil: not asked
+	headers atomic.Int64 // sum of the connections' headers
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -83,8 +84,10 @@ func (g *guard) changed(nc net.Conn, st http.ConnState) {
 		g.mu.Lock()
 		c.since = time.Now()
 		g.mu.Unlock()
+		c.release()
 		c.phase.Store(int32(idle))
 	case http.StateClosed, http.StateHijacked:
+		c.release()
 		g.mu.Lock()
 		delete(g.conns, c)
 		g.mu.Unlock()
@@ -118,8 +121,24 @@ type conn struct {
 	phase   atomic.Int32
 	closed  sync.Once
 
-	until time.Duration // end of the header time, thawed; 0 if the clock has not started
+	until   time.Duration // end of the header time, thawed; 0 if the clock has not started
+	headers int64         // bytes of line and headers of the request that is not over, but for its first piece
 }
+
+// hold counts n more bytes of headers until the request is over, and tells whether
+// there is room for them.
+func (c *conn) hold(n int) bool {
+	c.headers += int64(n)
+	return c.guard.headers.Add(int64(n)) <= maxHeaders
+}
+
+// release forgets the headers of a request that is over.
+func (c *conn) release() {
+	c.guard.headers.Add(-c.headers)
+	c.headers = 0
+}
+
+var errHeaders = errors.New("api: the sandbox has too many bytes of headers in requests that are not over")
 
 // handle notes that the headers of a request are complete.
 func (c *conn) handle() {
@@ -152,7 +171,10 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case n > 0 && !c.hold(n):
+			return 0, errHeaders
+		case n > 0 || !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
 		}
 	}

@@ -3,13 +3,16 @@ package api
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -238,5 +241,40 @@ func TestHeaderSize(t *testing.T) {
 	r, err := w.try(context.Background(), "GET", "/2018-06-01/ping", "", "X-Long", strings.Repeat("a", 8<<20))
 	if err == nil && r.status != 431 {
 		t.Errorf("8 MiB: %d", r.status)
+	}
+}
+
+// Headers of requests that wait are held: all connections together have a limit, and
+// room again once such requests are over.
+func TestHeadersTogether(t *testing.T) {
+	w := newWorld(t, setup{})
+	large := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n", nextPath, "X-Long: "+strings.Repeat("a", 1<<20-500)+"\r\n")
+	conns, refused := make([]net.Conn, 12), atomic.Int32{}
+	for i := range conns {
+		c := w.dial()
+		conns[i] = c
+		go func() {
+			_, _ = io.WriteString(c, large) // fails if the server has closed it already
+			b, err := io.ReadAll(c)
+			if strings.Contains(string(b), "400 Bad Request") || err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+				refused.Add(1)
+			}
+		}()
+	}
+	w.until(func() bool { return refused.Load() >= 8 })
+	if r := w.do("GET", "/2018-06-01/ping", ""); r.body != "pong" {
+		t.Errorf("an ordinary request beside them: %+v", r)
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	w.until(func() bool {
+		r, err := w.try(context.Background(), "GET", "/2018-06-01/ping", "", "X-Long", strings.Repeat("a", 1<<20-500))
+		return err == nil && r.status == 200
+	})
+	for range 8 { // what one request has held is free for the one after it
+		if r := w.do("GET", "/2018-06-01/ping", "", "X-Long", strings.Repeat("a", 1<<20-500)); r.status != 200 {
+			t.Errorf("a large request after others: %d", r.status)
+		}
 	}
 }

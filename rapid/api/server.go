@@ -4,7 +4,7 @@
 // own, and has no path that controls anything.
 //
 // Its peers are hostile. Connections are counted, request line and headers are
-// limited in size and in time, bodies in size. Time is the sandbox's own (RT-04): it
+// limited in size, also in that of all connections together, and in time, bodies in size. Time is the sandbox's own (RT-04): it
 // stands still while the sandbox is frozen. A waiting next and an idle connection may
 // last for ever; a body may last as long as its invocation, because the process that
 // sends it dies with it.
@@ -33,7 +33,11 @@ type Limits struct {
 func DefaultLimits() Limits { return Limits{Connections: 256, HeaderTime: 10 * time.Second} }
 
 const (
-	maxHeader   = 1 << 20  // RT-05
+	maxHeader = 1 << 20 // RT-05
+	// maxHeaders is for all connections of a sandbox together: of a request that is not
+	// over, so also of a next that waits for ever. Very many small headers take
+	// twenty times as much memory.
+	maxHeaders  = 4 * maxHeader
 	maxRegister = 64 << 10 // body of a registration: a list of two names
 )
 
