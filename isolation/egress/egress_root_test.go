@@ -3,6 +3,7 @@
 package egress
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -289,6 +290,21 @@ func TestRemoveAfterDeath(t *testing.T) {
 	tables, err := c.ListTables()
 	if err != nil || len(tables) != 1 || tables[0].Name != tableName(testInstance) {
 		t.Errorf("tables %v, %v; want the living daemon's alone", tables, err)
+	}
+}
+
+// The largest policy there may be is put in force, and removed.
+func TestManyRules(t *testing.T) {
+	internet(t)
+	var rules []string
+	for i := range 64 {
+		rules = append(rules, fmt.Sprintf("11.1.%d.0/24:%d", i, 1000+i), fmt.Sprintf("name n%d.example:%d", i, 2000+i))
+	}
+	n := network(t, rules...)
+	g := open(t, n)
+	_, p := attach(t, g, 0x7001, n)
+	if len(p.named) != 64 {
+		t.Errorf("%d services", len(p.named))
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	nfnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -81,9 +82,15 @@ func (g *Gateway) Close() error {
 	return nil
 }
 
+// buffer has room for one transaction, and for the kernel's answers to it: a policy of the
+// most rules has some 700 parts of less than 1 KiB, and each has an answer.
+const buffer = 2 << 20
+
 // commit makes the changes that f adds, all or none of them.
 func (g *Gateway) commit(f func(*nftables.Conn) error) error {
-	c, err := nftables.New()
+	c, err := nftables.New(nftables.WithSockOptions(func(c *nfnetlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(buffer), c.SetReadBuffer(buffer))
+	}))
 	if err != nil {
 		return err
 	}
