@@ -139,6 +139,7 @@ func (s *session) openEngine() error {
 	s.engine, err = runc.New(runc.Config{
 		Instance: s.instance.ID(), RunDir: s.instance.Dir(), InitBinary: binary, Host: s.host,
 		Network: networkOf(s.o),
+		CutOff:  func(err error) { s.log.WithError(err).Error("no sandbox has egress any more") },
 	})
 	return err
 }

@@ -3,6 +3,7 @@
 package egress
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -40,7 +41,7 @@ func network(t *testing.T, rules ...string) isolation.Network {
 
 func open(t *testing.T, n isolation.Network) *Gateway {
 	t.Helper()
-	g, err := Open(testInstance, n)
+	g, err := Open(testInstance, n, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +268,7 @@ func TestRemoveAfterDeath(t *testing.T) {
 	n := network(t, "0.0.0.0/0", "[::/0]", "name one.example")
 	g := open(t, n)
 	attach(t, g, 0x7001, n)
-	dead, err := Open("deadbeef", n)
+	dead, err := Open("deadbeef", n, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,6 +294,65 @@ func TestRemoveAfterDeath(t *testing.T) {
 	}
 }
 
+// A program that removes the rules of all cuts sandboxes off: they must not reach the
+// host for want of rules. What is left of them can be removed, and no other gets in.
+func TestRulesRemovedByOthers(t *testing.T) {
+	internet(t)
+	host(t).serve()
+	n := network(t, "0.0.0.0/0", "[::/0]", "name one.example")
+	lost := make(chan error, 1)
+	g, err := Open(testInstance, n, func(err error) { lost <- err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { wantNothing(t) })
+	s, p := attach(t, g, 0x7001, n)
+	s.wantReach(public4, public6)
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "other"})
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	c.DelTable(other)
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	s.wantReach(public4) // another's table is its own business
+	c.FlushRuleset()
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-lost; !strings.Contains(err.Error(), "restart sandboxd") {
+		t.Errorf("%v, want an error that says what to do", err)
+	}
+	for strings.Contains(host(t).output("link"), p.name) { // the test's time-out is the limit
+		time.Sleep(time.Millisecond)
+	}
+	s.wantNot(hostUplink4, hostUplink6, public4, public6)
+	if _, err := g.Attach(newSpace(t).file, 0x7002<<16, n); !errors.Is(err, errLost) {
+		t.Errorf("%v, want that no sandbox is connected any more", err)
+	}
+	for _, close := range []func() error{p.Close, g.Close} {
+		if err := close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// An interface that is made while the rules go does not stay.
+func TestRulesRemovedMeanwhile(t *testing.T) {
+	internet(t)
+	n := network(t, "0.0.0.0/0")
+	g := open(t, n)
+	g.watch.lost.Store(true)
+	if _, err := g.Attach(newSpace(t).file, 0x7001<<16, n); !errors.Is(err, errLost) {
+		t.Errorf("%v, want that the sandbox is not connected", err)
+	}
+}
+
 // The largest policy there may be is put in force, and removed.
 func TestManyRules(t *testing.T) {
 	internet(t)
@@ -314,7 +374,7 @@ func TestOpenExaminesTheHost(t *testing.T) {
 	h := host(t)
 	refused := func(n isolation.Network, want string) {
 		t.Helper()
-		g, err := Open(testInstance, n)
+		g, err := Open(testInstance, n, nil)
 		if err == nil {
 			g.Close()
 		}

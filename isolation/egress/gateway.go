@@ -30,7 +30,8 @@ type Gateway struct {
 	table    *nftables.Table
 	from     *nftables.Set // map of interfaces to chains
 	closed   sets
-	ipv6     bool // the host forwards IPv6
+	ipv6     bool   // the host forwards IPv6
+	watch    *watch // nil in a trial
 }
 
 // sets hold addresses, one for each family.
@@ -56,7 +57,11 @@ var ourLink = regexp.MustCompile(`^sb[0-9a-f]{8}-[0-9a-f]{4}$`)
 
 // Open checks that the host can forward what n allows, and makes the daemon's table. No
 // sandbox is connected yet. The caller must Close the gateway.
-func Open(instance string, n isolation.Network) (*Gateway, error) {
+//
+// When another program removes the table, as nft flush ruleset does, every sandbox loses
+// its interface, and no other gets one. Then lost, which may be nil, is called with an
+// error that says so, on a goroutine of its own.
+func Open(instance string, n isolation.Network, lost func(error)) (*Gateway, error) {
 	if !instanceForm.MatchString(instance) {
 		return nil, fmt.Errorf("egress: instance id %q: want 8 hexadecimal digits", instance)
 	}
@@ -68,18 +73,25 @@ func Open(instance string, n isolation.Network) (*Gateway, error) {
 		instance: instance, ipv6: ipv6,
 		table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName(instance)},
 	}
+	w, err := newWatch(instance)
+	if err != nil {
+		return nil, fmt.Errorf("egress: watch the packet filter: %w", err)
+	}
 	if err := g.commit(g.create); err != nil {
+		w.close()
 		return nil, fmt.Errorf("egress: table of the packet filter: %w", err)
 	}
+	g.watch = w
+	w.start(lost)
 	return g, nil
 }
 
-// Close removes the table. Every port must be closed before.
+// Close removes the interfaces that are left, and the table. Every port must be closed before.
 func (g *Gateway) Close() error {
-	if err := g.commit(func(c *nftables.Conn) error { c.DelTable(g.table); return nil }); err != nil {
-		return fmt.Errorf("egress: remove the table of the packet filter: %w", err)
+	if g.watch != nil {
+		g.watch.close()
 	}
-	return nil
+	return Remove(g.instance)
 }
 
 // buffer has room for one transaction, and for the kernel's answers to it: a policy of the
@@ -142,15 +154,17 @@ func Remove(instance string) error {
 	if !instanceForm.MatchString(instance) {
 		return nil // no daemon with such an id has a gateway
 	}
-	err := removeLinks(instance)
-	c, err2 := nftables.New()
-	if err2 == nil {
-		err2 = removeTable(c, tableName(instance))
+	if err := removeLinks(instance); err != nil {
+		return err // what is left of them stays behind the table
 	}
-	if err2 != nil && !unsupported(err2) {
-		err = errors.Join(err, fmt.Errorf("egress: remove the table of the packet filter: %w", err2))
+	c, err := nftables.New()
+	if err == nil {
+		err = removeTable(c, tableName(instance))
 	}
-	return err
+	if err != nil && !unsupported(err) {
+		return fmt.Errorf("egress: remove the table of the packet filter: %w", err)
+	}
+	return nil
 }
 
 func removeTable(c *nftables.Conn, name string) error {

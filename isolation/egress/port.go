@@ -87,9 +87,13 @@ func (g *Gateway) Attach(space *os.File, idBase uint32, n isolation.Network) (_ 
 		}
 	}
 	if err := g.commit(func(c *nftables.Conn) error { return p.create(c, n) }); err != nil {
-		return nil, fmt.Errorf("packet filter: %w", err)
+		return nil, errors.Join(g.watch.check(), fmt.Errorf("packet filter: %w", err))
 	}
-	if err := p.link(space); err != nil {
+	err = p.link(space)
+	if err == nil {
+		err = g.watch.check() // now that the interface is there to be removed
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -372,7 +376,13 @@ func (p *Port) Close() error {
 			return err
 		}
 	}
-	if err := p.gateway.commit(p.remove); err != nil {
+	err = p.gateway.commit(p.remove)
+	if errors.Is(err, unix.ENOENT) { // with the table all of it is gone
+		if there, e := hasTable(p.gateway.table.Name); e == nil && !there {
+			err = nil
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("egress: packet filter of %s: %w", p.name, err)
 	}
 	p.closed = true

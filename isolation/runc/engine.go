@@ -33,6 +33,7 @@ type Config struct {
 	Host       Host   // as DetectHost found it
 
 	Network isolation.Network // of the sandboxes; with NetworkEgress the engine has a gateway
+	CutOff  func(error)       // is told why all sandboxes have lost their egress; may be nil
 }
 
 // Engine creates sandboxes. It is safe for concurrent use.
@@ -67,7 +68,7 @@ func New(cfg Config) (_ *Engine, err error) {
 		}
 	}()
 	if cfg.Network.Mode == isolation.NetworkEgress {
-		if e.gateway, err = egress.Open(cfg.Instance, cfg.Network); err != nil {
+		if e.gateway, err = egress.Open(cfg.Instance, cfg.Network, cfg.CutOff); err != nil {
 			return nil, err
 		}
 	}
