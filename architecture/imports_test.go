@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor"},
+	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor", "tracing"},
 	"confine":                {},
 	"doctor":                 {"confine", "instance"},
 	"failpoint":              {},
@@ -30,11 +30,11 @@ var allowed = map[string][]string{
 	"instance":               {},
 	"isolation":              {},
 	"isolation/egress":       {"isolation"},
-	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/runc/reexec", "isolation/wire"},
+	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/runc/reexec", "isolation/wire", "tracing"},
 	"isolation/runc/reexec":  {},
 	"isolation/wire":         {},
 	"pool":                   {},
-	"rapid":                  {"failpoint", "isolation", "rapid/telemetry", "supervisor"},
+	"rapid":                  {"failpoint", "isolation", "rapid/telemetry", "supervisor", "tracing"},
 	"rapid/api":              {"rapid", "rapid/telemetry"},
 	"rapid/internal/fakesup": {"isolation", "supervisor"},
 	"rapid/telemetry":        {},
@@ -42,6 +42,7 @@ var allowed = map[string][]string{
 	"rootfs":                 {"failpoint"},
 	"rootfs/image":           {"rootfs"},
 	"supervisor":             {"isolation", "isolation/wire"},
+	"tracing":                {},
 
 	// The conformance suite knows nothing of the product: it talks to it over the wire.
 	"conformance":                 {},
@@ -85,6 +86,7 @@ var onlyIn = map[string][]string{
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
 	"github.com/opencontainers/runc/libcontainer":         {"isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
+	"go.opentelemetry.io/otel/sdk":                        {"cmd/sandboxd"},
 	"github.com/spf13/":                                   {"cmd/sandboxd"},
 	"C":                                                   {},
 }

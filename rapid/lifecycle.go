@@ -7,6 +7,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // State is where a sandbox is in its life.
@@ -101,7 +102,10 @@ func (s *Sandbox) enter(st State) {
 // invocation that waits for it in Cold makes it an inline initialization, which has
 // the function's time instead of a limit of its own.
 func (s *Sandbox) initialize(ctx context.Context) State {
-	if err := s.startDomains(ctx); err != nil {
+	domains, started := tracing.Step(ctx, "domains")
+	err := s.startDomains(domains)
+	started()
+	if err != nil {
 		return s.giveUp(ctx, hostError("start the domains", err))
 	}
 	s.beginInit()
@@ -115,16 +119,23 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 	defer cancel()
 
 	for _, step := range []struct {
+		name  string
 		begin func(context.Context) *Fault
 		done  func() bool
 	}{
-		{s.launchExtensions, s.allRegistered},
-		{s.launchRuntime, s.allReady},
+		{"extensions until they have registered", s.launchExtensions, s.allRegistered},
+		{"runtime until everyone asks for an event", s.launchRuntime, s.allReady},
 	} {
-		if f := step.begin(limited); f != nil {
+		inside, over := tracing.Step(limited, step.name)
+		f, w := step.begin(inside), reached
+		if f == nil {
+			w = s.wait(ctx, step.done)
+		}
+		over()
+		if f != nil {
 			return s.initFailed(f)
 		}
-		if w := s.wait(ctx, step.done); w != reached {
+		if w != reached {
 			return s.initEnded(w)
 		}
 	}

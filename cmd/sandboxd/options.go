@@ -57,11 +57,12 @@ type options struct {
 	strict      bool // only the runtime may use its paths of the API
 	managed     int  // invocations at once in a sandbox; 0: one, in classic mode
 
-	pool     int // sandboxes kept ready ahead of need
-	linger   time.Duration
-	stateDir string
-	runDir   string
-	idBase   int
+	pool      int // sandboxes kept ready ahead of need
+	linger    time.Duration
+	traceInit bool // print and keep the steps of cold starts
+	stateDir  string
+	runDir    string
+	idBase    int
 
 	settings settings
 }
@@ -165,6 +166,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 
 	f.Var(intValue{&o.pool, 0, 1000, ""}, "pool", "sandboxes to keep ready for cold starts, at least; more with demand; 0 keeps none")
 	f.Var(durationValue{&o.linger, 0, 10 * time.Second, false}, "linger", "how long a sandbox stays unfrozen after an invocation")
+	flag(f, &o.traceInit, "trace-init", "print the steps of every cold start with their times, and keep them as OpenTelemetry spans in "+traceFile+" below --state-dir")
 	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
 	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")
 	f.Var(intValue{&o.idBase, 0, 1<<32 - 1, ""}, "id-base", "first host id for sandboxes, a multiple of 65536")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/pool"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // pressureShare is the part of the host's memory, in percent, that must be available
@@ -92,11 +93,13 @@ func (f *factory) box(ctx context.Context) (box *runc.Sandbox, id string, base u
 	spec := f.spec
 	if f.pool != nil {
 		if b, ok := f.pool.Take(); ok {
-			if box, err := b.Assign(ctx, spec); err == nil {
+			assign, end := tracing.Step(ctx, "ready sandbox")
+			box, err := b.Assign(assign, spec)
+			end()
+			if err == nil {
 				return box, b.ID(), b.base, nil
-			} else {
-				f.report(errors.Join(err, f.discard(b))) // a new one may still do
 			}
+			f.report(errors.Join(err, f.discard(b))) // a new one may still do
 		}
 	}
 	if id, err = sandboxID(f.name); err != nil {
@@ -106,6 +109,8 @@ func (f *factory) box(ctx context.Context) (box *runc.Sandbox, id string, base u
 		return nil, "", 0, err
 	}
 	spec.ID, spec.IDBase = id, base
+	ctx, end := tracing.Step(ctx, "new sandbox")
+	defer end()
 	if box, err = f.engine.Create(ctx, spec); err != nil {
 		return nil, "", 0, f.unmade(id, base, err)
 	}

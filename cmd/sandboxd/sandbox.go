@@ -13,6 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/instance"
@@ -52,6 +53,7 @@ type factory struct {
 	pool *pool.Pool[blank] // nil: every sandbox is made when it is needed
 
 	quarantine *quarantine // of those that could not be removed
+	traces     *coldStarts // nil without --trace-init
 
 	mu   sync.Mutex
 	live map[string]*sandbox
@@ -71,6 +73,7 @@ func newFactory(s *session, function *rootfs.Function, template string, hurry <-
 		live:     map[string]*sandbox{},
 
 		quarantine: newQuarantine(s.log),
+		traces:     s.traces,
 	}
 }
 
@@ -204,10 +207,13 @@ func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 }
 
 func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
+	ctx, coldStart := f.traces.begin(ctx)
 	box, id, base, err := f.box(ctx)
 	if err != nil {
+		coldStart.End()
 		return nil, err
 	}
+	coldStart.SetName("cold start of " + id)
 	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f,
 		ready: make(chan struct{}), ended: make(chan struct{})}
 	s.resolver = newResolver(box, f.spec.Network.Policy)
@@ -223,11 +229,14 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 		if st == rapid.Idle || st == rapid.Serving {
 			initialized()
 		}
+		if st != rapid.Initializing {
+			coldStart.End()
+		}
 		f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
 	}
 	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
 	var lifeCtx context.Context
-	lifeCtx, s.end = context.WithCancel(context.Background())
+	lifeCtx, s.end = context.WithCancel(trace.ContextWithSpan(context.Background(), coldStart))
 	go s.run(lifeCtx)
 	f.mu.Lock()
 	f.live[id] = s

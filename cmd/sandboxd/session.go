@@ -48,6 +48,7 @@ type session struct {
 	instance *instance.Instance
 	leases   *instance.Leases
 	engine   *runc.Engine
+	traces   *coldStarts
 	factory  *factory
 	fleet    *fleet.Fleet
 	control  *control
@@ -85,6 +86,9 @@ func (s *session) open(ctx context.Context) (err error) {
 	}
 	if s.o.network == isolation.NetworkHost {
 		s.log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
+	}
+	if s.traces, err = newColdStarts(s.o, s.log); err != nil {
+		return err
 	}
 	s.factory = newFactory(s, function, template, hurry(ctx))
 	places, newSandbox := s.concurrency(), s.factory.make
@@ -263,7 +267,7 @@ func (s *session) close(ctx context.Context) error {
 			errs = append(errs, s.instance.Abandon())
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.traces.close())...)
 }
 
 // drainContext ends when running invocations are no longer waited for: patience

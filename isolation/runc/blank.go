@@ -47,14 +47,14 @@ func (b *Blank) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, erro
 	s.spec.Limits, s.spec.Root, s.spec.Mounts = spec.Limits, spec.Root, spec.Mounts
 	err := s.spec.Validate()
 	if err == nil {
-		err = s.group.limit(spec.Limits, len(s.spec.Domains))
+		err = inStep(ctx, "limits", func() error { return s.group.limit(spec.Limits, len(s.spec.Domains)) })
 	}
 	if err == nil {
-		err = s.fillRoot()
+		err = inStep(ctx, "root", s.fillRoot)
 	}
 	for _, name := range s.spec.Domains {
 		if err == nil {
-			err = s.furnish(name, s.domains[name])
+			err = s.furnish(ctx, name, s.domains[name])
 		}
 	}
 	if err != nil {

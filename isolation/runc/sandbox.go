@@ -21,6 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/egress"
 	"github.com/sandboxd/sandboxd/isolation/wire"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // Sandbox holds the kernel objects of one sandbox. It implements supervisor.Box;
@@ -102,6 +103,8 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		}
 	}()
 	s.owners = inBackground(func() (m mapper, err error) {
+		_, end := tracing.Step(ctx, "user namespace of the files")
+		defer end()
 		m = mapper{base: spec.IDBase, helper: e.initBinary()}
 		m.root, err = m.ownerNS(0, 0)
 		return m, err
@@ -109,17 +112,25 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	if spec.Tmp.Template != "" {
 		uid, gid := s.IDs()
 		s.tmp = inBackground(func() (*tmpVolume, error) {
+			_, end := tracing.Step(ctx, "/tmp")
+			defer end()
 			return newTmp(spec.Tmp.Template, len(spec.Domains), uid, gid)
 		})
 	}
-	if s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains)); err != nil {
+	err = inStep(ctx, "cgroup", func() (err error) {
+		s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains))
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	failpoint.Pass(failpoint.CgroupMade)
-	if err := s.connect(); err != nil {
+	if err := inStep(ctx, "network", s.connect); err != nil {
 		return nil, err
 	}
 	failpoint.Pass(failpoint.NetNSMade)
+	_, end := tracing.Step(ctx, "root")
+	defer end()
 	if err := s.mountRoot(); err != nil {
 		return nil, err
 	}
@@ -128,6 +139,13 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return nil, err
 	}
 	return s, nil
+}
+
+// inStep calls f as a step of the trace in ctx.
+func inStep(ctx context.Context, name string, f func() error) error {
+	_, end := tracing.Step(ctx, name)
+	defer end()
+	return f()
 }
 
 // connect makes the sandbox's network.
@@ -227,7 +245,7 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	if d == nil {
 		var err error
 		if d, err = s.boot(ctx, name); err == nil {
-			err = s.furnish(name, d)
+			err = s.furnish(ctx, name, d)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
@@ -264,6 +282,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		Args: []string{isolation.InitPath}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote},
 	}}
 	id := s.spec.ID + "." + name
+	_, made := tracing.Step(ctx, "container of the "+name+" domain")
 	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
 		defer remote.Close()
 		d.creator = t
@@ -275,6 +294,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		s.mu.Unlock()
 		return d.container.Start(d.process)
 	})
+	made()
 	remote.Close() // again, if its turn never came
 	if err != nil {
 		return nil, err
@@ -295,7 +315,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		return nil, err
 	}
 	defer f.Close()
-	if err := hello(ctx, conn); err != nil {
+	if err := inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) }); err != nil {
 		return nil, err
 	}
 	failpoint.Pass(failpoint.InitUp)
@@ -329,7 +349,9 @@ func hello(ctx context.Context, conn *wire.Conn) error {
 
 // furnish attaches the sandbox's files to a new domain. After the last domain the
 // daemon lets go of its own hold on them.
-func (s *Sandbox) furnish(name string, d *domain) error {
+func (s *Sandbox) furnish(ctx context.Context, name string, d *domain) error {
+	_, end := tracing.Step(ctx, "files of the "+name+" domain")
+	defer end()
 	owners, err := s.owners()
 	if err != nil {
 		return err
