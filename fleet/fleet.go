@@ -124,6 +124,7 @@ type member struct {
 
 	// Guarded by Fleet.mu.
 	phase       phase
+	yields      bool          // it makes room for another tenant, or others: nothing is wrong with it
 	tenant      string        // whose sandbox it is for its life (INV-05); "" is nobody's yet
 	stream      *rapid.Stream // the answer of a taken member, as long as it streams
 	made        time.Time
@@ -357,15 +358,25 @@ func (f *Fleet) serve() {
 }
 
 // makeRoom gives up the member that is idle longest if somebody waits who can use none
-// of them (INV-05).
+// of them (INV-05), and for whom none is about to come.
 func (f *Fleet) makeRoom() {
-	if len(f.waiters) > f.count[leaving] && len(f.idle) > 0 {
+	if len(f.waiters) <= f.count[leaving] || len(f.idle) == 0 {
+		return
+	}
+	coming := f.count[leaving]
+	for m := range f.members {
+		if m.phase == warming && m.pause == 0 {
+			coming++
+		}
+	}
+	if len(f.waiters) > coming {
 		f.discard(f.idle[0])
 	}
 }
 
 // discard has the keeper of an idle member close it.
 func (f *Fleet) discard(m *member) {
+	m.yields = true
 	f.move(m, leaving)
 	close(m.broken)
 }

@@ -67,6 +67,10 @@ func (l *Lease) make() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
+		if m.provisioned && !f.closing {
+			m.made = time.Now()
+			f.replace(m)
+		}
 		f.remove(m)
 		f.keepers.Done()
 		if f.life.Err() != nil {

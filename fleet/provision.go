@@ -63,11 +63,12 @@ func (f *Fleet) provision(ctx context.Context, m *member) error {
 	return nil
 }
 
-// replace makes a provisioned member in the place of a dead one, with f.mu held. One
-// that died young is made again after a pause, which doubles.
+// replace makes a provisioned member in the place of a dead one, with f.mu held and
+// before that is removed: nobody else gets the place. After one that died young there is
+// a pause, which doubles.
 func (f *Fleet) replace(dead *member) {
 	m := f.place(&member{provisioned: true, phase: warming})
-	if time.Since(dead.made) < longPause {
+	if !dead.yields && time.Since(dead.made) < longPause {
 		m.pause = min(max(2*dead.pause, firstPause), longPause)
 	}
 	go func() {
@@ -77,16 +78,8 @@ func (f *Fleet) replace(dead *member) {
 		case <-t.C:
 		case <-f.life.Done():
 		}
-		err := f.provision(f.life, m)
-		if err == nil || f.life.Err() != nil {
-			return
-		}
-		f.cfg.OnError(err)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if m.sandbox == nil && !f.closing { // else its keeper does that
-			m.made = time.Now()
-			f.replace(m)
+		if err := f.provision(f.life, m); err != nil && f.life.Err() == nil {
+			f.cfg.OnError(err)
 		}
 	}()
 }

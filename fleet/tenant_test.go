@@ -164,6 +164,54 @@ func TestProvisionFails(t *testing.T) {
 	})
 }
 
+// A provisioned sandbox that could not be made again keeps its place meanwhile, also
+// from requests that wait: there are never more than Max.
+func TestProvisionFailsAtTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{Max: 2, Provisioned: 1}, func(b *fake) { b.tail = 10 * time.Second })
+		if err := r.Provision(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.cfg.NewProvisioned = func(context.Context) (Sandbox, error) { return nil, errors.New("no memory") }
+		close(r.boxes[0].ended)
+		time.Sleep(time.Second) // it is closed
+		r.want(r.start(t.Context(), "1"), "b")
+		next := r.start(t.Context(), "2") // it waits for b, whose place is the only one
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			if n := len(r.Stats()); n > 2 {
+				t.Fatalf("%d places, want 2", n)
+			}
+		}
+		r.want(next, "b")
+		r.shutdown()
+	})
+}
+
+// INV-05, LC-09: a provisioned sandbox that makes room for another tenant has not
+// failed. Its successor comes at once, and costs no other sandbox its place.
+func TestProvisionedMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{Max: 2, Provisioned: 2}, nil)
+		if err := r.Provision(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		used := map[string]int{}
+		for i := range 12 {
+			tenant := []string{"red", "blue", "red", "green"}[i%4] // red stays
+			began := time.Now()
+			used[tenant+" "+r.as(tenant)]++
+			if d := time.Since(began); d > 2500*time.Millisecond {
+				t.Errorf("request %d of %s took %v: more than closing, making and running", i, tenant, d)
+			}
+		}
+		if len(used) != 7 || len(r.boxes) != 7 { // one of red, and a new one each time for the others
+			t.Errorf("used %v, made %d", used, len(r.boxes))
+		}
+		r.shutdown()
+	})
+}
+
 // Shutdown does not wait for a provisioned sandbox that still initializes.
 func TestShutdownWhileProvisioning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
