@@ -19,6 +19,8 @@ const (
 	// gather is how long a record may wait for others, so that an invocation's lines
 	// go out together, and not while the function is being given its event.
 	gather = 2 * time.Millisecond
+	// keepRecords is how many records the queue has room for once it is empty.
+	keepRecords = 256
 	// recordOverhead is what a queued record costs beside its text.
 	recordOverhead = 160
 )
@@ -179,6 +181,9 @@ func (l *Log) pump() {
 		if batch, closed = l.take(batch[:0]); len(batch) > 0 {
 			l.cfg.Sink.Lines(batch)
 			clear(batch)
+			if cap(batch) > keepRecords {
+				batch = nil // one flood must not keep its memory
+			}
 		} else if closed {
 			return
 		}

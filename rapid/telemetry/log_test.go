@@ -161,6 +161,27 @@ func (b *batches) seen() (sizes []int, sum int) {
 	return slices.Clone(b.sizes), sum
 }
 
+// The memory that a flood took is free once the flood is over.
+func TestFloodIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLog(LogConfig{Sink: &batches{}, Format: Text})
+		for range 3 { // both queues have grown
+			for range 5000 {
+				l.Output(FromFunction, "runtime", Message{})
+			}
+			time.Sleep(time.Second)
+		}
+		l.mu.Lock()
+		if n := cap(l.queue); n > keepRecords {
+			t.Errorf("an idle log has room for %d records, want %d at most", n, keepRecords)
+		}
+		l.mu.Unlock()
+		if err := l.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A slow sink blocks nobody: records are dropped, counted and said.
 func TestSlowSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
