@@ -76,6 +76,7 @@ func (f *Fleet) watch(m *member) {
 			if f.spinDown(m) {
 				return
 			}
+			timer.Reset(f.cfg.IdleTimeout)
 		case <-m.broken:
 			return
 		case <-m.sandbox.Ended():
@@ -124,8 +125,7 @@ func (f *Fleet) Trim(surplus func(ids []string) int) {
 	}
 }
 
-// spinDown withdraws m from use if it is idle. The timer may also fire while m is
-// taken; the end of that invocation sets it again.
+// spinDown withdraws m from use if it is idle. The timer may also fire while m is taken.
 func (f *Fleet) spinDown(m *member) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -139,5 +140,24 @@ func TestLedger(t *testing.T) {
 		if outcome["answered"] < 50 || outcome["refused"] < 50 || len(r.boxes) < 10 {
 			t.Errorf("the run shows nothing: %v with %d sandboxes", outcome, len(r.boxes))
 		}
+	})
+}
+
+// A sandbox that was asked in vain when its time was over does not stay for ever.
+func TestIdleTimeoutMeetsRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refuse := func(*fake) error { time.Sleep(2 * time.Second); return rapid.ErrUnavailable }
+		r := newRig(t, Config{Max: 1, IdleTimeout: 10 * time.Second}, func(s *fake) { s.many = true })
+		r.want(r.start(t.Context(), "1"), "a")
+		time.Sleep(9 * time.Second)
+		r.boxes[0].invoke = refuse
+		if got := <-r.start(t.Context(), "2"); !strings.Contains(got, rapid.ErrUnavailable.Error()) {
+			t.Errorf("got %q", got)
+		}
+		time.Sleep(20 * time.Second)
+		if _, closed := r.boxes[0].history(); !closed {
+			t.Error("not closed 20 s after its last use")
+		}
+		r.shutdown()
 	})
 }
