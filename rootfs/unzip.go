@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -49,12 +50,15 @@ func (j ZipJob) adopt(root *os.Root) (bytes int64, err error) {
 		}
 		switch kind := info.Mode() & (fs.ModeType | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky); {
 		case kind == 0 && info.Sys().(*syscall.Stat_t).Nlink == 1:
+			if info.Size() > j.Limits.UnzippedBytes-bytes {
+				return errors.New("there is more than the limits allow")
+			}
 			bytes += info.Size()
 		case kind == fs.ModeDir, kind == fs.ModeSymlink:
 		default:
 			return fmt.Errorf("%s is a %v, which no zip holds", name, info.Mode())
 		}
-		if entries++; entries > j.Limits.Entries || bytes > j.Limits.UnzippedBytes {
+		if entries++; entries > j.Limits.Entries || strings.Count(name, "/") >= j.Limits.Depth {
 			return errors.New("there is more than the limits allow")
 		}
 		return root.Lchown(name, os.Geteuid(), os.Getegid())

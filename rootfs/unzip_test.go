@@ -52,6 +52,7 @@ func TestUnzipHostile(t *testing.T) {
 		"too many bytes": func(tree string) error {
 			return errors.Join(writeMode(filepath.Join(tree, "x"), 0o644), os.Truncate(filepath.Join(tree, "x"), 1<<20))
 		},
+		"too deep": func(tree string) error { return os.MkdirAll(filepath.Join(tree, "a/b/c/d"), 0o755) },
 		"too many files": func(tree string) error {
 			var err error
 			for i := range 6 {
@@ -67,7 +68,7 @@ func TestUnzipHostile(t *testing.T) {
 				path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(tree.Fd())))
 				return errors.Join(err, make(path))
 			}
-			_, err := store.AddZip(t.Context(), writeZip(t, dir, makeZip(t, file{name: "bootstrap"})), Limits{Entries: 5, UnzippedBytes: 1000}, nil)
+			_, err := store.AddZip(t.Context(), writeZip(t, dir, makeZip(t, file{name: "bootstrap"})), Limits{Entries: 5, UnzippedBytes: 1000, Depth: 3}, nil)
 			if err == nil || !strings.Contains(err.Error(), "take over") {
 				t.Errorf("%v", err)
 			}
