@@ -28,6 +28,7 @@ func TestUnpackPosture(t *testing.T) {
 		}
 		return "nothing unpacks the zip"
 	})
+	eventually(t, patience, func() string { return unbounded(p.pid) }) // it bounds itself, which takes a moment
 	if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -57,4 +58,23 @@ func TestUnpackPosture(t *testing.T) {
 	})
 	next := startIn(t, folders, oneCPU, function(t, "testruntime")) // removes the half-made tree
 	next.do()
+}
+
+// unbounded says what an extraction may take of the host beyond what it should; "" if
+// it is bounded.
+func unbounded(pid int) string {
+	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil || string(score) != "1000\n" {
+		return fmt.Sprintf("its oom_score_adj is %q, %v; the daemon's is for the daemon", score, err)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		return err.Error()
+	}
+	for _, want := range []string{"Max data size 536870912 536870912", "Max processes 64 64", "Max core file size 0 0"} {
+		if !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), want) {
+			return fmt.Sprintf("its limits lack %q:\n%s", want, limits)
+		}
+	}
+	return ""
 }

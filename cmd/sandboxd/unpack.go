@@ -34,7 +34,10 @@ func isUnpack() bool { return os.Args[0] == unpackCommand }
 // runUnpack is main for that process.
 func runUnpack() int {
 	var job rootfs.ZipJob
-	err := gob.NewDecoder(os.Stdin).Decode(&job)
+	err := boundUnpack()
+	if err == nil {
+		err = gob.NewDecoder(os.Stdin).Decode(&job)
+	}
 	if err == nil {
 		err = job.Run(context.Background(), os.NewFile(zipFD, "zip"), os.NewFile(treeFD, "tree"), nil)
 	}
@@ -43,6 +46,32 @@ func runUnpack() int {
 		return exitFunction
 	}
 	return exitOK
+}
+
+// What an extraction may take of the host. The longest list of entries takes 190 MiB, and
+// the Go runtime some ten threads.
+const (
+	maxUnpackMemory  = 512 << 20
+	maxUnpackThreads = 64
+)
+
+// boundUnpack bounds this process before it has seen a byte of the zip. Nothing else is
+// its user's, so that all of its children count.
+func boundUnpack() error {
+	for resource, most := range map[int]uint64{
+		unix.RLIMIT_DATA: maxUnpackMemory, unix.RLIMIT_NPROC: maxUnpackThreads, unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0, unix.RLIMIT_CORE: 0,
+	} {
+		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+			return os.NewSyscallError("setrlimit", err)
+		}
+	}
+	return nil
+}
+
+// firstVictim makes a process the first to go when the host runs out of memory. It would
+// inherit that it is the last, as the daemon is.
+func firstVictim(pid int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
 }
 
 // maxUnpackOutput bounds what the process may say.
@@ -77,9 +106,13 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	}
 	defer null.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand}, []string{}, "/"
+	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand}, []string{"GOMAXPROCS=4"}, "/" // so that many CPUs do not make many threads
 	var said bounded
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = &order, &said, null
+	cmd.Stdout, cmd.Stderr = &said, null
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
 	cmd.ExtraFiles = []*os.File{zip, tree}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
@@ -87,7 +120,7 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 		// Its end is that of whatever it has started.
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}
-	ended := make(chan error, 1)
+	started, ordered, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is confined
 		// What the operator's shell has left open is none of that process's.
@@ -98,11 +131,24 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 			err = nil
 		}
 		if err == nil {
-			err = cmd.Run()
+			err = cmd.Start()
 		}
-		ended <- err
+		if started <- err; err == nil {
+			<-ordered           // it is not reaped before
+			ended <- cmd.Wait() // here, because with the thread the process ends
+		}
 	}()
-	err = <-ended
+	if err = <-started; err == nil {
+		victim := firstVictim(cmd.Process.Pid)
+		if victim == nil {
+			_, _ = stdin.Write(order.Bytes()) // if the process has ended, Wait says why
+		}
+		stdin.Close() // without an order it ends
+		close(ordered)
+		if err = <-ended; victim != nil {
+			err = victim
+		}
+	}
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
