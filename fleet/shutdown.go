@@ -12,7 +12,7 @@ import (
 // Shutdown takes no more invocations, waits until those that run are Done or ctx
 // ends, and then closes all sandboxes in parallel (each within 20 s); those that still
 // run get their answer from the sandbox's shutdown. It returns when nothing is left;
-// the error joins that of ctx, if it ended while some ran, with those of the sandboxes that
+// the error joins the cause of ctx's end, if some ran then, with those of the sandboxes that
 // did not close cleanly. A second call waits likewise and returns the same.
 func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
@@ -27,7 +27,7 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 	select {
 	case <-f.drained:
 	case <-ctx.Done():
-		f.cutShort(ctx.Err())
+		f.cutShort(context.Cause(ctx))
 	}
 	f.endLife()
 	f.keepers.Wait()

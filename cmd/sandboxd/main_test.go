@@ -138,8 +138,8 @@ func TestSignals(t *testing.T) {
 		}
 		signals <- syscall.SIGINT
 		synctest.Wait()
-		if drain.Err() == nil {
-			t.Fatal("the second signal does not cut the drain short")
+		if why := context.Cause(drain); why == nil || !strings.Contains(why.Error(), "second signal") {
+			t.Fatalf("the drain after a second signal: %v, want it cut short", why)
 		}
 		select {
 		case <-hurry(ctx):
@@ -160,6 +160,9 @@ func TestDrainTimeout(t *testing.T) {
 		<-drain.Done()
 		if waited := time.Since(begin); waited != time.Minute {
 			t.Errorf("drained for %v, want a minute", waited)
+		}
+		if why := context.Cause(drain).Error(); !strings.Contains(why, "--drain-timeout, 1m0s") {
+			t.Errorf("the drain ended since %s; want the flag and its value", why)
 		}
 	})
 }

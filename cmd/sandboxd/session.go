@@ -271,11 +271,10 @@ func (s *session) close(ctx context.Context) error {
 }
 
 // drainContext ends when running invocations are no longer waited for: patience
-// after ctx has ended, or earlier when the user is in a hurry.
+// after ctx has ended, or earlier when the user is in a hurry. Its cause says which.
 func drainContext(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
-	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	drain, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	go func() {
-		defer cancel()
 		select {
 		case <-ctx.Done():
 		case <-drain.Done():
@@ -285,11 +284,13 @@ func drainContext(ctx context.Context, patience time.Duration) (context.Context,
 		defer timer.Stop()
 		select {
 		case <-timer.C:
+			cancel(fmt.Errorf("they did not end within --drain-timeout, %s", patience))
 		case <-hurry(ctx):
+			cancel(errors.New("there was a second signal"))
 		case <-drain.Done():
 		}
 	}()
-	return drain, cancel
+	return drain, func() { cancel(nil) }
 }
 
 // sink is where the lines of the sandboxes go.
