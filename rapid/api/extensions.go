@@ -23,11 +23,9 @@ func register(r *request) error {
 			Events            []string          `json:"events"`
 			ConfigurationKeys []json.RawMessage `json:"configurationKeys"`
 		}
-		limit := r.small(maxRegister)
-		b, _, tooLarge, truncated := r.body(limit)
-		if tooLarge {
-			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-				Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
+		b, truncated, err := r.small()
+		if err != nil {
+			return err
 		}
 		if truncated || json.Unmarshal(b, &body) != nil || len(body.ConfigurationKeys) > 0 {
 			return &rapid.Refusal{Type: rapid.InvalidRequestFormat, Message: "Invalid request format"}
@@ -69,12 +67,29 @@ func nextEvent(r *request) error {
 	return nil
 }
 
-// small is the limit of an extension's body: ours in classic mode, RT-64's in managed.
-func (r *request) small(classic int64) int64 {
+// small reads an extension's body, whose limit is ours in classic mode and RT-64's in
+// managed. Few that may be larger than ours are read at once: nobody has proved yet to
+// be an extension.
+func (r *request) small() (b []byte, truncated bool, err error) {
+	limit := int64(maxSmall)
 	if r.sandbox.Managed() {
-		return r.sandbox.BodyLimit(rapid.AnswerError)
+		limit = r.sandbox.BodyLimit(rapid.AnswerError)
+		if n := r.ContentLength; n < 0 || n > maxSmall {
+			turns := connOf(r.Request).guard.large
+			select {
+			case turns <- struct{}{}:
+				defer func() { <-turns }()
+			case <-r.ctx().Done():
+				return nil, false, r.ctx().Err()
+			}
+		}
 	}
-	return classic
+	b, _, tooLarge, truncated := r.body(limit)
+	if tooLarge {
+		return nil, false, &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
+			Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
+	}
+	return b, truncated, nil
 }
 
 type tracing struct {
@@ -119,12 +134,10 @@ func failAgent(atInit bool) func(*request) error {
 // subscribe is PUT of the Telemetry and Logs APIs (section 3.1).
 func subscribe(api telemetry.API) func(*request) error {
 	return func(r *request) error {
-		limit := r.small(telemetry.MaxSubscription)
-		body, _, tooLarge, truncated := r.body(limit)
+		body, truncated, err := r.small()
 		switch {
-		case tooLarge:
-			return &rapid.Refusal{Type: rapid.RequestEntityTooLarge,
-				Message: "Exceeded maximum allowed payload size (" + strconv.FormatInt(limit, 10) + " bytes)."}
+		case err != nil:
+			return err
 		case truncated:
 			return &rapid.Refusal{Type: rapid.TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
 		}

@@ -19,8 +19,9 @@ type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin       // nil: not asked
-	headers atomic.Int64 // sum of the connections' headers
+	origin  Origin        // nil: not asked
+	headers atomic.Int64  // sum of the connections' headers
+	large   chan struct{} // a turn for each large body of an extension that is read
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -28,7 +29,7 @@ type guard struct {
 }
 
 func newGuard(l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
-	return &guard{Listener: l, sandbox: s, limits: limits, conns: map[*conn]struct{}{}}
+	return &guard{Listener: l, sandbox: s, limits: limits, conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
 }
 
 // Accept returns the next connection there is room for.

@@ -1,7 +1,11 @@
 package api
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -131,4 +135,37 @@ func TestManagedTelemetrySchema(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", schema, r.status, r.body, want)
 		}
 	}
+}
+
+// RT-64: few large bodies of extensions are read at once, and they hold up no others.
+func TestManagedLargeBodies(t *testing.T) {
+	w := managedWorld(t)
+	begin := func() (net.Conn, *bufio.Reader) {
+		c := w.dial()
+		_, _ = fmt.Fprintf(c, "POST %sregister HTTP/1.1\r\nHost: x\r\nLambda-Extension-Name: e\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", extPath, 1<<20)
+		return c, bufio.NewReader(c)
+	}
+	read := func(r *bufio.Reader) { // the server says 100 when it begins to read
+		t.Helper()
+		if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, " 100 ") {
+			t.Fatalf("%q %v", line, err)
+		}
+	}
+	first, r := begin()
+	read(r)
+	for range maxLarge - 1 {
+		_, r := begin()
+		read(r)
+	}
+	last, r := begin()
+	if r := w.do("POST", extPath+"register", `{}`, "Lambda-Extension-Name", "small"); r.status != 200 {
+		t.Errorf("a small body beside large ones: %d %s", r.status, r.body)
+	}
+	_ = last.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := r.Peek(1); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d large bodies are read at once: %v", maxLarge+1, err)
+	}
+	_ = last.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = first.Close()
+	read(r)
 }

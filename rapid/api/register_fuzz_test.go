@@ -45,7 +45,7 @@ func FuzzRegister(f *testing.F) {
 				t.Errorf("refused as %q", answer.ErrorType)
 			}
 		case http.StatusRequestEntityTooLarge:
-			if len(body) <= maxRegister {
+			if len(body) <= maxSmall {
 				t.Errorf("%d bytes are too many", len(body))
 			}
 		default:

@@ -37,8 +37,9 @@ const (
 	// maxHeaders is for all connections of a sandbox together: of a request that is not
 	// over, so also of a next that waits for ever. Very many small headers take
 	// twenty times as much memory.
-	maxHeaders  = 4 * maxHeader
-	maxRegister = 64 << 10 // body of a registration: a list of two names
+	maxHeaders = 4 * maxHeader
+	maxSmall   = 64 << 10 // body of an extension's call: a short list
+	maxLarge   = 4        // bodies that may be larger, and are read at once
 )
 
 // Origin says why the process that made a connection is not the runtime's; nil if it

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/rapid"
-	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 const (
@@ -36,7 +35,7 @@ func TestSubscribe(t *testing.T) {
 		{"other method", w.do("POST", telemetryPath, goodTelemetry, identifier, id), 405, ""},
 		{"nothing", put(telemetryPath, id, ""), 400, "ValidationError"},
 		{"not valid", put(logsPath, id, "{}"), 400, "Logs.ValidationError"},
-		{"too large", put(telemetryPath, id, strings.Repeat(" ", telemetry.MaxSubscription+1)), 413, "RequestEntityTooLarge"},
+		{"too large", put(telemetryPath, id, strings.Repeat(" ", maxSmall+1)), 413, "RequestEntityTooLarge"},
 		{"good", put(telemetryPath, id, goodTelemetry), 200, ""},
 		{"again, with a slash", put(telemetryPath+"/", id, goodTelemetry), 200, ""},
 		{"the other API", put(logsPath, id, goodLogs), 400, "Logs.ValidationError"},

@@ -44,9 +44,6 @@ const (
 	defaultItems, defaultBytes, defaultTimeout = 10000, 262144, 1000
 )
 
-// MaxSubscription is the size that the body of a subscription may have.
-const MaxSubscription = 64 << 10
-
 // Subscription is what an extension asks for. The zero value is not useful: make it
 // with ParseSubscription. It does not change afterwards.
 type Subscription struct {
