@@ -245,6 +245,9 @@ func TestOverflow(t *testing.T) {
 				t.Fatalf("%d bytes wait", s.size)
 			}
 			s.mu.Unlock()
+			if i == 0 {
+				time.Sleep(30 * time.Millisecond) // it is on its way, so that all that is dropped is told at once
+			}
 		}
 		alive.Store(true)
 		time.Sleep(3 * time.Second)
