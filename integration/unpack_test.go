@@ -37,7 +37,7 @@ func TestUnpackPosture(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"Groups": "", "NoNewPrivs": "1", "CapInh": strings.Repeat("0", 16), "CapPrm": strings.Repeat("0", 16),
-		"CapEff": strings.Repeat("0", 16), "CapBnd": strings.Repeat("0", 16), "CapAmb": strings.Repeat("0", 16),
+		"CapEff": strings.Repeat("0", 16), "CapBnd": strings.Repeat("0", 16), "Seccomp": "2", "Seccomp_filters": "1", "CapAmb": strings.Repeat("0", 16),
 	} {
 		if got := p.status(key); got != want {
 			t.Errorf("%s is %q, want %q", key, got, want)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/confine"
+	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rootfs"
 )
 
@@ -117,8 +118,6 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
-		// Its end is that of whatever it has started.
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 	}
 	started, ordered, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -129,6 +128,13 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 		if errors.Is(err, confine.ErrNoLandlock) {
 			s.log.WithError(err).Warn("the zip is extracted without it; see 'sandboxd doctor'")
 			err = nil
+		}
+		if err == nil {
+			// It is the first process of its PID namespace: its end is that of whatever it has started.
+			err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS))
+		}
+		if err == nil {
+			err = runc.FilterThread() // which allows no more namespaces
 		}
 		if err == nil {
 			err = cmd.Start()
