@@ -70,7 +70,7 @@ race: tools $(EMBEDDED) ## the same and all other unit tests with the race detec
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
-	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 20m -skip '^Test(Client|Real)' $(ROOT_PACKAGES)
+	$(GOTESTSUM) --jsonfile .build/results/integration.json -- -tags seccomp,integration -p 1 -count 1 -timeout 30m -skip '^Test(Client|Real)' $(ROOT_PACKAGES)
 
 .PHONY: extensions
 extensions: tools build ## run extensions of others, built from public registries, in sandboxes

@@ -44,6 +44,12 @@ func TestPool(t *testing.T) {
 			if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
+			eventually(t, patience, func() string {
+				if p.alive() {
+					return fmt.Sprintf("killed process %d is still there", p.pid)
+				}
+				return ""
+			})
 		}
 	}
 	busy := make(chan error, 1)
