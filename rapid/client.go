@@ -12,6 +12,11 @@ import (
 // reach the next generation. Methods are safe for concurrent use; an error is a
 // *Refusal, ErrClosed, or that of the context.
 type Client struct {
+	// HungUp tells at once whether the peer has closed the connection, which the context
+	// of a call that waits may learn a moment later. It is set before the first call, and
+	// nil if nobody knows. It must not block.
+	HungUp func() bool
+
 	s   *Sandbox
 	gen uint64
 }
@@ -25,7 +30,7 @@ var ErrClosed = errors.New("rapid: the processes that made the connection are go
 // Next blocks until the runtime has an event (section 1.3). When ctx ends first, an
 // event that was on its way is delivered again (RT-25).
 func (c *Client) Next(ctx context.Context) (*Event, error) {
-	return c.next(ctx, &nextMsg{call: newCall[*Event](ctx, c.gen)})
+	return c.next(ctx, &nextMsg{hungUp: c.HungUp, call: newCall[*Event](ctx, c.gen)})
 }
 
 // NextEvent blocks until the agent has an event (EX-18).

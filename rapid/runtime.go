@@ -94,10 +94,14 @@ type nextMsg struct {
 	isAgent bool
 	agentID string
 	event   *Event // what it was answered with
+	hungUp  func() bool
 	call[*Event]
 }
 
 func (m *nextMsg) alive() bool { return m.ctx.Err() == nil }
+
+// connected is alive, even if the context does not know of the end yet.
+func (m *nextMsg) connected() bool { return m.alive() && (m.hungUp == nil || !m.hungUp()) }
 
 func (m *nextMsg) deliver(e *Event) {
 	m.event = e
@@ -135,7 +139,8 @@ func (m *nextMsg) serve(s *Sandbox) {
 }
 
 // dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
-// If there is none, the runtime's next call gets the event.
+// If there is none, the runtime's next call gets the event; so does it if the only
+// waiter hangs up at this very moment, which is why it is not asked whether it has.
 func (r *runtimeParty) dispatch(e *Event) {
 	r.state, r.event, r.id = rtRunning, e, e.Invocation.ID
 	r.wake()
@@ -145,7 +150,7 @@ func (r *runtimeParty) wake() {
 	for len(r.waiters) > 0 {
 		w := r.waiters[0]
 		r.waiters = slices.Delete(r.waiters, 0, 1)
-		if w.alive() {
+		if last := len(r.waiters) == 0; last && w.alive() || w.connected() {
 			w.deliver(r.event)
 			return
 		}

@@ -7,7 +7,10 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rapid"
 )
@@ -40,6 +43,7 @@ func (g *guard) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now()}
+		c.client.HungUp = c.hungUp
 		if g.origin != nil {
 			c.foreign = g.origin(nc)
 		}
@@ -179,6 +183,25 @@ func (c *conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// hungUp tells whether the peer has closed the connection and nothing of it is left to
+// read, without waiting for the server's own reading to see it.
+func (c *conn) hungUp() (gone bool) {
+	sc, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true // closed by us
+	}
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = err == nil && n == 0 || err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	})
+	return gone || err != nil
 }
 
 // CloseWrite lets the server say goodbye before it closes, so that a client that is

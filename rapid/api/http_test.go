@@ -160,22 +160,26 @@ func TestTruncatedBody(t *testing.T) {
 
 // RT-25, RT-27: an event goes to a live waiter, not to one whose client has gone.
 func TestDeadWaiterGetsNoEvent(t *testing.T) {
-	w := newWorld(t, setup{})
-	w.running()
-	_, leave := w.later("GET", nextPath)
-	w.await(rapid.Idle)
-	second, _ := w.later("GET", nextPath)
-	time.Sleep(20 * time.Millisecond) // both wait; the order does not matter
-	leave()
-	time.Sleep(20 * time.Millisecond) // for the server to see the end of the connection
-	w.invoke("id")
-	select {
-	case r := <-second:
-		if r.header.Get("Lambda-Runtime-Aws-Request-Id") != "id" {
-			t.Errorf("%+v", r)
+	for range 20 { // the server may see the end of a connection before the event is there, or not
+		w := newWorld(t, setup{})
+		w.running()
+		first := w.dial()
+		if _, err := fmt.Fprintf(first, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", nextPath); err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(5 * time.Second):
-		t.Error("the event is lost")
+		w.await(rapid.Idle) // it waits
+		second, _ := w.later("GET", nextPath)
+		time.Sleep(20 * time.Millisecond) // the other waits too, or comes later, which is as good
+		first.Close()
+		w.invoke("id")
+		select {
+		case r := <-second:
+			if r.header.Get("Lambda-Runtime-Aws-Request-Id") != "id" {
+				t.Errorf("%+v", r)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("the event is lost")
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -40,9 +41,9 @@ func TestStrict(t *testing.T) {
 		}
 	})
 	t.Run("the runtime", func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int64
 		w := newWorld(t, setup{origin: func(c net.Conn) error {
-			asked++ // by the one goroutine that accepts
+			asked.Add(1)
 			if _, ok := c.(*net.TCPConn); !ok {
 				t.Errorf("asked about a %T", c)
 			}
@@ -57,7 +58,7 @@ func TestStrict(t *testing.T) {
 			t.Errorf("result %+v", got)
 		}
 		w.client.CloseIdleConnections()
-		if asked == 0 {
+		if asked.Load() == 0 {
 			t.Error("never asked")
 		}
 	})
