@@ -267,6 +267,10 @@ func (s *sandbox) run(ctx context.Context) {
 	named := make(chan error, 1)
 	go func() { named <- s.serveLookups(apiCtx) }()
 	s.err = s.life.Run(ctx)
+	if errors.Is(s.err, rapid.ErrLost) { // the function's doing; whether it can be removed is another matter
+		s.factory.log.WithField("sandbox", s.id).WithError(s.err).Warn("a sandbox is lost")
+		s.err = nil
+	}
 	stop()
 	s.err = errors.Join(s.err, <-served, <-named)
 }
