@@ -148,6 +148,10 @@ soak: build ## cycles with random faults; N (10000), SEED; writes docs/reliabili
 	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_INJECT=$$(($(N) / 10)) SOAK_REPORT=$(CURDIR)/docs/reliability.md \
 		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration
 
+.PHONY: ledger
+ledger: build ## 100,000 invocations with mixed outcomes, of which no record is lost or doubled
+	SOAK_INVOCATIONS=100000 go test -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration
+
 .PHONY: clean
 clean: ## remove what was built, machine images too
 	rm -rf bin .build $(EMBEDDED)
