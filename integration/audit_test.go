@@ -111,7 +111,7 @@ func auditSandboxd(t *testing.T, flags ...string) []fact {
 	t.Helper()
 	code := function(t, "testruntime")
 	writeFile(t, filepath.Join(code, "audit"), readFile(t, filepath.Join(testbin, "audit")), 0o755)
-	d := start(t, append(flags, oneCPU, code)...)
+	d := start(t, append(flags, oneCPU, "--timeout=60s", code)...)
 	r := d.do(script.Step{Op: "exec", Argv: append([]string{"/var/task/audit"}, hostNamespaces(t)...)}).Results[0]
 	return parseFacts(t, "sandboxd", []byte(r.Text))
 }
