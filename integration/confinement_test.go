@@ -73,7 +73,9 @@ func TestPostureFromTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := exec.Command("nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", guests[0].pid), "mount", "-t", "tmpfs", "planted", "/opt").CombinedOutput(); err != nil {
+	mount := exec.Command("nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", guests[0].pid), "mount", "-t", "tmpfs", "planted", "/opt")
+	mount.Env = append(os.Environ(), "LIBMOUNT_FORCE_MOUNT2=always") // fsmount takes a mount namespace, and the domain may have none
+	if out, err := mount.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	unmet, _ = d.posture()
