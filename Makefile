@@ -83,7 +83,7 @@ extensions: tools build ## run extensions of others, built from public registrie
 	$(GOTESTSUM) --jsonfile .build/results/extensions.json $(AGAIN) --packages ./integration -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal'
 
 .PHONY: vm-test
-vm-test: tools build ## the same tests in a virtual machine with pure cgroup v2
+vm-test: tools build ## those that depend on the kernel, in a virtual machine with pure cgroup v2
 	$(GOTESTSUM) --jsonfile .build/results/vm.json --ignore-non-json-output-lines --raw-command -- vm/test.sh plain
 
 .PHONY: vm-test-systemd
