@@ -40,9 +40,10 @@ func TestStrict(t *testing.T) {
 		if string(a.body) != forged {
 			t.Errorf("answer %s; want the extension's", a.body)
 		}
-		got := answers(t, d)
-		if got[0].Status != http.StatusOK || !strings.Contains(got[0].Text, calls) || got[1].Status != http.StatusAccepted {
-			t.Errorf("the extension was answered %+v; want 200 with the event, and 202", got)
+		// The runtime, whose own answer was refused, may be gone and its /tmp with it: the
+		// extension has printed what it was told.
+		for i, status := range []string{"200", "202"} {
+			d.waitFor("path=" + intruder.Calls[i].Path + " status=" + status)
 		}
 	})
 	t.Run("on", func(t *testing.T) {

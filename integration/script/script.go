@@ -116,7 +116,7 @@ type Delivered struct {
 // in the form "NOTE who=W what=X at=T key=value…", which needs no quoting.
 type Note struct {
 	Who    string            `json:"who"`  // "runtime" or the extension's name
-	What   string            `json:"what"` // "start", "register", "registered", "next", "INVOKE", "SHUTDOWN", "heartbeat", "sigterm", "exit"
+	What   string            `json:"what"` // "start", "register", "registered", "next", "INVOKE", "SHUTDOWN", "heartbeat", "answered", "sigterm", "exit"
 	At     int64             `json:"at"`   // Unix time in microseconds
 	Values map[string]string `json:"values,omitempty"`
 }

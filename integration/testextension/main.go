@@ -161,6 +161,7 @@ func (e *extension) makeCalls(id string) error {
 		if err != nil {
 			return err
 		}
+		e.note("answered", "path", c.Path, "status", strconv.Itoa(resp.StatusCode))
 		results = append(results, script.Result{Op: c.Op, Status: resp.StatusCode, Text: string(text)})
 	}
 	file := script.CallLog(e.name)
