@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -39,14 +40,13 @@ type InvalidError struct {
 	Err    error  // the cause; may be nil
 }
 
-// kinds are those that the extraction of a zip can find, by the number under which they
-// travel.
-var kinds = []error{ErrPackage, ErrUnsafe, ErrTooLarge, ErrNotFound}
+// kinds are those that an extraction can find, by the number under which they travel.
+var kinds = []error{ErrPackage, ErrUnsafe, ErrTooLarge, ErrNotFound, ErrImage, ErrPlatform, ErrDigest}
 
 // maxEncoded bounds an encoded error: names and reasons are shorter by far.
 const maxEncoded = 64 << 10
 
-// EncodeError turns the error of a [ZipJob] into bytes for another process.
+// EncodeError turns the error of an extraction into bytes for another process.
 func EncodeError(err error) []byte {
 	e := &InvalidError{Reason: err.Error()}
 	number := len(kinds) // of none
@@ -58,21 +58,23 @@ func EncodeError(err error) []byte {
 		cause = e.Err.Error()
 	}
 	b := []byte{byte(number)}
-	for _, s := range []string{e.File, e.Entry, e.Reason, e.Fix, cause} {
+	for _, s := range []string{e.Entry, e.Reason, e.Fix, cause} {
 		s = s[:min(len(s), maxEncoded/8)]
 		b = append(binary.LittleEndian.AppendUint32(b, uint32(len(s))), s...)
 	}
 	return b
 }
 
-// DecodeError is the inverse of EncodeError. Whatever the bytes, it returns an error.
-func DecodeError(b []byte) error {
-	malformed := errors.New("rootfs: the extraction failed, and did not say why")
+// DecodeError is the inverse of EncodeError; file is what was extracted. Whatever the
+// bytes, it returns an error, whose message is short and can be printed: an extractor
+// that its input has taken over chooses the words.
+func DecodeError(file string, b []byte) error {
+	malformed := fmt.Errorf("rootfs: the extraction of %s failed, and did not say why", file)
 	if len(b) == 0 || len(b) > maxEncoded {
 		return malformed
 	}
 	number, rest := int(b[0]), b[1:]
-	var text [5]string
+	var text [4]string
 	for i := range text {
 		if len(rest) < 4 || uint64(binary.LittleEndian.Uint32(rest)) > uint64(len(rest)-4) {
 			return malformed
@@ -81,13 +83,25 @@ func DecodeError(b []byte) error {
 		text[i], rest = string(rest[4:4+n]), rest[4+n:]
 	}
 	if number >= len(kinds) {
-		return errors.New(text[2])
+		return errors.New(printable(text[1]))
 	}
-	e := &InvalidError{Kind: kinds[number], File: text[0], Entry: text[1], Reason: text[2], Fix: text[3]}
-	if text[4] != "" {
-		e.Err = errors.New(text[4])
+	e := &InvalidError{Kind: kinds[number], File: file, Entry: text[0], Reason: printable(text[1]), Fix: printable(text[2])}
+	if text[3] != "" {
+		e.Err = errors.New(printable(text[3]))
 	}
 	return e
+}
+
+// printable keeps a stranger's text from flooding a message or moving a cursor.
+func printable(s string) string {
+	const most = 2000
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	if strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		s = strconv.Quote(s)
+	}
+	return s
 }
 
 func (e *InvalidError) Error() string {

@@ -231,12 +231,14 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 		if s.Unzip == nil {
 			err = job.Run(ctx, zipCopy, tree, progress)
 		} else {
-			err = s.unzipElsewhere(ctx, job, zipCopy.Name(), tree)
+			err = job.bounds().Watch(ctx, root, func(ctx context.Context) error {
+				return s.unzipElsewhere(ctx, job, zipCopy.Name(), tree)
+			})
 		}
 		if err != nil {
 			return 0, err
 		}
-		return job.adopt(root)
+		return job.bounds().Adopt(root)
 	})
 	failpoint.Pass(failpoint.ZipStaged)
 	return digest, err

@@ -89,10 +89,11 @@ func TestErrorsTravel(t *testing.T) {
 	for _, want := range []error{
 		&InvalidError{Kind: ErrUnsafe, File: "f.zip", Entry: "../x\x00y", Reason: "would leave the folder", Fix: "do not"},
 		&InvalidError{Kind: ErrPackage, File: "f.zip", Reason: "is none", Err: errors.New("cause")},
+		&InvalidError{Kind: ErrDigest, File: "f.zip", Reason: "is not what the “image” names: ä"},
 		errors.New("no space left on device"),
 	} {
 		b := EncodeError(want)
-		got := DecodeError(b)
+		got := DecodeError("f.zip", b)
 		if got.Error() != want.Error() {
 			t.Errorf("%v became %v", want, got)
 		}
@@ -102,12 +103,105 @@ func TestErrorsTravel(t *testing.T) {
 			}
 		}
 		for n := range b {
-			if err := DecodeError(b[:n]); err == nil {
+			if err := DecodeError("f.zip", b[:n]); err == nil {
 				t.Errorf("%d of %d bytes are no error", n, len(b))
 			}
 		}
 	}
-	if err := DecodeError(append([]byte{0}, 0xff, 0xff, 0xff, 0xff)); err == nil {
+	if err := DecodeError("f.zip", append([]byte{0}, 0xff, 0xff, 0xff, 0xff)); err == nil {
 		t.Error("a lying length is no error")
+	}
+}
+
+// What an extractor says that its input has taken over can neither flood a terminal nor
+// steer it, and does not say from which file it came.
+func TestErrorsAreTamed(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	for _, hostile := range []error{
+		&InvalidError{Kind: ErrUnsafe, File: "/etc/shadow", Entry: "e\x1b[2J" + long, Reason: "r\x1b]0;title\a" + long, Fix: "run\nrm -rf /\u202e", Err: errors.New("\x9b" + long)},
+		errors.New("a\rb\x00" + long),
+	} {
+		got := DecodeError("f.zip", EncodeError(hostile)).Error()
+		if strings.Contains(got, "shadow") || len(got) > 10_000 || strings.ContainsFunc(got, func(r rune) bool { return !strconv.IsPrint(r) }) {
+			t.Errorf("%d bytes: %.200q", len(got), got)
+		}
+	}
+}
+
+// An extraction that fills the disk is stopped while it runs, and leaves nothing.
+func TestUnzipWithoutEnd(t *testing.T) {
+	for name, make := range map[string]func(tree string) error{
+		"bytes": func(tree string) error {
+			return errors.Join(writeMode(filepath.Join(tree, "x"), 0o644), os.Truncate(filepath.Join(tree, "x"), 1<<20))
+		},
+		"files": func(tree string) error {
+			var err error
+			for i := range 6 {
+				err = errors.Join(err, os.Mkdir(filepath.Join(tree, strconv.Itoa(i)), 0o755))
+			}
+			return err
+		},
+		"depth": func(tree string) error { return os.MkdirAll(filepath.Join(tree, "a/b/c/d"), 0o755) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			store := openTestStore(t, filepath.Join(dir, "store"))
+			store.Unzip = func(ctx context.Context, _ ZipJob, _, tree *os.File) error {
+				path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(tree.Fd())))
+				if err := errors.Join(err, make(path)); err != nil {
+					return err
+				}
+				<-ctx.Done() // a process would be killed now
+				return ctx.Err()
+			}
+			_, err := store.AddZip(t.Context(), writeZip(t, dir, makeZip(t, file{name: "bootstrap"})), Limits{Entries: 5, UnzippedBytes: 1000, Depth: 3}, nil)
+			if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "more than 1000 bytes or 5 files") {
+				t.Errorf("%v", err)
+			}
+			if left, err := os.ReadDir(filepath.Join(dir, "store", "staging")); err != nil || len(left) > 0 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// Some of the file system is left to others, in bytes and in inodes, if it counts them.
+func TestReserve(t *testing.T) {
+	for want, st := range map[string]unix.Statfs_t{
+		"":                      {Bsize: 4096, Blocks: 1 << 30, Bavail: 1 << 20, Files: 1000, Ffree: 20},
+		"200.0 MiB are left":    {Bsize: 4096, Blocks: 1 << 30, Bavail: 200 << 8, Files: 1000, Ffree: 500},
+		"524288 bytes are left": {Bsize: 1024, Blocks: 50_000, Bavail: 512},
+		"19 inodes are left":    {Bsize: 4096, Blocks: 1 << 30, Bavail: 1 << 29, Files: 1000, Ffree: 19},
+	} {
+		if got := reserve(&st); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := reserve(&unix.Statfs_t{Bsize: 4096}); got != "" { // ramfs counts nothing
+		t.Error(got)
+	}
+}
+
+// Hard links are taken over where they are allowed, if none leads out of the folder.
+func TestAdoptHardLinks(t *testing.T) {
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "tree")
+	if err := errors.Join(os.Mkdir(tree, 0o755), os.WriteFile(filepath.Join(tree, "a"), []byte("12345"), 0o644), os.Link(filepath.Join(tree, "a"), filepath.Join(tree, "b"))); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	bounds := Bounds{File: "x", Bytes: 5, Entries: 2, Depth: 1, HardLinks: true}
+	if n, err := bounds.Adopt(root); err != nil || n != 5 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if err := os.Link(filepath.Join(tree, "a"), filepath.Join(dir, "outside")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bounds.Adopt(root); err == nil || !strings.Contains(err.Error(), "outside of the folder") {
+		t.Errorf("%v", err)
 	}
 }

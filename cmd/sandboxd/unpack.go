@@ -160,7 +160,7 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	case ctx.Err() != nil:
 		return fmt.Errorf("extract %s: %w", job.File, ctx.Err())
 	case errors.As(err, &exit) && exit.ExitCode() == exitFunction:
-		return rootfs.DecodeError(said.b)
+		return rootfs.DecodeError(job.File, said.b)
 	case err != nil:
 		return fmt.Errorf("extract %s: %w", job.File, err)
 	}
