@@ -3,22 +3,25 @@ package supervisor
 import (
 	"context"
 	"net"
+	"os"
 
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
 // Box is what a Sandbox needs of the kernel: the namespaces and cgroups of one
-// sandbox. *runc.Sandbox of package isolation/runc is one. All methods may be called
-// from several goroutines; Kill, MemoryPeak, Usage, Listener, Domain and Dial at any
-// time, the others never two at once for one domain.
+// sandbox. *runc.Sandbox of package isolation/runc is one, and *privsep.Box stands for
+// one in another process. All methods may be called from several goroutines; Kill,
+// MemoryPeak, Usage, GivePipes, Listener, Domain and Dial at any time, the others never
+// two at once for one domain.
 type Box interface {
 	// Start makes a domain. When it returns, the domain's PID 1 has said Hello, which
 	// Start has received, and the mounts are attached. The connection is the caller's.
 	Start(ctx context.Context, domain string) (*wire.Conn, error)
 
-	// IDs returns the host's ids of the sandbox user.
-	IDs() (uid, gid uint32)
+	// GivePipes makes the sandbox user the owner of pipes, so that processes can open
+	// them anew, as /dev/stderr.
+	GivePipes(...*os.File) error
 
 	// Freeze returns when every process of the sandbox has stopped. Thaw undoes it.
 	// Both do nothing if that is so already.

@@ -63,20 +63,20 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 
 // givePipes makes the sandbox user the owner of the pipes among files.
 func (s *Sandbox) givePipes(files []*os.File) error {
-	uid, gid := s.box.IDs()
+	var pipes []*os.File
 	for _, f := range files {
 		info, err := f.Stat()
 		if err != nil {
 			return err
 		}
-		if info.Mode()&os.ModeNamedPipe == 0 {
-			continue
-		}
-		if err := f.Chown(int(uid), int(gid)); err != nil {
-			return err
+		if info.Mode()&os.ModeNamedPipe != 0 {
+			pipes = append(pipes, f)
 		}
 	}
-	return nil
+	if len(pipes) == 0 {
+		return nil
+	}
+	return s.box.GivePipes(pipes...)
 }
 
 // register makes the handle, before there is a process (ARCHITECTURE decision 6),

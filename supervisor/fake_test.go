@@ -91,7 +91,14 @@ func (b *fakeBox) Start(ctx context.Context, domain string) (*wire.Conn, error) 
 	return local, nil
 }
 
-func (b *fakeBox) IDs() (uint32, uint32) { return uint32(b.uid), uint32(os.Getgid()) }
+func (b *fakeBox) GivePipes(pipes ...*os.File) error {
+	for _, f := range pipes {
+		if err := f.Chown(b.uid, os.Getgid()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (b *fakeBox) Freeze(context.Context) error {
 	b.mu.Lock()

@@ -1,7 +1,6 @@
 package runc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/group"
 )
 
 const (
@@ -44,8 +44,7 @@ type cgroup struct {
 	v2     *cgroup2.Manager // limits on a unified host
 	v1     cgroup1.Cgroup   // limits elsewhere
 	core   string           // directory in the v2 tree for freeze and kill; "" on a legacy host
-	freeze *freezer
-	peak   *os.File  // the kernel's high-water mark of memory, read once an invocation
+	handle *group.Handle
 	oom    *oomWatch // on v1, where the kernel does not kill the whole group by itself
 }
 
@@ -75,33 +74,81 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 	} else if err := c.newV1(domains); err != nil {
 		return c, err
 	}
-	if c.freeze, err = newFreezer(c); err != nil {
-		return c, err
-	}
-	c.peak, err = os.Open(c.peakFile())
+	c.handle, err = c.open()
 	return c, err
 }
 
-func (c *cgroup) peakFile() string {
-	if c.v2 != nil {
-		return filepath.Join(c.core, "memory.peak")
+// open opens the files by which the sandbox is frozen and measured.
+func (c *cgroup) open() (*group.Handle, error) {
+	var files []group.File
+	var err error
+	add := func(role group.Role, flag int, dir, name string) {
+		if err != nil {
+			return
+		}
+		var f *os.File
+		if f, err = openPlain(filepath.Join(dir, name), flag); err == nil {
+			files = append(files, group.File{Role: role, File: f})
+		}
 	}
-	return filepath.Join(c.dirV1("memory"), "memory.max_usage_in_bytes")
+	if c.core != "" {
+		add(group.Freeze, os.O_RDWR, c.core, "cgroup.freeze")
+		add(group.Events, os.O_RDONLY, c.core, "cgroup.events")
+	} else {
+		add(group.FreezeState, os.O_RDWR, c.dirV1("freezer"), "freezer.state")
+	}
+	if c.v2 != nil {
+		add(group.Memory, os.O_RDONLY, c.core, "memory.current")
+		add(group.MemoryPeak, os.O_RDONLY, c.core, "memory.peak")
+		add(group.CPUStat, os.O_RDONLY, c.core, "cpu.stat")
+		add(group.OOMEvents, os.O_RDONLY, c.core, "memory.events")
+		add(group.PIDs, os.O_RDONLY, c.core, "pids.current")
+	} else {
+		add(group.Memory, os.O_RDONLY, c.dirV1("memory"), "memory.usage_in_bytes")
+		add(group.MemoryPeak, os.O_RDONLY, c.dirV1("memory"), "memory.max_usage_in_bytes")
+		add(group.OOMEvents, os.O_RDONLY, c.dirV1("memory"), "memory.oom_control")
+		add(group.PIDs, os.O_RDONLY, c.dirV1("pids"), "pids.current")
+		if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" && fileExists(filepath.Join(acct, c.path)) {
+			add(group.CPUUsage, os.O_RDONLY, filepath.Join(acct, c.path), "cpuacct.usage")
+		}
+		if err == nil {
+			var f *os.File
+			if f, err = c.oom.reader(); err == nil {
+				files = append(files, group.File{Role: group.OOMSeen, File: f})
+			}
+		}
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, err
+	}
+	return group.Open(files)
 }
 
-// memoryPeak reads the most memory that the sandbox ever had, by the descriptor that
-// is open: every report of an invocation asks for it.
-func (c *cgroup) memoryPeak() (uint64, error) {
-	var buf [24]byte // more than the digits of a uint64 and a newline
-	got, err := c.peak.ReadAt(buf[:], 0)
-	if got == 0 {
-		return 0, fmt.Errorf("runc: memory peak of %s: %w", c.path, err)
-	}
-	n, err := strconv.ParseUint(string(bytes.TrimSpace(buf[:got])), 10, 64)
+// openPlain opens a kernel file outside the netpoller, which os.Open would have watch
+// it: every freeze would wake this process.
+func openPlain(name string, flag int) (*os.File, error) {
+	fd, err := unix.Open(name, flag|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("runc: memory peak of %s: %w", c.path, err)
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	return n, nil
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// measure takes the file of a new domain that counts its out-of-memory kills: v1
+// counts a kill where the victim was, not above.
+func (c *cgroup) measure(domain string) error {
+	if c.v2 != nil {
+		return nil
+	}
+	f, err := openPlain(filepath.Join(c.dirV1("memory"), domain, "memory.oom_control"), os.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("runc: %w", err)
+	}
+	c.handle.AddOOMEvents(f)
+	return nil
 }
 
 func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
@@ -206,71 +253,8 @@ func (c *cgroup) throttle(on bool) error {
 	return nil
 }
 
-// usage reads what the sandbox has used. The figures come straight from the kernel's
-// files: the libraries' statistics read dozens of others besides.
-func (c *cgroup) usage() (u isolation.Usage, err error) {
-	number := func(dir, file string) uint64 {
-		b, e := os.ReadFile(filepath.Join(dir, file))
-		n, e2 := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
-		if e = errors.Join(e, e2); e != nil && err == nil {
-			err = fmt.Errorf("runc: usage of %s: %w", c.path, e)
-		}
-		return n
-	}
-	field := func(dir, file, key string) uint64 {
-		n, e := readField(filepath.Join(dir, file), key)
-		if e != nil && err == nil {
-			err = fmt.Errorf("runc: usage of %s: %w", c.path, e)
-		}
-		return n
-	}
-	if u.MemoryPeakBytes, err = c.memoryPeak(); err != nil {
-		return u, err
-	}
-	if c.v2 != nil {
-		u.MemoryBytes = number(c.core, "memory.current")
-		u.CPU = time.Duration(field(c.core, "cpu.stat", "usage_usec")) * time.Microsecond
-		u.OOMKills = field(c.core, "memory.events", "oom_kill")
-		u.PIDs = number(c.core, "pids.current")
-		return u, err
-	}
-	mem := c.dirV1("memory")
-	u.MemoryBytes = number(mem, "memory.usage_in_bytes")
-	u.PIDs = number(c.dirV1("pids"), "pids.current")
-	if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" && fileExists(filepath.Join(acct, c.path)) {
-		u.CPU = time.Duration(number(filepath.Join(acct, c.path), "cpuacct.usage"))
-	}
-	u.OOMKills = max(c.oomKillsV1(), c.oom.seen.Load())
-	return u, err
-}
-
 func (c *cgroup) dirV1(controller string) string {
 	return filepath.Join(c.place.host.Hierarchies[controller], c.path)
-}
-
-// oomKillsV1 sums over the domains: v1 counts a kill where the victim was, not above.
-func (c *cgroup) oomKillsV1() (sum uint64) {
-	for _, d := range []string{"", isolation.RuntimeDomain, isolation.ExtensionDomain} {
-		n, err := readField(filepath.Join(c.dirV1("memory"), d, "memory.oom_control"), "oom_kill")
-		if err == nil {
-			sum += n
-		}
-	}
-	return sum
-}
-
-// readField reads one "key number" line of a kernel file.
-func readField(file, key string) (uint64, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == key {
-			return strconv.ParseUint(v, 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s has no %s", file, key)
 }
 
 // kill sends SIGKILL to every process of the sandbox, frozen or not. New processes
@@ -285,17 +269,17 @@ func (c *cgroup) kill() error {
 			return fmt.Errorf("runc: kill %s: %w", c.path, err)
 		}
 	}
-	return killTree(c.path, c.place, c.freeze) // before Linux 5.14, and on v1
+	return killTree(c.path, c.place, c.handle) // before Linux 5.14, and on v1
 }
 
 // killTree stops everything below path from forking, signals what is there, and
 // lets it run into the signal.
-func killTree(path string, p *placement, f *freezer) error {
+func killTree(path string, p *placement, h *group.Handle) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	if f != nil {
-		_ = f.set(ctx, true) // a process that will not freeze can still be killed
-		defer f.set(ctx, false)
+	if h != nil {
+		_ = h.SetFrozen(ctx, true) // a process that will not freeze can still be killed
+		defer h.SetFrozen(ctx, false)
 	}
 	pids, err := pidsBelow(p, path)
 	for _, pid := range pids {
@@ -365,11 +349,8 @@ func (c *cgroup) remove(ctx context.Context) error {
 	if c.oom != nil {
 		c.oom.Close()
 	}
-	if c.freeze != nil {
-		c.freeze.Close()
-	}
-	if c.peak != nil {
-		c.peak.Close()
+	if c.handle != nil {
+		c.handle.Close()
 	}
 	return removeTree(ctx, c.place, c.path)
 }

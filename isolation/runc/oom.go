@@ -1,9 +1,10 @@
 package runc
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
+	"strconv"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 // that it ran out (ARCHITECTURE decision 12).
 type oomWatch struct {
 	events *os.File
-	seen   atomic.Uint64 // how often the sandbox ran out of memory
+	seen   *os.File // a file in memory: how often the sandbox ran out of memory
 	done   chan struct{}
 }
 
@@ -28,15 +29,19 @@ func watchOOM(c *cgroup) (*oomWatch, error) {
 		return nil, fmt.Errorf("watch for out of memory: %w", err)
 	}
 	w := &oomWatch{events: os.NewFile(fd, "memory.oom_control"), done: make(chan struct{})}
+	if w.seen, err = newCounter(); err != nil {
+		w.events.Close()
+		return nil, fmt.Errorf("watch for out of memory: %w", err)
+	}
 	go func() {
 		defer close(w.done)
 		var count [8]byte
-		for {
+		for times := 1; ; times++ {
 			if _, err := w.events.Read(count[:]); err != nil {
 				return // closed
 			}
 			// The event comes before the kernel has chosen and counted its victim.
-			w.seen.Add(1)
+			_, _ = w.seen.WriteAt(strconv.AppendInt(nil, int64(times), 10), 0)
 			_ = c.kill() // fails only when the cgroup is gone already
 		}
 	}()
@@ -47,4 +52,27 @@ func watchOOM(c *cgroup) (*oomWatch, error) {
 func (w *oomWatch) Close() {
 	w.events.Close()
 	<-w.done
+	w.seen.Close()
+}
+
+// newCounter makes a file in memory that reads 0.
+func newCounter() (*os.File, error) {
+	fd, err := unix.MemfdCreate("oom-seen", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("oom-seen", unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "oom-seen")
+	if _, err := f.WriteString("0"); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// reader opens the counter for reading only.
+func (w *oomWatch) reader() (*os.File, error) {
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(w.seen.Fd())))
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/egress"
+	"github.com/sandboxd/sandboxd/isolation/group"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 	"github.com/sandboxd/sandboxd/tracing"
 )
@@ -110,7 +111,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return m, err
 	})
 	if spec.Tmp.Template != "" {
-		uid, gid := s.IDs()
+		uid, gid := s.ids()
 		s.tmp = inBackground(func() (*tmpVolume, error) {
 			_, end := tracing.Step(ctx, "/tmp")
 			defer end()
@@ -256,6 +257,9 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	conn := d.conn
 	if conn == nil {
 		return nil, fmt.Errorf("runc: start %s of %s: it was started before", name, s.spec.ID)
+	}
+	if err := s.group.measure(name); err != nil {
+		return nil, err
 	}
 	d.conn = nil
 	return conn, nil
@@ -410,16 +414,34 @@ func (s *Sandbox) release() error {
 	return nil
 }
 
-// IDs returns the host's ids of the sandbox user.
-func (s *Sandbox) IDs() (uid, gid uint32) {
+// ids are the host's ids of the sandbox user.
+func (s *Sandbox) ids() (uid, gid uint32) {
 	return s.spec.IDBase + isolation.UserID, s.spec.IDBase + isolation.GroupID
 }
 
+// GivePipes makes the sandbox user the owner of pipes. See supervisor.Box.
+func (s *Sandbox) GivePipes(pipes ...*os.File) error {
+	uid, gid := s.ids()
+	for _, f := range pipes {
+		if err := f.Chown(int(uid), int(gid)); err != nil {
+			return fmt.Errorf("runc: give a pipe to %s: %w", s.spec.ID, err)
+		}
+	}
+	return nil
+}
+
+// Files are what the sandbox is frozen and measured with. They stay the sandbox's.
+// A domain's start may add to them, at the end.
+func (s *Sandbox) Files() []group.File { return s.group.handle.Files() }
+
+// ID is the id that the sandbox was made with.
+func (s *Sandbox) ID() string { return s.spec.ID }
+
 // Freeze stops every process of the sandbox. See supervisor.Box.
-func (s *Sandbox) Freeze(ctx context.Context) error { return s.group.freeze.set(ctx, true) }
+func (s *Sandbox) Freeze(ctx context.Context) error { return s.group.handle.SetFrozen(ctx, true) }
 
 // Thaw undoes Freeze.
-func (s *Sandbox) Thaw(ctx context.Context) error { return s.group.freeze.set(ctx, false) }
+func (s *Sandbox) Thaw(ctx context.Context) error { return s.group.handle.SetFrozen(ctx, false) }
 
 // SetThrottled turns the CPU quota on or off.
 func (s *Sandbox) SetThrottled(on bool) error { return s.group.throttle(on) }
@@ -428,10 +450,10 @@ func (s *Sandbox) SetThrottled(on bool) error { return s.group.throttle(on) }
 func (s *Sandbox) Kill() error { return s.group.kill() }
 
 // MemoryPeak returns the most memory that the sandbox ever had, in bytes.
-func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.memoryPeak() }
+func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.handle.MemoryPeak() }
 
 // Usage returns what the sandbox has used so far.
-func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.usage() }
+func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.handle.Usage() }
 
 // Listener is the socket of the Runtime API inside the sandbox.
 func (s *Sandbox) Listener() net.Listener { return s.net.listener }

@@ -94,7 +94,7 @@ func begin(t *testing.T, s *Sandbox, conn *wire.Conn, id uint32, script string) 
 	}
 	defer w.Close()
 	t.Cleanup(func() { r.Close() })
-	uid, gid := s.IDs()
+	uid, gid := s.ids()
 	if err := w.Chown(int(uid), int(gid)); err != nil {
 		t.Fatal(err)
 	}

@@ -62,13 +62,51 @@ func Pair() (local *Conn, remote *os.File, err error) {
 			return nil, nil, &Error{"pair", os.NewSyscallError("setsockopt", err)}
 		}
 	}
-	local, err = newConn(fds[0])
+	local, err = newDaemonConn(fds[0])
 	if err != nil {
 		_ = remote.Close()
 		return nil, nil, &Error{"pair", err}
 	}
-	local.daemon, local.data = true, make([]byte, eventSize)
 	return local, remote, nil
+}
+
+// File returns a second descriptor of c's end, for another process to carry on with
+// through [Take]. It belongs to the caller, who closes c without having used it.
+func (c *Conn) File() (*os.File, error) {
+	fd := -1
+	var dupErr error
+	err := c.raw.Control(func(own uintptr) { fd, dupErr = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &Error{"open", c.closedOr(err)}
+	}
+	if dupErr != nil {
+		return nil, &Error{"open", os.NewSyscallError("fcntl", dupErr)}
+	}
+	return os.NewFile(uintptr(fd), "control socket"), nil
+}
+
+// Take makes the daemon's end of a control socket, as [Pair] does, of what File
+// returned in another process. It closes f in any case.
+func Take(f *os.File) (*Conn, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &Error{"open", os.NewSyscallError("fcntl", err)}
+	}
+	c, err := newDaemonConn(fd)
+	if err != nil {
+		return nil, &Error{"open", err}
+	}
+	return c, nil
+}
+
+// newDaemonConn wraps fd, which it owns also when it fails, as the daemon's end.
+func newDaemonConn(fd int) (*Conn, error) {
+	c, err := newConn(fd)
+	if err == nil {
+		c.daemon, c.data = true, make([]byte, eventSize)
+	}
+	return c, err
 }
 
 // NewConn makes the init handler's end of a control socket from f, which it closes
