@@ -1,5 +1,6 @@
-// Package confine takes from a process what it does not need, for good, before the
-// process exists: what a thread has lost, its children never have.
+// Package confine takes from a process what it does not need, for good. [Thread] does
+// what children inherit, before the process exists; [Process] does what the process can
+// only do to itself, once it holds all that it needs.
 package confine
 
 import (
@@ -30,4 +31,17 @@ func Thread(folders ...*os.File) error {
 		return fmt.Errorf("confine: no_new_privs: %w", err)
 	}
 	return landlock(folders...)
+}
+
+// Process confines the calling process, all threads of it, those to come too: it opens
+// no file, makes no socket, connects to nowhere and starts no process. It makes only the
+// system calls of a server that lives on what it holds. no_new_privs must be on.
+func Process() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("confine: %w", os.NewSyscallError("prctl", err))
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("confine: %w", os.NewSyscallError("setrlimit", err))
+	}
+	return filter()
 }

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +28,15 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "landlock":
 		fmt.Print(tryFiles())
+	case "seccomp":
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err == nil {
+			err = errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), Process())
+		}
+		if err == nil {
+			err = serveConfined(l)
+		}
+		fmt.Print(err, "\n", tryCalls())
 	}
 	os.Exit(0)
 }
@@ -157,5 +169,70 @@ func TestLandlock(t *testing.T) {
 				t.Errorf("restricted %v: %s is %s, want %s", restricted, name, got, want)
 			}
 		}
+	}
+}
+
+// serveConfined does what a server does, with many threads and collections of garbage.
+func serveConfined(l net.Listener) error {
+	// The other end of the connections was made before; a confined process makes none.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			runtime.LockOSThread()
+			time.Sleep(5 * time.Millisecond)
+			_ = make([]byte, 1<<20)
+		})
+	}
+	wg.Wait()
+	runtime.GC()
+	if _, err := w.WriteString("through"); err != nil {
+		return err
+	}
+	w.Close()
+	if b, err := io.ReadAll(r); err != nil || string(b) != "through" {
+		return fmt.Errorf("pipe: %q, %w", b, err)
+	}
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		return err
+	}
+	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("accept: %w", err)
+	}
+	return nil
+}
+
+// forbidden are calls that must fail, one for each thing that a worker taken over would
+// like to have.
+var forbidden = map[string]uintptr{
+	"openat": unix.SYS_OPENAT, "openat2": unix.SYS_OPENAT2, "socket": unix.SYS_SOCKET, "socketpair": unix.SYS_SOCKETPAIR, "connect": unix.SYS_CONNECT,
+	"bind": unix.SYS_BIND, "execve": unix.SYS_EXECVE, "execveat": unix.SYS_EXECVEAT, "ptrace": unix.SYS_PTRACE, "process_vm_readv": unix.SYS_PROCESS_VM_READV,
+	"mount": unix.SYS_MOUNT, "move_mount": unix.SYS_MOVE_MOUNT, "unshare": unix.SYS_UNSHARE, "setns": unix.SYS_SETNS, "kill": unix.SYS_KILL,
+	"pidfd_open": unix.SYS_PIDFD_OPEN, "bpf": unix.SYS_BPF, "io_uring_setup": unix.SYS_IO_URING_SETUP, "userfaultfd": unix.SYS_USERFAULTFD,
+	"keyctl": unix.SYS_KEYCTL, "prctl": unix.SYS_PRCTL, "setuid": unix.SYS_SETUID, "memfd_create": unix.SYS_MEMFD_CREATE, "clone": unix.SYS_CLONE,
+}
+
+// tryCalls makes each forbidden call on every thread's behalf, and says what failed
+// otherwise than it should.
+func tryCalls() string {
+	var b strings.Builder
+	for name, number := range forbidden {
+		_, _, errno := unix.RawSyscall6(number, 0, 0, 0, 0, 0, 0)
+		if errno != unix.EPERM {
+			fmt.Fprintf(&b, "%s: %v\n", name, errno)
+		}
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 0, 0); errno != unix.ENOSYS {
+		fmt.Fprintf(&b, "clone3: %v\n", errno)
+	}
+	return b.String()
+}
+
+func TestProcess(t *testing.T) {
+	if out := confined(t, "seccomp", false); out != "<nil>\n" {
+		t.Errorf("confined: %s", out)
 	}
 }

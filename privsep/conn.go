@@ -1,0 +1,112 @@
+package privsep
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pair makes the two ends of the line, both close-on-exec.
+func Pair() (supervisor, worker *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "supervisor"), nil
+}
+
+// conn is one end of the line. Sending is safe for concurrent use, receiving not.
+type conn struct {
+	*net.UnixConn
+	data, oob []byte
+}
+
+// newConn makes a conn of f, which it closes in any case, that takes messages of up to
+// size bytes.
+func newConn(f *os.File, size int) (*conn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("privsep: %w", err)
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("privsep: not a unix socket")
+	}
+	// One byte and one file more than allowed, to see what exceeds it.
+	return &conn{u, make([]byte, size+1), make([]byte, unix.CmsgSpace(4*(maxFiles+1)))}, nil
+}
+
+// send sends a message with files, which stay the caller's.
+func (c *conn) send(b []byte, files []*os.File) error {
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, 0, len(files))
+		for _, f := range files {
+			raw, err := f.SyscallConn() // Fd would change the file's mode
+			if err == nil {
+				err = raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) })
+			}
+			if err != nil {
+				return err
+			}
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	_, _, err := c.WriteMsgUnix(b, oob, nil)
+	for _, f := range files { // not closed, by the collector either, while it is sent
+		_ = f.Name()
+	}
+	return err
+}
+
+// receive waits for a message. The bytes are valid until the next call, the files are
+// the caller's. io.EOF means that the other end is gone.
+func (c *conn) receive() ([]byte, []*os.File, error) {
+	n, oobn, flags, _, err := c.ReadMsgUnix(c.data, c.oob)
+	if errors.Is(err, unix.ECONNRESET) { // gone, and did not read everything before
+		err = io.EOF
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := takeFiles(c.oob[:oobn])
+	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n == len(c.data) || len(files) > maxFiles) {
+		err = errors.New("a message that is too large")
+	}
+	if err != nil {
+		closeAll(files)
+		return nil, nil, err
+	}
+	return c.data[:n], files, nil
+}
+
+// takeFiles makes files of the descriptors in a control buffer. With an error it
+// returns those that it has found.
+func takeFiles(oob []byte) (files []*os.File, err error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	for i := range messages {
+		fds, e := unix.ParseUnixRights(&messages[i])
+		if e != nil {
+			err = e
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files, err
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,130 @@
+package privsep
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/sandboxd/sandboxd/isolation"
+)
+
+// Bounds of the protocol.
+const (
+	requestSize = 16       // bytes of a request, always
+	maxReply    = 64 << 10 // bytes of a reply; fits a default socket buffer
+	maxFiles    = 24       // files with one message
+	maxText     = 8        // strings of a reply
+)
+
+// op is what a request asks for.
+type op uint32
+
+const (
+	opCreate    op = iota + 1 // a sandbox; the answer has its number, id, cgroup and files
+	opStart                   // a domain; arg is its index in domains
+	opThrottle                // arg: 1 on, 0 off
+	opKill                    // every process of the sandbox
+	opGivePipes               // pipes of the worker, beside the message, to the sandbox user
+	opDial                    // arg: the TCP port on the sandbox's loopback
+	opClose                   // the sandbox
+	opRenew                   // the credentials as the operator has them now
+	opCancel                  // arg: the request that is not waited for any more; has no answer
+	ops                       // one more than the last
+)
+
+// domains are what opStart can name.
+var domains = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
+
+// request is what the worker sends.
+type request struct {
+	id      uint32 // chosen by the worker, not in use by a request without an answer
+	op      op
+	sandbox uint32 // the number that the answer to opCreate gave; 0 where there is none
+	arg     uint32
+}
+
+func (r request) encode() []byte {
+	b := binary.LittleEndian.AppendUint32(make([]byte, 0, requestSize), r.id)
+	b = binary.LittleEndian.AppendUint32(b, uint32(r.op))
+	b = binary.LittleEndian.AppendUint32(b, r.sandbox)
+	return binary.LittleEndian.AppendUint32(b, r.arg)
+}
+
+// decodeRequest takes a request that came with so many files. It says what is wrong
+// with one that no worker of ours can have sent.
+func decodeRequest(b []byte, files int) (request, error) {
+	if len(b) != requestSize {
+		return request{}, fmt.Errorf("a request of %d bytes, want %d", len(b), requestSize)
+	}
+	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
+	r := request{id: word(0), op: op(word(1)), sandbox: word(2), arg: word(3)}
+	owned := r.op != opCreate && r.op != opRenew && r.op != opCancel
+	var ok bool
+	switch r.op {
+	case opStart:
+		ok = r.arg < uint32(len(domains))
+	case opThrottle:
+		ok = r.arg <= 1
+	case opDial:
+		ok = r.arg >= 1 && r.arg <= 65535
+	case opCancel:
+		ok = true
+	default:
+		ok = r.arg == 0
+	}
+	switch {
+	case r.op == 0 || r.op >= ops:
+		return request{}, fmt.Errorf("a request for operation %d, which there is not", r.op)
+	case !ok:
+		return request{}, fmt.Errorf("operation %d with the argument %d", r.op, r.arg)
+	case owned != (r.sandbox != 0):
+		return request{}, fmt.Errorf("operation %d on sandbox %d", r.op, r.sandbox)
+	case (r.op == opGivePipes) != (files > 0):
+		return request{}, fmt.Errorf("operation %d with %d files", r.op, files)
+	}
+	return r, nil
+}
+
+// reply is what the supervisor sends: the answer to a request, or, with the id 0, the
+// word that the daemon is to end.
+type reply struct {
+	id   uint32
+	err  string // why the request failed; "" if it did not
+	n    uint32
+	text []string
+}
+
+func (r reply) encode() ([]byte, error) {
+	b := binary.LittleEndian.AppendUint32(nil, r.id)
+	b = binary.LittleEndian.AppendUint32(b, r.n)
+	for _, s := range append([]string{r.err}, r.text...) {
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	if len(b) > maxReply || len(r.text) > maxText {
+		return nil, fmt.Errorf("an answer of %d bytes, at most %d are allowed", len(b), maxReply)
+	}
+	return b, nil
+}
+
+func decodeReply(b []byte) (reply, error) {
+	malformed := errors.New("malformed answer")
+	if len(b) < 8 || len(b) > maxReply {
+		return reply{}, malformed
+	}
+	r := reply{id: binary.LittleEndian.Uint32(b), n: binary.LittleEndian.Uint32(b[4:])}
+	var text []string
+	for b = b[8:]; len(b) > 0; {
+		if len(b) < 4 || uint64(binary.LittleEndian.Uint32(b)) > uint64(len(b)-4) || len(text) > maxText {
+			return reply{}, malformed
+		}
+		n := binary.LittleEndian.Uint32(b)
+		text = append(text, string(b[4:4+n]))
+		b = b[4+n:]
+	}
+	if len(text) == 0 {
+		return reply{}, malformed
+	}
+	r.err, r.text = text[0], text[1:]
+	return r, nil
+}

@@ -1,0 +1,407 @@
+package privsep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation/group"
+	"github.com/sandboxd/sandboxd/supervisor"
+)
+
+// removalTime is how long the removal of a sandbox may take.
+const removalTime = 10 * time.Second
+
+// requestsPerSandbox is how many requests about one sandbox may wait for their answers:
+// two starts, a close, a kill, and the connections to its telemetry subscribers.
+const requestsPerSandbox = 64
+
+// inFlight is how many requests of a client may wait for their answers, if so many
+// sandboxes may live. Who has twice as many is no client of ours.
+func inFlight(sandboxes int) int { return (sandboxes + 1) * requestsPerSandbox }
+
+// Hosted is a sandbox as the supervisor's process has it. *runc.Sandbox of package
+// isolation/runc is one.
+type Hosted interface {
+	supervisor.Box
+	ID() string
+	CgroupPath() string
+	PIDs() map[string]int // of the init handlers, by domain
+	Files() []group.File  // what it is frozen and measured with; a start may add to the end
+}
+
+// Config is what a Server needs.
+type Config struct {
+	// Create makes a sandbox. Its Close releases all that belongs to it.
+	Create func(context.Context) (Hosted, error)
+	// Renew returns the credentials as they are now, as the worker understands them.
+	Renew func() ([]string, error)
+	// Sandboxes is the most that may live at once.
+	Sandboxes int
+	// UID is the worker's user: only what belongs to it may be given away.
+	UID uint32
+}
+
+// Server is the supervisor's end.
+type Server struct {
+	cfg  Config
+	conn *conn
+
+	life    context.Context // of all requests
+	end     context.CancelFunc
+	working sync.WaitGroup // requests
+
+	mu       sync.Mutex
+	last     uint32                        // number of a sandbox
+	creating int                           // sandboxes that are being made
+	boxes    map[uint32]*box               // by number
+	requests map[uint32]context.CancelFunc // those without an answer, by id
+	busy     int                           // those whose answer is not sent
+}
+
+// box is a sandbox of the worker's.
+type box struct {
+	Hosted
+	life context.Context // ends when it is to be closed
+	end  context.CancelFunc
+	sent int  // how many of its files the worker has; guarded by turn
+	lost bool // it could not be removed; guarded by Server.mu
+	turn sync.Mutex
+}
+
+// NewServer makes the supervisor's end of f, which it closes in any case. The caller
+// must call Serve or Close.
+func NewServer(f *os.File, cfg Config) (*Server, error) {
+	c, err := newConn(f, requestSize)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, conn: c, boxes: map[uint32]*box{}, requests: map[uint32]context.CancelFunc{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Serve does what the worker asks until its end of the line is closed, which is no
+// error, or it breaks the protocol. When it returns, every sandbox is gone, or its
+// Close has said why not.
+func (s *Server) Serve() error {
+	err := s.read()
+	s.end()
+	s.conn.Close()
+	s.mu.Lock()
+	for _, b := range s.boxes {
+		_ = b.Kill() // its Close tells
+	}
+	s.mu.Unlock()
+	s.working.Wait()
+	for n, b := range maps.Clone(s.boxes) {
+		if !b.lost {
+			s.working.Go(func() { _ = s.close(n, b) })
+		}
+	}
+	s.working.Wait()
+	return err
+}
+
+// Close closes the line. It is for a server that does not come to serve.
+func (s *Server) Close() error {
+	s.end()
+	return s.conn.Close()
+}
+
+// Stop asks the worker to come to an end; a second time, to do it at once.
+func (s *Server) Stop() error {
+	b, err := reply{}.encode()
+	if err != nil {
+		return err
+	}
+	return s.conn.send(b, nil)
+}
+
+// Count is how many sandboxes the worker has, those being made included.
+func (s *Server) Count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count()
+}
+
+// count is Count for who holds s.mu. What could not be removed does not count.
+func (s *Server) count() int {
+	n := s.creating
+	for _, b := range s.boxes {
+		if !b.lost {
+			n++
+		}
+	}
+	return n
+}
+
+// read takes requests until it must not go on.
+func (s *Server) read() error {
+	for {
+		b, files, err := s.conn.receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		var r request
+		if err == nil {
+			if r, err = decodeRequest(b, len(files)); err != nil {
+				closeAll(files)
+			}
+		}
+		if err == nil {
+			err = s.begin(r, files)
+		}
+		if err != nil {
+			return fmt.Errorf("privsep: the worker breaks the protocol: %w", err)
+		}
+	}
+}
+
+// begin starts to work on a request.
+func (s *Server) begin(r request, files []*os.File) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.op == opCancel {
+		if cancel := s.requests[r.arg]; cancel != nil { // else the answer is on its way
+			cancel()
+		}
+		return nil
+	}
+	var err error
+	switch {
+	case r.id == 0 || s.requests[r.id] != nil:
+		err = fmt.Errorf("the id %d is in use", r.id)
+	case s.busy >= 2*inFlight(s.cfg.Sandboxes):
+		err = fmt.Errorf("more than %d requests at once", s.busy)
+	}
+	if err != nil {
+		closeAll(files)
+		return err
+	}
+	ctx, cancel := context.WithCancel(s.life)
+	s.requests[r.id] = cancel
+	s.busy++
+	b := s.boxes[r.sandbox]
+	var refused error
+	switch {
+	case r.sandbox != 0 && b == nil: // one that was closed a moment ago, most likely
+		refused = fmt.Errorf("privsep: there is no sandbox %d", r.sandbox)
+	case r.op == opCreate && s.count() >= s.cfg.Sandboxes:
+		refused = fmt.Errorf("privsep: there are %d sandboxes already", s.cfg.Sandboxes)
+	case r.op == opCreate:
+		s.creating++
+	case r.op == opClose:
+		b.end()
+	}
+	s.working.Go(func() {
+		defer cancel()
+		var a reply
+		var give []*os.File
+		err := refused
+		if err == nil {
+			a, give, err = s.work(ctx, b, r, files)
+		}
+		closeAll(files)
+		if err != nil {
+			text := err.Error()
+			a = reply{err: text[:min(len(text), maxReply/2)]}
+		}
+		s.answer(r.id, a, give)
+	})
+	return nil
+}
+
+// answer sends the answer to the request id with files, which it closes.
+func (s *Server) answer(id uint32, a reply, files []*os.File) {
+	defer closeAll(files)
+	a.id = id
+	b, err := a.encode()
+	if err != nil {
+		b, _ = reply{id: id, err: err.Error()}.encode() // small enough
+		files = nil
+	}
+	s.mu.Lock()
+	delete(s.requests, id) // before the worker can use the id again
+	s.mu.Unlock()
+	_ = s.conn.send(b, files) // a worker that is gone needs none
+	s.mu.Lock()
+	s.busy--
+	s.mu.Unlock()
+}
+
+// work does what r asks, and returns the answer with the files that go with it: none
+// with an error.
+func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) (a reply, give []*os.File, err error) {
+	switch r.op {
+	case opCreate:
+		a, give, err = s.create(ctx)
+	case opRenew:
+		a.text, err = s.cfg.Renew()
+	case opStart:
+		a, give, err = b.start(ctx, domains[r.arg])
+	case opThrottle:
+		b.turn.Lock()
+		err = b.SetThrottled(r.arg == 1)
+		b.turn.Unlock()
+	case opKill:
+		err = b.Kill()
+	case opGivePipes:
+		if err = s.mayGive(files); err == nil {
+			err = b.GivePipes(files...)
+		}
+	case opDial:
+		give, err = b.dial(ctx, r.arg)
+	case opClose:
+		err = s.close(r.sandbox, b)
+	}
+	return a, give, err
+}
+
+// create makes a sandbox.
+func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
+	hosted, err := s.cfg.Create(ctx)
+	s.mu.Lock()
+	s.creating--
+	if err != nil {
+		s.mu.Unlock()
+		return reply{}, nil, err
+	}
+	b := &box{Hosted: hosted}
+	b.life, b.end = context.WithCancel(s.life)
+	s.last++
+	n := s.last
+	s.boxes[n] = b
+	s.mu.Unlock()
+
+	give, roles, err := b.newFiles()
+	if err == nil {
+		var l *os.File
+		if l, err = listenerFile(b.Listener()); err == nil {
+			return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles}}, append([]*os.File{l}, give...), nil
+		}
+	}
+	closeAll(give)
+	return reply{}, nil, errors.Join(err, s.close(n, b))
+}
+
+// listenerFile takes the socket from l. This process is not woken for it any more.
+func listenerFile(l net.Listener) (*os.File, error) {
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		return nil, err
+	}
+	return f, l.Close()
+}
+
+// newFiles returns copies of the files that the worker does not have yet, and their
+// roles.
+func (b *box) newFiles() (files []*os.File, roles string, err error) {
+	all := b.Files()
+	for _, f := range all[b.sent:] {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(files)
+			return nil, "", os.NewSyscallError("fcntl", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), f.Name()))
+		roles += string(rune(f.Role))
+	}
+	b.sent = len(all)
+	return files, roles, nil
+}
+
+// start makes a domain.
+func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, error) {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return reply{}, nil, err
+	}
+	conn, err := b.Start(ctx, domain)
+	if err != nil {
+		return reply{}, nil, err
+	}
+	defer conn.Close() // the worker carries on with the copy
+	control, err := conn.File()
+	if err != nil {
+		return reply{}, nil, err
+	}
+	files, roles, err := b.newFiles()
+	if err != nil {
+		control.Close()
+		return reply{}, nil, err
+	}
+	return reply{n: uint32(b.PIDs()[domain]), text: []string{roles}}, append([]*os.File{control}, files...), nil
+}
+
+// whileAlive returns a context that ends with ctx and with the box.
+func (b *box) whileAlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(b.life, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// dial connects to a port on the sandbox's loopback.
+func (b *box) dial(ctx context.Context, port uint32) ([]*os.File, error) {
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	conn, err := b.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	f, err := conn.(*net.TCPConn).File()
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
+}
+
+// pipeFS is the file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
+const pipeFS = 0x50495045
+
+// mayGive says why the worker may not give one of the files away: it is not a pipe that
+// the worker made.
+func (s *Server) mayGive(files []*os.File) error {
+	for _, f := range files {
+		var st unix.Stat_t
+		var fs unix.Statfs_t
+		fd := int(f.Fd())
+		if err := errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &fs)); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFIFO || fs.Type != pipeFS || st.Uid != s.cfg.UID {
+			return errors.New("privsep: not a pipe of the worker's own")
+		}
+	}
+	return nil
+}
+
+// close removes a sandbox.
+func (s *Server) close(number uint32, b *box) error {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	b.end()
+	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
+	defer cancel()
+	err := b.Close(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.lost = err != nil
+	if err == nil {
+		delete(s.boxes, number)
+	}
+	return err
+}
