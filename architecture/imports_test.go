@@ -20,7 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
-	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "privsep", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor", "tracing"},
+	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "failpoint", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "privsep", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor", "tracing"},
 	"confine":                {},
 	"doctor":                 {"confine", "instance"},
 	"failpoint":              {},
@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"isolation/runc/reexec":  {},
 	"isolation/wire":         {},
 	"pool":                   {},
-	"privsep":                {"isolation", "isolation/group", "isolation/wire", "supervisor"},
+	"privsep":                {"isolation", "isolation/group", "isolation/wire", "supervisor", "tracing"},
 	"rapid":                  {"failpoint", "isolation", "rapid/telemetry", "supervisor", "tracing"},
 	"rapid/api":              {"rapid", "rapid/telemetry"},
 	"rapid/internal/fakesup": {"isolation", "supervisor"},

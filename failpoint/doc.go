@@ -7,11 +7,16 @@
 package failpoint
 
 // Variable names the environment variable with the path of a file that says what is
-// to happen. Each of its lines is a point and an action: "kill" ends this process with
-// SIGKILL, "skip" leaves the step out, and the name of an errno makes the step fail
+// to happen. Each of its lines is a point and an action: "kill" ends the daemon with
+// SIGKILL, or, in a process of the daemon's that cannot, stops at the point and prints
+// [Held]; "skip" leaves the step out, and the name of an errno makes the step fail
 // with it. The file is read anew whenever a point is passed; while it does not
 // exist, nothing happens.
 const Variable = "SANDBOXD_FAILPOINTS"
+
+// Held is printed on standard error, with the point behind it, by a process that waits
+// for the daemon to be killed.
+const Held = "failpoint: held at "
 
 // Point names a place in the daemon's code.
 type Point string

@@ -5,8 +5,11 @@ package failpoint
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +20,52 @@ const Enabled = true
 
 // path is read at the start: nothing that runs later can change it.
 var path = os.Getenv(Variable)
+
+// inherited is the file of a process that cannot open it; nil otherwise.
+var inherited = inherit()
+
+// inheritance begins the variable of such a process, before the descriptor.
+const inheritance = "descriptor "
+
+func inherit() *os.File {
+	text, ok := strings.CutPrefix(path, inheritance)
+	if !ok {
+		return nil
+	}
+	fd, err := strconv.Atoi(text)
+	if err != nil {
+		panic(err)
+	}
+	return os.NewFile(uintptr(fd), "failpoints")
+}
+
+// Share lets the process that cmd is to start fail too. It must come after the last of
+// cmd's ExtraFiles.
+func Share(cmd *exec.Cmd) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%s%d", Variable, inheritance, 3+len(cmd.ExtraFiles)))
+	cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+	return nil
+}
+
+// orders is what the file says now.
+func orders() ([]byte, error) {
+	if inherited == nil {
+		return os.ReadFile(path)
+	}
+	var buf [256]byte
+	n, err := inherited.ReadAt(buf[:], 0)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return buf[:n], err
+}
 
 // errSkip says that a step is to be left out.
 var errSkip = errors.New("failpoint: skip")
@@ -45,7 +94,7 @@ func act(p Point) error {
 	if path == "" {
 		return nil
 	}
-	text, err := os.ReadFile(path)
+	text, err := orders()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		panic(err) // a test that cannot be understood must not pass
 	}
@@ -56,6 +105,10 @@ func act(p Point) error {
 		}
 		switch action {
 		case "kill":
+			if inherited != nil { // the daemon is another process: whoever waits for this ends it
+				fmt.Fprintf(os.Stderr, "%s%s\n", Held, p)
+				select {}
+			}
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		case "skip":

@@ -32,12 +32,7 @@ func size(t *testing.T, part, whole int) int64 {
 // anonymous is the memory of the daemon that is not of a file, in bytes.
 func (d *daemon) anonymous() int64 {
 	d.t.Helper()
-	p := process{pid: d.cmd.Process.Pid}
-	var kib int64
-	if _, err := fmt.Sscan(p.status("RssAnon"), &kib); err != nil {
-		d.t.Fatalf("RssAnon of the daemon: %v", err)
-	}
-	return kib << 10
+	return d.sum("RssAnon") << 10
 }
 
 // wantGrownLess checks what the attacks may cost the daemon (REQUIREMENTS section 4).

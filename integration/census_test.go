@@ -33,12 +33,7 @@ func (d *daemon) census() census {
 	pid := d.cmd.Process.Pid
 	c := census{}
 	for kind, n := range d.fds() {
-		if kind == "anon_inode:inotify" {
-			kind = "inotify instances"
-		} else {
-			kind = "descriptors " + kind
-		}
-		c[kind] = n
+		c["descriptors "+kind] = n
 	}
 	c["mounts of the daemon"] = bytes.Count(readFile(d.t, fmt.Sprintf("/proc/%d/mountinfo", pid)), []byte("\n"))
 	marked := func(text string) bool {
@@ -234,7 +229,7 @@ func TestPlantedLeaks(t *testing.T) {
 		{"", ""},
 		{failpoint.RemoveCgroup, "cgroup folders"},
 		{failpoint.UnmountRoot, "mounts of the daemon"},
-		{failpoint.CloseNetNS, "descriptors net:[N]"},
+		{failpoint.CloseNetNS, "descriptors supervisor: net:[N]"},
 		{failpoint.ReapInit, "zombies"},
 	} {
 		t.Run("skip "+string(plant.point), func(t *testing.T) {

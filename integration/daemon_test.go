@@ -116,6 +116,9 @@ func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemo
 	d.cmd.Stderr = d.log
 	d.cmd.Stdout = d.log
 	d.run()
+	if binary != sandboxd {
+		go d.killWhenHeld()
+	}
 	return d
 }
 

@@ -55,16 +55,13 @@ func (f folders) faults() faults { return faults{filepath.Join(filepath.Dir(f.ru
 // set has point p do that from now on.
 func (f faults) set(t *testing.T, p failpoint.Point, action string) {
 	t.Helper()
-	writeFile(t, f.path+".new", []byte(string(p)+" "+action+"\n"), 0o644)
-	if err := os.Rename(f.path+".new", f.path); err != nil {
-		t.Fatal(err)
-	}
+	writeFile(t, f.path, []byte(string(p)+" "+action+"\n"), 0o644) // in place: the worker has it open
 }
 
 // clear ends every fault.
 func (f faults) clear(t *testing.T) {
 	t.Helper()
-	if err := os.Remove(f.path); err != nil {
+	if err := os.WriteFile(f.path, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -155,6 +152,14 @@ func zippedRuntime(t *testing.T) string {
 	}
 	defer program.Close()
 	return zipFile(t, "bootstrap", 0o755, program)
+}
+
+// killWhenHeld kills the daemon when its worker has come to a fail-point at which that is
+// to happen. It returns when the daemon has ended.
+func (d *daemon) killWhenHeld() {
+	if _, ok := d.log.wait(time.Hour, func(line string) bool { return strings.HasPrefix(line, failpoint.Held) }); ok {
+		d.signal(syscall.SIGKILL)
+	}
 }
 
 // waitKilled waits until the daemon has died of SIGKILL.

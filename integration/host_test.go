@@ -253,7 +253,33 @@ func (p process) inside() string {
 	return f[len(f)-1]
 }
 
-// descendants are the processes that the daemon has started, theirs too.
+// worker is the daemon's process without privilege.
+func (d *daemon) worker() process {
+	d.t.Helper()
+	for _, p := range d.descendants() {
+		if p.parent == d.cmd.Process.Pid && command(p.pid) == "sandboxd-worker" {
+			return p
+		}
+	}
+	d.t.Fatal("the daemon has no worker")
+	return process{}
+}
+
+// sum is a number of /proc/PID/status, of the daemon's two processes together.
+func (d *daemon) sum(key string) (sum int64) {
+	d.t.Helper()
+	for _, p := range []process{{pid: d.cmd.Process.Pid}, d.worker()} {
+		var n int64
+		if _, err := fmt.Sscan(p.status(key), &n); err != nil {
+			d.t.Fatalf("%s of process %d: %v", key, p.pid, err)
+		}
+		sum += n
+	}
+	return sum
+}
+
+// descendants are the processes that the daemon has started, theirs too: its worker,
+// and those in sandboxes.
 func (d *daemon) descendants() []process {
 	d.t.Helper()
 	children := make(map[int][]process)
@@ -329,22 +355,16 @@ func frozen(t *testing.T, p process) bool {
 	return false
 }
 
-// fds counts the daemon's descriptors by what they are, numbers left out.
+// fds counts the descriptors of the daemon's two processes by what they are, numbers
+// left out.
 func (d *daemon) fds() map[string]int {
 	d.t.Helper()
-	dir := fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		d.t.Fatal(err)
-	}
 	digits := regexp.MustCompile(`\b[0-9a-f]{8}\b|[0-9]+`) // ids too
 	count := make(map[string]int)
-	for _, e := range entries {
-		target, err := os.Readlink(filepath.Join(dir, e.Name()))
-		if err != nil {
-			continue // closed since
+	for who, pid := range map[string]int{"supervisor": d.cmd.Process.Pid, "worker": d.worker().pid} {
+		for _, target := range descriptors(d.t, pid) {
+			count[who+": "+digits.ReplaceAllString(target, "N")]++
 		}
-		count[digits.ReplaceAllString(target, "N")]++
 	}
 	return count
 }

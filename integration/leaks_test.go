@@ -31,7 +31,7 @@ func config(t *testing.T, text string) string {
 func (d *daemon) waitEmpty() {
 	d.t.Helper()
 	eventually(d.t, patience, func() string {
-		if n := len(d.descendants()); n > 0 {
+		if n := len(d.inits()) + len(d.guests()); n > 0 {
 			return fmt.Sprintf("%d processes in sandboxes", n)
 		}
 		return ""
@@ -57,22 +57,34 @@ func (d *daemon) wantFDsBack(before map[string]int) {
 	}
 }
 
-// goroutines ends the daemon with SIGQUIT and counts the goroutines of its dump, by
-// where each was created.
+// goroutines ends both processes of the daemon with SIGQUIT and counts the goroutines
+// of their dumps, by where each was created.
 func (d *daemon) goroutines() map[string]int {
 	d.t.Helper()
+	w := d.worker()
+	d.signal(syscall.SIGSTOP) // it must not end the other's way
+	if err := syscall.Kill(w.pid, syscall.SIGQUIT); err != nil {
+		d.t.Fatal(err)
+	}
+	eventually(d.t, patience, func() string {
+		if w.alive() {
+			return "the worker is alive after SIGQUIT"
+		}
+		return ""
+	})
 	d.signal(syscall.SIGQUIT)
+	d.signal(syscall.SIGCONT)
 	d.waitExit()
 	count := make(map[string]int)
 	created := regexp.MustCompile(`(?m)^created by (\S+)`)
-	_, dump, _ := strings.Cut(d.log.text(), "SIGQUIT: quit")
-	for _, g := range strings.Split(dump, "\n\n") {
+	dumps := strings.Split(d.log.text(), "SIGQUIT: quit")
+	if len(dumps) != 3 {
+		d.t.Fatalf("%d goroutine dumps after SIGQUIT, want one of each process", len(dumps)-1)
+	}
+	for _, g := range strings.Split(dumps[1]+"\n\n"+dumps[2], "\n\n") {
 		if m := created.FindStringSubmatch(g); m != nil && !strings.HasPrefix(m[1], "runtime") {
 			count[m[1]]++
 		}
-	}
-	if len(count) == 0 {
-		d.t.Fatal("no goroutine dump after SIGQUIT")
 	}
 	return count
 }

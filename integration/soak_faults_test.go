@@ -137,9 +137,7 @@ func (s *soak) drive(d *daemon) {
 func (s *soak) exchange() {
 	last := s.daemon
 	last.waitKilled()
-	if err := os.Remove(s.folders.faults().path); err != nil && !os.IsNotExist(err) {
-		s.t.Error(err)
-	}
+	s.folders.faults().clear(s.t)
 	s.use(startFaulty(s.t, s.folders, s.args...))
 	wantNothingLeft(s.t, last.instance)
 }

@@ -5,7 +5,6 @@ package integration
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -274,11 +273,8 @@ func (s *soak) ledger() (sum [lost + 1]int) {
 	return sum
 }
 
-// size is a daemon's resident memory in KiB and its number of threads.
+// size is the resident memory of a daemon's processes in KiB and their number of threads.
 func (d *daemon) size() (rss, threads int) {
 	d.t.Helper()
-	p := process{pid: d.cmd.Process.Pid}
-	fmt.Sscan(p.status("VmRSS"), &rss)
-	fmt.Sscan(p.status("Threads"), &threads)
-	return rss, threads
+	return int(d.sum("VmRSS")), int(d.sum("Threads"))
 }

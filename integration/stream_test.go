@@ -3,12 +3,10 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -237,14 +235,8 @@ func TestStreamNobodyReads(t *testing.T) {
 	}
 }
 
-// memory is what the daemon has resident at most, in bytes.
+// memory is what the daemon's processes have resident at most, in bytes.
 func (d *daemon) memory() int64 {
 	d.t.Helper()
-	status := readFile(d.t, fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
-	_, rest, _ := bytes.Cut(status, []byte("VmHWM:"))
-	var kb int64
-	if _, err := fmt.Sscan(string(rest), &kb); err != nil {
-		d.t.Fatal(err)
-	}
-	return kb << 10
+	return d.sum("VmHWM") << 10
 }

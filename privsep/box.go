@@ -2,18 +2,24 @@ package privsep
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"math"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/group"
 	"github.com/sandboxd/sandboxd/isolation/wire"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // Box is a sandbox whose privileged side is in the supervisor's process. It implements
@@ -24,10 +30,15 @@ type Box struct {
 	id, cgroup string
 	group      *group.Handle
 	listener   net.Listener
+	udp        net.PacketConn // for lookups; nil without
+	tcp        net.Listener
 
-	mu   sync.Mutex
-	pids map[string]int
+	mu    sync.Mutex
+	pids  map[string]int
+	steps tracing.Replay
 }
+
+var errMalformed = errors.New("privsep: malformed answer")
 
 // Create asks for a sandbox. The caller must Close it.
 func (c *Client) Create(ctx context.Context) (_ *Box, err error) {
@@ -41,31 +52,67 @@ func (c *Client) Create(ctx context.Context) (_ *Box, err error) {
 			err = errors.Join(err, b.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if len(a.text) != 3 || len(a.files) == 0 {
+	if len(a.text) != 5 {
 		closeAll(a.files)
-		return nil, errors.New("privsep: malformed answer")
+		return nil, errMalformed
 	}
 	b.id, b.cgroup = a.text[0], a.text[1]
-	listener := a.files[0]
-	defer listener.Close()
-	files, err := withRoles(a.files[1:], a.text[2])
+	sockets, err := strconv.Atoi(a.text[4])
+	if err != nil || sockets < 1 || sockets > len(a.files) {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	defer closeAll(a.files[:sockets])
+	files, err := withRoles(a.files[sockets:], a.text[2])
 	if err != nil {
 		return nil, err
 	}
 	if b.group, err = group.Open(files); err != nil {
 		return nil, err
 	}
-	if b.listener, err = net.FileListener(listener); err != nil {
-		return nil, fmt.Errorf("privsep: listener: %w", err)
+	if err := b.listen(a.files[:sockets]); err != nil {
+		return nil, err
 	}
-	return b, nil
+	return b, b.took(ctx, a.text[3])
+}
+
+// listen makes listeners of the sockets, which stay the caller's.
+func (b *Box) listen(sockets []*os.File) (err error) {
+	if b.listener, err = net.FileListener(sockets[0]); err != nil {
+		return fmt.Errorf("privsep: listener: %w", err)
+	}
+	if len(sockets) != 3 {
+		return nil
+	}
+	if b.udp, err = net.FilePacketConn(sockets[1]); err == nil {
+		b.tcp, err = net.FileListener(sockets[2])
+	}
+	if err != nil {
+		return fmt.Errorf("privsep: sockets for lookups: %w", err)
+	}
+	return nil
+}
+
+// took makes the steps that the supervisor has taken parts of the step in ctx.
+func (b *Box) took(ctx context.Context, steps string) error {
+	if steps == "" {
+		return nil
+	}
+	var marks []tracing.Mark
+	if err := json.Unmarshal([]byte(steps), &marks); err != nil {
+		return fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.steps.Add(ctx, marks)
+	return nil
 }
 
 // withRoles says what the files are for. With an error it closes them.
 func withRoles(files []*os.File, roles string) (list []group.File, err error) {
 	if len(files) != len(roles) {
 		closeAll(files)
-		return nil, errors.New("privsep: malformed answer")
+		return nil, errMalformed
 	}
 	for i, f := range files {
 		list = append(list, group.File{Role: group.Role(roles[i]), File: f})
@@ -100,9 +147,9 @@ func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(a.files) == 0 || len(a.text) != 1 {
+	if len(a.files) == 0 || len(a.text) != 2 {
 		closeAll(a.files)
-		return nil, errors.New("privsep: malformed answer")
+		return nil, errMalformed
 	}
 	files, err := withRoles(a.files[1:], a.text[0])
 	if err != nil {
@@ -115,7 +162,15 @@ func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	b.mu.Lock()
 	b.pids[domain] = int(a.n)
 	b.mu.Unlock()
-	return wire.Take(a.files[0])
+	conn, err := wire.Take(a.files[0])
+	if err != nil {
+		return nil, err
+	}
+	if err := b.took(ctx, a.text[1]); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // GivePipes makes the sandbox user the owner of pipes.
@@ -168,21 +223,74 @@ func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	}
 	if len(a.files) != 1 {
 		closeAll(a.files)
-		return nil, errors.New("privsep: malformed answer")
+		return nil, errMalformed
 	}
 	return connOf(a.files[0])
 }
 
-// Close removes the sandbox.
+// Domain says which domain made the other end of conn, a connection of Listener.
+func (b *Box) Domain(conn net.Conn) (string, error) {
+	socket, ok := conn.(interface{ File() (*os.File, error) })
+	if !ok {
+		return "", fmt.Errorf("privsep: %T is no socket", conn)
+	}
+	f, err := socket.File()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	a, err := b.call(context.Background(), opDomain, 0, f)
+	if err != nil {
+		return "", err
+	}
+	if len(a.text) != 1 {
+		return "", errMalformed
+	}
+	return a.text[0], nil
+}
+
+// Lookups are the sockets at which the sandbox asks for names, nil if it has none. The
+// box owns them and closes them in Close.
+func (b *Box) Lookups() (udp net.PacketConn, tcp net.Listener) { return b.udp, b.tcp }
+
+// Allow opens the services of those numbers, 0 to 63, at addresses that were found for a
+// name, for as long as their record is valid.
+func (b *Box) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+	r := request{op: opAllow, sandbox: b.number, arg: uint32(min(max(valid/time.Second, 0), math.MaxUint32))}
+	for _, n := range services {
+		if n < 0 || n > 63 {
+			return fmt.Errorf("privsep: no service has the number %d", n)
+		}
+		r.services |= 1 << n
+	}
+	for _, r.addr = range addrs {
+		if _, err := b.client.call(context.Background(), r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Traffic is what the sandbox has sent, with network egress.
+func (b *Box) Traffic() (t isolation.Traffic, err error) {
+	a, err := b.call(context.Background(), opTraffic, 0)
+	if err != nil {
+		return t, err
+	}
+	return t, a.decode(&t)
+}
+
+// Close removes the sandbox. What cannot be removed is the supervisor's process to see
+// to: the box is of no use after an error either.
 func (b *Box) Close(ctx context.Context) error {
 	_, err := b.call(ctx, opClose, 0)
-	if err == nil || errors.Is(err, errGone) {
-		if b.listener != nil {
-			b.listener.Close()
+	for _, c := range []io.Closer{b.listener, b.udp, b.tcp} {
+		if c != nil {
+			c.Close()
 		}
-		if b.group != nil {
-			b.group.Close()
-		}
+	}
+	if b.group != nil {
+		b.group.Close()
 	}
 	return err
 }

@@ -2,11 +2,13 @@ package privsep
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
+	"time"
 )
 
 // errGone says that the supervisor's process has ended, or has given this one up.
@@ -50,6 +52,12 @@ func NewClient(f *os.File, sandboxes int) (*Client, error) {
 	return c, nil
 }
 
+// Close ends the line, and with it every sandbox. It returns when there are no more answers.
+func (c *Client) Close() {
+	c.conn.Close()
+	<-c.gone
+}
+
 // Stops yields once for each time that the daemon is told to end: orderly at first, at
 // once the second time.
 func (c *Client) Stops() <-chan struct{} { return c.stops }
@@ -61,6 +69,41 @@ func (c *Client) Gone() <-chan struct{} { return c.gone }
 func (c *Client) Renew() ([]string, error) {
 	a, err := c.call(context.Background(), request{op: opRenew})
 	return a.text, err
+}
+
+// Held tells by id since when sandboxes are there that could not be removed.
+func (c *Client) Held() (since map[string]time.Time, err error) {
+	a, err := c.call(context.Background(), request{op: opHeld})
+	if err != nil {
+		return nil, err
+	}
+	return since, a.decode(&since)
+}
+
+// Upstream connects to the name server of the host at that place of the list, counted
+// from 0, by "udp" or "tcp".
+func (c *Client) Upstream(ctx context.Context, network string, server int) (net.Conn, error) {
+	arg := uint32(server)
+	if network == "tcp" {
+		arg |= streamed
+	}
+	a, err := c.call(ctx, request{op: opUpstream, arg: arg})
+	if err != nil {
+		return nil, err
+	}
+	if len(a.files) != 1 {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	return connOf(a.files[0])
+}
+
+// decode reads the one text of an answer.
+func (a answer) decode(v any) error {
+	if len(a.text) != 1 || json.Unmarshal([]byte(a.text[0]), v) != nil {
+		return errMalformed
+	}
+	return nil
 }
 
 // read hands out answers until there are no more.

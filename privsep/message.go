@@ -4,13 +4,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
 // Bounds of the protocol.
 const (
-	requestSize = 16       // bytes of a request, always
+	requestSize = 40       // bytes of a request, always
 	maxReply    = 64 << 10 // bytes of a reply; fits a default socket buffer
 	maxFiles    = 24       // files with one message
 	maxText     = 8        // strings of a reply
@@ -28,6 +29,11 @@ const (
 	opDial                    // arg: the TCP port on the sandbox's loopback
 	opClose                   // the sandbox
 	opRenew                   // the credentials as the operator has them now
+	opDomain                  // the domain that made the connection beside the message; the answer names it
+	opAllow                   // opens services at addr, for arg seconds
+	opTraffic                 // what the sandbox has sent
+	opUpstream                // a socket to a name server of the host; arg: its place in the list, and streamed for TCP
+	opHeld                    // the sandboxes that could not be removed
 	opCancel                  // arg: the request that is not waited for any more; has no answer
 	ops                       // one more than the last
 )
@@ -35,19 +41,33 @@ const (
 // domains are what opStart can name.
 var domains = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 
+// Arguments of opUpstream.
+const (
+	maxUpstreams = 3      // servers (resolv.conf(5))
+	streamed     = 1 << 8 // by TCP
+)
+
 // request is what the worker sends.
 type request struct {
-	id      uint32 // chosen by the worker, not in use by a request without an answer
-	op      op
-	sandbox uint32 // the number that the answer to opCreate gave; 0 where there is none
-	arg     uint32
+	id       uint32 // chosen by the worker, not in use by a request without an answer
+	op       op
+	sandbox  uint32 // the number that the answer to opCreate gave; 0 where there is none
+	arg      uint32
+	services uint64     // of opAllow: a bit for each number (isolation.Policy.Services)
+	addr     netip.Addr // of opAllow
 }
 
 func (r request) encode() []byte {
 	b := binary.LittleEndian.AppendUint32(make([]byte, 0, requestSize), r.id)
 	b = binary.LittleEndian.AppendUint32(b, uint32(r.op))
 	b = binary.LittleEndian.AppendUint32(b, r.sandbox)
-	return binary.LittleEndian.AppendUint32(b, r.arg)
+	b = binary.LittleEndian.AppendUint32(b, r.arg)
+	b = binary.LittleEndian.AppendUint64(b, r.services)
+	var addr [16]byte
+	if r.addr.IsValid() {
+		addr = r.addr.As16()
+	}
+	return append(b, addr[:]...)
 }
 
 // decodeRequest takes a request that came with so many files. It says what is wrong
@@ -57,8 +77,11 @@ func decodeRequest(b []byte, files int) (request, error) {
 		return request{}, fmt.Errorf("a request of %d bytes, want %d", len(b), requestSize)
 	}
 	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
-	r := request{id: word(0), op: op(word(1)), sandbox: word(2), arg: word(3)}
-	owned := r.op != opCreate && r.op != opRenew && r.op != opCancel
+	r := request{id: word(0), op: op(word(1)), sandbox: word(2), arg: word(3), services: binary.LittleEndian.Uint64(b[16:])}
+	if addr := [16]byte(b[24:]); addr != [16]byte{} {
+		r.addr = netip.AddrFrom16(addr).Unmap()
+	}
+	owned := r.op != opCreate && r.op != opRenew && r.op != opUpstream && r.op != opHeld && r.op != opCancel
 	var ok bool
 	switch r.op {
 	case opStart:
@@ -67,7 +90,9 @@ func decodeRequest(b []byte, files int) (request, error) {
 		ok = r.arg <= 1
 	case opDial:
 		ok = r.arg >= 1 && r.arg <= 65535
-	case opCancel:
+	case opUpstream:
+		ok = r.arg&^streamed < maxUpstreams
+	case opAllow, opCancel:
 		ok = true
 	default:
 		ok = r.arg == 0
@@ -79,8 +104,10 @@ func decodeRequest(b []byte, files int) (request, error) {
 		return request{}, fmt.Errorf("operation %d with the argument %d", r.op, r.arg)
 	case owned != (r.sandbox != 0):
 		return request{}, fmt.Errorf("operation %d on sandbox %d", r.op, r.sandbox)
-	case (r.op == opGivePipes) != (files > 0):
+	case (r.op == opGivePipes || r.op == opDomain) != (files > 0) || r.op == opDomain && files != 1:
 		return request{}, fmt.Errorf("operation %d with %d files", r.op, files)
+	case r.op == opAllow && (r.services == 0 || !r.addr.IsValid()), r.op != opAllow && (r.services != 0 || r.addr.IsValid()):
+		return request{}, fmt.Errorf("operation %d with services %#x at %v", r.op, r.services, r.addr)
 	}
 	return r, nil
 }

@@ -2,19 +2,27 @@ package privsep
 
 import (
 	"bytes"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 )
 
 var requests = []request{
-	{1, opCreate, 0, 0}, {2, opStart, 1, 0}, {3, opStart, 1, 1}, {4, opThrottle, 7, 1}, {5, opKill, 1 << 31, 0},
-	{6, opGivePipes, 1, 0}, {7, opDial, 1, 65535}, {8, opClose, 1, 0}, {9, opRenew, 0, 0}, {0, opCancel, 0, 8},
+	{id: 1, op: opCreate, sandbox: 0, arg: 0}, {id: 2, op: opStart, sandbox: 1, arg: 0}, {id: 3, op: opStart, sandbox: 1, arg: 1}, {id: 4, op: opThrottle, sandbox: 7, arg: 1}, {id: 5, op: opKill, sandbox: 1 << 31, arg: 0},
+	{id: 6, op: opGivePipes, sandbox: 1, arg: 0}, {id: 7, op: opDial, sandbox: 1, arg: 65535}, {id: 8, op: opClose, sandbox: 1, arg: 0}, {id: 9, op: opRenew, sandbox: 0, arg: 0}, {id: 0, op: opCancel, sandbox: 0, arg: 8},
+	{id: 10, op: opDomain, sandbox: 1, arg: 0}, {id: 11, op: opTraffic, sandbox: 1, arg: 0}, {id: 12, op: opUpstream, sandbox: 0, arg: 2}, {id: 13, op: opUpstream, sandbox: 0, arg: 2 | streamed}, {id: 14, op: opHeld, sandbox: 0, arg: 0},
+	{id: 15, op: opAllow, sandbox: 1, arg: 60, services: 1 << 63, addr: netip.MustParseAddr("192.0.2.1")},
+	{id: 16, op: opAllow, sandbox: 1, services: 5, addr: netip.MustParseAddr("2001:db8::1")},
 }
 
+// filesOf is how many files such a request comes with.
 func filesOf(r request) int {
-	if r.op == opGivePipes {
+	switch r.op {
+	case opGivePipes:
 		return 2
+	case opDomain:
+		return 1
 	}
 	return 0
 }
@@ -26,22 +34,28 @@ func TestRequests(t *testing.T) {
 		if err != nil || got != want {
 			t.Errorf("%+v became %+v, %v", want, got, err)
 		}
-		for _, wrong := range [][]byte{b[:15], append(slices.Clone(b), 0), nil} {
+		for _, wrong := range [][]byte{b[:requestSize-1], append(slices.Clone(b), 0), nil} {
 			if got, err := decodeRequest(wrong, filesOf(want)); err == nil {
 				t.Errorf("%d bytes became %+v", len(wrong), got)
 			}
 		}
-		if got, err := decodeRequest(b, 2-filesOf(want)); err == nil {
-			t.Errorf("with %d files it became %+v", 2-filesOf(want), got)
+		for _, files := range []int{0, 3} {
+			if got, err := decodeRequest(b, files); err == nil && (filesOf(want) == 0) != (files == 0) {
+				t.Errorf("with %d files it became %+v", files, got)
+			}
 		}
 	}
 }
 
 func TestWrongRequests(t *testing.T) {
 	for _, r := range []request{
-		{1, 0, 0, 0}, {1, ops, 1, 0}, {1, 1 << 30, 1, 0},
-		{1, opCreate, 1, 0}, {1, opCreate, 0, 1}, {1, opRenew, 1, 0}, {1, opKill, 0, 0}, {1, opClose, 1, 1},
-		{1, opStart, 1, 2}, {1, opThrottle, 1, 2}, {1, opDial, 1, 0}, {1, opDial, 1, 65536}, {0, opCancel, 1, 8},
+		{id: 1, op: 0, sandbox: 0, arg: 0}, {id: 1, op: ops, sandbox: 1, arg: 0}, {id: 1, op: 1 << 30, sandbox: 1, arg: 0},
+		{id: 1, op: opCreate, sandbox: 1, arg: 0}, {id: 1, op: opCreate, sandbox: 0, arg: 1}, {id: 1, op: opRenew, sandbox: 1, arg: 0}, {id: 1, op: opKill, sandbox: 0, arg: 0}, {id: 1, op: opClose, sandbox: 1, arg: 1},
+		{id: 1, op: opStart, sandbox: 1, arg: 2}, {id: 1, op: opThrottle, sandbox: 1, arg: 2}, {id: 1, op: opDial, sandbox: 1, arg: 0}, {id: 1, op: opDial, sandbox: 1, arg: 65536}, {id: 0, op: opCancel, sandbox: 1, arg: 8},
+		{id: 1, op: opDomain, sandbox: 0, arg: 0}, {id: 1, op: opUpstream, sandbox: 1, arg: 0}, {id: 1, op: opUpstream, sandbox: 0, arg: 3}, {id: 1, op: opUpstream, sandbox: 0, arg: 1 << 9}, {id: 1, op: opHeld, sandbox: 1, arg: 0}, {id: 1, op: opTraffic, sandbox: 0, arg: 0},
+		{id: 1, op: opAllow, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")}, {id: 1, op: opAllow, sandbox: 1, services: 1},
+		{id: 1, op: opKill, sandbox: 1, services: 1}, {id: 1, op: opKill, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")},
+		{id: 1, op: opAllow, services: 1, addr: netip.MustParseAddr("192.0.2.1")},
 	} {
 		if got, err := decodeRequest(r.encode(), filesOf(r)); err == nil {
 			t.Errorf("%+v was taken as %+v", r, got)
@@ -90,7 +104,7 @@ func FuzzRequest(f *testing.F) {
 		if !bytes.Equal(r.encode(), b) {
 			t.Errorf("%x is %+v, which encodes to %x", b, r, r.encode())
 		}
-		if r.op == opStart && domains[r.arg] == "" || (files > 0) != (r.op == opGivePipes) {
+		if r.op == opStart && domains[r.arg] == "" || (files > 0) != (filesOf(r) > 0) {
 			t.Errorf("%+v with %d files", r, files)
 		}
 	})

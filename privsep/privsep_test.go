@@ -3,7 +3,9 @@ package privsep
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/group"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 	"github.com/sandboxd/sandboxd/supervisor"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,12 +35,17 @@ type fakeHosted struct {
 	listener       net.Listener
 	files          []group.File
 	init           *os.File
+	udp            net.PacketConn
+	tcp            net.Listener
+	late           func() // ends a step of its making
 }
 
 // fakeHost makes fakeHosted and notes what is asked of them.
 type fakeHost struct {
 	t    *testing.T
 	gate chan struct{} // if set, making one waits for it or its context
+
+	egress, traced bool
 
 	mu       sync.Mutex
 	calls    []string
@@ -78,6 +86,17 @@ func (h *fakeHost) create(ctx context.Context) (Hosted, error) {
 		return nil, err
 	}
 	f := &fakeHosted{host: h, listener: l}
+	if h.egress {
+		if f.udp, err = net.ListenPacket("udp", "127.0.0.1:0"); err == nil {
+			f.tcp, err = net.Listen("tcp", "127.0.0.1:0")
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	create, end := tracing.Step(ctx, "create")
+	_, f.late = tracing.Step(create, "late")
+	end()
 	for role, text := range map[group.Role]string{group.Freeze: "0", group.Events: "frozen 1\n", group.Memory: "4096\n"} {
 		f.add(role, text)
 	}
@@ -107,6 +126,9 @@ func (f *fakeHosted) Kill() error            { f.host.note("Kill"); return nil }
 
 func (f *fakeHosted) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	f.host.note("Start " + domain)
+	_, end := tracing.Step(ctx, "start")
+	defer end()
+	f.late()
 	local, remote, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -128,6 +150,22 @@ func (f *fakeHosted) GivePipes(pipes ...*os.File) error {
 
 func (f *fakeHosted) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, network, addr)
+}
+
+func (f *fakeHosted) Lookups() (net.PacketConn, net.Listener) { return f.udp, f.tcp }
+
+func (f *fakeHosted) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+	f.host.note(fmt.Sprint("Allow ", services, " ", addrs[0], " ", valid))
+	return nil
+}
+
+func (f *fakeHosted) Traffic() (t isolation.Traffic, err error) {
+	t.AllowedBytes = 7
+	return t, nil
+}
+
+func (f *fakeHosted) Domain(conn net.Conn) (string, error) {
+	return "made by " + conn.RemoteAddr().String(), nil
 }
 
 func (f *fakeHosted) Close(context.Context) error {
@@ -153,13 +191,23 @@ func (f *fakeHosted) Close(context.Context) error {
 func serve(t *testing.T, h *fakeHost, sandboxes int, want string) *os.File {
 	t.Helper()
 	h.t = t
+	place, err := net.Listen("tcp", "127.0.0.1:0") // of a name server
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { place.Close() })
 	ours, line, err := Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	s, err := NewServer(ours, Config{
 		Create: h.create, Renew: func() ([]string, error) { return []string{"a", "b", "c"}, nil },
-		Sandboxes: sandboxes, UID: uint32(os.Getuid()),
+		Held: func() map[string]time.Time { return map[string]time.Time{"fn-0": long} },
+		Upstream: func(ctx context.Context, network string, server int) (net.Conn, error) {
+			h.note(fmt.Sprintf("server %d by %s", server, network))
+			return new(net.Dialer).DialContext(ctx, network, place.Addr().String())
+		},
+		Traced: h.traced, Sandboxes: sandboxes, UID: uint32(os.Getuid()),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -189,10 +237,7 @@ func client(t *testing.T, line *os.File, sandboxes int) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { // before that of serve
-		c.conn.Close()
-		<-c.Gone()
-	})
+	t.Cleanup(c.Close) // before that of serve
 	return c
 }
 
@@ -328,7 +373,8 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// A sandbox that cannot be removed takes nobody's place, and its Close can be repeated.
+// A sandbox that cannot be removed takes nobody's place. What is left of it is not the
+// worker's any more.
 func TestQuarantine(t *testing.T) {
 	h := &fakeHost{closeErr: errors.New("stuck")}
 	c := client(t, serve(t, h, 1, ""), 1)
@@ -339,14 +385,135 @@ func TestQuarantine(t *testing.T) {
 	if err := b.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "stuck") {
 		t.Errorf("%v", err)
 	}
-	if _, err = c.Create(t.Context()); err != nil {
-		t.Errorf("no other in its place: %v", err)
+	if err := b.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "no sandbox") {
+		t.Errorf("a second Close: %v", err)
 	}
 	h.mu.Lock()
 	h.closeErr = nil
 	h.mu.Unlock()
-	if err := b.Close(t.Context()); err != nil {
+	next, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatalf("no other in its place: %v", err)
+	}
+	if err := next.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+	h.mu.Lock()
+	h.live-- // the one in quarantine
+	h.mu.Unlock()
+	if held, err := c.Held(); err != nil || len(held) != 1 || !held["fn-0"].Equal(long) {
+		t.Errorf("held: %v, %v", held, err)
+	}
+}
+
+// long is since when the sandbox of the tests is in quarantine.
+var long = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+
+// What network egress needs: sockets for lookups, sockets to name servers, addresses.
+func TestEgress(t *testing.T) {
+	h := &fakeHost{egress: true}
+	c := client(t, serve(t, h, 1, ""), 1)
+	b, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(t.Context())
+	udp, tcp := b.Lookups()
+	if udp == nil || tcp == nil || udp.LocalAddr().Network() != "udp" || tcp.Addr().Network() != "tcp" {
+		t.Errorf("sockets for lookups: %v, %v", udp, tcp)
+	}
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	if err := b.Allow([]int{0, 63}, addrs, 90*time.Second); err != nil {
+		t.Error(err)
+	}
+	for _, call := range []string{"Allow [0 63] 192.0.2.1 1m30s", "Allow [0 63] 2001:db8::1 1m30s"} {
+		if h.count(call) != 1 {
+			t.Errorf("%q was not asked for: %q", call, h.calls)
+		}
+	}
+	if err := b.Allow([]int{64}, addrs, time.Second); err == nil {
+		t.Error("a service that cannot be was allowed")
+	}
+	if traffic, err := b.Traffic(); err != nil || traffic.AllowedBytes != 7 {
+		t.Errorf("traffic %+v, %v", traffic, err)
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		conn, err := c.Upstream(t.Context(), network, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.RemoteAddr().Network(); got != network || h.count("server 2 by "+network) != 1 {
+			t.Errorf("a socket of %s; asked for %q", got, h.calls)
+		}
+		conn.Close()
+	}
+}
+
+// The domain of a connection is asked for with the connection itself.
+func TestDomain(t *testing.T) {
+	h := &fakeHost{}
+	c := client(t, serve(t, h, 1, ""), 1)
+	b, err := c.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(t.Context())
+	peer, err := net.Dial("tcp", b.Listener().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := b.Listener().Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if domain, err := b.Domain(conn); err != nil || domain != "made by "+peer.LocalAddr().String() {
+		t.Errorf("%q, %v", domain, err)
+	}
+	if _, err := peer.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 1 { // it still is the worker's
+		t.Error(err)
+	}
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := b.call(t.Context(), opDomain, 0, file); err == nil {
+		t.Error("a file was taken for a connection")
+	}
+}
+
+// The steps of the supervisor become parts of the worker's trace, each below its own.
+func TestSteps(t *testing.T) {
+	h := &fakeHost{traced: true}
+	c := client(t, serve(t, h, 1, ""), 1)
+	var seen tracing.Recorder
+	ctx := seen.Context(t.Context())
+	b, err := c.Create(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close(ctx)
+	conn, err := b.Start(ctx, isolation.RuntimeDomain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	names := map[int]string{}
+	var got []string
+	for _, m := range seen.Take() {
+		names[m.ID] = m.Name
+		got = append(got, names[m.Parent]+"/"+m.Name)
+		if m.End.Before(m.Begin) {
+			t.Errorf("%s ends before it begins", m.Name)
+		}
+	}
+	if want := []string{"/create", "create/late", "/start"}; !slices.Equal(got, want) {
+		t.Errorf("steps %q, want %q", got, want)
 	}
 }
 
@@ -363,8 +530,7 @@ func TestWorkerGone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.conn.Close()
-	<-c.Gone()
+	c.Close()
 	if _, err := c.Create(t.Context()); !errors.Is(err, errGone) {
 		t.Errorf("%v", err)
 	}
@@ -432,19 +598,23 @@ func TestHostileWorker(t *testing.T) {
 		do   func(send func([]byte, ...*os.File))
 		want string
 	}{
-		{"garbage", func(send func([]byte, ...*os.File)) { send([]byte("GET / HTTP/1.1\r\n")) }, "operation"},
+		{"garbage", func(send func([]byte, ...*os.File)) { send([]byte("GET / HTTP/1.1\r\nHost: localhost:9000\r\n\r\n")) }, "operation"},
 		{"short", func(send func([]byte, ...*os.File)) { send([]byte{1}) }, "1 bytes"},
 		{"long", func(send func([]byte, ...*os.File)) { send(make([]byte, 100_000)) }, "too large"},
-		{"files that nobody asked for", func(send func([]byte, ...*os.File)) { send(request{2, opKill, 1, 0}.encode(), passwd) }, "1 files"},
-		{"too many files", func(send func([]byte, ...*os.File)) { send(request{2, opGivePipes, 1, 0}.encode(), many...) }, "too large"},
-		{"the id 0", func(send func([]byte, ...*os.File)) { send(request{0, opKill, 1, 0}.encode()) }, "id 0"},
+		{"files that nobody asked for", func(send func([]byte, ...*os.File)) {
+			send(request{id: 2, op: opKill, sandbox: 1, arg: 0}.encode(), passwd)
+		}, "1 files"},
+		{"too many files", func(send func([]byte, ...*os.File)) {
+			send(request{id: 2, op: opGivePipes, sandbox: 1, arg: 0}.encode(), many...)
+		}, "too large"},
+		{"the id 0", func(send func([]byte, ...*os.File)) { send(request{id: 0, op: opKill, sandbox: 1, arg: 0}.encode()) }, "id 0"},
 		{"an id twice", func(send func([]byte, ...*os.File)) {
-			send(request{5, opCreate, 0, 0}.encode())
-			send(request{5, opCreate, 0, 0}.encode())
+			send(request{id: 5, op: opCreate, sandbox: 0, arg: 0}.encode())
+			send(request{id: 5, op: opCreate, sandbox: 0, arg: 0}.encode())
 		}, "id 5"},
 		{"a flood", func(send func([]byte, ...*os.File)) {
 			for i := range uint32(4 * inFlight(3)) { // some of the answers fit into the socket
-				send(request{i + 2, opCreate, 0, 0}.encode())
+				send(request{id: i + 2, op: opCreate, sandbox: 0, arg: 0}.encode())
 			}
 		}, "requests at once"},
 	} {
@@ -461,7 +631,7 @@ func TestHostileWorker(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			send(request{1, opCreate, 0, 0}.encode())
+			send(request{id: 1, op: opCreate, sandbox: 0, arg: 0}.encode())
 			if _, files, err := conn.receive(); err != nil {
 				t.Fatal(err)
 			} else {

@@ -2,11 +2,14 @@ package privsep
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/bits"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -14,8 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/group"
 	"github.com/sandboxd/sandboxd/supervisor"
+	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // removalTime is how long the removal of a sandbox may take.
@@ -30,22 +35,37 @@ const requestsPerSandbox = 64
 func inFlight(sandboxes int) int { return (sandboxes + 1) * requestsPerSandbox }
 
 // Hosted is a sandbox as the supervisor's process has it. *runc.Sandbox of package
-// isolation/runc is one.
+// isolation/runc is one, but that who gives it must see to what its Close leaves.
 type Hosted interface {
 	supervisor.Box
 	ID() string
 	CgroupPath() string
 	PIDs() map[string]int // of the init handlers, by domain
 	Files() []group.File  // what it is frozen and measured with; a start may add to the end
+
+	// Lookups are the sockets at which it asks for names, nil if it has none.
+	Lookups() (udp net.PacketConn, tcp net.Listener)
+	// Allow opens services, by their numbers, at addresses that were found for a name. It
+	// keeps closed what must be.
+	Allow(services []int, addrs []netip.Addr, valid time.Duration) error
+	Traffic() (isolation.Traffic, error)
 }
 
 // Config is what a Server needs.
 type Config struct {
-	// Create makes a sandbox. Its Close releases all that belongs to it.
+	// Create makes a sandbox. Its Close releases all that belongs to it, and is called
+	// once: what it cannot remove is Create's.
 	Create func(context.Context) (Hosted, error)
 	// Renew returns the credentials as they are now, as the worker understands them.
 	Renew func() ([]string, error)
-	// Sandboxes is the most that may live at once.
+	// Upstream connects to the name server of the host at that place of the list, counted
+	// from 0, by "udp" or "tcp". Nil if no sandbox may look up names.
+	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
+	// Held tells by id since when sandboxes are there that could not be removed.
+	Held func() map[string]time.Time
+	// Traced says that the worker wants to know the steps of what it has made.
+	Traced bool
+	// Sandboxes is the most that may live at once, those included that are being removed.
 	Sandboxes int
 	// UID is the worker's user: only what belongs to it may be given away.
 	UID uint32
@@ -71,11 +91,13 @@ type Server struct {
 // box is a sandbox of the worker's.
 type box struct {
 	Hosted
-	life context.Context // ends when it is to be closed
-	end  context.CancelFunc
-	sent int  // how many of its files the worker has; guarded by turn
-	lost bool // it could not be removed; guarded by Server.mu
-	turn sync.Mutex
+	life   context.Context // ends when it is to be closed
+	end    context.CancelFunc
+	turn   sync.Mutex // guards what follows
+	sent   int        // how many of its files the worker has
+	closed bool
+
+	steps *tracing.Recorder // nil if nobody wants to know them
 }
 
 // NewServer makes the supervisor's end of f, which it closes in any case. The caller
@@ -104,9 +126,7 @@ func (s *Server) Serve() error {
 	s.mu.Unlock()
 	s.working.Wait()
 	for n, b := range maps.Clone(s.boxes) {
-		if !b.lost {
-			s.working.Go(func() { _ = s.close(n, b) })
-		}
+		s.working.Go(func() { _ = s.close(n, b) })
 	}
 	s.working.Wait()
 	return err
@@ -134,16 +154,8 @@ func (s *Server) Count() int {
 	return s.count()
 }
 
-// count is Count for who holds s.mu. What could not be removed does not count.
-func (s *Server) count() int {
-	n := s.creating
-	for _, b := range s.boxes {
-		if !b.lost {
-			n++
-		}
-	}
-	return n
-}
+// count is Count for who holds s.mu.
+func (s *Server) count() int { return s.creating + len(s.boxes) }
 
 // read takes requests until it must not go on.
 func (s *Server) read() error {
@@ -261,46 +273,152 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		}
 	case opDial:
 		give, err = b.dial(ctx, r.arg)
+	case opDomain:
+		a.text, err = b.domain(files[0])
+	case opAllow:
+		err = b.Allow(numbers(r.services), []netip.Addr{r.addr}, time.Duration(r.arg)*time.Second)
+	case opTraffic:
+		var t isolation.Traffic
+		if t, err = b.Traffic(); err == nil {
+			a.text, err = inJSON(t)
+		}
+	case opUpstream:
+		give, err = s.upstream(ctx, r.arg)
+	case opHeld:
+		a.text, err = inJSON(s.cfg.Held())
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}
 	return a, give, err
 }
 
+// inJSON is an answer of one text.
+func inJSON(v any) ([]string, error) {
+	b, err := json.Marshal(v)
+	return []string{string(b)}, err
+}
+
+// numbers are those of the bits that are set.
+func numbers(set uint64) (list []int) {
+	for ; set != 0; set &= set - 1 {
+		list = append(list, bits.TrailingZeros64(set))
+	}
+	return list
+}
+
+// domain says which domain made a connection, which the worker has accepted.
+func (b *box) domain(f *os.File) ([]string, error) {
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("privsep: not a connection: %w", err)
+	}
+	defer conn.Close()
+	domain, err := b.Domain(conn)
+	return []string{domain}, err
+}
+
+// upstream makes a socket to a name server.
+func (s *Server) upstream(ctx context.Context, arg uint32) ([]*os.File, error) {
+	if s.cfg.Upstream == nil {
+		return nil, errors.New("privsep: no sandbox may look up names")
+	}
+	network := "udp"
+	if arg&streamed != 0 {
+		network = "tcp"
+	}
+	conn, err := s.cfg.Upstream(ctx, network, int(arg&^streamed))
+	if err != nil {
+		return nil, err
+	}
+	f, err := fileOf(conn)
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
+}
+
+// fileOf takes the socket from s, which it closes: this process is not woken for it any
+// more.
+func fileOf(s io.Closer) (*os.File, error) {
+	defer s.Close()
+	socket, ok := s.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("privsep: %T is no socket", s)
+	}
+	return socket.File()
+}
+
 // create makes a sandbox.
 func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
-	hosted, err := s.cfg.Create(ctx)
+	b := &box{}
+	if s.cfg.Traced {
+		b.steps = new(tracing.Recorder)
+	}
+	hosted, err := s.cfg.Create(b.recorded(ctx))
 	s.mu.Lock()
 	s.creating--
 	if err != nil {
 		s.mu.Unlock()
 		return reply{}, nil, err
 	}
-	b := &box{Hosted: hosted}
+	b.Hosted = hosted
 	b.life, b.end = context.WithCancel(s.life)
 	s.last++
 	n := s.last
 	s.boxes[n] = b
 	s.mu.Unlock()
 
-	give, roles, err := b.newFiles()
+	give, err := b.sockets()
+	sockets := len(give)
+	var files []*os.File
+	var roles, steps string
 	if err == nil {
-		var l *os.File
-		if l, err = listenerFile(b.Listener()); err == nil {
-			return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles}}, append([]*os.File{l}, give...), nil
-		}
+		files, roles, err = b.newFiles()
+		give = append(give, files...)
 	}
-	closeAll(give)
-	return reply{}, nil, errors.Join(err, s.close(n, b))
+	if err == nil {
+		steps, err = b.newSteps()
+	}
+	if err != nil {
+		closeAll(give)
+		return reply{}, nil, errors.Join(err, s.close(n, b))
+	}
+	return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles, steps, strconv.Itoa(sockets)}}, give, nil
 }
 
-// listenerFile takes the socket from l. This process is not woken for it any more.
-func listenerFile(l net.Listener) (*os.File, error) {
-	f, err := l.(*net.TCPListener).File()
-	if err != nil {
-		return nil, err
+// sockets are those at which the sandbox is served: the listener of the Runtime API, and
+// with network egress those for lookups, UDP first.
+func (b *box) sockets() (files []*os.File, err error) {
+	list := []io.Closer{b.Listener()}
+	if udp, tcp := b.Lookups(); udp != nil {
+		list = append(list, udp, tcp)
 	}
-	return f, l.Close()
+	for _, l := range list {
+		f, err := fileOf(l)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// recorded is ctx, with which steps are recorded if somebody wants to know them.
+func (b *box) recorded(ctx context.Context) context.Context {
+	if b.steps == nil {
+		return ctx
+	}
+	return b.steps.Context(ctx)
+}
+
+// newSteps are the steps that have ended since, as the worker understands them.
+func (b *box) newSteps() (string, error) {
+	if b.steps == nil {
+		return "", nil
+	}
+	text, err := json.Marshal(b.steps.Take())
+	return string(text), err
 }
 
 // newFiles returns copies of the files that the worker does not have yet, and their
@@ -329,11 +447,15 @@ func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, erro
 	if err := ctx.Err(); err != nil {
 		return reply{}, nil, err
 	}
-	conn, err := b.Start(ctx, domain)
+	conn, err := b.Start(b.recorded(ctx), domain)
 	if err != nil {
 		return reply{}, nil, err
 	}
 	defer conn.Close() // the worker carries on with the copy
+	steps, err := b.newSteps()
+	if err != nil {
+		return reply{}, nil, err
+	}
 	control, err := conn.File()
 	if err != nil {
 		return reply{}, nil, err
@@ -343,7 +465,7 @@ func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, erro
 		control.Close()
 		return reply{}, nil, err
 	}
-	return reply{n: uint32(b.PIDs()[domain]), text: []string{roles}}, append([]*os.File{control}, files...), nil
+	return reply{n: uint32(b.PIDs()[domain]), text: []string{roles, steps}}, append([]*os.File{control}, files...), nil
 }
 
 // whileAlive returns a context that ends with ctx and with the box.
@@ -361,8 +483,7 @@ func (b *box) dial(ctx context.Context, port uint32) ([]*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	f, err := conn.(*net.TCPConn).File()
+	f, err := fileOf(conn)
 	if err != nil {
 		return nil, err
 	}
@@ -393,15 +514,16 @@ func (s *Server) mayGive(files []*os.File) error {
 func (s *Server) close(number uint32, b *box) error {
 	b.turn.Lock()
 	defer b.turn.Unlock()
+	if b.closed {
+		return fmt.Errorf("privsep: there is no sandbox %d", number)
+	}
+	b.closed = true
 	b.end()
 	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
 	defer cancel()
 	err := b.Close(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b.lost = err != nil
-	if err == nil {
-		delete(s.boxes, number)
-	}
+	delete(s.boxes, number)
 	return err
 }

@@ -29,8 +29,10 @@ const (
 	maxQuery       = 4096
 	idleTime       = 10 * time.Second // of a TCP connection, and of one query in it
 	serverTime     = 2 * time.Second  // for the answer of one server
-	maxServers     = 3                // as in resolv.conf(5)
 )
+
+// MaxServers is how many name servers are asked at most (resolv.conf(5)).
+const MaxServers = 3
 
 // Config says what a sandbox may look up. Its functions are called from many goroutines.
 type Config struct {
@@ -40,8 +42,10 @@ type Config struct {
 	// Open opens the services at the addresses that were found, for as long as their
 	// records are valid. The sandbox gets its answer afterwards.
 	Open func(services []int, addrs []netip.Addr, valid time.Duration) error
-	// Servers returns the name servers to ask, best first.
-	Servers func() ([]netip.AddrPort, error)
+	// Dial connects to the name server at that place of the list, the best of which is 0,
+	// by "udp" or "tcp", from a port that nobody can guess. It fails for a place that is
+	// beyond the end of the list.
+	Dial func(ctx context.Context, network string, server int) (net.Conn, error)
 }
 
 // Resolver serves one sandbox.

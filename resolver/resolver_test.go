@@ -152,7 +152,12 @@ func serve(t *testing.T, servers ...netip.AddrPort) *fixture {
 			}
 			return f.refuses
 		},
-		Servers: func() ([]netip.AddrPort, error) { return servers, nil },
+		Dial: func(ctx context.Context, network string, server int) (net.Conn, error) {
+			if server >= len(servers) {
+				return nil, errors.New("no more servers")
+			}
+			return new(net.Dialer).DialContext(ctx, network, servers[server].String())
+		},
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -337,7 +342,7 @@ func TestHostServers(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		servers, err := HostServers(file)
+		servers, err := hostServers(file)
 		var got []string
 		for _, s := range servers {
 			got = append(got, s.String())
@@ -346,7 +351,7 @@ func TestHostServers(t *testing.T) {
 			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
 		}
 	}
-	if _, err := HostServers(file + ".missing"); err == nil {
+	if _, err := hostServers(file + ".missing"); err == nil {
 		t.Error("no error for a file that is not there")
 	}
 }
@@ -355,9 +360,9 @@ func TestHostServers(t *testing.T) {
 func FuzzQuery(f *testing.F) {
 	f.Add([]byte("\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03one\x07example\x00\x00\x01\x00\x01"))
 	r := New(Config{
-		Match:   func(string) []int { return nil },
-		Open:    func([]int, []netip.Addr, time.Duration) error { return nil },
-		Servers: func() ([]netip.AddrPort, error) { return nil, nil },
+		Match: func(string) []int { return nil },
+		Open:  func([]int, []netip.Addr, time.Duration) error { return nil },
+		Dial:  func(context.Context, string, int) (net.Conn, error) { return nil, errors.New("no servers") },
 	})
 	f.Fuzz(func(t *testing.T, query []byte) {
 		answer := r.answer(context.Background(), "udp", query)

@@ -26,23 +26,19 @@ type found struct {
 // lookUp asks the servers in turn, by the protocol that the sandbox has used: an answer
 // that is cut short makes it ask again by TCP.
 func (r *Resolver) lookUp(ctx context.Context, network string, q dnsmessage.Question) (found, error) {
-	servers, err := r.cfg.Servers()
-	if err != nil {
-		return found{}, err
-	}
 	errs := []error{fmt.Errorf("resolver: no name server has answered")}
-	for _, server := range servers[:min(len(servers), maxServers)] {
-		f, err := ask(ctx, network, server, q)
+	for server := range MaxServers {
+		f, err := r.ask(ctx, network, server, q)
 		if err == nil {
 			return f, nil
 		}
-		errs = append(errs, fmt.Errorf("%v: %w", server, err))
+		errs = append(errs, err)
 	}
 	return found{}, errors.Join(errs...)
 }
 
-// ask asks one server, by a connection of its own: its port is one that nobody can guess.
-func ask(ctx context.Context, network string, server netip.AddrPort, q dnsmessage.Question) (found, error) {
+// ask asks one server, by a connection of its own.
+func (r *Resolver) ask(ctx context.Context, network string, server int, q dnsmessage.Question) (found, error) {
 	var id [2]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return found{}, err
@@ -57,7 +53,7 @@ func ask(ctx context.Context, network string, server netip.AddrPort, q dnsmessag
 	}
 	ctx, cancel := context.WithTimeout(ctx, serverTime)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, network, server.String())
+	conn, err := r.cfg.Dial(ctx, network, server)
 	if err != nil {
 		return found{}, err
 	}
@@ -142,9 +138,22 @@ func read(message []byte, id uint16, q dnsmessage.Question) (found, error) {
 	}
 }
 
-// HostServers reads the host's name servers out of a file such as /etc/resolv.conf. One
+// DialHost connects to a name server of the host, as [Config] wants it, by what the file
+// path says, which is one such as /etc/resolv.conf.
+func DialHost(ctx context.Context, path, network string, server int) (net.Conn, error) {
+	servers, err := hostServers(path)
+	if err != nil {
+		return nil, err
+	}
+	if server < 0 || server >= len(servers) {
+		return nil, fmt.Errorf("resolver: the host has %d name servers, number %d is not one", len(servers), server)
+	}
+	return new(net.Dialer).DialContext(ctx, network, servers[server].String())
+}
+
+// hostServers reads the host's name servers out of a file such as /etc/resolv.conf. One
 // without any means the host itself (resolv.conf(5)).
-func HostServers(path string) ([]netip.AddrPort, error) {
+func hostServers(path string) ([]netip.AddrPort, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("resolver: the host's name servers: %w", err)
@@ -158,7 +167,7 @@ func HostServers(path string) ([]netip.AddrPort, error) {
 		if len(words) < 2 || words[0] != "nameserver" {
 			continue
 		}
-		if a, err := netip.ParseAddr(words[1]); err == nil && len(servers) < maxServers {
+		if a, err := netip.ParseAddr(words[1]); err == nil && len(servers) < MaxServers {
 			servers = append(servers, netip.AddrPortFrom(a, port))
 		}
 	}

@@ -5,15 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sandboxd/sandboxd/instance"
 )
+
+// maxListBytes bounds the list that a daemon gives: 4,094 sandboxes take 2 MB.
+const maxListBytes = 16 << 20
 
 // sandboxesPath is the one resource of the control API.
 const sandboxesPath = "/v1/sandboxes"
@@ -39,20 +44,26 @@ type control struct {
 	done   chan struct{} // closed when the server has ended
 }
 
-// startControl serves the sandboxes of s.
-func startControl(s *session) (*control, error) {
-	l, err := net.Listen("unix", s.instance.ControlSocket())
+// listenControl makes the socket. The worker serves it, who could not make it.
+func listenControl(path string) (*net.UnixListener, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	if err := os.Chmod(s.instance.ControlSocket(), 0o600); err != nil {
+	l.SetUnlinkOnClose(false) // it goes with the instance's folder
+	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
+	return l, nil
+}
+
+// startControl serves the sandboxes of w on l.
+func startControl(w *worker, l net.Listener) *control {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+sandboxesPath, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.list()) // the client has gone
+	mux.HandleFunc("GET "+sandboxesPath, func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(rw).Encode(w.list()) // the client has gone
 	})
 	c := &control{
 		server: &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second},
@@ -61,29 +72,29 @@ func startControl(s *session) (*control, error) {
 	go func() {
 		defer close(c.done)
 		if err := c.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			s.log.WithError(err).Error("the control socket is not served any more: ps and inspect will not work")
+			w.log.WithError(err).Error("the control socket is not served any more: ps and inspect will not work")
 		}
 	}()
-	return c, nil
+	return c
 }
 
-// close stops serving, and removes the socket.
+// close stops serving.
 func (c *control) close() {
 	_ = c.server.Close() // its error is that of the listener, which is gone anyway
 	<-c.done
 }
 
-// list describes the sandboxes of the session, oldest first, and after them those in
+// list describes the sandboxes of the worker, oldest first, and after them those in
 // quarantine. One that is being made has no id yet and is left out.
-func (s *session) list() []sandboxInfo {
+func (w *worker) list() []sandboxInfo {
 	infos := []sandboxInfo{}
-	for _, stat := range s.fleet.Stats() {
-		box := s.factory.find(stat.ID)
+	for _, stat := range w.fleet.Stats() {
+		box := w.factory.find(stat.ID)
 		if box == nil {
 			continue
 		}
 		info := sandboxInfo{
-			ID: stat.ID, Instance: s.instance.ID(), Function: s.o.functionName, State: stat.State,
+			ID: stat.ID, Instance: w.order.Instance, Function: w.order.Function.Name, State: stat.State,
 			Created: stat.Made, Invocations: stat.Invocations,
 			Cgroup: box.box.CgroupPath(), Init: box.box.PIDs(), Network: box.networkInfo(),
 		}
@@ -92,8 +103,12 @@ func (s *session) list() []sandboxInfo {
 		}
 		infos = append(infos, info)
 	}
-	for id, since := range s.factory.quarantine.list() {
-		infos = append(infos, sandboxInfo{ID: id, Instance: s.instance.ID(), Function: s.o.functionName, State: "Quarantined", Created: since})
+	held, err := w.client.Held()
+	if err != nil { // the end is near
+		w.log.WithError(err).Debug("the sandboxes in quarantine are not known")
+	}
+	for id, since := range held {
+		infos = append(infos, sandboxInfo{ID: id, Instance: w.order.Instance, Function: w.order.Function.Name, State: "Quarantined", Created: since})
 	}
 	return infos
 }
@@ -112,7 +127,7 @@ func listAll(ctx context.Context, runDir string) ([]sandboxInfo, error) {
 			continue
 		}
 		list, err := ask(ctx, i.ControlSocket())
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 			continue // it is starting or ending
 		}
 		if err != nil {
@@ -146,7 +161,7 @@ func ask(ctx context.Context, socket string) ([]sandboxInfo, error) {
 		return nil, errors.New(resp.Status)
 	}
 	var list []sandboxInfo
-	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxListBytes)).Decode(&list); err != nil {
 		return nil, err
 	}
 	return list, nil

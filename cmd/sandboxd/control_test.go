@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/inspect"
 	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/privsep"
 )
 
 // serveList is a daemon that answers with a list.
@@ -83,11 +85,26 @@ func TestControlServer(t *testing.T) {
 	defer i.Close()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	s := &session{o: newOptions(), log: log, instance: i, fleet: fleet.New(fleet.Config{}), factory: &factory{quarantine: newQuarantine(log)}}
-	c, err := startControl(s)
+	l, err := listenControl(i.ControlSocket())
 	if err != nil {
 		t.Fatal(err)
 	}
+	q := newQuarantine(log)
+	ours, line, err := privsep.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := privsep.NewServer(ours, privsep.Config{Held: q.list})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- server.Serve() }()
+	client, err := privsep.NewClient(line, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := startControl(&worker{log: log, client: client, fleet: fleet.New(fleet.Config{}), factory: &factory{}}, l)
 	if fi, err := os.Stat(i.ControlSocket()); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v; want 0600", fi.Mode(), err)
 	}
@@ -95,14 +112,18 @@ func TestControlServer(t *testing.T) {
 		t.Errorf("%v, %v; want an empty list", list, err)
 	}
 	busy := func(context.Context) error { return errors.New("busy") }
-	_ = s.factory.quarantine.admit("stays", busy(t.Context()), busy)
+	_ = q.admit("stays", busy(t.Context()), busy)
 	if list, err := ask(t.Context(), i.ControlSocket()); err != nil || len(list) != 1 || list[0].ID != "stays" || list[0].State != "Quarantined" {
 		t.Errorf("%v, %v; want the sandbox in quarantine", list, err)
 	}
-	_ = s.factory.quarantine.close(t.Context()) // it stays, and says so
+	_ = q.close(t.Context()) // it stays, and says so
 	c.close()
-	if _, err := ask(t.Context(), i.ControlSocket()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("after close: %v, want the socket gone", err)
+	client.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if _, err := ask(t.Context(), i.ControlSocket()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after close: %v, want it refused", err)
 	}
 }
 

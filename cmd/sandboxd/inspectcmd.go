@@ -141,7 +141,7 @@ func printPosture(w io.Writer, r postureReport) error {
 // printInspection writes the tables of inspect: what each process is confined to, and
 // what its cgroup bounds.
 func printInspection(w io.Writer, i inspection) error {
-	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", i.ID, i.Function, i.State, i.Instance, i.Network)
+	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", printable(i.ID), printable(i.Function), printable(i.State), printable(i.Instance), i.Network)
 	rows := [][]string{{"DOMAIN", "PROCESS", "PID", "INSIDE", "COMMAND", "UID (INSIDE)", "GID (INSIDE)", "OWN NAMESPACES", "CAPABILITIES", "NO_NEW_PRIVS", "SECCOMP", "ROOT"}}
 	for _, p := range i.Processes {
 		rows = append(rows, []string{

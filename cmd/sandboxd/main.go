@@ -47,6 +47,12 @@ func main() {
 	if isUnpack() {
 		os.Exit(runUnpack())
 	}
+	if isUnpack() {
+		os.Exit(runUnpack())
+	}
+	if isWorker() {
+		os.Exit(runWorker())
+	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
@@ -65,7 +71,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	return report(root.ExecuteContext(ctx), stderr)
+}
+
+// report tells an error and returns the exit code that it stands for.
+func report(err error, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}

@@ -3,11 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/privsep"
 	"github.com/sandboxd/sandboxd/resolver"
 )
 
@@ -87,16 +88,17 @@ func networkOf(o *options) isolation.Network {
 	return isolation.Network{Mode: o.network, Policy: o.policy, Range4: o.settings.range4, Range6: o.settings.range6}
 }
 
+// upstream connects to a name server of the host. See privsep.Config.
+func upstream(ctx context.Context, network string, server int) (net.Conn, error) {
+	return resolver.DialHost(ctx, hostResolvConf, network, server)
+}
+
 // newResolver makes the resolver of a sandbox, nil if it has nothing to look up.
-func newResolver(box *runc.Sandbox, policy isolation.Policy) *resolver.Resolver {
-	if box.Lookups().UDP == nil {
+func newResolver(client *privsep.Client, box *privsep.Box, policy isolation.Policy) *resolver.Resolver {
+	if udp, _ := box.Lookups(); udp == nil {
 		return nil
 	}
-	return resolver.New(resolver.Config{
-		Match:   policy.Match,
-		Open:    box.Allow,
-		Servers: func() ([]netip.AddrPort, error) { return resolver.HostServers(hostResolvConf) },
-	})
+	return resolver.New(resolver.Config{Match: policy.Match, Open: box.Allow, Dial: client.Upstream})
 }
 
 // serveLookups answers the sandbox's lookups until ctx ends.
@@ -104,7 +106,8 @@ func (s *sandbox) serveLookups(ctx context.Context) error {
 	if s.resolver == nil {
 		return nil
 	}
-	return s.resolver.Serve(ctx, s.box.Lookups().UDP, s.box.Lookups().TCP)
+	udp, tcp := s.box.Lookups()
+	return s.resolver.Serve(ctx, udp, tcp)
 }
 
 // networkInfo is what the control API tells of a sandbox's network.
@@ -120,7 +123,7 @@ type networkInfo struct {
 
 // networkInfo reads the counters.
 func (s *sandbox) networkInfo() networkInfo {
-	n := s.factory.spec.Network
+	n := s.factory.network
 	info := networkInfo{Mode: n.Mode, Unsafe: n.Mode == isolation.NetworkHost}
 	if n.Mode != isolation.NetworkEgress {
 		return info
@@ -147,7 +150,7 @@ func (n networkInfo) String() string {
 	default:
 		return "loopback only"
 	}
-	line := "egress to " + strings.Join(n.Allow, " ")
+	line := "egress to " + printable(strings.Join(n.Allow, " "))
 	if t := n.Egress; t != nil {
 		addresses := []string{t.IPv4.String()}
 		if t.IPv6.IsValid() {

@@ -92,10 +92,10 @@ system-log-level: WARN
 	if s := o.settings; s.shutdownExternal != 3*time.Second || s.billInit || s.region != "eu-central-1" {
 		t.Errorf("settings %+v", s)
 	}
-	if st := lifeOf(o, &rootfs.Function{}, nil).Settings.Stream; st.Rate != 2<<20 || st.Burst != 6<<20 || st.Bytes != 200<<20 { // RT-71
+	if st := lifeOf(o, &rootfs.Function{}).Settings.Stream; st.Rate != 2<<20 || st.Burst != 6<<20 || st.Bytes != 200<<20 { // RT-71
 		t.Errorf("stream limits %+v", st)
 	}
-	if f := lifeOf(o, &rootfs.Function{}, nil).Function; f.LogLevel != "TRACE" || f.SystemLogLevel != telemetry.LevelWarn { // ENV-11, LOG-41
+	if f := lifeOf(o, &rootfs.Function{}).Function; f.LogLevel != "TRACE" || f.SystemLogLevel != telemetry.LevelWarn { // ENV-11, LOG-41
 		t.Errorf("log levels %q, %q", f.LogLevel, f.SystemLogLevel)
 	}
 	if o, err := parse(t, "env: [A1=x, B1=y=z]\n"); err != nil || !maps.Equal(o.env, map[string]string{"A1": "x", "B1": "y=z"}) {
@@ -216,7 +216,7 @@ func TestLifeOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := lifeOf(o, &rootfs.Function{Bootstrap: "/var/task/bootstrap"}, nil)
+	cfg := lifeOf(o, &rootfs.Function{Bootstrap: "/var/task/bootstrap"})
 	if cfg.Function.ARN != "arn:aws:lambda:us-east-1:000000000000:function:fn" || cfg.Function.LogGroup != "/aws/lambda/fn" || cfg.Function.Version != "$LATEST" {
 		t.Errorf("%+v", cfg.Function)
 	}
@@ -237,12 +237,8 @@ func TestSandboxIDs(t *testing.T) {
 }
 
 func TestReadEvent(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "event.json")
-	if err := os.WriteFile(file, []byte(`{"a":1}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if b, err := readEvent(file, nil); err != nil || string(b) != `{"a":1}` {
-		t.Errorf("file: %s, %v", b, err)
+	if b, err := readEvent("-", strings.NewReader(`{"a":1}`)); err != nil || string(b) != `{"a":1}` {
+		t.Errorf("%s, %v", b, err)
 	}
 	if b, err := readEvent("-", strings.NewReader("")); err != nil || string(b) != "{}" { // INV-09
 		t.Errorf("nothing: %s, %v", b, err)
@@ -255,7 +251,7 @@ func TestReadEvent(t *testing.T) {
 			t.Errorf("%v, want %q", err, name)
 		}
 	}
-	if _, err := readEvent(file+".missing", nil); err == nil {
+	if _, err := openEvent(filepath.Join(t.TempDir(), "missing")); err == nil {
 		t.Error("a missing file was accepted")
 	}
 }

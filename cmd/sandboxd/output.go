@@ -104,15 +104,15 @@ func (o *outlet) Close(patience time.Duration) {
 }
 
 // newLogger makes the daemon's own log on w.
-func newLogger(w io.Writer, o *options) *logrus.Logger {
+func newLogger(w io.Writer, least string, format telemetry.Format) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(w)
-	level, err := logrus.ParseLevel(o.logLevel)
+	level, err := logrus.ParseLevel(least)
 	if err != nil {
 		level = logrus.InfoLevel // not possible: the flag takes known levels only
 	}
 	log.SetLevel(level)
-	if o.logFormat == string(telemetry.JSON) {
+	if format == telemetry.JSON {
 		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
 	} else {
 		log.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true, TimestampFormat: "2006-01-02T15:04:05.000Z07:00"})

@@ -106,10 +106,8 @@ func TestSink(t *testing.T) {
 
 // Every line of the daemon's own log is an object too.
 func TestLoggerFormats(t *testing.T) {
-	o := newOptions()
-	o.logFormat, o.logLevel = "JSON", "warn"
 	var b bytes.Buffer
-	log := newLogger(&b, o)
+	log := newLogger(&b, "warn", telemetry.JSON)
 	log.Info("not this")
 	log.WithField("addr", "127.0.0.1:9000").Warn("this")
 	var entry map[string]string
@@ -117,8 +115,7 @@ func TestLoggerFormats(t *testing.T) {
 		t.Errorf("%s: %v", b.String(), err)
 	}
 	b.Reset()
-	o.logFormat = "Text"
-	newLogger(&b, o).WithField("addr", "127.0.0.1:9000").Warn("this")
+	newLogger(&b, "warn", telemetry.Text).WithField("addr", "127.0.0.1:9000").Warn("this")
 	if !strings.Contains(b.String(), `msg=this addr="127.0.0.1:9000"`) {
 		t.Errorf("%s", b.String())
 	}

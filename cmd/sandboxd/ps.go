@@ -88,8 +88,8 @@ func printSandboxes(w io.Writer, list []sandboxInfo, now time.Time) error {
 	rows := [][]string{{"SANDBOX", "FUNCTION", "STATE", "PIDS", "MEMORY", "AGE", "INVOCATIONS", "INSTANCE"}}
 	for _, s := range list {
 		rows = append(rows, []string{
-			s.ID, s.Function, s.State, fmt.Sprint(s.PIDs), mebibytes(int64(s.MemoryBytes)),
-			now.Sub(s.Created).Truncate(time.Second).String(), fmt.Sprint(s.Invocations), s.Instance,
+			printable(s.ID), printable(s.Function), printable(s.State), fmt.Sprint(s.PIDs), mebibytes(int64(s.MemoryBytes)),
+			now.Sub(s.Created).Truncate(time.Second).String(), fmt.Sprint(s.Invocations), printable(s.Instance),
 		})
 	}
 	return table(w, rows)

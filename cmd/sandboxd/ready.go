@@ -7,8 +7,13 @@ import (
 	"os"
 	"strings"
 
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/pool"
+	"github.com/sandboxd/sandboxd/privsep"
 	"github.com/sandboxd/sandboxd/tracing"
 )
 
@@ -22,124 +27,162 @@ type blank struct {
 	base uint32
 }
 
+// maker makes the kernel's side of a function's sandboxes. It belongs to the
+// supervisor's process.
+type maker struct {
+	instance *instance.Instance
+	leases   *instance.Leases
+	engine   *runc.Engine
+	log      *logrus.Logger
+
+	name string         // first part of sandbox ids
+	spec isolation.Spec // all but ID and IDBase
+
+	memory meminfo
+
+	pool       *pool.Pool[blank] // nil: every sandbox is made when it is needed
+	quarantine *quarantine       // of those that could not be removed
+}
+
+func newMaker(s *session, spec isolation.Spec) *maker {
+	return &maker{instance: s.instance, leases: s.leases, engine: s.engine, log: s.log, memory: s.memory,
+		name: idPrefix(s.o.functionName), spec: spec, quarantine: newQuarantine(s.log)}
+}
+
 // keepReady starts the pool of blanks: at least floor, more with demand, never more
-// than sandboxes may still come to most.
-func (f *factory) keepReady(floor, most int) {
-	f.pool = pool.New(pool.Config[blank]{
-		Make:     f.prepare,
-		Discard:  func(b blank) { f.report(f.discard(b)) },
+// than sandboxes may still come to most. count says how many there are.
+func (m *maker) keepReady(floor, most int, count func() int) {
+	m.pool = pool.New(pool.Config[blank]{
+		Make:     m.prepare,
+		Discard:  func(b blank) { m.report(m.discard(b)) },
 		Floor:    floor,
-		Ceiling:  func() int { return most - f.count() },
-		Pressure: memoryShort,
-		OnError:  func(err error) { f.report(fmt.Errorf("prepare a sandbox: %w", err)) },
+		Ceiling:  func() int { return most - count() },
+		Pressure: m.memory.short,
+		OnError:  func(err error) { m.report(fmt.Errorf("prepare a sandbox: %w", err)) },
 	})
 }
 
-func (f *factory) report(err error) {
+func (m *maker) report(err error) {
 	if err != nil {
-		f.log.WithError(err).Error("the pool of ready sandboxes")
+		m.log.WithError(err).Error("the pool of ready sandboxes")
 	}
 }
 
 // prepare makes a blank.
-func (f *factory) prepare(ctx context.Context) (b blank, err error) {
-	spec := f.spec
-	if spec.ID, err = sandboxID(f.name); err != nil {
+func (m *maker) prepare(ctx context.Context) (b blank, err error) {
+	spec := m.spec
+	if spec.ID, err = sandboxID(m.name); err != nil {
 		return b, err
 	}
-	if spec.IDBase, err = f.leases.Acquire(f.instance); err != nil {
+	if spec.IDBase, err = m.leases.Acquire(m.instance); err != nil {
 		return b, err
 	}
 	b.base = spec.IDBase
-	if b.Blank, err = f.engine.Prepare(ctx, spec); err != nil {
-		return b, f.unmade(spec.ID, b.base, err)
+	if b.Blank, err = m.engine.Prepare(ctx, spec); err != nil {
+		return b, m.unmade(spec.ID, b.base, err)
 	}
 	return b, nil
 }
 
 // unmade ends the lease of a sandbox that could not be made, unless something of the
 // sandbox is left: that goes to the quarantine.
-func (f *factory) unmade(id string, base uint32, err error) error {
+func (m *maker) unmade(id string, base uint32, err error) error {
 	if remains, ok := errors.AsType[*runc.RemainsError](err); ok {
-		return f.quarantine.admit(id, err, func(ctx context.Context) error {
+		return m.quarantine.admit(id, err, func(ctx context.Context) error {
 			if err := remains.Remove(ctx); err != nil {
 				return err
 			}
-			return f.leases.Release(base)
+			return m.leases.Release(base)
 		})
 	}
-	return errors.Join(err, f.leases.Release(base))
+	return errors.Join(err, m.leases.Release(base))
 }
 
-// discard removes a blank.
-func (f *factory) discard(b blank) error {
-	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
-	defer cancel()
+// remove ends a sandbox and the lease of its ids. One that cannot be removed is
+// quarantined: its ids are not used again.
+func (m *maker) remove(ctx context.Context, id string, base uint32, end func(context.Context) error) error {
 	remove := func(ctx context.Context) error {
-		if err := b.Close(ctx); err != nil {
+		if err := end(ctx); err != nil {
 			return err
 		}
-		return f.leases.Release(b.base)
+		return m.leases.Release(base)
 	}
 	if err := remove(ctx); err != nil {
-		return f.quarantine.admit(b.ID(), err, remove)
+		return m.quarantine.admit(id, err, remove)
 	}
 	return nil
 }
 
-// box gives the kernel's side of a sandbox: a blank that becomes the function's, or,
+// discard removes a blank.
+func (m *maker) discard(b blank) error {
+	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
+	defer cancel()
+	return m.remove(ctx, b.ID(), b.base, b.Close)
+}
+
+// hosted is a sandbox with the lease of its ids.
+type hosted struct {
+	*runc.Sandbox
+	maker *maker
+	base  uint32
+}
+
+// Close removes the sandbox. See privsep.Config.Create.
+func (h *hosted) Close(ctx context.Context) error {
+	return h.maker.remove(ctx, h.ID(), h.base, h.Sandbox.Close)
+}
+
+// make gives the kernel's side of a sandbox: a blank that becomes the function's, or,
 // if none is ready, a new one.
-func (f *factory) box(ctx context.Context) (box *runc.Sandbox, id string, base uint32, err error) {
-	spec := f.spec
-	if f.pool != nil {
-		if b, ok := f.pool.Take(); ok {
+func (m *maker) make(ctx context.Context) (_ privsep.Hosted, err error) {
+	spec := m.spec
+	if m.pool != nil {
+		if b, ok := m.pool.Take(); ok {
 			assign, end := tracing.Step(ctx, "ready sandbox")
 			box, err := b.Assign(assign, spec)
 			end()
 			if err == nil {
-				return box, b.ID(), b.base, nil
+				return &hosted{box, m, b.base}, nil
 			}
-			f.report(errors.Join(err, f.discard(b))) // a new one may still do
+			m.report(errors.Join(err, m.discard(b))) // a new one may still do
 		}
 	}
-	if id, err = sandboxID(f.name); err != nil {
-		return nil, "", 0, err
+	if spec.ID, err = sandboxID(m.name); err != nil {
+		return nil, err
 	}
-	if base, err = f.leases.Acquire(f.instance); err != nil {
-		return nil, "", 0, err
+	if spec.IDBase, err = m.leases.Acquire(m.instance); err != nil {
+		return nil, err
 	}
-	spec.ID, spec.IDBase = id, base
 	ctx, end := tracing.Step(ctx, "new sandbox")
 	defer end()
-	if box, err = f.engine.Create(ctx, spec); err != nil {
-		return nil, "", 0, f.unmade(id, base, err)
-	}
-	return box, id, base, nil
-}
-
-// count is how many sandboxes live.
-func (f *factory) count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.live)
-}
-
-// memoryShort tells whether the host's memory is better used otherwise.
-func memoryShort() bool {
-	total, available := hostMemory()
-	return available/pressureShare < total/100
-}
-
-// hostMemory is the host's memory, and what of it new programs can have, in bytes; both
-// are 0 on a host that does not tell, which concurrency has warned of.
-func hostMemory() (total, available uint64) {
-	b, err := os.ReadFile("/proc/meminfo")
+	box, err := m.engine.Create(ctx, spec)
 	if err != nil {
-		return 0, 0
+		return nil, m.unmade(spec.ID, spec.IDBase, err)
 	}
-	for line := range strings.Lines(string(b)) {
+	return &hosted{box, m, spec.IDBase}, nil
+}
+
+// meminfo is /proc/meminfo, held open for a process that cannot open it.
+type meminfo struct{ *os.File }
+
+func openMeminfo() (meminfo, error) {
+	f, err := os.Open("/proc/meminfo")
+	return meminfo{f}, err
+}
+
+// read is the host's memory, and what of it new programs can have, in bytes.
+func (m meminfo) read() (total, available uint64) {
+	var buf [4096]byte
+	n, _ := m.ReadAt(buf[:], 0) // the end of the file is an error
+	for line := range strings.Lines(string(buf[:n])) {
 		_, _ = fmt.Sscanf(line, "MemTotal: %d kB", &total)
 		_, _ = fmt.Sscanf(line, "MemAvailable: %d kB", &available)
 	}
 	return total << 10, available << 10
+}
+
+// short tells whether the host's memory is better used otherwise.
+func (m meminfo) short() bool {
+	total, available := m.read()
+	return available/pressureShare < total/100
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/doctor"
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 func runCommand() *cobra.Command {
@@ -72,18 +73,15 @@ Keys that only the file of --config has, with their defaults:
 			if err != nil {
 				return err
 			}
-			return execute(cmd.Context(), o, host, streams{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
+			return execute(cmd.Context(), o, host, streams{cmd.OutOrStdout(), cmd.ErrOrStderr()})
 		},
 	}
 	o.addFlags(cmd.Flags())
 	return cmd
 }
 
-// streams are what a command reads and writes.
-type streams struct {
-	in       io.Reader
-	out, err io.Writer
-}
+// streams are what a command writes.
+type streams struct{ out, err io.Writer }
 
 // describe lists settings for the help.
 func describe(settings *pflag.FlagSet) string {
@@ -163,36 +161,55 @@ func lowerOOMScore() error {
 
 // execute runs the daemon until its work is done or ctx ends.
 func execute(ctx context.Context, o *options, host runc.Host, std streams) (err error) {
-	var event []byte
 	var listener net.Listener
-	if o.event != "" {
-		if event, err = readEvent(o.event, std.in); err != nil {
-			return err
-		}
-	} else {
+	event, err := openEvent(o.event)
+	if err != nil {
+		return err
+	}
+	defer event.Close()
+	if o.event == "" {
 		if listener, err = listen(o.listen); err != nil {
 			return err
 		}
-		defer listener.Close() // again, if nothing served it
+		defer listener.Close() // again, if nothing took it
 	}
 
-	stderr := &lockedWriter{w: std.err}
-	messages := newOutlet(stderr)
+	messages := newOutlet(std.err)
 	defer messages.Close(flushTime)
-	drain, stop := drainContext(ctx, o.drainTimeout)
-	defer stop()
-	s := &session{o: o, host: host, log: newLogger(messages, o), stderr: stderr, drain: drain}
+	s := &session{o: o, host: host, log: newLogger(messages, o.logLevel, telemetry.Format(o.logFormat))}
 	if err := lowerOOMScore(); err != nil {
 		s.log.WithError(err).Debug("oom_score_adj stays as it is")
 	}
-	defer func() { err = errors.Join(err, s.close(ctx)) }()
-	if err := s.open(ctx); err != nil {
+	defer func() {
+		closeErr := s.close(ctx)
+		var exit *exitError
+		if closeErr != nil && errors.As(err, &exit) {
+			err = &exitError{exit.code, errors.Join(exit.err, closeErr)}
+		} else {
+			err = errors.Join(err, closeErr)
+		}
+	}()
+	function, err := s.open(ctx)
+	if err != nil {
 		return err
 	}
-	if o.event != "" {
-		return s.invokeOnce(ctx, event, std.out)
+	return s.work(ctx, function, event, listener, std)
+}
+
+// openEvent opens the event of --event: "-" is standard input, and "" is none, which is
+// an empty file.
+func openEvent(name string) (*os.File, error) {
+	switch name {
+	case "-":
+		return os.Stdin, nil
+	case "":
+		return os.Open(os.DevNull)
 	}
-	return s.serve(ctx, listener)
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("--event: %w", err)
+	}
+	return f, nil
 }
 
 // listen takes the endpoint's address before anything else is acquired.

@@ -2,79 +2,64 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"github.com/spf13/pflag"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sandboxd/sandboxd/fleet"
-	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/isolation/runc"
-	"github.com/sandboxd/sandboxd/pool"
+	"github.com/sandboxd/sandboxd/privsep"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/api"
-	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/resolver"
-	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/supervisor"
-)
-
-const (
-	mbPerCPU = 1769 // ENV-32
-	maxCPUs  = 6    // ENV-32
-	maxPIDs  = 1024 // ENV-34
 )
 
 // factory makes the sandboxes of one function.
 type factory struct {
-	instance *instance.Instance
-	leases   *instance.Leases
-	engine   *runc.Engine
-	log      *logrus.Logger
-	hurry    <-chan struct{}
+	client *privsep.Client
+	log    *logrus.Logger
+	hurry  <-chan struct{}
 
-	name string         // first part of sandbox ids
-	spec isolation.Spec // all but ID and IDBase
-	life rapid.Config   // all but LogStream, Restore and OnState
+	life     rapid.Config      // all but LogStream, APIAddr, Restore and OnState
+	network  isolation.Network // what the sandboxes can reach
+	strict   bool              // the runtime's paths are for the runtime alone
+	longInit time.Duration     // limit of a provisioned sandbox's initialization
 
-	strict   bool                              // the runtime's paths are for the runtime alone
-	longInit time.Duration                     // limit of a provisioned sandbox's initialization
-	renew    func() (rapid.Credentials, error) // for a restore
-
-	pool *pool.Pool[blank] // nil: every sandbox is made when it is needed
-
-	quarantine *quarantine // of those that could not be removed
-	traces     *coldStarts // nil without --trace-init
+	traces *coldStarts // nil without --trace-init
 
 	mu   sync.Mutex
 	live map[string]*sandbox
 }
 
-func newFactory(s *session, function *rootfs.Function, template string, hurry <-chan struct{}) *factory {
-	life := lifeOf(s.o, function, s.sink())
-	life.Function.Image = s.image
+func newFactory(w *worker, hurry <-chan struct{}) *factory {
+	o := &w.order
 	return &factory{
-		instance: s.instance, leases: s.leases, engine: s.engine, log: s.log, hurry: hurry,
-		name:     idPrefix(s.o.functionName),
-		spec:     specOf(s.o, function, template),
-		life:     life,
-		strict:   s.o.strict,
-		longInit: longInit(s.o),
-		renew:    func() (rapid.Credentials, error) { return renewedCredentials(s.o) },
-		live:     map[string]*sandbox{},
-
-		quarantine: newQuarantine(s.log),
-		traces:     s.traces,
+		client: w.client, log: w.log, hurry: hurry,
+		life: rapid.Config{
+			Function: o.Function, Initialization: o.Initialization, Settings: o.Settings, Credentials: o.Credentials,
+			MaxConcurrency: o.Managed, Sink: newSink(w.stderr, o.Function.LogFormat),
+		},
+		network: o.Network, strict: o.Strict, longInit: o.LongInit, traces: w.traces,
+		live: map[string]*sandbox{},
 	}
+}
+
+// renew asks for the credentials as they are now.
+func (f *factory) renew() (c rapid.Credentials, err error) {
+	list, err := f.client.Renew()
+	if err == nil && len(list) != 3 {
+		err = errors.New("the supervisor's answer is no credentials")
+	}
+	if err != nil {
+		return c, err
+	}
+	return rapid.Credentials{AccessKeyID: list[0], SecretAccessKey: list[1], SessionToken: list[2]}, nil
 }
 
 // logStream names the log of a sandbox as Lambda does (ENV-04).
@@ -82,108 +67,10 @@ func logStream(id string) string {
 	return time.Now().UTC().Format("2006/01/02/") + "[" + functionVersion + "]" + id
 }
 
-// specOf says what a sandbox of the function is made of.
-func specOf(o *options, function *rootfs.Function, template string) isolation.Spec {
-	spec := isolation.Spec{
-		Hostname: "sandbox", // /etc/hosts inside knows it
-		Limits: isolation.Limits{
-			MemoryBytes: int64(o.memoryMB) << 20,
-			CPU:         min(float64(o.memoryMB)/mbPerCPU, maxCPUs),
-			PIDs:        maxPIDs,
-		},
-		Domains: []string{isolation.RuntimeDomain},
-		Root:    isolation.Root{Dirs: function.Dirs},
-		Tmp:     isolation.Tmp{Template: template},
-		Seccomp: o.settings.seccomp,
-		Network: networkOf(o),
-	}
-	if len(function.Extensions) > 0 && !function.ExtensionsDisabled {
-		spec.Domains = append(spec.Domains, isolation.ExtensionDomain)
-	}
-	for _, l := range function.Links {
-		spec.Root.Links = append(spec.Root.Links, isolation.Link(l))
-	}
-	for _, m := range function.Mounts {
-		spec.Mounts = append(spec.Mounts, isolation.Mount(m))
-	}
-	return spec
-}
-
-// lifeOf says how a sandbox of the function lives.
-func lifeOf(o *options, function *rootfs.Function, sink telemetry.Sink) rapid.Config {
-	settings := rapid.DefaultSettings()
-	settings.InitTimeout = o.settings.initTimeout
-	settings.Linger = o.linger
-	settings.InternalWindow = o.settings.shutdownInternal
-	settings.ExternalWindow = o.settings.shutdownExternal
-	settings.RuntimeShare = float64(o.settings.runtimeShare) / 100
-	settings.BillInit = o.settings.billInit
-	settings.Stream.Rate = int64(o.settings.streamRate) << 10
-	settings.Descriptors = telemetry.Descriptors(o.logDescriptors)
-	c := rapid.Config{
-		Function: rapid.Function{
-			Name: o.functionName, Version: functionVersion, ARN: functionARN(o), Handler: o.handler,
-			Runtime: o.runtime, Region: o.settings.region, AccountID: o.settings.accountID,
-			MemoryMB: o.memoryMB, Timeout: o.timeout, Env: o.env,
-			LogFormat: telemetry.Format(o.logFormat), LogGroup: "/aws/lambda/" + o.functionName,
-			LogLevel: o.settings.appLogLevel, SystemLogLevel: telemetry.Level(o.settings.systemLogLevel),
-			Bootstrap:          rapid.Entry{Path: function.Bootstrap, Args: function.BootstrapArgs, Dir: function.WorkingDir},
-			Extensions:         function.Extensions,
-			ExtensionsDisabled: function.ExtensionsDisabled,
-		},
-		Settings:    settings,
-		Credentials: o.settings.credentials(),
-		Sink:        sink,
-	}
-	if o.managed > 0 {
-		c.Initialization, c.MaxConcurrency = rapid.Managed, o.managed
-		c.Settings.InitTimeout = longInit(o)
-	}
-	if o.snapStart {
-		c.Initialization = rapid.SnapStart
-		c.Settings.InitTimeout = longInit(o)
-	}
-	return c
-}
-
-// longInit is the limit of an initialization that no invocation waits for (LC-06).
-func longInit(o *options) time.Duration {
-	return max(o.settings.initTimeout, 130*time.Second, o.timeout)
-}
-
-// credentials are what the configuration file says.
-func (s *settings) credentials() rapid.Credentials {
-	return rapid.Credentials{AccessKeyID: s.accessKeyID, SecretAccessKey: s.secretAccessKey, SessionToken: s.sessToken}
-}
-
-// renewedCredentials are those that the configuration file says now.
-func renewedCredentials(o *options) (rapid.Credentials, error) {
-	if o.config == "" {
-		return o.settings.credentials(), nil
-	}
-	fresh := newOptions()
-	flags, settings := pflag.NewFlagSet("run", pflag.ContinueOnError), pflag.NewFlagSet("settings", pflag.ContinueOnError)
-	fresh.addFlags(flags)
-	fresh.addSettings(settings)
-	if err := applyConfig(o.config, flags, settings); err != nil {
-		return rapid.Credentials{}, err
-	}
-	return fresh.settings.credentials(), nil
-}
-
-// functionVersion is the only version that there is.
-const functionVersion = "$LATEST"
-
-// functionARN is the function's unqualified ARN.
-func functionARN(o *options) string {
-	return fmt.Sprintf("arn:aws:lambda:%s:%s:function:%s", o.settings.region, o.settings.accountID, o.functionName)
-}
-
 // sandbox joins the parts of one execution environment. It implements fleet.Sandbox.
 type sandbox struct {
 	id       string
-	base     uint32 // of its lease
-	box      *runc.Sandbox
+	box      *privsep.Box
 	sup      *supervisor.Sandbox
 	resolver *resolver.Resolver // nil without network egress
 	life     *rapid.Sandbox
@@ -208,15 +95,16 @@ func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 
 func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
 	ctx, coldStart := f.traces.begin(ctx)
-	box, id, base, err := f.box(ctx)
+	box, err := f.client.Create(ctx)
 	if err != nil {
 		coldStart.End()
 		return nil, err
 	}
+	id := box.ID()
 	coldStart.SetName("cold start of " + id)
-	s := &sandbox{id: id, base: base, box: box, sup: supervisor.New(id, box), factory: f,
+	s := &sandbox{id: id, box: box, sup: supervisor.New(id, box), factory: f,
 		ready: make(chan struct{}), ended: make(chan struct{})}
-	s.resolver = newResolver(box, f.spec.Network.Policy)
+	s.resolver = newResolver(f.client, box, f.network.Policy)
 	cfg.LogStream, cfg.APIAddr = logStream(id), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func() (rapid.Restored, error) {
@@ -306,8 +194,7 @@ func (s *sandbox) Ready() <-chan struct{} { return s.ready }
 func (s *sandbox) Ended() <-chan struct{} { return s.ended }
 
 // Close ends the life and removes the sandbox. When ctx ends or the user is in a
-// hurry, the orderly shutdown is cut short by a kill. A sandbox that cannot be
-// removed is quarantined: its ids are not used again.
+// hurry, the orderly shutdown is cut short by a kill.
 func (s *sandbox) Close(ctx context.Context) error {
 	s.end()
 	var errs []error
@@ -322,9 +209,7 @@ func (s *sandbox) Close(ctx context.Context) error {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
-	if err := s.remove(last); err != nil {
-		errs = append(errs, s.factory.quarantine.admit(s.id, err, s.remove))
-	}
+	errs = append(errs, s.sup.Close(last))
 	select {
 	case <-s.ended: // also after a kill: nothing is left to wait for
 		if !killed { // else its errors are those of the kill
@@ -337,28 +222,4 @@ func (s *sandbox) Close(ctx context.Context) error {
 	delete(s.factory.live, s.id)
 	s.factory.mu.Unlock()
 	return errors.Join(errs...)
-}
-
-// remove removes the sandbox from the host and ends the lease of its ids.
-func (s *sandbox) remove(ctx context.Context) error {
-	if err := s.sup.Close(ctx); err != nil {
-		return err
-	}
-	return s.factory.leases.Release(s.base)
-}
-
-// idPrefix turns a function's name into the first part of sandbox ids, which name
-// files and cgroups.
-func idPrefix(name string) string {
-	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
-	return strings.Trim(name[:min(len(name), 31)], "-")
-}
-
-// sandboxID makes a new id: the prefix and eight random hexadecimal digits.
-func sandboxID(prefix string) (string, error) {
-	var b [4]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("sandbox id: %w", err)
-	}
-	return strings.TrimPrefix(prefix+"-", "-") + hex.EncodeToString(b[:]), nil
 }

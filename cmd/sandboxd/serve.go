@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,43 +21,44 @@ const maxEventBytes = 6 << 20
 
 // serve answers requests on l until ctx ends, then drains. The fleet's shutdown
 // answers what still runs when the time for that is up.
-func (s *session) serve(ctx context.Context, l net.Listener) error {
+func (w *worker) serve(ctx context.Context, l net.Listener) error {
+	o := &w.order
 	server := front.New(front.Config{
-		Fleet: s.fleet, Name: s.o.functionName, Version: functionVersion, ARN: functionARN(s.o), Tenants: s.o.tenants,
-		DrainTimeout: s.o.drainTimeout + teardownTime,
-		OnError:      func(err error) { s.log.WithError(err).Error("request failed") },
+		Fleet: w.fleet, Name: o.Function.Name, Version: functionVersion, ARN: o.Function.ARN, Tenants: o.Tenants,
+		DrainTimeout: o.DrainTimeout + teardownTime,
+		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },
 	})
-	if s.o.provisioned > 0 {
-		s.log.WithField("sandboxes", s.o.provisioned).Info("initializing")
-		if err := s.fleet.Provision(ctx); err != nil && ctx.Err() == nil {
+	if o.Provisioned > 0 {
+		w.log.WithField("sandboxes", o.Provisioned).Info("initializing")
+		if err := w.fleet.Provision(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
 	}
-	s.log.WithFields(logrus.Fields{"addr": l.Addr().String(), "instance": s.instance.ID(), "function": s.o.functionName}).Info("listening")
+	w.log.WithFields(logrus.Fields{"addr": l.Addr().String(), "instance": o.Instance, "function": o.Function.Name}).Info("listening")
 	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		s.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")
+		w.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
 	select {
 	case err := <-served:
 		return err
-	case <-s.drain.Done():
-		_ = s.fleet.Shutdown(s.drain) // close asks again, and tells the error
+	case <-w.drain.Done():
+		_ = w.fleet.Shutdown(w.drain) // close asks again, and tells the error
 		return <-served
 	}
 }
 
 // invokeOnce runs one invocation and writes its response to out. When ctx ends first
 // the invocation is cut short.
-func (s *session) invokeOnce(ctx context.Context, event []byte, out io.Writer) error {
+func (w *worker) invokeOnce(ctx context.Context, event []byte, out io.Writer) error {
 	type answer struct {
 		*rapid.Result
 		err error
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		res, err := s.fleet.Invoke(ctx, &rapid.Invocation{ID: uuid.NewString(), Payload: event, Arrived: time.Now()})
+		res, err := w.fleet.Invoke(ctx, &rapid.Invocation{ID: uuid.NewString(), Payload: event, Arrived: time.Now()})
 		if err == nil {
 			<-res.Done // the REPORT comes before the end
 		}
@@ -70,7 +70,7 @@ func (s *session) invokeOnce(ctx context.Context, event []byte, out io.Writer) e
 	case <-ctx.Done():
 		cut, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cancel()
-		_ = s.fleet.Shutdown(cut) // close asks again, and tells the error
+		_ = w.fleet.Shutdown(cut) // close asks again, and tells the error
 		<-answers
 		return errors.New("interrupted before the invocation was over")
 	}
@@ -86,18 +86,9 @@ func (s *session) invokeOnce(ctx context.Context, event []byte, out io.Writer) e
 	return nil
 }
 
-// readEvent reads the event of --event and checks it as the endpoint would (INV-08,
-// INV-09).
-func readEvent(name string, stdin io.Reader) ([]byte, error) {
-	in := stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, fmt.Errorf("--event: %w", err)
-		}
-		defer f.Close()
-		in = f
-	}
+// readEvent reads the event of --event, which is our standard input, and checks it as
+// the endpoint would (INV-08, INV-09). name is how the user knows it.
+func readEvent(name string, in io.Reader) ([]byte, error) {
 	event, err := io.ReadAll(io.LimitReader(in, maxEventBytes+1))
 	switch {
 	case err != nil:

@@ -13,12 +13,10 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid"
-	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/rootfs/image"
 )
@@ -34,52 +32,52 @@ const (
 	cgroupRecord  = "cgroup"         // file of an instance folder: where its cgroups are
 )
 
-// session is everything that one `run` holds. open acquires it step by step, close
-// releases it in reverse, whatever open came to.
+// session is everything that one `run` holds in the supervisor's process. open acquires
+// it step by step, close releases it in reverse, whatever open came to. What the worker
+// holds is in [worker].
 type session struct {
-	o      *options
-	host   runc.Host
-	log    *logrus.Logger
-	stderr *lockedWriter   // for the lines of sandboxes
-	drain  context.Context // ends when running invocations are no longer waited for
+	o    *options
+	host runc.Host
+	log  *logrus.Logger
 
 	image *rapid.Image // nil: the function is no image
 
 	instance *instance.Instance
 	leases   *instance.Leases
+	memory   meminfo
 	engine   *runc.Engine
-	traces   *coldStarts
-	factory  *factory
-	fleet    *fleet.Fleet
-	control  *control
+	maker    *maker
 }
 
 // open acquires all that sandboxes need, but makes none.
-func (s *session) open(ctx context.Context) (err error) {
+func (s *session) open(ctx context.Context) (_ *rootfs.Function, err error) {
 	pool, err := instance.NewPool(uint32(s.o.idBase), "/")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if s.leases, err = instance.OpenLeases(instance.DefaultLeaseDir, pool); err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.reconcile(ctx); err != nil {
 		s.log.WithError(err).Warn("leftovers of a dead daemon could not be removed; the next start tries again")
 	}
 	if s.instance, err = instance.Acquire(s.o.runDir); err != nil {
-		return err
+		return nil, err
+	}
+	if s.memory, err = openMeminfo(); err != nil {
+		return nil, err
 	}
 	if err := s.openEngine(); err != nil {
-		return err
+		return nil, err
 	}
 	if s.o.strict {
 		if err := s.host.TellsDomains(); err != nil {
-			return fmt.Errorf("--strict cannot be kept on this host: %w", err)
+			return nil, fmt.Errorf("--strict cannot be kept on this host: %w", err)
 		}
 	}
 	function, template, err := s.prepare(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, w := range function.Warnings {
 		s.log.Warn(w)
@@ -87,27 +85,8 @@ func (s *session) open(ctx context.Context) (err error) {
 	if s.o.network == isolation.NetworkHost {
 		s.log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
 	}
-	if s.traces, err = newColdStarts(s.o, s.log); err != nil {
-		return err
-	}
-	s.factory = newFactory(s, function, template, hurry(ctx))
-	places, newSandbox := s.concurrency(), s.factory.make
-	if n := s.o.managed; n > 0 {
-		places, newSandbox = places*n, fleet.Share(n, newSandbox)
-	}
-	s.fleet = fleet.New(fleet.Config{
-		Max:         places,
-		New:         newSandbox,
-		Provisioned: s.o.provisioned, NewProvisioned: s.factory.provision,
-		IdleTimeout: s.o.settings.idleTimeout,
-		OnError:     func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
-	})
-	if s.o.event == "" && s.o.pool > 0 {
-		s.factory.keepReady(s.o.pool, s.concurrency())
-	}
-	go s.factory.warmSet(uint64(s.o.settings.warmMemoryMB)<<20).keep(ctx, s.fleet)
-	s.control, err = startControl(s)
-	return err
+	s.maker = newMaker(s, specOf(s.o, function, template))
+	return function, nil
 }
 
 // reconcile removes what killed daemons have left.
@@ -206,51 +185,23 @@ func (s *session) concurrency() int {
 	if s.o.concurrency > 0 {
 		return s.o.concurrency
 	}
-	return max(s.o.provisioned, s.affordable())
+	_, available := s.memory.read()
+	affordable := min(max(int(available>>20)/s.o.memoryMB, 1), 10)
+	return max(s.o.provisioned, affordable)
 }
 
-func (s *session) affordable() int {
-	available, err := memAvailableMB()
-	if err != nil {
-		s.log.WithError(err).Warn("concurrency is 1: the host's memory is unknown")
-		return 1
-	}
-	return min(max(available/s.o.memoryMB, 1), 10)
-}
-
-// memAvailableMB is the host's memory that new programs can have.
-func memAvailableMB() (int, error) {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		var kB int
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kB); n == 1 {
-			return kB >> 10, nil
-		}
-	}
-	return 0, errors.New("/proc/meminfo has no MemAvailable")
-}
-
-// close drains the fleet and releases all that open has acquired. What cannot be
+// close releases all that open has acquired, once the worker has ended. What cannot be
 // removed is left to the next daemon's reconcile, and told.
 func (s *session) close(ctx context.Context) error {
 	var errs []error
-	if s.factory != nil && s.factory.pool != nil {
-		s.factory.pool.Close()
-	}
-	if s.fleet != nil {
-		errs = append(errs, s.fleet.Shutdown(s.drain))
-	}
-	if s.control != nil {
-		s.control.close()
+	if s.maker != nil && s.maker.pool != nil {
+		s.maker.pool.Close()
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
 	clean := true
-	if s.factory != nil {
-		err := s.factory.quarantine.close(last)
+	if s.maker != nil {
+		err := s.maker.quarantine.close(last)
 		clean = err == nil
 		errs = append(errs, err)
 	}
@@ -258,6 +209,9 @@ func (s *session) close(ctx context.Context) error {
 		err := s.engine.Close(last)
 		clean = clean && err == nil
 		errs = append(errs, err)
+	}
+	if s.memory.File != nil {
+		errs = append(errs, s.memory.Close())
 	}
 	if s.instance != nil {
 		if clean {
@@ -267,33 +221,5 @@ func (s *session) close(ctx context.Context) error {
 			errs = append(errs, s.instance.Abandon())
 		}
 	}
-	return errors.Join(append(errs, s.traces.close())...)
-}
-
-// drainContext ends when running invocations are no longer waited for: patience
-// after ctx has ended, or earlier when the user is in a hurry. Its cause says which.
-func drainContext(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
-	drain, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	go func() {
-		select {
-		case <-ctx.Done():
-		case <-drain.Done():
-			return
-		}
-		timer := time.NewTimer(patience)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			cancel(fmt.Errorf("they did not end within --drain-timeout, %s", patience))
-		case <-hurry(ctx):
-			cancel(errors.New("there was a second signal"))
-		case <-drain.Done():
-		}
-	}()
-	return drain, func() { cancel(nil) }
-}
-
-// sink is where the lines of the sandboxes go.
-func (s *session) sink() telemetry.Sink {
-	return newSink(s.stderr, telemetry.Format(s.o.logFormat))
+	return errors.Join(errs...)
 }

@@ -41,24 +41,29 @@ type coldStarts struct {
 	open map[trace.TraceID][]sdktrace.ReadOnlySpan // those that have not ended, with their steps
 }
 
-// newColdStarts opens the file, or returns nil if nobody asks for traces. The caller
-// must close it.
-func newColdStarts(o *options, log *logrus.Logger) (*coldStarts, error) {
+// openTraces opens the file for the spans, or /dev/null if nobody asks for any.
+func openTraces(o *options) (*os.File, error) {
 	if !o.traceInit {
-		return nil, nil
+		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	}
-	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("--trace-init: %w", err)
+	err := os.MkdirAll(o.stateDir, 0o700)
+	var file *os.File
+	if err == nil {
+		file, err = os.OpenFile(filepath.Join(o.stateDir, traceFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	}
-	file, err := os.OpenFile(filepath.Join(o.stateDir, traceFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--trace-init: %w", err)
 	}
+	return file, nil
+}
+
+// newColdStarts keeps the spans in file, which it owns. The caller must close it.
+func newColdStarts(file *os.File, format telemetry.Format, log *logrus.Logger) (*coldStarts, error) {
 	exporter, err := stdouttrace.New(stdouttrace.WithWriter(file))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("--trace-init: %w", err), file.Close())
 	}
-	c := &coldStarts{log: log, table: o.logFormat != string(telemetry.JSON), file: file, exporter: exporter,
+	c := &coldStarts{log: log, table: format != telemetry.JSON, file: file, exporter: exporter,
 		open: map[trace.TraceID][]sdktrace.ReadOnlySpan{}}
 	c.provider = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(c), sdktrace.WithResource(resource.Empty()))
 	return c, nil
@@ -163,8 +168,5 @@ func (c *coldStarts) ForceFlush(context.Context) error { return nil }
 
 // close releases the file.
 func (c *coldStarts) close() error {
-	if c == nil {
-		return nil
-	}
 	return errors.Join(c.provider.Shutdown(context.Background()), c.file.Close())
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/tracing"
 )
 
@@ -22,7 +23,11 @@ func traced(t *testing.T, format string, f func(ctx context.Context, end func())
 	o := newOptions()
 	o.traceInit, o.stateDir, o.logFormat = true, t.TempDir(), format
 	var out bytes.Buffer
-	c, err := newColdStarts(o, newLogger(&out, o))
+	traces, err := openTraces(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newColdStarts(traces, telemetry.Format(format), newLogger(&out, o.logLevel, telemetry.Format(format)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,19 +83,23 @@ func TestTraceInit(t *testing.T) {
 
 // Without the flag nothing is traced, and no file made.
 func TestNoTrace(t *testing.T) {
-	c, err := newColdStarts(newOptions(), nil)
-	if err != nil || c != nil {
-		t.Fatalf("%v, %v", c, err)
+	o := newOptions()
+	o.stateDir = t.TempDir()
+	traces, err := openTraces(o)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer traces.Close()
+	if files, err := os.ReadDir(o.stateDir); err != nil || len(files) != 0 {
+		t.Errorf("%v, %v; want no file", files, err)
+	}
+	var c *coldStarts
 	ctx, span := c.begin(t.Context())
 	_, end := tracing.Step(ctx, "nothing")
 	end()
 	span.End()
 	if span.IsRecording() {
 		t.Error("something is recorded")
-	}
-	if err := c.close(); err != nil {
-		t.Error(err)
 	}
 }
 

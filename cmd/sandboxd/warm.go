@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"math"
 	"time"
 
 	"github.com/sandboxd/sandboxd/fleet"
@@ -61,13 +60,11 @@ func (w warmSet) surplus(ids []string) int {
 
 // warmSet says how much memory the idle sandboxes of the factory may hold; most 0
 // stands for half of the host's.
-func (f *factory) warmSet(most uint64) warmSet {
-	if total, _ := hostMemory(); most == 0 && total > 0 {
+func (f *factory) warmSet(most uint64, host meminfo) warmSet {
+	if total, _ := host.read(); most == 0 {
 		most = total / 2
-	} else if most == 0 {
-		most = math.MaxUint64 // only the idle time-out is left
 	}
-	return warmSet{most: most, peak: f.memoryPeak, short: memoryShort}
+	return warmSet{most: most, peak: f.memoryPeak, short: host.short}
 }
 
 // memoryPeak is 0 for a sandbox that is being removed.

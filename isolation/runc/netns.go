@@ -38,17 +38,13 @@ func onOwnThread(f func() error) error {
 type netns struct {
 	file     *os.File     // nil: it is the host's
 	listener net.Listener // of the Runtime API
-	lookups  Lookups      // with NetworkEgress
+	lookups  struct {     // where a sandbox asks for names, with NetworkEgress: the resolv.conf of every sandbox points there
+		udp net.PacketConn
+		tcp net.Listener
+	}
 
 	mu   sync.Mutex
 	diag *nl.SocketHandle // asks about its sockets; nil until somebody wants to know
-}
-
-// Lookups are the sockets at which a sandbox asks for names: where the resolv.conf of
-// every sandbox points to.
-type Lookups struct {
-	UDP net.PacketConn
-	TCP net.Listener
 }
 
 // lookupAddr is the name server of /etc/resolv.conf inside.
@@ -85,8 +81,8 @@ func newNetNS(mode string) (_ *netns, err error) {
 		if mode != isolation.NetworkEgress {
 			return nil
 		}
-		if n.lookups.UDP, err = net.ListenPacket("udp4", lookupAddr); err == nil {
-			n.lookups.TCP, err = net.Listen("tcp4", lookupAddr)
+		if n.lookups.udp, err = net.ListenPacket("udp4", lookupAddr); err == nil {
+			n.lookups.tcp, err = net.Listen("tcp4", lookupAddr)
 		}
 		if err != nil {
 			return fmt.Errorf("listen for lookups inside the network namespace: %w", err)
@@ -146,11 +142,11 @@ func (n *netns) Close() {
 	if n.listener != nil {
 		n.listener.Close()
 	}
-	if n.lookups.UDP != nil {
-		n.lookups.UDP.Close()
+	if n.lookups.udp != nil {
+		n.lookups.udp.Close()
 	}
-	if n.lookups.TCP != nil {
-		n.lookups.TCP.Close()
+	if n.lookups.tcp != nil {
+		n.lookups.tcp.Close()
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -460,7 +460,9 @@ func (s *Sandbox) Listener() net.Listener { return s.net.listener }
 
 // Lookups are the sockets at which the sandbox asks for names, none without
 // NetworkEgress. The sandbox owns them and closes them in Close.
-func (s *Sandbox) Lookups() Lookups { return s.net.lookups }
+func (s *Sandbox) Lookups() (udp net.PacketConn, tcp net.Listener) {
+	return s.net.lookups.udp, s.net.lookups.tcp
+}
 
 // Allow opens the services of those numbers (isolation.Policy.Services) at addresses
 // that were found for a name, for as long as their record is valid. With NetworkEgress
