@@ -22,7 +22,7 @@ import (
 
 // allowedFDs are what the worker may have open while it serves: no file of the host but
 // those by which its sandboxes are frozen and measured.
-var allowedFDs = regexp.MustCompile(`^(/dev/null|(pipe|socket):\[\d+\]|anon_inode:\[event(poll|fd)\]|/memfd:oom-seen \(deleted\)|` +
+var allowedFDs = regexp.MustCompile(`^(/dev/null|/proc/meminfo|(pipe|socket):\[\d+\]|anon_inode:\[event(poll|fd)\]|/memfd:oom-seen \(deleted\)|` +
 	`/sys/fs/cgroup(/\w+|/cpu,cpuacct)?/.*/(cgroup\.(freeze|events)|freezer\.state|(memory|pids|cpuacct)\.\w+|cpu\.stat))$`)
 
 // REQUIREMENTS section 1, sandbox/daemon and client/front: whoever reads what strangers
@@ -123,14 +123,18 @@ func listeningInode(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range bytes.Lines(readFile(t, "/proc/net/tcp")) {
-		f := strings.Fields(string(line))
-		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) && f[3] == "0A" { // TCP_LISTEN
-			return f[9]
+	var inode string
+	eventually(t, patience, func() string { // the list can miss one while others come and go
+		for line := range bytes.Lines(readFile(t, "/proc/net/tcp")) {
+			f := strings.Fields(string(line))
+			if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) && f[3] == "0A" { // TCP_LISTEN
+				inode = f[9]
+				return ""
+			}
 		}
-	}
-	t.Fatalf("nothing listens on %s", addr)
-	return ""
+		return "nothing listens on " + addr
+	})
+	return inode
 }
 
 // A worker that is killed, at whatever moment, takes its sandboxes with it, frozen ones
