@@ -75,7 +75,7 @@ race: tools $(EMBEDDED) ## the same and all other unit tests with the race detec
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
-	$(GOTESTSUM) --jsonfile .build/results/integration.json $(AGAIN) --packages '$(ROOT_PACKAGES)' -- -tags seccomp,integration -p 1 -count 1 -timeout 30m -skip '^Test(Client|Real)'
+	$(GOTESTSUM) --jsonfile .build/results/integration.json $(AGAIN) --packages '$(ROOT_PACKAGES)' -- -tags seccomp,integration -p 1 -parallel 4 -count 1 -timeout 30m -skip '^Test(Client|Real)'
 
 .PHONY: extensions
 extensions: tools build ## run extensions of others, built from public registries, in sandboxes

@@ -98,6 +98,7 @@ func hoards() []script.Step {
 // Connections that are hoarded do not keep the function's next request out. Those
 // whose headers do not come are closed, and of idle ones there are so many at most.
 func TestAttackRuntimeAPIConnections(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const most = 256 // connections of one sandbox
 	const body = "POST /2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
 	d := start(t, "--memory=1769", "--timeout=120s", function(t, "testruntime"))
@@ -120,6 +121,7 @@ func TestAttackRuntimeAPIConnections(t *testing.T) {
 
 // The control: an API without defence keeps all of them.
 func TestAttackRuntimeAPIConnectionsControl(t *testing.T) {
+	t.Parallel() // it mostly waits
 	if r := outside(t, naiveAPI(t), hoards()...); r[1].N != 200 || r[3].N != 900 {
 		t.Errorf("%d slow requests and %d idle connections are held, want 200 and 900", r[1].N, r[3].N)
 	}

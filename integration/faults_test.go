@@ -300,6 +300,7 @@ func TestBusy(t *testing.T) {
 // S-11: what a dead daemon left is damaged: the record of its cgroups, its folder, its
 // leases; so are the store's entries. The start goes on, and sets it right.
 func TestDamagedState(t *testing.T) {
+	t.Parallel() // it mostly waits
 	code := zippedRuntime(t)
 	for _, c := range []struct {
 		name   string

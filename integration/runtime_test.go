@@ -206,6 +206,7 @@ func TestACC08ResponseTwice(t *testing.T) {
 
 // ACC-16, LC-06, LC-07, LC-23, LC-25, LOG-24, LOG-27.
 func TestACC16InitTimeout(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, c := range []struct {
 		name, timeout string
 		wantTimeout   bool
@@ -214,6 +215,7 @@ func TestACC16InitTimeout(t *testing.T) {
 		{"inline init exceeds the timeout", "5s", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			begin := time.Now()
 			d := start(t, oneCPU, "--timeout="+c.timeout, initFlag(script.Step{Op: "sleep", MS: 11_000}), function(t, "testruntime"))
 			answers := make(chan answer, 1)
