@@ -95,7 +95,7 @@ conformance: build ## run the conformance suite against bin/sandboxd, as root
 	CGO_ENABLED=0 go build -trimpath -o bin/conformance ./conformance/cmd/conformance
 	bin/conformance check
 	@mkdir -p .build/results
-	bin/conformance run --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
+	bin/conformance run --again 4 --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
 
 # Installing and time-outs mostly wait, so the tests run side by side.
 .PHONY: conformance-clients

@@ -122,9 +122,15 @@ func (r *Report) Events(w io.Writer) error {
 		case res.Status.Bad():
 			action = "fail"
 		}
-		event := struct{ Action, Package, Test string }{action, "conformance", res.ID}
-		if err := e.Encode(event); err != nil {
-			return err
+		actions := []string{action}
+		if res.First != "" {
+			actions = []string{"fail", action}
+		}
+		for _, action := range actions {
+			event := struct{ Action, Package, Test string }{action, "conformance", res.ID}
+			if err := e.Encode(event); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

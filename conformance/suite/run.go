@@ -38,7 +38,8 @@ func (s Status) Bad() bool { return s == Failed || s == Surprise }
 type Result struct {
 	ID     string        `json:"id"`
 	Status Status        `json:"status"`
-	Seen   string        `json:"seen,omitempty"` // what was wrong, or why it was not run
+	Seen   string        `json:"seen,omitempty"`  // what was wrong, or why it was not run
+	First  string        `json:"first,omitempty"` // what was wrong at a first try; "" is that there was none, or it was right
 	Took   time.Duration `json:"tookNanoseconds"`
 }
 
@@ -47,6 +48,7 @@ type Run struct {
 	Target  Target
 	Pending map[string]string // ids known to fail, with the reason
 	Only    *regexp.Regexp    // nil is all
+	Again   int               // how many cases that fail are tried a second time
 	Each    func(Result)      // told of each result when it is there; may be nil
 	Keep    func(id, log string)
 }
@@ -103,6 +105,12 @@ func (r *Run) group(ctx context.Context, cases []Case, indexes []int, results []
 		res := Result{ID: c.ID, Status: NotSupported, Seen: lacking}
 		if lacking == "" {
 			res = r.one(ctx, e, c)
+		}
+		if res.Status == Failed && r.Again > 0 {
+			r.Again--
+			first := res.Seen
+			res = r.one(ctx, e, c)
+			res.First = first
 		}
 		results[i] = res
 		if r.Each != nil {
