@@ -192,6 +192,16 @@ func serveConfined(l net.Listener) error {
 	if _, err := w.WriteString("through"); err != nil {
 		return err
 	}
+	if n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ); err != nil || n != len("through") {
+		return fmt.Errorf("%d bytes are in the pipe, %w", n, err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(unix.Sendto(pair[0], []byte("x"), 0, nil), unix.Close(pair[0]), unix.Close(pair[1])); err != nil {
+		return err
+	}
 	w.Close()
 	if b, err := io.ReadAll(r); err != nil || string(b) != "through" {
 		return fmt.Errorf("pipe: %q, %w", b, err)
@@ -224,6 +234,17 @@ func tryCalls() string {
 		if errno != unix.EPERM {
 			fmt.Fprintf(&b, "%s: %v\n", name, errno)
 		}
+	}
+	for name, errno := range map[string]error{
+		"sendto":  unix.Sendto(-1, nil, unix.MSG_FASTOPEN, &unix.SockaddrInet4{}),
+		"sendmsg": unix.Sendmsg(-1, nil, nil, &unix.SockaddrInet4{}, unix.MSG_FASTOPEN),
+	} {
+		if errno != unix.EPERM {
+			fmt.Fprintf(&b, "%s that connects: %v\n", name, errno)
+		}
+	}
+	if err := unix.Sendto(-1, nil, 0, &unix.SockaddrInet4{}); err != unix.EBADF {
+		fmt.Fprintf(&b, "sendto: %v\n", err)
 	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 0, 0); errno != unix.ENOSYS {
 		fmt.Fprintf(&b, "clone3: %v\n", errno)

@@ -16,7 +16,7 @@ var calls = []struct {
 	{"files and sockets that are open", []uintptr{
 		unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_CLOSE,
 		unix.SYS_FSTAT, unix.SYS_LSEEK, unix.SYS_FCNTL,
-		unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_ACCEPT4, unix.SYS_SHUTDOWN,
+		unix.SYS_RECVMSG, unix.SYS_RECVFROM, unix.SYS_ACCEPT4, unix.SYS_SHUTDOWN,
 		unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT,
 	}},
 	{"pipes for the output of processes in sandboxes", []uintptr{unix.SYS_PIPE2}},
@@ -35,15 +35,16 @@ var calls = []struct {
 // architecture is the kernel's name of what we run on (linux/audit.h).
 var architecture = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 
-// What a filter sees (struct seccomp_data).
+// What a filter sees (struct seccomp_data); of its arguments of 64 bits the lower halves,
+// which come first on the architectures that we have.
 const (
 	offsetCall = 0
 	offsetArch = 4
-	offsetArg0 = 16
+	offsetArgs = 16
 )
 
-// program is the filter: calls are allowed, threads may be made and processes not, all
-// else fails with EPERM.
+// program is the filter: calls are allowed, threads may be made and processes not, what
+// is sent connects to nowhere, and all else fails with EPERM.
 func program() ([]unix.SockFilter, error) {
 	arch, ok := architecture[runtime.GOARCH]
 	if !ok {
@@ -54,6 +55,8 @@ func program() ([]unix.SockFilter, error) {
 		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 		any    = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 		result = unix.BPF_RET | unix.BPF_K
+
+		refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	)
 	p := []unix.SockFilter{
 		{Code: load, K: offsetArch},
@@ -66,17 +69,32 @@ func program() ([]unix.SockFilter, error) {
 			p = append(p, unix.SockFilter{Code: equal, Jf: 1, K: uint32(n)}, unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ALLOW})
 		}
 	}
-	return append(p,
-		// clone3 says what it makes in memory that a filter does not see: as if there were
-		// none, so that libc takes clone.
+	// clone3 says what it makes in memory that a filter does not see: as if there were
+	// none, so that libc takes clone.
+	p = append(p,
 		unix.SockFilter{Code: equal, Jf: 1, K: unix.SYS_CLONE3},
-		unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
-		unix.SockFilter{Code: equal, Jf: 3, K: unix.SYS_CLONE},
-		unix.SockFilter{Code: load, K: offsetArg0},
-		unix.SockFilter{Code: any, Jf: 1, K: unix.CLONE_THREAD},
-		unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ALLOW},
-		unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
-	), nil
+		unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)})
+	// Of these calls an argument says what they do: a bit of it, or its value.
+	for _, c := range []struct {
+		call, argument uint32
+		test           uint16
+		value          uint32
+		yes, no        uint32
+	}{
+		{unix.SYS_CLONE, 0, any, unix.CLONE_THREAD, unix.SECCOMP_RET_ALLOW, refused},
+		{unix.SYS_SENDTO, 3, any, unix.MSG_FASTOPEN, refused, unix.SECCOMP_RET_ALLOW}, // which connects
+		{unix.SYS_SENDMSG, 2, any, unix.MSG_FASTOPEN, refused, unix.SECCOMP_RET_ALLOW},
+		{unix.SYS_SOCKETPAIR, 0, equal, unix.AF_UNIX, unix.SECCOMP_RET_ALLOW, refused}, // for output, as pipes
+		{unix.SYS_IOCTL, 1, equal, unix.TIOCINQ, unix.SECCOMP_RET_ALLOW, refused},      // is all output read?
+	} {
+		p = append(p,
+			unix.SockFilter{Code: equal, Jf: 4, K: c.call},
+			unix.SockFilter{Code: load, K: offsetArgs + 8*c.argument},
+			unix.SockFilter{Code: c.test, Jf: 1, K: c.value},
+			unix.SockFilter{Code: result, K: c.yes},
+			unix.SockFilter{Code: result, K: c.no})
+	}
+	return append(p, unix.SockFilter{Code: result, K: refused}), nil
 }
 
 // filter puts the filter on all threads.

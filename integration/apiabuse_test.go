@@ -98,7 +98,7 @@ func hoards() []script.Step {
 // Connections that are hoarded do not keep the function's next request out. Those
 // whose headers do not come are closed, and of idle ones there are so many at most.
 func TestAttackRuntimeAPIConnections(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel()     // it mostly waits
 	const most = 256 // connections of one sandbox
 	const body = "POST /2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
 	d := start(t, "--memory=1769", "--timeout=120s", function(t, "testruntime"))

@@ -87,7 +87,7 @@ func TestWorkerPosture(t *testing.T) {
 	}
 
 	// The endpoint is the worker's alone: the supervisor reads nothing that a client sends.
-	endpoint := "socket:[" + listeningInode(t, d.addr) + "]"
+	endpoint := "socket:[" + listeningInode(t, w.pid, d.addr) + "]"
 	if !slices.Contains(fds, endpoint) {
 		t.Errorf("the worker does not listen on %s", d.addr)
 	}
@@ -112,8 +112,9 @@ func descriptors(t *testing.T, pid int) (targets []string) {
 	return targets
 }
 
-// listeningInode is the inode of the socket that listens on an IPv4 address.
-func listeningInode(t *testing.T, addr string) string {
+// listeningInode is the inode of the socket that listens on an IPv4 address where the
+// process is.
+func listeningInode(t *testing.T, pid int, addr string) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -123,18 +124,15 @@ func listeningInode(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var inode string
-	eventually(t, patience, func() string { // the list can miss one while others come and go
-		for line := range bytes.Lines(readFile(t, "/proc/net/tcp")) {
-			f := strings.Fields(string(line))
-			if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) && f[3] == "0A" { // TCP_LISTEN
-				inode = f[9]
-				return ""
-			}
+	// Of that process, as the test's own may have been in another network namespace.
+	for line := range bytes.Lines(readFile(t, fmt.Sprintf("/proc/%d/net/tcp", pid))) {
+		f := strings.Fields(string(line))
+		if len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) && f[3] == "0A" { // TCP_LISTEN
+			return f[9]
 		}
-		return "nothing listens on " + addr
-	})
-	return inode
+	}
+	t.Fatalf("nothing listens on %s", addr)
+	return ""
 }
 
 // A worker that is killed, at whatever moment, takes its sandboxes with it, frozen ones

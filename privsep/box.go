@@ -43,15 +43,15 @@ var errMalformed = errors.New("privsep: malformed answer")
 // Create asks for a sandbox. The caller must Close it.
 func (c *Client) Create(ctx context.Context) (_ *Box, err error) {
 	a, err := c.call(ctx, request{op: opCreate})
-	if err != nil {
-		return nil, err
-	}
 	b := &Box{client: c, number: a.n, pids: map[string]int{}}
 	defer func() {
-		if err != nil {
+		if err != nil && b.number != 0 {
 			err = errors.Join(err, b.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+	if err != nil {
+		return nil, err // with a number if there is one, but its files are lost
+	}
 	if len(a.text) != 5 {
 		closeAll(a.files)
 		return nil, errMalformed

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -20,6 +21,7 @@ type Client struct {
 	slots chan struct{} // one for each request without an answer
 	stops chan struct{}
 	gone  chan struct{} // closed when there are no more answers
+	cause error         // why; nil if the supervisor has ended. Valid once gone
 
 	mu      sync.Mutex
 	last    uint32
@@ -62,8 +64,11 @@ func (c *Client) Close() {
 // once the second time.
 func (c *Client) Stops() <-chan struct{} { return c.stops }
 
-// Gone is closed when the supervisor's process has ended.
+// Gone is closed when there are no more answers.
 func (c *Client) Gone() <-chan struct{} { return c.gone }
+
+// Err says, once Gone is closed, why: nil if the supervisor's process has ended.
+func (c *Client) Err() error { return c.cause }
 
 // Renew returns the operator's credentials as they are now.
 func (c *Client) Renew() ([]string, error) {
@@ -110,14 +115,22 @@ func (a answer) decode(v any) error {
 func (c *Client) read() {
 	for {
 		b, files, err := c.conn.receive()
+		lost := errors.Is(err, errFilesLost)
+		if errors.Is(err, io.EOF) {
+			break
+		}
 		var r reply
-		if err == nil {
+		if err == nil || lost {
 			if r, err = decodeReply(b); err != nil {
 				closeAll(files)
 			}
 		}
 		if err != nil {
+			c.cause = fmt.Errorf("privsep: receive from the supervisor: %w", err)
 			break
+		}
+		if lost {
+			r.err = errFilesLost.Error()
 		}
 		if r.id == 0 {
 			closeAll(files)
@@ -190,7 +203,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 	case ctx.Err() != nil:
 		return answer{}, fmt.Errorf("%s: %w", a.err, ctx.Err())
 	default:
-		return answer{}, errors.New(a.err)
+		return a, errors.New(a.err)
 	}
 }
 

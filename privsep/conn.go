@@ -66,7 +66,8 @@ func (c *conn) send(b []byte, files []*os.File) error {
 }
 
 // receive waits for a message. The bytes are valid until the next call, the files are
-// the caller's. io.EOF means that the other end is gone.
+// the caller's. io.EOF means that the other end is gone. With errFilesLost the bytes are
+// there.
 func (c *conn) receive() ([]byte, []*os.File, error) {
 	n, oobn, flags, _, err := c.ReadMsgUnix(c.data, c.oob)
 	if errors.Is(err, unix.ECONNRESET) { // gone, and did not read everything before
@@ -76,8 +77,13 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 		return nil, nil, err
 	}
 	files, err := takeFiles(c.oob[:oobn])
-	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n == len(c.data) || len(files) > maxFiles) {
+	switch {
+	case err != nil:
+	case flags&unix.MSG_TRUNC != 0 || n == len(c.data) || len(files) > maxFiles:
 		err = errors.New("a message that is too large")
+	case flags&unix.MSG_CTRUNC != 0:
+		closeAll(files)
+		return c.data[:n], nil, errFilesLost
 	}
 	if err != nil {
 		closeAll(files)
@@ -85,6 +91,9 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 	}
 	return c.data[:n], files, nil
 }
+
+// errFilesLost says that a message came without all of its files.
+var errFilesLost = errors.New("files that came with a message were lost: too many are open in this process, or too many came; raise the limit of open files (LimitNOFILE= of the service, ulimit -n)")
 
 // takeFiles makes files of the descriptors in a control buffer. With an error it
 // returns those that it has found.

@@ -213,7 +213,7 @@ func serve(t *testing.T, h *fakeHost, sandboxes int, want string) *os.File {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- s.Serve() }()
+	go func() { served <- s.Serve(func() {}) }()
 	t.Cleanup(func() {
 		line.Close()
 		select {
@@ -607,6 +607,11 @@ func TestHostileWorker(t *testing.T) {
 		{"too many files", func(send func([]byte, ...*os.File)) {
 			send(request{id: 2, op: opGivePipes, sandbox: 1, arg: 0}.encode(), many...)
 		}, "too large"},
+		{"egress of a sandbox without", func(send func([]byte, ...*os.File)) {
+			send(request{id: 2, op: opTraffic, sandbox: 1}.encode())
+			send(request{id: 3, op: opUpstream}.encode())
+			send([]byte{1})
+		}, "1 bytes"},
 		{"the id 0", func(send func([]byte, ...*os.File)) { send(request{id: 0, op: opKill, sandbox: 1, arg: 0}.encode()) }, "id 0"},
 		{"an id twice", func(send func([]byte, ...*os.File)) {
 			send(request{id: 5, op: opCreate, sandbox: 0, arg: 0}.encode())

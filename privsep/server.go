@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/bits"
 	"net"
 	"net/netip"
@@ -61,6 +60,8 @@ type Config struct {
 	// Upstream connects to the name server of the host at that place of the list, counted
 	// from 0, by "udp" or "tcp". Nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
+	// OnError is told of sandboxes that could not be removed when the worker was gone.
+	OnError func(error)
 	// Held tells by id since when sandboxes are there that could not be removed.
 	Held func() map[string]time.Time
 	// Traced says that the worker wants to know the steps of what it has made.
@@ -79,6 +80,7 @@ type Server struct {
 	life    context.Context // of all requests
 	end     context.CancelFunc
 	working sync.WaitGroup // requests
+	dials   chan struct{}  // full when no more connections may be made at once
 
 	mu       sync.Mutex
 	last     uint32                        // number of a sandbox
@@ -93,12 +95,21 @@ type box struct {
 	Hosted
 	life   context.Context // ends when it is to be closed
 	end    context.CancelFunc
-	turn   sync.Mutex // guards what follows
-	sent   int        // how many of its files the worker has
-	closed bool
+	dials  chan struct{}     // full when no more connections may be made at once
+	steps  *tracing.Recorder // nil if nobody wants to know them
+	closed bool              // guarded by Server.mu
 
-	steps *tracing.Recorder // nil if nobody wants to know them
+	turn chan struct{} // full while somebody does what must not be done twice at once
+	sent int           // how many of its files the worker has; of who has the turn
 }
+
+// What connecting into sandboxes may take: each connection holds a thread until whoever
+// listens inside has taken it.
+const (
+	maxDials    = 128 // at once
+	maxBoxDials = 2   // at once, in one sandbox
+	dialTime    = 5 * time.Second
+)
 
 // NewServer makes the supervisor's end of f, which it closes in any case. The caller
 // must call Serve or Close.
@@ -107,16 +118,17 @@ func NewServer(f *os.File, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, conn: c, boxes: map[uint32]*box{}, requests: map[uint32]context.CancelFunc{}}
+	s := &Server{cfg: cfg, conn: c, boxes: map[uint32]*box{}, requests: map[uint32]context.CancelFunc{}, dials: make(chan struct{}, maxDials)}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
 
 // Serve does what the worker asks until its end of the line is closed, which is no
-// error, or it breaks the protocol. When it returns, every sandbox is gone, or its
-// Close has said why not.
-func (s *Server) Serve() error {
+// error, or it breaks the protocol. It calls gone then, and removes every sandbox that
+// is left; OnError is told of those that stay.
+func (s *Server) Serve(gone func()) error {
 	err := s.read()
+	gone()
 	s.end()
 	s.conn.Close()
 	s.mu.Lock()
@@ -124,12 +136,31 @@ func (s *Server) Serve() error {
 		_ = b.Kill() // its Close tells
 	}
 	s.mu.Unlock()
-	s.working.Wait()
-	for n, b := range maps.Clone(s.boxes) {
-		s.working.Go(func() { _ = s.close(n, b) })
+	s.rest(2 * removalTime)
+	s.mu.Lock()
+	for n, b := range s.boxes {
+		s.working.Go(func() {
+			if err := s.close(n, b); err != nil && s.cfg.OnError != nil {
+				s.cfg.OnError(err)
+			}
+		})
 	}
-	s.working.Wait()
+	s.mu.Unlock()
+	s.rest(3 * removalTime)
 	return err
+}
+
+// rest waits until no request is worked on any more, but not for ever: one may hang in
+// the kernel.
+func (s *Server) rest(patience time.Duration) {
+	done := make(chan struct{})
+	go func() { s.working.Wait(); close(done) }()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
 }
 
 // Close closes the line. It is for a server that does not come to serve.
@@ -138,7 +169,8 @@ func (s *Server) Close() error {
 	return s.conn.Close()
 }
 
-// Stop asks the worker to come to an end; a second time, to do it at once.
+// Stop asks the worker to come to an end; a second time, to do it at once. It may wait
+// for as long as the worker reads nothing.
 func (s *Server) Stop() error {
 	b, err := reply{}.encode()
 	if err != nil {
@@ -164,13 +196,13 @@ func (s *Server) read() error {
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		var r request
-		if err == nil {
-			if r, err = decodeRequest(b, len(files)); err != nil {
-				closeAll(files)
-			}
+		if err != nil {
+			return fmt.Errorf("privsep: receive from the worker: %w", err)
 		}
-		if err == nil {
+		r, err := decodeRequest(b, len(files))
+		if err != nil {
+			closeAll(files)
+		} else {
 			err = s.begin(r, files)
 		}
 		if err != nil {
@@ -260,11 +292,15 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 	case opRenew:
 		a.text, err = s.cfg.Renew()
 	case opStart:
-		a, give, err = b.start(ctx, domains[r.arg])
+		if err = s.take(ctx, b); err == nil {
+			a, give, err = b.start(ctx, domains[r.arg])
+			<-b.turn
+		}
 	case opThrottle:
-		b.turn.Lock()
-		err = b.SetThrottled(r.arg == 1)
-		b.turn.Unlock()
+		if err = s.take(ctx, b); err == nil {
+			err = b.SetThrottled(r.arg == 1)
+			<-b.turn
+		}
 	case opKill:
 		err = b.Kill()
 	case opGivePipes:
@@ -272,7 +308,7 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 			err = b.GivePipes(files...)
 		}
 	case opDial:
-		give, err = b.dial(ctx, r.arg)
+		give, err = s.dial(ctx, b, r.arg)
 	case opDomain:
 		a.text, err = b.domain(files[0])
 	case opAllow:
@@ -350,7 +386,8 @@ func fileOf(s io.Closer) (*os.File, error) {
 
 // create makes a sandbox.
 func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
-	b := &box{}
+	b := &box{turn: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
+	b.turn <- struct{}{} // until the worker can know of it
 	if s.cfg.Traced {
 		b.steps = new(tracing.Recorder)
 	}
@@ -379,11 +416,30 @@ func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
 	if err == nil {
 		steps, err = b.newSteps()
 	}
+	<-b.turn
 	if err != nil {
 		closeAll(give)
 		return reply{}, nil, errors.Join(err, s.close(n, b))
 	}
 	return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles, steps, strconv.Itoa(sockets)}}, give, nil
+}
+
+// take waits for b's turn, which who has it gives back. A box that is closed has none.
+func (s *Server) take(ctx context.Context, b *box) error {
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.closed {
+		<-b.turn
+		return errors.New("privsep: the sandbox is closed")
+	}
+	return nil
 }
 
 // sockets are those at which the sandbox is served: the listener of the Runtime API, and
@@ -438,15 +494,10 @@ func (b *box) newFiles() (files []*os.File, roles string, err error) {
 	return files, roles, nil
 }
 
-// start makes a domain.
+// start makes a domain. The caller has the turn.
 func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, error) {
-	b.turn.Lock()
-	defer b.turn.Unlock()
 	ctx, cancel := b.whileAlive(ctx)
 	defer cancel()
-	if err := ctx.Err(); err != nil {
-		return reply{}, nil, err
-	}
 	conn, err := b.Start(b.recorded(ctx), domain)
 	if err != nil {
 		return reply{}, nil, err
@@ -476,9 +527,19 @@ func (b *box) whileAlive(ctx context.Context) (context.Context, context.CancelFu
 }
 
 // dial connects to a port on the sandbox's loopback.
-func (b *box) dial(ctx context.Context, port uint32) ([]*os.File, error) {
+func (s *Server) dial(ctx context.Context, b *box, port uint32) ([]*os.File, error) {
 	ctx, cancel := b.whileAlive(ctx)
 	defer cancel()
+	ctx, cancelTime := context.WithTimeout(ctx, dialTime)
+	defer cancelTime()
+	for _, free := range []chan struct{}{b.dials, s.dials} {
+		select {
+		case free <- struct{}{}:
+			defer func() { <-free }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	conn, err := b.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
 	if err != nil {
 		return nil, err
@@ -510,15 +571,24 @@ func (s *Server) mayGive(files []*os.File) error {
 	return nil
 }
 
-// close removes a sandbox.
+// close removes a sandbox. One whose start hangs is not waited for: its processes are
+// killed, which is all that can be done about it.
 func (s *Server) close(number uint32, b *box) error {
-	b.turn.Lock()
-	defer b.turn.Unlock()
-	if b.closed {
+	s.mu.Lock()
+	again := b.closed
+	b.closed = true
+	s.mu.Unlock()
+	if again {
 		return fmt.Errorf("privsep: there is no sandbox %d", number)
 	}
-	b.closed = true
 	b.end()
+	timer := time.NewTimer(removalTime)
+	defer timer.Stop()
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-timer.C:
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
 	defer cancel()
 	err := b.Close(ctx)

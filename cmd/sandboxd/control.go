@@ -158,7 +158,7 @@ func ask(ctx context.Context, socket string) ([]sandboxInfo, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(resp.Status)
+		return nil, fmt.Errorf("it answers with status %d", resp.StatusCode)
 	}
 	var list []sandboxInfo
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxListBytes)).Decode(&list); err != nil {

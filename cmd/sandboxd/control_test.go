@@ -99,7 +99,7 @@ func TestControlServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	served := make(chan error)
-	go func() { served <- server.Serve() }()
+	go func() { served <- server.Serve(func() {}) }()
 	client, err := privsep.NewClient(line, 1)
 	if err != nil {
 		t.Fatal(err)

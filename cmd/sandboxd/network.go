@@ -152,9 +152,9 @@ func (n networkInfo) String() string {
 	}
 	line := "egress to " + printable(strings.Join(n.Allow, " "))
 	if t := n.Egress; t != nil {
-		addresses := []string{t.IPv4.String()}
+		addresses := []string{printable(t.IPv4.String())}
 		if t.IPv6.IsValid() {
-			addresses = append(addresses, t.IPv6.String())
+			addresses = append(addresses, printable(t.IPv6.String()))
 		}
 		line += fmt.Sprintf("\n         from %s; sent %d packets (%d bytes), dropped %d (%d bytes); lookups: %d answered, %d refused",
 			strings.Join(addresses, " and "), t.AllowedPackets, t.AllowedBytes, t.DroppedPackets, t.DroppedBytes,

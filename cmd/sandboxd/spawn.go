@@ -31,6 +31,10 @@ const workerPatience = 45 * time.Second
 // gives the removal of each teardownTime.
 const hurriedPatience = teardownTime + 5*time.Second
 
+// workerOOMScore makes the worker a later victim than other processes of the host when
+// memory is short, but not as late as the supervisor: it may have been taken over.
+const workerOOMScore = "-450"
+
 // orderOf says what the worker is to do.
 func orderOf(s *session, function *rootfs.Function) order {
 	life, o := lifeOf(s.o, function), s.o
@@ -61,6 +65,7 @@ func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os
 	o := orderOf(s, function)
 	config := privsep.Config{
 		Create: s.maker.make, Renew: s.renew, Held: s.maker.quarantine.list, Traced: o.TraceInit,
+		OnError:   func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
 		Sandboxes: sandboxesAtOnce(o.Concurrency), UID: base,
 	}
 	if o.Network.Mode == isolation.NetworkEgress {
@@ -79,10 +84,8 @@ func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os
 		s.maker.keepReady(s.o.pool, o.Concurrency, server.Count)
 	}
 	stop := s.passOn(ctx, server, worker)
-	err = server.Serve()
-	if err != nil {
-		_ = worker.Kill() // it does not do as it must
-	}
+	// A worker of ours leaves the line by its end alone, and its status is set by then.
+	err = server.Serve(func() { _ = worker.Kill() })
 	status := <-ended
 	stop()
 	var exit *exec.ExitError
@@ -104,7 +107,7 @@ func (s *session) passOn(ctx context.Context, server *privsep.Server, worker *os
 	go func() {
 		select {
 		case <-ctx.Done():
-			_ = server.Stop() // fails if it has ended
+			go server.Stop() // fails if it has ended, and waits if it reads nothing
 		case <-over:
 			return
 		}
@@ -114,7 +117,7 @@ func (s *session) passOn(ctx context.Context, server *privsep.Server, worker *os
 		for {
 			select {
 			case <-second:
-				_ = server.Stop()
+				go server.Stop()
 				patience.Reset(hurriedPatience)
 				second = nil
 			case <-patience.C:
@@ -183,6 +186,9 @@ func (s *session) startWorker(o *order, uid uint32, line, stdin *os.File, listen
 	ended, err := s.startConfined(w, uid)
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", w.Process.Pid), []byte(workerOOMScore), 0); err != nil {
+		s.log.WithError(err).Debug("oom_score_adj of the worker stays as it is")
 	}
 	if err := gob.NewEncoder(write).Encode(o); err != nil { // it has ended: the channel says how
 		s.log.WithError(err).Debug("the worker did not take its order")

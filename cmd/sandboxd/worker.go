@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/confine"
 	"github.com/sandboxd/sandboxd/fleet"
@@ -105,10 +106,14 @@ func work(stderr *lockedWriter) (err error) {
 			return err
 		}
 	}
+	sandboxes := sandboxesAtOnce(w.order.Concurrency)
+	if err := boundWorker(uint64(sandboxes)); err != nil {
+		return err
+	}
 	if err := confine.Process(); err != nil {
 		return err
 	}
-	if w.client, err = privsep.NewClient(os.NewFile(lineFD, "supervisor"), sandboxesAtOnce(w.order.Concurrency)); err != nil {
+	if w.client, err = privsep.NewClient(os.NewFile(lineFD, "supervisor"), sandboxes); err != nil {
 		return err
 	}
 	ctx := withSignals(context.Background(), stopSignals(w.client))
@@ -126,6 +131,31 @@ func work(stderr *lockedWriter) (err error) {
 	w.drain, stop = drainContext(ctx, w.order.DrainTimeout)
 	defer stop()
 	return w.run(ctx, endpoint, control)
+}
+
+// What the worker may take of the host, beside its part for each sandbox.
+const (
+	workerFiles   = 8192
+	sandboxFiles  = 1024 // the connections to its API, above all
+	workerThreads = 512
+)
+
+// boundWorker bounds what this process takes of the host, should it be taken over.
+func boundWorker(sandboxes uint64) error {
+	for resource, most := range map[int]uint64{
+		unix.RLIMIT_NOFILE: workerFiles + sandboxes*sandboxFiles, unix.RLIMIT_NPROC: workerThreads + sandboxes,
+		unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0,
+	} {
+		var now unix.Rlimit
+		if err := unix.Getrlimit(resource, &now); err != nil {
+			return os.NewSyscallError("getrlimit", err)
+		}
+		most = min(most, now.Max)
+		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}); err != nil {
+			return os.NewSyscallError("setrlimit", err)
+		}
+	}
+	return nil
 }
 
 // inherited is the listener of a descriptor.
@@ -149,6 +179,9 @@ func stopSignals(c *privsep.Client) <-chan os.Signal {
 			case <-c.Stops():
 				signals <- syscall.SIGTERM
 			case <-c.Gone():
+				if err := c.Err(); err != nil {
+					fmt.Fprintf(os.Stderr, "sandboxd: %v\n", err)
+				}
 				os.Exit(exitUsage)
 			}
 		}
@@ -159,12 +192,6 @@ func stopSignals(c *privsep.Client) <-chan os.Signal {
 // run serves, or invokes once, and ends all sandboxes.
 func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err error) {
 	o := &w.order
-	var event []byte
-	if o.Event != "" {
-		if event, err = readEvent(o.Event, os.Stdin); err != nil {
-			return err
-		}
-	}
 	w.factory = newFactory(w, hurry(ctx))
 	places, newSandbox := o.Concurrency, w.factory.make
 	if o.Managed > 0 {
@@ -183,10 +210,30 @@ func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err e
 		err = errors.Join(err, w.fleet.Shutdown(w.drain))
 		w.control.close()
 	}()
-	if o.Event != "" {
-		return w.invokeOnce(ctx, event, os.Stdout)
+	if o.Event == "" {
+		return w.serve(ctx, endpoint)
 	}
-	return w.serve(ctx, endpoint)
+	event, err := awaitEvent(ctx, o.Event)
+	if err != nil {
+		return err
+	}
+	return w.invokeOnce(ctx, event, os.Stdout)
+}
+
+// awaitEvent reads the event from standard input, whose name is that of --event, and
+// checks it. It gives up when ctx ends.
+func awaitEvent(ctx context.Context, name string) (event []byte, err error) {
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		event, err = readEvent(name, os.Stdin)
+	}()
+	select {
+	case <-read:
+		return event, err
+	case <-ctx.Done():
+		return nil, errors.New("interrupted before the event was there")
+	}
 }
 
 // drainContext ends when running invocations are no longer waited for: patience

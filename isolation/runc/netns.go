@@ -110,7 +110,13 @@ func (n *netns) enter() error {
 	if n.file == nil {
 		return nil
 	}
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+	raw, err := n.file.SyscallConn()
+	if err == nil { // held meanwhile: once it is closed, its number may be another's
+		if held := raw.Control(func(fd uintptr) { err = unix.Setns(int(fd), unix.CLONE_NEWNET) }); held != nil {
+			err = held
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	return nil

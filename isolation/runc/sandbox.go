@@ -468,11 +468,23 @@ func (s *Sandbox) Lookups() (udp net.PacketConn, tcp net.Listener) {
 // that were found for a name, for as long as their record is valid. With NetworkEgress
 // alone.
 func (s *Sandbox) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+	if s.port == nil {
+		return s.noEgress()
+	}
 	return s.port.Allow(services, addrs, valid)
 }
 
 // Traffic is what the sandbox has sent. With NetworkEgress alone.
-func (s *Sandbox) Traffic() (isolation.Traffic, error) { return s.port.Traffic() }
+func (s *Sandbox) Traffic() (isolation.Traffic, error) {
+	if s.port == nil {
+		return isolation.Traffic{}, s.noEgress()
+	}
+	return s.port.Traffic()
+}
+
+func (s *Sandbox) noEgress() error {
+	return fmt.Errorf("runc: sandbox %s has no network egress", s.spec.ID)
+}
 
 // Dial connects from inside the sandbox's network namespace.
 func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
