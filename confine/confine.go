@@ -11,13 +11,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Needs are what a confined process may still reach by a path or a port. The zero value
+// is nothing but what it takes to start a program.
+type Needs struct {
+	// Folders may be used in all ways, with what is in them.
+	Folders []*os.File
+	// Links says that a file in Folders may get a second name in another folder of these,
+	// which Landlock can allow from its version 2 on (Linux 5.19).
+	Links bool
+	// Files are paths that may be read, folders with what is in them. What does not exist
+	// is left out.
+	Files []string
+	// Connect allows TCP connections to other hosts and to this one.
+	Connect bool
+}
+
 // Thread confines the calling thread, and with it every process that it starts: no
 // capability can be gained any more (the bounding set is empty, no_new_privs is on), and
 // Landlock lets it open nothing but what is needed to start a program, and what is in
 // the folders. An error that is
 // [ErrNoLandlock] means that all but Landlock is in force. The caller has locked the
 // thread, and never unlocks it.
-func Thread(folders ...*os.File) error {
+func Thread(folders ...*os.File) error { return Needs{Folders: folders}.Thread() }
+
+// Thread is the function of that name, with all that is needed left.
+func (n Needs) Thread() error {
 	for c := uintptr(0); ; c++ {
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) {
@@ -30,7 +48,7 @@ func Thread(folders ...*os.File) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("confine: no_new_privs: %w", err)
 	}
-	return landlock(folders...)
+	return n.landlock()
 }
 
 // Process confines the calling process, all threads of it, those to come too: it opens

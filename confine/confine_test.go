@@ -44,6 +44,12 @@ func TestMain(m *testing.M) {
 // confined runs the test binary as the helper that what names, with Landlock on if asked.
 func confined(t *testing.T, what string, restricted bool, env ...string) string {
 	t.Helper()
+	return confinedBut(t, Needs{}, what, restricted, env...)
+}
+
+// confinedBut is confined with what is needed left.
+func confinedBut(t *testing.T, needs Needs, what string, restricted bool, env ...string) string {
+	t.Helper()
 	var out strings.Builder
 	program := sealed(t)
 	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", program.Fd()))
@@ -61,7 +67,7 @@ func confined(t *testing.T, what string, restricted bool, env ...string) string 
 		runtime.LockOSThread() // never unlocked
 		var err error
 		if restricted {
-			err = errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), landlock())
+			err = errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), needs.landlock())
 		}
 		if err == nil {
 			err = cmd.Start()
@@ -255,5 +261,50 @@ func tryCalls() string {
 func TestProcess(t *testing.T) {
 	if out := confined(t, "seccomp", false); out != "<nil>\n" {
 		t.Errorf("confined: %s", out)
+	}
+}
+
+// What is needed is left, and nothing else: files to be read, and connections out.
+func TestLandlockNeeds(t *testing.T) {
+	version := LandlockVersion()
+	if version < 4 {
+		t.Skip("Landlock knows no ports")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"file", "victim"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(filepath.Join(dir, "file"), link); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		needs Needs
+		want  string // what works
+	}{
+		{Needs{Files: []string{dir, "/no/such/file", "/dev/null/x"}}, "read list "},
+		{Needs{Files: []string{link}}, "read "}, // what it leads to
+		{Needs{Connect: true}, "connect "},
+	} {
+		out := confinedBut(t, test.needs, "landlock", true, "DIR="+dir, "ADDR="+l.Addr().String())
+		var got string
+		for line := range strings.Lines(out) {
+			if name, ok := strings.CutSuffix(strings.TrimSpace(line), ": true"); ok {
+				got += name + " "
+			}
+		}
+		if got != test.want {
+			t.Errorf("%+v leaves %q, want %q", test.needs, got, test.want)
+		}
 	}
 }

@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoLandlock says that the kernel has no Landlock, or that it is off.
-var ErrNoLandlock = errors.New("the kernel has no Landlock")
+// ErrNoLandlock says that the kernel has no Landlock that can do what is needed, or that
+// it is off.
+var ErrNoLandlock = errors.New("the kernel has no Landlock, or one that is too old")
 
 // readable is what the dynamic loader and the Go runtime read when a program starts.
 // What does not exist is left out.
@@ -44,38 +45,60 @@ func rights(version int) (a unix.LandlockRulesetAttr, size uintptr) {
 }
 
 // landlock takes every right that Landlock knows from the calling thread, but to read
-// and execute what is readable, and all rights in the folders.
-func landlock(folders ...*os.File) error {
+// and execute what is readable, and what is needed.
+func (n Needs) landlock() error {
 	version := LandlockVersion()
-	if version == 0 {
+	if version == 0 || n.Links && version < 2 {
 		return ErrNoLandlock
 	}
 	attr, size := rights(version)
+	if n.Connect {
+		attr.Handled_access_net &^= unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+	}
 	ruleset, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
 	if errno != 0 {
 		return fmt.Errorf("confine: Landlock: %w", os.NewSyscallError("landlock_create_ruleset", errno))
 	}
 	defer unix.Close(int(ruleset))
 	for _, path := range readable {
-		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err == nil {
-			err = allow(ruleset, fd, unix.LANDLOCK_ACCESS_FS_READ_FILE|unix.LANDLOCK_ACCESS_FS_EXECUTE)
-			unix.Close(fd)
-		}
-		if err != nil {
-			return fmt.Errorf("confine: Landlock: %s: %w", path, err)
+		if err := allowPath(ruleset, path, unix.LANDLOCK_ACCESS_FS_READ_FILE|unix.LANDLOCK_ACCESS_FS_EXECUTE); err != nil {
+			return err
 		}
 	}
-	for _, f := range folders {
+	for _, path := range n.Files {
+		if err := allowPath(ruleset, path, unix.LANDLOCK_ACCESS_FS_READ_FILE|unix.LANDLOCK_ACCESS_FS_READ_DIR); err != nil {
+			return err
+		}
+	}
+	for _, f := range n.Folders {
 		if err := allow(ruleset, int(f.Fd()), attr.Handled_access_fs); err != nil {
 			return fmt.Errorf("confine: Landlock: %s: %w", f.Name(), err)
 		}
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0); errno != 0 {
 		return fmt.Errorf("confine: Landlock: %w", os.NewSyscallError("landlock_restrict_self", errno))
+	}
+	return nil
+}
+
+// allowPath is allow for a path, whose links are followed, if it exists.
+func allowPath(ruleset uintptr, path string, access uint64) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err == nil {
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			access &^= unix.LANDLOCK_ACCESS_FS_READ_DIR // which a file has not
+		}
+		if err == nil {
+			err = allow(ruleset, fd, access)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("confine: Landlock: %s: %w", path, err)
 	}
 	return nil
 }

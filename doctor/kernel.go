@@ -132,7 +132,7 @@ func lookIDMap(ctx context.Context, h Host) outcome {
 func lookLandlock(context.Context, Host) outcome {
 	version := confine.LandlockVersion()
 	if version == 0 {
-		return lacks("the kernel has none, or it is off", "the worker, and what extracts zips, are confined by their users and seccomp alone; add landlock to the kernel's lsm= list")
+		return lacks("the kernel has none, or it is off", "the worker, and what extracts zips and images, are confined by their users and seccomp alone; add landlock to the kernel's lsm= list")
 	}
 	return has(fmt.Sprintf("version %d", version))
 }

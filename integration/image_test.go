@@ -8,6 +8,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,19 +23,22 @@ import (
 )
 
 // imageLayout writes an OCI image layout and returns its folder. It has the test
-// runtime as /main, and two programs that only their execution shows to be none. config
-// goes into the image's configuration.
-func imageLayout(t *testing.T, config map[string]any) string {
+// runtime as /main, two programs that only their execution shows to be none, and what is
+// in more as /more. config goes into the image's configuration. Only root can read it.
+func imageLayout(t *testing.T, config map[string]any, more ...io.Reader) string {
 	t.Helper()
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	blob := func(content []byte) string {
 		sum := sha256.Sum256(content)
 		name := hex.EncodeToString(sum[:])
 		path := filepath.Join(dir, "blobs", "sha256", name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, content, 0o644); err != nil {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return "sha256:" + name
@@ -48,6 +55,10 @@ func imageLayout(t *testing.T, config map[string]any) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	large, err := io.ReadAll(io.MultiReader(more...))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, h := range []tar.Header{
@@ -56,9 +67,10 @@ func imageLayout(t *testing.T, config map[string]any) string {
 		{Name: "main", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 1000, Gid: 1000},
 		{Name: "script", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "cut", Typeflag: tar.TypeReg, Mode: 0o755},
+		{Name: "more", Typeflag: tar.TypeReg, Mode: 0o644},
 	} {
 		content := map[string][]byte{"main": program, "work/here": []byte("in the image"),
-			"script": []byte("#!/work/here\n"), "cut": program[:100]}[h.Name]
+			"script": []byte("#!/work/here\n"), "cut": program[:100], "more": large}[h.Name]
 		h.Size = int64(len(content))
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -87,7 +99,7 @@ func imageLayout(t *testing.T, config map[string]any) string {
 		"manifests": []any{map[string]any{"mediaType": oci + "manifest.v1+json", "digest": blob(manifest), "size": len(manifest)}},
 	})
 	for name, content := range map[string][]byte{"index.json": index, "oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,5 +147,50 @@ func TestImageLaunchError(t *testing.T) {
 			want := "IMAGE\tLaunch error: " + failure + "\tEntrypoint: [/" + name + ",-x]\tCmd: [app.handler]\tWorkingDir: [/work]"
 			d.waitFor(want)
 		})
+	}
+}
+
+// An image comes from a registry by the hands of a process without privileges, to whom
+// the operator's credentials for that registry are given.
+func TestImageFromRegistry(t *testing.T) {
+	layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/work"})
+	var index struct {
+		Manifests []struct{ Digest, MediaType string }
+	}
+	if err := json.Unmarshal(readFile(t, filepath.Join(layout, "index.json")), &index); err != nil {
+		t.Fatal(err)
+	}
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, digest := filepath.Split(r.URL.Path)
+		user, password, _ := r.BasicAuth()
+		switch {
+		case user != "me" || password != "mine":
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		case name == "/v2/":
+			return
+		case name == "/v2/app/manifests/":
+			digest = index.Manifests[0].Digest
+			w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+		}
+		http.ServeFile(w, r, filepath.Join(layout, "blobs", strings.ReplaceAll(digest, ":", "/")))
+	}))
+	defer registry.Close()
+	given := registry.Listener.Addr().String() + "/app:1"
+	home := t.TempDir()
+	login := fmt.Sprintf(`{"auths":{%q:{"username":"me","password":"mine"}}}`, registry.Listener.Addr().String())
+	if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(login), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HOME", t.TempDir())
+	refused := launch(t, newFolders(t), "--memory=512", "--image", given)
+	if code := refused.waitExit(); code != 2 || !strings.Contains(refused.log.text(), "log in as the daemon's user with docker login") {
+		t.Errorf("without credentials: exit code %d; log:\n%s", code, refused.log.text())
+	}
+	t.Setenv("DOCKER_CONFIG", home)
+	d := start(t, "--memory=512", "--image", given)
+	if r := d.do(script.Step{Op: "read", Path: "here"}); r.Results[0].Text != "in the image" {
+		t.Errorf("%+v", r.Results[0])
 	}
 }

@@ -13,25 +13,61 @@ import (
 	"testing"
 )
 
-// A zip is taken apart by a process without privilege, network and sight of the host's
-// files (REQUIREMENTS section 1, archive/extractor), that ends with its work.
+// A zip or an image is taken apart by processes without privilege, network and sight of
+// the host's files (REQUIREMENTS section 1, archive/extractor), that end with their work.
 func TestUnpackPosture(t *testing.T) {
-	folders := newFolders(t)
-	code := zipFile(t, "large", 0o644, io.LimitReader(rand.NewChaCha8([32]byte{}), 200<<20)) // takes a while
-	d := launch(t, folders, oneCPU, code)
-	var p process
-	eventually(t, patience, func() string {
-		for _, p = range d.descendants() {
-			if command(p.pid) == "sandboxd-unpack" && p.status("Seccomp") != "" {
+	large := func(mb int64) io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{}), mb<<20) } // takes a while
+	for name, test := range map[string]struct {
+		args  []string
+		wants []string // commands; the last one cannot end once the others are stopped
+	}{
+		"zip":   {[]string{zipFile(t, "large", 0o644, large(120))}, []string{"sandboxd-unpack zip"}},
+		"image": {[]string{"--image", imageLayout(t, nil, large(100))}, []string{"sandboxd-unpack layers", "sandboxd-unpack image"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folders := newFolders(t)
+			d := launch(t, folders, append([]string{oneCPU}, test.args...)...)
+			var found []process
+			for _, want := range test.wants {
+				found = append(found, d.stopped(want))
+			}
+			for _, p := range found {
+				wantUnprivileged(t, p)
+			}
+			d.crash() // takes them along, stopped as they are
+			eventually(t, patience, func() string {
+				for _, p := range found {
+					if p.alive() {
+						return "the extraction outlives the daemon"
+					}
+				}
 				return ""
+			})
+			next := startIn(t, folders, oneCPU, function(t, "testruntime")) // removes the half-made tree
+			next.do()
+		})
+	}
+}
+
+// stopped waits for a process of the daemon that has bounded itself, and stops it.
+func (d *daemon) stopped(name string) (p process) {
+	d.t.Helper()
+	eventually(d.t, patience, func() string {
+		for _, p = range d.descendants() {
+			if command(p.pid) == name && p.status("Seccomp") != "" {
+				return unbounded(p.pid) // it bounds itself, which takes a moment
 			}
 		}
-		return "nothing unpacks the zip"
+		return "there is no " + name
 	})
-	eventually(t, patience, func() string { return unbounded(p.pid) }) // it bounds itself, which takes a moment
 	if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
+	return p
+}
+
+func wantUnprivileged(t *testing.T, p process) {
+	t.Helper()
 	if ids := strings.Fields(p.status("Uid")); len(ids) != 4 || len(ids[0]) < 6 || len(slices.Compact(ids)) != 1 {
 		t.Errorf("it is user %q", ids)
 	}
@@ -49,15 +85,6 @@ func TestUnpackPosture(t *testing.T) {
 			t.Errorf("its %s namespace is the host's, %v", kind, err)
 		}
 	}
-	d.crash() // takes it along, stopped as it is
-	eventually(t, patience, func() string {
-		if p.alive() {
-			return "the extraction outlives the daemon"
-		}
-		return ""
-	})
-	next := startIn(t, folders, oneCPU, function(t, "testruntime")) // removes the half-made tree
-	next.do()
 }
 
 // unbounded says what an extraction may take of the host beyond what it should; "" if
@@ -71,9 +98,15 @@ func unbounded(pid int) string {
 	if err != nil {
 		return err.Error()
 	}
-	for _, want := range []string{"Max data size 536870912 536870912", "Max processes 64 64", "Max core file size 0 0"} {
-		if !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), want) {
+	text := strings.Join(strings.Fields(string(limits)), " ")
+	for _, want := range []string{"Max processes 64 64", "Max core file size 0 0", "Max open files 256 256"} {
+		if !strings.Contains(text, want) {
 			return fmt.Sprintf("its limits lack %q:\n%s", want, limits)
+		}
+	}
+	for _, most := range []string{"Max data size unlimited", "Max file size unlimited"} {
+		if strings.Contains(text, most) {
+			return fmt.Sprintf("its limits have %q:\n%s", most, limits)
 		}
 	}
 	return ""

@@ -76,15 +76,15 @@ func (b Bounds) watch(ctx context.Context, root *os.Root) error {
 func (b Bounds) look(ctx context.Context, root *os.Root) error {
 	c := newCount(b)
 	err := fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err == nil {
-			err = ctx.Err()
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if err != nil {
-			return err
+			return nil
 		}
 		info, err := d.Info()
 		if err != nil {
-			return err
+			return nil
 		}
 		return c.add(name, info)
 	})

@@ -170,7 +170,8 @@ func (s *session) prepare(ctx context.Context) (*rootfs.Function, string, error)
 // prepareImage makes a function of the image; what the image says of variables and
 // handler becomes the function's.
 func (s *session) prepareImage(ctx context.Context, store *rootfs.Store, scratch string) (*rootfs.Function, error) {
-	f, err := image.Prepare(ctx, image.Options{Image: s.o.image, Env: s.o.env, Layers: s.o.layers, Store: store, Scratch: scratch})
+	f, err := image.Prepare(ctx, image.Options{Image: s.o.image, Env: s.o.env, Layers: s.o.layers, Store: store, Scratch: scratch,
+		Read: s.readImage, Unpack: s.unpackImage})
 	if err != nil {
 		return nil, err
 	}

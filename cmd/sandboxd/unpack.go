@@ -9,38 +9,49 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"syscall"
+	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/confine"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/image"
 )
 
-// unpackCommand is the name under which the binary extracts one zip.
+// unpackCommand is the name under which the binary takes apart what strangers have made:
+// a zip, or an image. Its argument says which step, for who lists processes.
 const unpackCommand = "sandboxd-unpack"
 
-// The descriptors of that process, beside the job on standard input. On its standard
-// output it says what is wrong with the zip.
-const (
-	zipFD  = 3 + iota // readable
-	treeFD            // an empty folder
-)
+// unpackOrder is what such a process has to do; one field is set. It comes on standard input.
+// The files that the job needs are descriptors from firstFD on. On standard output the
+// process says what is wrong.
+type unpackOrder struct {
+	Zip    *rootfs.ZipJob
+	Read   *image.ReadJob
+	Unpack *image.UnpackJob
+}
 
-// isUnpack reports whether this process is to extract a zip.
+const firstFD = 3
+
+// isUnpack reports whether this process is such a one.
 func isUnpack() bool { return os.Args[0] == unpackCommand }
 
 // runUnpack is main for that process.
 func runUnpack() int {
-	var job rootfs.ZipJob
-	err := boundUnpack()
+	var o unpackOrder
+	err := gob.NewDecoder(os.Stdin).Decode(&o)
 	if err == nil {
-		err = gob.NewDecoder(os.Stdin).Decode(&job)
+		err = o.bound()
 	}
 	if err == nil {
-		err = job.Run(context.Background(), os.NewFile(zipFD, "zip"), os.NewFile(treeFD, "tree"), nil)
+		err = o.run(context.Background())
 	}
 	if err != nil {
 		_, _ = os.Stdout.Write(rootfs.EncodeError(err))
@@ -49,18 +60,46 @@ func runUnpack() int {
 	return exitOK
 }
 
-// What an extraction may take of the host. The longest list of entries takes 190 MiB, and
-// the Go runtime some ten threads.
+func (o *unpackOrder) run(ctx context.Context) error {
+	first := os.NewFile(firstFD, "first")
+	second := func() *os.File { return os.NewFile(firstFD+1, "second") } // if there is none, the number is somebody else's
+	switch {
+	case o.Zip != nil:
+		return o.Zip.Run(ctx, first, second(), nil)
+	case o.Read != nil && o.Read.Source == image.Archive:
+		return o.Read.Run(ctx, first, second())
+	case o.Read != nil:
+		return o.Read.Run(ctx, first, nil)
+	case o.Unpack != nil:
+		return o.Unpack.Run(ctx, first, second())
+	}
+	return errors.New("there is nothing to do")
+}
+
+// What such a process may take of the host. The longest list of a zip's entries takes 190
+// MiB, the names of an image may take more; the Go runtime has some ten threads.
 const (
 	maxUnpackMemory  = 512 << 20
+	maxLayersMemory  = 1 << 30
 	maxUnpackThreads = 64
+	maxUnpackFiles   = 256 // open
+	maxUnpackCPU     = 30 * time.Minute
 )
 
-// boundUnpack bounds this process before it has seen a byte of the zip. Nothing else is
+// bound bounds this process before it has seen a byte of a stranger's. Nothing else is
 // its user's, so that all of its children count.
-func boundUnpack() error {
+func (o *unpackOrder) bound() error {
+	memory, file := uint64(maxUnpackMemory), uint64(0)
+	switch {
+	case o.Zip != nil:
+		file = uint64(o.Zip.Limits.UnzippedBytes)
+	case o.Unpack != nil:
+		memory, file = maxLayersMemory, uint64(o.Unpack.Limits.Bytes)
+	}
+	debug.SetMemoryLimit(int64(memory) / 4 * 3)
 	for resource, most := range map[int]uint64{
-		unix.RLIMIT_DATA: maxUnpackMemory, unix.RLIMIT_NPROC: maxUnpackThreads, unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0, unix.RLIMIT_CORE: 0,
+		unix.RLIMIT_DATA: memory, unix.RLIMIT_FSIZE: file, unix.RLIMIT_NOFILE: maxUnpackFiles, unix.RLIMIT_NPROC: maxUnpackThreads,
+		unix.RLIMIT_CPU: uint64(maxUnpackCPU.Seconds()), unix.RLIMIT_MEMLOCK: 0, unix.RLIMIT_MSGQUEUE: 0, unix.RLIMIT_CORE: 0,
 	} {
 		if err := unix.Setrlimit(resource, &unix.Rlimit{Cur: most, Max: most}); err != nil {
 			return os.NewSyscallError("setrlimit", err)
@@ -86,19 +125,92 @@ func (w *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// unzip runs the job in a process of its own: a user that nothing else of the host has,
-// without capability and network, which may open nothing but the folder.
-func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.File) (err error) {
+// unzip runs the job in a process of its own.
+func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.File) error {
+	p := unprivileged{what: "zip", about: job.File, order: unpackOrder{Zip: &job}, files: []*os.File{zip, tree}, tree: tree}
+	return s.runUnprivileged(ctx, &p)
+}
+
+// readImage runs the job in a process of its own, with network only where it needs some.
+func (s *session) readImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
+	p := unprivileged{what: "image", about: job.Image, order: unpackOrder{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry}
+	if archive != nil {
+		p.files = append(p.files, archive)
+	}
+	return s.runUnprivileged(ctx, &p)
+}
+
+// unpackImage runs the job in a process of its own.
+func (s *session) unpackImage(ctx context.Context, job image.UnpackJob, layers, tree *os.File) error {
+	p := unprivileged{what: "layers", about: job.Image, order: unpackOrder{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree}
+	return s.runUnprivileged(ctx, &p)
+}
+
+func (s *session) runUnprivileged(ctx context.Context, p *unprivileged) (err error) {
 	uid, err := s.leases.Acquire(s.instance)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.leases.Release(uid)) }()
-	if err := tree.Chown(int(uid), int(uid)); err != nil {
-		return err
+	return p.run(ctx, uid, s.log)
+}
+
+// unprivileged is a process for one order: a user that nothing else of the host has,
+// without capability, which may open nothing but the folder that it fills.
+type unprivileged struct {
+	what    string // its argument
+	about   string // the file or image, for messages
+	order   unpackOrder
+	files   []*os.File // that it has open
+	tree    *os.File   // one of them, or nil: the folder
+	network bool       // that of the host, or none
+}
+
+// networkFiles are what names and certificates are looked up in.
+var networkFiles = []string{
+	"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols", "/etc/mdns.allow",
+	"/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/var/lib/ca-certificates",
+}
+
+// networkEnv are the operator's variables about the network that are passed on.
+var networkEnv = []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+
+// confinement says what the process needs, its environment, and its namespaces.
+func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespaces int) {
+	namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	env = []string{"GOMAXPROCS=4"} // so that many CPUs do not make many threads
+	if p.tree != nil {
+		needs.Folders, needs.Links = []*os.File{p.tree}, p.order.Unpack != nil
 	}
-	var order bytes.Buffer
-	if err := gob.NewEncoder(&order).Encode(&job); err != nil {
+	if !p.network {
+		return needs, env, namespaces | unix.CLONE_NEWNET
+	}
+	needs.Connect, needs.Files = true, slices.Clone(networkFiles)
+	for _, name := range networkEnv {
+		value, ok := os.LookupEnv(name)
+		if !ok {
+			continue
+		}
+		env = append(env, name+"="+value)
+		switch name {
+		case "SSL_CERT_FILE":
+			needs.Files = append(needs.Files, value)
+		case "SSL_CERT_DIR":
+			needs.Files = append(needs.Files, filepath.SplitList(value)...)
+		}
+	}
+	return needs, env, namespaces
+}
+
+// run runs the process as uid, and returns when it has ended.
+func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) error {
+	if p.tree != nil {
+		if err := p.tree.Chown(int(uid), int(uid)); err != nil {
+			return err
+		}
+	}
+	var text bytes.Buffer
+	if err := gob.NewEncoder(&text).Encode(&p.order); err != nil {
 		return err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
@@ -106,15 +218,16 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 		return err
 	}
 	defer null.Close()
+	needs, env, namespaces := p.confinement()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand}, []string{"GOMAXPROCS=4"}, "/" // so that many CPUs do not make many threads
+	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand, p.what}, env, "/"
 	var said bounded
 	cmd.Stdout, cmd.Stderr = &said, null
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return err
 	}
-	cmd.ExtraFiles = []*os.File{zip, tree}
+	cmd.ExtraFiles = p.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
@@ -122,16 +235,21 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	started, ordered, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is confined
+		// Go tries out with a child, once, what the kernel's pidfds can do. In a PID namespace
+		// that would be the first process, and its end that of the namespace.
+		if p, err := os.FindProcess(os.Getpid()); err == nil {
+			_ = p.Release()
+		}
 		// What the operator's shell has left open is none of that process's.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
-		err := confine.Thread(tree)
+		err := needs.Thread()
 		if errors.Is(err, confine.ErrNoLandlock) {
-			s.log.WithError(err).Warn("the zip is extracted without it; see 'sandboxd doctor'")
+			log.WithError(err).Warnf("%s is extracted without it; see 'sandboxd doctor'", p.about)
 			err = nil
 		}
 		if err == nil {
 			// It is the first process of its PID namespace: its end is that of whatever it has started.
-			err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS))
+			err = os.NewSyscallError("unshare", unix.Unshare(namespaces))
 		}
 		if err == nil {
 			err = runc.FilterThread() // which allows no more namespaces
@@ -147,7 +265,7 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	if err = <-started; err == nil {
 		victim := firstVictim(cmd.Process.Pid)
 		if victim == nil {
-			_, _ = stdin.Write(order.Bytes()) // if the process has ended, Wait says why
+			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
 		}
 		stdin.Close() // without an order it ends
 		close(ordered)
@@ -158,11 +276,13 @@ func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.Fi
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("extract %s: %w", job.File, ctx.Err())
+		return fmt.Errorf("extract %s: %w", p.about, ctx.Err())
 	case errors.As(err, &exit) && exit.ExitCode() == exitFunction:
-		return rootfs.DecodeError(job.File, said.b)
+		return rootfs.DecodeError(p.about, said.b)
+	case exit != nil && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL:
+		return fmt.Errorf("extract %s: the process was killed: the host is out of memory, or it took more than %v of CPU time", p.about, maxUnpackCPU)
 	case err != nil:
-		return fmt.Errorf("extract %s: %w", job.File, err)
+		return fmt.Errorf("extract %s: %w", p.about, err)
 	}
 	return nil
 }

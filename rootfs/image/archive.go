@@ -30,23 +30,31 @@ type archiveFiles struct {
 // extent is where a file's bytes are.
 type extent struct{ start, size int64 }
 
-func openArchive(ctx context.Context, given string) (_ files, err error) {
+// openArchive opens a file, unread.
+func openArchive(given string) (_ *os.File, err error) {
 	f, err := os.OpenFile(given, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		err = fmt.Errorf("image: %s: %w", given, err)
+	case !info.Mode().IsRegular():
+		err = &rootfs.InvalidError{Kind: rootfs.ErrImage, File: given, Reason: "is neither a directory nor a file",
+			Fix: "give an OCI layout or an archive"}
+	default:
+		return f, nil
+	}
+	f.Close()
+	return nil, err
+}
+
+// listArchive lists the files of an archive. It reads f, which stays the caller's.
+func listArchive(ctx context.Context, given string, f *os.File) (files, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("image: %s: %w", given, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: given, Reason: "is neither a directory nor a file",
-			Fix: "give an OCI layout or an archive"}
 	}
 	a := &archiveFiles{f: f, at: map[string]extent{}, same: map[string]string{}}
 	return a, a.list(ctx, given, info.Size())
@@ -127,6 +135,3 @@ func (a *archiveFiles) open(name string) (io.ReadCloser, int64, error) {
 	}
 	return nil, 0, fs.ErrNotExist
 }
-
-// Close releases the archive.
-func (a *archiveFiles) Close() error { return a.f.Close() }

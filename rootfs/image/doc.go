@@ -7,6 +7,13 @@
 // digest by which it is named, and every layer against its diffID, before anything
 // that came out of it can be used.
 //
+// # Who does what
+//
+// [Prepare] parses nothing of an image. A [ReadJob] finds it and decompresses its layers,
+// an [UnpackJob] applies them to a folder, each in a process of its own if Options says how.
+// Prepare opens files for the first, passes on layers to the second, and checks them
+// against the diffIDs by which it keeps the tree.
+//
 // # One tree per image
 //
 // A sandbox sees read-only bind mounts, and an overlay only where several sources

@@ -4,13 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,14 +45,22 @@ func FuzzLayer(f *testing.F) {
 		defer root.Close()
 
 		u := newUnpacker("fuzz", root, Limits{Bytes: 8 << 20, Entries: 500})
-		budget := u.limits.Bytes
+		left := u.limits.Bytes
 		for n, l := range [][]byte{lower, data} {
-			u.beginLayer()
-			r := &layerReader{image: &image{given: "fuzz"}, number: n + 1, left: &budget, limit: budget, count: func(int64) {},
-				layer: layer{diffID: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}, size: int64(len(l)), open: opener(l)}}
-			if err := r.each(t.Context(), u.apply); err == nil {
-				t.Fatal("a layer with another diffID was taken")
-			} else if errors.As(err, new(*hostError)) && !errors.Is(err, unix.EMLINK) {
+			from, to := io.Pipe()
+			go func() {
+				r := &layerReader{image: &image{given: "fuzz"}, number: n + 1, count: func(int64) {}, layer: layer{size: int64(len(l)), open: opener(l)}}
+				to.CloseWithError(r.each(t.Context(), func(p []byte) error {
+					if left -= int64(len(p)); left < 0 {
+						return errors.New("too many bytes")
+					}
+					_, err := to.Write(p)
+					return err
+				}))
+			}()
+			err := u.applyLayer(t.Context(), from)
+			from.CloseWithError(errGone)
+			if errors.As(err, new(*hostError)) && !errors.Is(err, unix.EMLINK) {
 				t.Errorf("the unpacker asked the host for something impossible: %v", err)
 			}
 		}
@@ -113,14 +121,16 @@ func FuzzArchive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), "a.tar")
 		must(t, os.WriteFile(path, data, 0o600))
-		if img, err := open(t.Context(), path, "amd64"); err == nil {
-			img.close()
-		}
-		in, err := openArchive(t.Context(), path)
+		archive, err := openArchive(path)
+		must(t, err)
+		defer archive.Close()
+		_, _ = ReadJob{Image: path, Arch: "amd64", Source: Archive}.open(t.Context(), nil, archive)
+		_, err = archive.Seek(0, io.SeekStart)
+		must(t, err)
+		in, err := listArchive(t.Context(), path, archive)
 		if err != nil {
 			return
 		}
-		defer in.Close()
 		a := in.(*archiveFiles)
 		for name, e := range a.at {
 			if e.start < 0 || e.size < 0 || e.start+e.size > int64(len(data)) {

@@ -34,6 +34,11 @@ type Options struct {
 	Store *rootfs.Store
 	// Scratch is as in rootfs.BaseOptions.
 	Scratch string
+	// Read and Unpack run a job in a process of its own, which has ended when they return.
+	// Unpack gives it what it needs of the folder tree; who owns what is made there is of no
+	// interest. nil runs jobs in this process.
+	Read   func(ctx context.Context, job ReadJob, conn, archive *os.File) error
+	Unpack func(ctx context.Context, job UnpackJob, layers, tree *os.File) error
 	// Progress, if not nil, is told how far the unpacking is, in bytes of layers as
 	// they are stored. total is 0 if the image does not say how large they are.
 	Progress func(done, total int64)
@@ -93,34 +98,37 @@ func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if opts.Arch == "" {
 		opts.Arch = runtime.GOARCH
 	}
-	img, err := open(ctx, opts.Image, opts.Arch)
+	opts.Limits = opts.Limits.withDefaults()
+	r, err := read(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
-	defer img.close()
-	limits := opts.Limits.withDefaults()
-	entry, err := opts.Store.AddTree(img.treeName(), func(root *os.Root) (int64, error) {
-		return img.unpack(ctx, root, limits, opts.Progress)
+	defer r.stop()
+	d, err := r.describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := opts.Store.AddTree(d.treeName(), func(root *os.Root) (int64, error) {
+		return r.unpack(ctx, d, root, opts)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if entry.Size > limits.Bytes { // added under a wider limit
-		return nil, img.tooLarge(limits.Bytes)
+	if entry.Size > opts.Limits.Bytes { // added under a wider limit
+		return nil, tooLarge(opts.Image, opts.Limits.Bytes)
 	}
-	cfg := img.config.Config
-	env := environment(cfg.Env, opts.Env)
+	env := environment(d.Env, opts.Env)
 	f, err := rootfs.PrepareImage(ctx, rootfs.ImageOptions{
 		Image: opts.Image, Dir: entry.Dir, Scratch: opts.Scratch,
-		Argv: slices.Concat(cfg.Entrypoint, cfg.Cmd), SearchPath: env["PATH"], WorkingDir: cfg.WorkingDir,
+		Argv: slices.Concat(d.Entrypoint, d.Cmd), SearchPath: env["PATH"], WorkingDir: d.WorkingDir,
 	})
 	if err != nil {
 		return nil, err
 	}
-	f.Digest = img.id.Hex
+	f.Digest = d.ID.Hex
 	return &Function{
-		Function: *f, Env: env, Handler: handler(cfg),
-		Entrypoint: cfg.Entrypoint, Cmd: cfg.Cmd, ConfiguredDir: cfg.WorkingDir,
+		Function: *f, Env: env, Handler: d.handler(),
+		Entrypoint: d.Entrypoint, Cmd: d.Cmd, ConfiguredDir: d.WorkingDir,
 	}, nil
 }
 
@@ -139,11 +147,20 @@ func environment(image []string, customer map[string]string) map[string]string {
 }
 
 // handler is the handler that an image of Lambda's base images names.
-func handler(cfg v1.Config) string {
-	if len(cfg.Entrypoint) == 0 || len(cfg.Cmd) == 0 || path.Base(cfg.Entrypoint[0]) != lambdaEntrypoint {
+func (d *description) handler() string {
+	if len(d.Entrypoint) == 0 || len(d.Cmd) == 0 || path.Base(d.Entrypoint[0]) != lambdaEntrypoint {
 		return ""
 	}
-	return cfg.Cmd[len(cfg.Cmd)-1]
+	return d.Cmd[len(d.Cmd)-1]
+}
+
+// treeName says what the image's tree is made of.
+func (d *description) treeName() string {
+	parts := []string{treeForm}
+	for _, l := range d.Layers {
+		parts = append(parts, l.DiffID.String())
+	}
+	return strings.Join(parts, "\n")
 }
 
 // image is an image whose manifest and configuration have been checked.
@@ -152,16 +169,6 @@ type image struct {
 	id     v1.Hash // of the configuration
 	config *v1.ConfigFile
 	layers []layer // lowest first
-	close  func()  // releases the source; layers cannot be read any more
-}
-
-// treeName says what the image's tree is made of.
-func (i *image) treeName() string {
-	parts := []string{treeForm}
-	for _, l := range i.layers {
-		parts = append(parts, l.diffID.String())
-	}
-	return strings.Join(parts, "\n")
 }
 
 // invalid is an error about the image.
@@ -169,9 +176,9 @@ func (i *image) invalid(kind error, reason, fix string, err error) error {
 	return &rootfs.InvalidError{Kind: kind, File: i.given, Reason: reason, Fix: fix, Err: err}
 }
 
-func (i *image) tooLarge(limit int64) error {
-	return i.invalid(rootfs.ErrTooLarge, fmt.Sprintf("its layers have more than %d bytes uncompressed (ENV-36)", limit),
-		"leave out what the function does not need", nil)
+func tooLarge(given string, limit int64) error {
+	return &rootfs.InvalidError{Kind: rootfs.ErrTooLarge, File: given, Fix: "leave out what the function does not need",
+		Reason: fmt.Sprintf("its layers have more than %d bytes uncompressed (ENV-36)", limit)}
 }
 
 // check makes sure that the configuration is one of a Linux image for arch with these
@@ -190,6 +197,9 @@ func (i *image) check(arch string) error {
 	}
 	for n := range i.layers {
 		i.layers[n].diffID = cfg.RootFS.DiffIDs[n]
+		if _, err := v1.Hasher(cfg.RootFS.DiffIDs[n].Algorithm); err != nil {
+			return invalidLayer(i.given, n+1, rootfs.ErrImage, "has a diffID of an unknown kind", err)
+		}
 	}
 	return nil
 }
@@ -199,29 +209,3 @@ const (
 	// maxLayers bounds the layers of an image; builders make at most 127.
 	maxLayers = 500
 )
-
-// unpack applies the layers to root, which is empty, and returns how many bytes they
-// had.
-func (i *image) unpack(ctx context.Context, root *os.Root, limits Limits, progress func(done, total int64)) (int64, error) {
-	u := newUnpacker(i.given, root, limits)
-	count := func(int64) {}
-	if progress != nil {
-		var done, total int64
-		for _, l := range i.layers {
-			total += max(l.size, 0)
-		}
-		count = func(n int64) {
-			done += n
-			progress(done, total)
-		}
-	}
-	budget := limits.Bytes
-	for n, l := range i.layers {
-		u.beginLayer()
-		r := &layerReader{image: i, layer: l, number: n + 1, left: &budget, limit: limits.Bytes, count: count}
-		if err := r.each(ctx, u.apply); err != nil {
-			return 0, err
-		}
-	}
-	return limits.Bytes - budget, u.finish()
-}

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
 	"bytes"
 	"compress/gzip"
@@ -30,19 +29,18 @@ type layer struct {
 // tool allows without being told.
 const maxWindow = 128 << 20
 
-// layerReader reads one layer and checks all that is known of it.
+// layerReader reads one layer and checks all that is known of its stored form.
 type layerReader struct {
 	image  *image
 	layer  layer
-	number int    // from 1, for messages
-	left   *int64 // of the limit for all layers
-	limit  int64
+	number int         // from 1, for messages
 	count  func(int64) // is told of bytes read, as stored
 }
 
-// each calls apply with every entry, and with a reader of its content. It returns nil
-// only if the layer is whole and is the one that the image names.
-func (r *layerReader) each(ctx context.Context, apply func(context.Context, *tar.Header, io.Reader) error) error {
+// each calls take with the tar stream, piece by piece. It returns nil only if the layer
+// is whole and is the one that the image names; whether the stream has the right diffID
+// is for who takes it to check.
+func (r *layerReader) each(ctx context.Context, take func([]byte) error) error {
 	rc, err := r.layer.open(ctx)
 	if err != nil {
 		return err
@@ -57,69 +55,51 @@ func (r *layerReader) each(ctx context.Context, apply func(context.Context, *tar
 		return r.explain(stored, err)
 	}
 	defer closePlain()
-	diff, err := v1.Hasher(r.layer.diffID.Algorithm)
-	if err != nil {
-		return r.invalid(rootfs.ErrImage, "has a diffID of an unknown kind", err)
-	}
-	stream := &budgetReader{r: io.TeeReader(plain, diff), left: r.left}
-
-	entries := tar.NewReader(stream)
+	buf := make([]byte, maxData)
 	for {
-		hdr, err := entries.Next()
+		n, err := plain.Read(buf)
+		if n > 0 {
+			if err := take(buf[:n]); err != nil {
+				return r.wrap(err)
+			}
+		}
 		if errors.Is(err, io.EOF) {
 			break
-		}
-		if err == nil {
-			err = apply(ctx, hdr, entries)
 		}
 		if err != nil {
 			return r.explain(stored, err)
 		}
 	}
-	for _, rest := range []io.Reader{stream, stored} { // what follows is part of the digests
-		if _, err := io.Copy(io.Discard, rest); err != nil {
-			return r.explain(stored, err)
-		}
+	if _, err := io.Copy(io.Discard, stored); err != nil { // what follows is part of the digest
+		return r.explain(stored, err)
 	}
-	if err := stored.check(); err != nil {
-		return r.wrap(err)
-	}
-	if got := hex.EncodeToString(diff.Sum(nil)); got != r.layer.diffID.Hex {
-		return r.invalid(rootfs.ErrDigest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, r.layer.diffID), nil)
-	}
-	return nil
+	return r.wrap(stored.check())
 }
 
-// explain tells errors of the source, of the host and of the layer apart.
+// explain tells errors of the source and of the layer apart.
 func (r *layerReader) explain(stored *verifier, err error) error {
-	var invalid *rootfs.InvalidError
-	var host *hostError
-	switch {
-	case errors.As(err, &invalid):
-		return err
-	case errors.Is(err, errBudget):
-		return r.image.tooLarge(r.limit)
-	case stored.err != nil:
+	if stored.err != nil {
 		return r.wrap(stored.err)
-	case errors.As(err, &host):
-		return r.wrap(err)
 	}
 	if _, rest := io.Copy(io.Discard, stored); rest == nil && errors.Is(stored.check(), errDigest) {
 		return r.wrap(stored.check()) // not made so, but changed on its way
 	}
-	return r.invalid(rootfs.ErrImage, "is damaged", err)
+	return invalidLayer(r.image.given, r.number, rootfs.ErrImage, "is damaged", err)
 }
 
 // wrap says where an error came from; of a wrong digest it says that too.
 func (r *layerReader) wrap(err error) error {
-	if errors.Is(err, errDigest) {
-		return r.invalid(rootfs.ErrDigest, "is not what the image names", err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errDigest):
+		return invalidLayer(r.image.given, r.number, rootfs.ErrDigest, "is not what the image names", err)
 	}
 	return fmt.Errorf("image: layer %d of %s: %w", r.number, r.image.given, err)
 }
 
-func (r *layerReader) invalid(kind error, reason string, err error) error {
-	return r.image.invalid(kind, fmt.Sprintf("its layer %d %s", r.number, reason), fixBuild, err)
+func invalidLayer(given string, number int, kind error, reason string, err error) error {
+	return &rootfs.InvalidError{Kind: kind, File: given, Reason: fmt.Sprintf("its layer %d %s", number, reason), Fix: fixBuild, Err: err}
 }
 
 // hostError is an error of the place that the files are written to.
@@ -152,24 +132,7 @@ func decompress(r io.Reader) (plain io.Reader, done func(), err error) {
 	return br, func() {}, nil
 }
 
-var (
-	errBudget = errors.New("limit of the image exceeded")
-	errDigest = errors.New("digest or size is another")
-)
-
-// budgetReader fails once more bytes come than are left.
-type budgetReader struct {
-	r    io.Reader
-	left *int64
-}
-
-func (b *budgetReader) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	if *b.left -= int64(n); *b.left < 0 {
-		return 0, errBudget
-	}
-	return n, err
-}
+var errDigest = errors.New("digest or size is another")
 
 // verifier reads a blob and keeps what is needed to check it afterwards.
 type verifier struct {

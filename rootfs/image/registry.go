@@ -19,13 +19,17 @@ import (
 
 // openReference opens an image of a registry, over HTTPS. Private addresses are spoken to
 // in plain HTTP too, where that fails.
-func openReference(ctx context.Context, given, arch string) (*image, error) {
+func (j ReadJob) openReference(ctx context.Context) (*image, error) {
+	auth := authn.Anonymous
+	if j.Auth != (authn.AuthConfig{}) {
+		auth = authn.FromConfig(j.Auth)
+	}
+	given := j.Image
 	ref, err := name.ParseReference(given)
 	if err != nil {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "is neither a file nor a reference into a registry", Err: err,
-			Fix: "give an OCI layout, an archive, or a reference such as repository:tag"}
+		return nil, fmt.Errorf("image: pull %s: %w", given, err)
 	}
-	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	puller, err := remote.NewPuller(remote.WithAuth(auth))
 	if err != nil {
 		return nil, fmt.Errorf("image: pull %s: %w", given, err)
 	}
@@ -38,12 +42,11 @@ func openReference(ctx context.Context, given, arch string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := (&chooser{given: given, arch: arch, blobs: r}).image(ctx, data)
+	img, err := (&chooser{given: given, arch: j.Arch, blobs: r}).image(ctx, data)
 	if err != nil {
 		return nil, err
 	}
-	img.close = func() {} // connections end with the reading
-	return img, img.check(arch)
+	return img, img.check(j.Arch)
 }
 
 // repository reads an image from a repository of a registry. Layers that a manifest wants from

@@ -8,11 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -22,42 +19,12 @@ import (
 // maxMetadata bounds manifests, indexes and configurations, which are kept in memory.
 const maxMetadata = 4 << 20
 
-// open finds the image and checks everything of it but its layers. The caller closes
-// it.
-func open(ctx context.Context, given, arch string) (*image, error) {
-	info, err := os.Stat(given)
-	switch {
-	case err == nil:
-		return openLocal(ctx, given, arch, info.IsDir())
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
-	case filepath.IsAbs(given) || strings.HasPrefix(given, "./") || strings.HasPrefix(given, "../"):
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "does not exist",
-			Fix: "give an OCI layout, an archive, or a reference such as repository:tag"}
-	}
-	return openReference(ctx, given, arch)
-}
-
-// openLocal opens a directory or an archive.
-func openLocal(ctx context.Context, given, arch string, isDir bool) (img *image, err error) {
-	var in files
-	if isDir {
-		in, err = openDir(given)
-	} else {
-		in, err = openArchive(ctx, given)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			in.Close()
-		}
-	}()
-	l := &local{given: given, files: in}
+// openFiles finds the image in a directory or an archive.
+func (j ReadJob) openFiles(ctx context.Context, in files) (img *image, err error) {
+	l := &local{given: j.Image, files: in}
 	index, err := l.read(ctx, "index.json")
 	if err == nil {
-		c := &chooser{given: given, arch: arch, blobs: l, unique: true}
+		c := &chooser{given: j.Image, arch: j.Arch, blobs: l, unique: true}
 		img, err = c.image(ctx, index)
 	} else if errors.Is(err, fs.ErrNotExist) {
 		img, err = l.dockerImage(ctx)
@@ -65,43 +32,13 @@ func openLocal(ctx context.Context, given, arch string, isDir bool) (img *image,
 	if err != nil {
 		return nil, err
 	}
-	img.close = func() { in.Close() }
-	return img, img.check(arch)
+	return img, img.check(j.Arch)
 }
 
 // files are the files of a directory or archive, by clean relative names.
 type files interface {
-	io.Closer
 	// open gives a regular file and its size, or an error that is fs.ErrNotExist.
 	open(name string) (io.ReadCloser, int64, error)
-}
-
-// dirFiles are the files below a directory; links cannot lead out of it.
-type dirFiles struct{ *os.Root }
-
-func openDir(given string) (files, error) {
-	root, err := os.OpenRoot(given)
-	if err != nil {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
-	}
-	return dirFiles{root}, nil
-}
-
-// open opens a regular file; a pipe does not block it.
-func (d dirFiles) open(name string) (io.ReadCloser, int64, error) {
-	f, err := d.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s: is no regular file", name)
-	}
-	if err != nil {
-		f.Close()
-		return nil, 0, err
-	}
-	return f, info.Size(), nil
 }
 
 // local reads an image from files.

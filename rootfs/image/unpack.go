@@ -36,6 +36,41 @@ func newUnpacker(given string, root *os.Root, limits Limits) *unpacker {
 // beginLayer says that the entries to come are those of the next layer.
 func (u *unpacker) beginLayer() { u.layer++ }
 
+// applyLayer applies the next layer, whose tar stream is r, and reads r to its end.
+func (u *unpacker) applyLayer(ctx context.Context, r io.Reader) error {
+	u.beginLayer()
+	entries := tar.NewReader(r)
+	for {
+		hdr, err := entries.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = u.apply(ctx, hdr, entries)
+		}
+		if err != nil {
+			return u.explain(err)
+		}
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil { // what follows is part of the diffID
+		return u.explain(err)
+	}
+	return nil
+}
+
+// explain tells errors of the host and of the layer apart.
+func (u *unpacker) explain(err error) error {
+	var invalid *rootfs.InvalidError
+	var host *hostError
+	switch {
+	case errors.As(err, &invalid):
+		return err
+	case errors.As(err, &host):
+		return fmt.Errorf("image: layer %d of %s: %w", u.layer, u.given, err)
+	}
+	return invalidLayer(u.given, u.layer, rootfs.ErrImage, "is damaged", err)
+}
+
 // apply applies one entry, whose content is in r.
 func (u *unpacker) apply(ctx context.Context, hdr *tar.Header, r io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,18 +22,47 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs"
 )
 
-// imageOf is an image of layers that are tar streams.
-func imageOf(t testing.TB, layers ...[]byte) *image {
+// unpackAll has layers, which are tar streams, unpacked to root.
+func unpackAll(t testing.TB, root *os.Root, limits Limits, layers ...[]byte) error {
 	t.Helper()
-	img := &image{given: "test.tar"}
+	img := &image{given: "test.tar", config: &v1.ConfigFile{}}
+	d := &description{}
 	for _, data := range layers {
 		diffID, _, err := v1.SHA256(bytes.NewReader(data))
 		if err != nil {
 			t.Fatal(err)
 		}
 		img.layers = append(img.layers, layer{diffID: diffID, size: -1, open: opener(data)})
+		d.Layers = append(d.Layers, layerClaim{DiffID: diffID, Size: -1})
 	}
-	return img
+	r := reads(t, func(ctx context.Context, c *net.UnixConn) error { return img.sendLayers(ctx, c) })
+	_, err := r.unpack(t.Context(), d, root, Options{Image: img.given, Limits: limits})
+	return err
+}
+
+// reads is a reading of which the other side does that.
+func reads(t testing.TB, other func(context.Context, *net.UnixConn) error) *reading {
+	t.Helper()
+	return readsOf(t, Options{Image: t.TempDir()}, other)
+}
+
+func readsOf(t testing.TB, opts Options, other func(context.Context, *net.UnixConn) error) *reading {
+	t.Helper()
+	opts.Read = func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
+		c, err := unixConn(conn)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		defer context.AfterFunc(ctx, func() { c.SetDeadline(longAgo) })() // as if it were killed
+		return other(ctx, c)
+	}
+	r, err := read(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.stop)
+	return r
 }
 
 // unpackTo unpacks layers into a new directory within outside.
@@ -47,8 +77,7 @@ func unpackTo(t testing.TB, outside string, limits Limits, layers ...[]byte) (st
 		t.Fatal(err)
 	}
 	defer root.Close()
-	_, err = imageOf(t, layers...).unpack(t.Context(), root, limits.withDefaults(), nil)
-	return tree, err
+	return tree, unpackAll(t, root, limits.withDefaults(), layers...)
 }
 
 func TestLayers(t *testing.T) {

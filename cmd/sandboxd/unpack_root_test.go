@@ -1,0 +1,157 @@
+//go:build integration
+
+package main
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/confine"
+	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/image"
+)
+
+// TestMain is also the process that takes apart what strangers have made: it tries what
+// one could want that its input has taken over, and says what became of it.
+func TestMain(m *testing.M) {
+	if isUnpack() {
+		var o unpackOrder
+		err := gob.NewDecoder(os.Stdin).Decode(&o)
+		if err == nil {
+			err = o.bound()
+		}
+		if err == nil {
+			err = errors.New(attempts(o.about()))
+		}
+		os.Stdout.Write(rootfs.EncodeError(err))
+		os.Exit(exitFunction)
+	}
+	if err := runc.SealSelf(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// about is the name in the order.
+func (o *unpackOrder) about() string {
+	switch {
+	case o.Zip != nil:
+		return o.Zip.File
+	case o.Read != nil:
+		return o.Read.Image
+	}
+	return o.Unpack.Image
+}
+
+// attempts says what of the host can be had, with a listener of the host at addr. The
+// second descriptor is a folder, or nothing.
+func attempts(addr string) string {
+	var can []string
+	try := func(what string, err error) {
+		if err == nil {
+			can = append(can, what)
+		}
+	}
+	open := func(path string) error {
+		f, err := os.Open(path)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	try("shadow", open("/etc/shadow"))
+	try("passwd", open("/etc/passwd"))
+	try("hosts", open("/etc/hosts"))
+	try("proc", open("/proc/self/status"))
+	try("tmp", os.WriteFile(filepath.Join(os.TempDir(), "sandboxd-attempt"), nil, 0o600))
+	os.Remove(filepath.Join(os.TempDir(), "sandboxd-attempt"))
+	folder := fmt.Sprintf("/proc/self/fd/%d", firstFD+1)
+	try("folder", errors.Join(os.Mkdir(folder+"/d", 0o700), os.WriteFile(folder+"/f", nil, 0o600)))
+	try("link", os.Link(folder+"/f", folder+"/d/f"))
+	conn, err := net.Dial("tcp", addr)
+	if err == nil {
+		conn.Close()
+	}
+	try("connect", err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		l.Close()
+	}
+	try("listen", err)
+	try("user", unix.Setresuid(0, 0, 0))
+	try("namespace", unix.Unshare(unix.CLONE_NEWUSER))
+	if privs, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || privs != 1 {
+		can = append(can, "privs")
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil || caps != ([2]unix.CapUserData{}) {
+		can = append(can, "caps")
+	}
+	if bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil || bound != 0 {
+		can = append(can, "bounding")
+	}
+	return fmt.Sprintf("user %d:%d of %s: %s", os.Getuid(), os.Getgid(), addr, strings.Join(can, " "))
+}
+
+// What takes apart a zip or an image can do no more than it must: the files of the host,
+// other processes, and the network are out of its reach, the network but for one that
+// asks a registry (REQUIREMENTS section 1, archive/extractor). The same attempts of this
+// process show what there would be to have.
+func TestUnpackConfinement(t *testing.T) {
+	if confine.LandlockVersion() < 4 {
+		t.Skip("this kernel's Landlock cannot do it all")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	addr := l.Addr().String()
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	for _, test := range []struct {
+		want string
+		p    unprivileged
+	}{
+		{"folder link", unprivileged{what: "zip", order: unpackOrder{Zip: &rootfs.ZipJob{File: addr, Limits: rootfs.Limits{UnzippedBytes: 1}}}}},
+		{"folder link", unprivileged{what: "layers", order: unpackOrder{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
+		{"", unprivileged{what: "image", order: unpackOrder{Read: &image.ReadJob{Image: addr}}}},
+		{"hosts connect", unprivileged{what: "image", order: unpackOrder{Read: &image.ReadJob{Image: addr, Source: image.Registry}}, network: true}},
+	} {
+		p, want := test.p, test.want
+		tree, err := os.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tree.Close()
+		p.about, p.files = addr, []*os.File{tree}
+		if strings.HasPrefix(want, "folder") {
+			p.tree, p.files = tree, []*os.File{tree, tree}
+		}
+		const uid = 1 << 30
+		got := p.run(context.Background(), uid, log)
+		if text := strings.TrimSpace(fmt.Sprintf("user %d:%[1]d of %s: %s", uid, addr, want)); got == nil || strings.TrimSpace(got.Error()) != text {
+			t.Errorf("%s, network %v: %v, want %s", p.what, p.network, got, text)
+		}
+	}
+	control := attempts(addr)
+	for _, what := range []string{"shadow", "passwd", "hosts", "proc", "tmp", "connect", "listen", "user", "privs", "caps", "bounding"} {
+		if !strings.Contains(control+" ", " "+what+" ") {
+			t.Errorf("control: not even this process can %q: %s", what, control)
+		}
+	}
+}

@@ -1,0 +1,313 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs"
+)
+
+// reading is a ReadJob that runs, as seen by who gave it. It parses nothing of the
+// image, and takes nothing that is said of it for true.
+type reading struct {
+	job    ReadJob
+	dir    *os.Root // of a layout; else nil
+	conn   *net.UnixConn
+	in     *bufio.Reader
+	buf    []byte
+	count  func(n int64) // is told of bytes read, as stored
+	cancel context.CancelFunc
+	ended  chan struct{} // closed after err is set
+	err    error         // of the job
+}
+
+// read starts the job. The caller stops it.
+func read(ctx context.Context, opts Options) (_ *reading, err error) {
+	r := &reading{buf: make([]byte, maxData), count: func(int64) {}, ended: make(chan struct{})}
+	archive, err := r.find(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	var theirs *os.File
+	if r.conn, theirs, err = connected(); err != nil {
+		archive.Close()
+		r.close()
+		return nil, fmt.Errorf("image: read %s: %w", opts.Image, err)
+	}
+	r.in = bufio.NewReaderSize(r.conn, 2*maxData)
+	run := opts.Read
+	if run == nil {
+		run = func(ctx context.Context, job ReadJob, conn, archive *os.File) error {
+			return job.Run(ctx, conn, archive)
+		}
+	}
+	ctx, r.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(r.ended)
+		r.err = run(ctx, r.job, theirs, archive)
+		theirs.Close() // we see the end no sooner
+		archive.Close()
+	}()
+	context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(longAgo) })
+	return r, nil
+}
+
+// find opens the image, unread, or finds out how to ask a registry for it.
+func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err error) {
+	r.job = ReadJob{Image: opts.Image, Arch: opts.Arch}
+	notFound := func(reason, fix string, err error) error {
+		return &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
+	}
+	const fix = "give an OCI layout, an archive, or a reference such as repository:tag"
+	info, err := os.Stat(opts.Image)
+	isPath := filepath.IsAbs(opts.Image) || strings.HasPrefix(opts.Image, "./") || strings.HasPrefix(opts.Image, "../")
+	switch {
+	case err == nil && info.IsDir():
+		if r.dir, err = os.OpenRoot(opts.Image); err != nil {
+			return nil, notFound("cannot be opened", "", reason(err))
+		}
+		return nil, nil
+	case err == nil:
+		r.job.Source = Archive
+		return openArchive(opts.Image)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, notFound("cannot be opened", "", reason(err))
+	case isPath:
+		return nil, notFound("does not exist", fix, nil)
+	}
+	r.job.Source = Registry
+	ref, err := name.ParseReference(opts.Image)
+	if err != nil {
+		return nil, notFound("is neither a file nor a reference into a registry", fix, err)
+	}
+	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, ref.Context())
+	if err != nil {
+		return nil, fmt.Errorf("image: there is no file %s, and the credentials for a registry cannot be read: %w", opts.Image, err)
+	}
+	who, err := authn.Authorization(ctx, auth)
+	if err != nil {
+		return nil, fmt.Errorf("image: there is no file %s, and there are no credentials for a registry: %w", opts.Image, err)
+	}
+	r.job.Auth = *who
+	return nil, nil
+}
+
+// stop ends the job.
+func (r *reading) stop() {
+	r.conn.Close()
+	r.cancel()
+	<-r.ended
+	r.close()
+}
+
+func (r *reading) close() {
+	if r.dir != nil {
+		r.dir.Close()
+	}
+}
+
+// failed says why nothing more comes.
+func (r *reading) failed(ctx context.Context, err error) error {
+	r.cancel()
+	<-r.ended
+	ended := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("image: read %s: %w", r.job.Image, ctx.Err())
+	case ended && r.err != nil:
+		return r.err
+	case ended:
+		err = errors.New("it ended early")
+	}
+	return fmt.Errorf("image: the process that reads %s failed: %w", r.job.Image, err)
+}
+
+// next gives the next message that is for others than this function, which opens files
+// and counts.
+func (r *reading) next(ctx context.Context) (kind byte, body []byte, err error) {
+	for {
+		kind, body, err = readMessage(r.in, r.buf)
+		switch {
+		case err != nil:
+		case kind == msgFile && r.dir != nil:
+			err = r.serve(string(body))
+		case kind == msgProgress && len(body) == 8:
+			r.count(int64(binary.LittleEndian.Uint64(body)))
+		default:
+			return kind, body, nil
+		}
+		if err != nil {
+			return 0, nil, r.failed(ctx, err)
+		}
+	}
+}
+
+// serve opens a file of the layout for the job. Links cannot lead out of the directory,
+// and a pipe blocks nobody.
+func (r *reading) serve(name string) error {
+	f, err := r.dir.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer f.Close()
+		var info fs.FileInfo
+		if info, err = f.Stat(); err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%q is no regular file", name)
+		}
+	}
+	return sendFile(r.conn, f, err)
+}
+
+// describe waits until the job has found the image.
+func (r *reading) describe(ctx context.Context) (*description, error) {
+	kind, body, err := r.next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if kind != msgImage {
+		return nil, r.failed(ctx, errProtocol)
+	}
+	d, err := parseDescription(body)
+	if err != nil {
+		return nil, r.failed(ctx, err)
+	}
+	return d, nil
+}
+
+// unpack has the layers unpacked to root, which is empty, and returns how many bytes
+// they had. What one process reads goes through our hands to the other, so that a tree
+// is known by the diffIDs that we have seen ourselves, whatever became of the two.
+func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, err error) {
+	tree, err := root.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("image: unpack %s: %w", r.job.Image, err)
+	}
+	defer tree.Close()
+	if opts.Progress != nil {
+		var done, total int64
+		for _, l := range d.Layers {
+			total += max(l.Size, 0)
+		}
+		r.count = func(n int64) {
+			done += n
+			opts.Progress(done, total)
+		}
+	}
+	job := UnpackJob{Image: opts.Image, Limits: opts.Limits}
+	run := opts.Unpack
+	if run == nil {
+		run = func(ctx context.Context, job UnpackJob, layers, tree *os.File) error {
+			return job.Run(ctx, layers, tree)
+		}
+	}
+	err = job.bounds().Watch(ctx, root, func(ctx context.Context) error {
+		bytes, err = r.pour(ctx, d, func(ctx context.Context, layers *os.File) error { return run(ctx, job, layers, tree) }, opts.Limits.Bytes)
+		return err
+	})
+	if err == nil {
+		_, err = job.bounds().Adopt(root)
+	}
+	return bytes, err
+}
+
+// errGone says that nobody takes the layers any more.
+var errGone = errors.New("the layers are not read")
+
+// pour reads all layers and gives them to unpack, which runs meanwhile.
+func (r *reading) pour(ctx context.Context, d *description, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
+	from, to, err := os.Pipe()
+	if err != nil {
+		return 0, fmt.Errorf("image: unpack %s: %w", r.job.Image, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(longAgo) })()
+	unpacked := make(chan error, 1)
+	go func() {
+		err := unpack(ctx, from)
+		from.Close() // who writes is told
+		unpacked <- err
+	}()
+	_ = writeMessage(r.conn, msgLayers, nil) // if nobody reads that, nobody sends layers, and says why
+	left := limit
+	for n, l := range d.Layers {
+		if err = r.pourLayer(ctx, n+1, l, to, &left, limit); err != nil {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, errGone) {
+		cancel()
+	}
+	to.Close()
+	fault := <-unpacked
+	switch {
+	case err == nil:
+		return limit - left, fault
+	case errors.Is(err, errGone):
+		return 0, r.explain(ctx, fault, left)
+	}
+	return 0, err
+}
+
+// pourLayer reads one layer, and checks it against its diffID.
+func (r *reading) pourLayer(ctx context.Context, number int, l layerClaim, to io.Writer, left *int64, limit int64) error {
+	sum := sha256.New()
+	out := &dataWriter{w: to}
+	for {
+		kind, body, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case msgData:
+			if *left -= int64(len(body)); *left < 0 {
+				return tooLarge(r.job.Image, limit)
+			}
+			sum.Write(body)
+			if _, err := out.Write(body); err != nil {
+				return errGone
+			}
+		case msgEnd:
+			if got := hex.EncodeToString(sum.Sum(nil)); got != l.DiffID.Hex {
+				return invalidLayer(r.job.Image, number, rootfs.ErrDigest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, l.DiffID), nil)
+			}
+			_ = writeMessage(to, msgEnd, nil) // if that fails, so does the rest
+			return nil
+		default:
+			return r.failed(ctx, errProtocol)
+		}
+	}
+}
+
+// explain says why the layers were not unpacked: a layer that is damaged may be another
+// than it should be, which who reads it finds out at its end.
+func (r *reading) explain(ctx context.Context, fault error, left int64) error {
+	if fault == nil {
+		return fmt.Errorf("image: the process that unpacks %s ended early", r.job.Image)
+	}
+	if !errors.Is(fault, rootfs.ErrImage) {
+		return fault
+	}
+	for kind := byte(msgData); kind == msgData && left >= 0; {
+		var body []byte
+		var err error
+		if kind, body, err = r.next(ctx); err != nil {
+			return err
+		}
+		left -= int64(len(body))
+	}
+	return fault
+}
