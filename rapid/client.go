@@ -54,6 +54,9 @@ func (c *Client) Undelivered(agentID string, e *Event) {
 }
 
 func (c *Client) undelivered(m *undeliveredMsg) {
+	if c.s.serveNow(m) {
+		return
+	}
 	select {
 	case c.s.inbox <- m:
 	case <-c.s.dead:
@@ -120,7 +123,9 @@ func (c *Client) FailAgent(ctx context.Context, agentID string, f AgentFailure) 
 	return err
 }
 
-// A message is a request to the goroutine in Run, which answers each exactly once.
+// A message is a request to the owner of the sandbox's state, which is the goroutine in
+// Run, or while that waits whoever has the turn. Each is answered exactly once. To serve
+// one never blocks.
 type message interface {
 	serve(*Sandbox)
 	generation() uint64
@@ -162,12 +167,20 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 		}
 		return ErrClosed
 	}
-	select {
-	case s.inbox <- m:
-	case <-s.dead:
-		return zero, gone()
-	case <-ctx.Done():
-		return zero, ctx.Err()
+	if s.serveNow(m) {
+		select {
+		case r := <-m.replies():
+			return r.val, r.err
+		default: // parked
+		}
+	} else {
+		select {
+		case s.inbox <- m:
+		case <-s.dead:
+			return zero, gone()
+		case <-ctx.Done():
+			return zero, ctx.Err()
+		}
 	}
 	select {
 	case r := <-m.replies():
@@ -193,7 +206,36 @@ func (s *Sandbox) whyDead() error {
 	return fmt.Errorf("%w: %w", ErrDead, s.broken)
 }
 
-// serve answers or parks m, unless its sender's generation is gone.
+// serveNow serves m on the goroutine of its sender if Run does nothing but wait, and
+// wakes Run only if m brings what it waits for: most messages do not, and two switches
+// of goroutines cost more than what they ask. If it returns false, m goes to the inbox.
+func (s *Sandbox) serveNow(m message) bool {
+	if !s.turn.TryLock() {
+		return false
+	}
+	s.serve(m)
+	enough := s.awaited()
+	s.turn.Unlock()
+	if enough {
+		select {
+		case s.nudge <- struct{}{}:
+		default: // it will look
+		}
+	}
+	return true
+}
+
+// nudged tells whether there is a nudge that nobody has seen.
+func (s *Sandbox) nudged() bool {
+	select {
+	case <-s.nudge:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve answers or parks m, unless its sender's generation is gone. The turn is held.
 func (s *Sandbox) serve(m message) {
 	if g := m.generation(); g != noGeneration && g != s.gen.Load() {
 		m.refuse(ErrClosed)

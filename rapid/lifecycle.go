@@ -58,7 +58,7 @@ const (
 // sandbox cannot go on. Each state is one function that returns the state to go to
 // next. The error is nil after a regular end by ctx.
 func (s *Sandbox) Run(ctx context.Context) error {
-	s.runCtx = ctx
+	s.runCtx = ctx // the turn is ours from New on
 	s.clock.begin()
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
@@ -283,20 +283,37 @@ func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
 		return failed
 	}
 	for !done() {
+		s.awaited = done
+		s.turn.Unlock()
+		var m message
+		var e exited
+		w := reached // not yet
 		select {
-		case m := <-s.inbox:
+		case <-s.nudge:
+		case m = <-s.inbox:
+		case e = <-s.exits:
+		case <-s.timer.C:
+			w = limitPassed
+		case <-s.sup.Lost():
+			w = failed
+		case <-ctx.Done():
+			w = cancelled
+		}
+		s.turn.Lock()
+		switch {
+		case m != nil:
 			s.serve(m)
-		case e := <-s.exits:
+		case e.p != nil:
 			if s.exited(e) {
 				return failed
 			}
-		case <-s.timer.C:
-			return limitPassed
-		case <-s.sup.Lost():
+		case w == failed:
 			s.lostDomains()
 			return failed
-		case <-ctx.Done():
-			return cancelled
+		case w == limitPassed && s.nudged() && done(): // it came to hold before we had the turn
+			return reached
+		case w != reached:
+			return w
 		}
 	}
 	return reached

@@ -4,7 +4,8 @@
 //
 // One goroutine, [Sandbox.Run], owns all state. Every other method is safe for
 // concurrent use: it sends one message to that goroutine and waits for the answer or
-// for its own context. What the processes of the sandbox ask comes in through a
+// for its own context. While Run only waits, the sender has its turn and serves its
+// message itself. What the processes of the sandbox ask comes in through a
 // [Client], which package rapid/api makes for each of their connections.
 //
 // Two levels of state are kept apart: the [State] of the sandbox (lifecycle.go), and
@@ -19,6 +20,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -194,7 +196,13 @@ type Sandbox struct {
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
-	// Everything below belongs to the goroutine in Run.
+	// turn is held by who may touch what is below: the goroutine in Run, but for the
+	// time in which it waits. After Run nobody gets it any more.
+	turn    sync.Mutex
+	nudge   chan struct{} // capacity 1: what Run waits for may hold
+	awaited func() bool   // what Run waits for; called with the turn
+
+	// Everything below belongs to the goroutine in Run, or who has the turn.
 	runCtx      context.Context
 	timer       *time.Timer // the limit of the current state
 	started     bool        // the domains exist
@@ -250,7 +258,7 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	}
 	s := &Sandbox{
 		cfg: cfg, sup: sup,
-		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}),
+		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}), nudge: make(chan struct{}, 1),
 		clock: newThawClock(), reason: reasonFailure, serving: map[string]*invocation{},
 	}
 	if !cfg.Function.ExtensionsDisabled {
@@ -265,6 +273,7 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 		return e, nil
 	}
 	s.state.Store(int32(Initializing))
+	s.turn.Lock() // Run's
 	return s
 }
 
