@@ -23,6 +23,8 @@ const (
 const (
 	maxLine   = 256 << 10 // TL-26: a longer line is cut into several
 	readBytes = 16 << 10  // of one read
+
+	maxStreams = 3 // of one process
 )
 
 // Egress reads what one process writes: stdout and stderr line by line, and framed
@@ -89,18 +91,30 @@ func (e *Egress) Release() {
 // never waits: what a process has written, also one that is dead by now, is there to
 // be read (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
 func (e *Egress) Drain() {
+	quiet := e.quiet()
 	for _, s := range e.streams {
-		s.drain()
+		s.drain(quiet)
 	}
 }
 
 // Flush is Drain, and emits an unfinished last line too. A frame whose end has not
 // come yet goes on: only Close cuts it.
 func (e *Egress) Flush() {
+	quiet := e.quiet()
 	for _, s := range e.streams {
-		s.drain()
+		s.drain(quiet)
 		s.flush(false)
 	}
+}
+
+// quiet tells whether no stream has anything to read, with one system call for all.
+func (e *Egress) quiet() bool {
+	var fds [maxStreams]unix.PollFd
+	for i, s := range e.streams {
+		fds[i] = unix.PollFd{Fd: s.fd, Events: unix.POLLIN}
+	}
+	n, err := unix.Poll(fds[:len(e.streams)], 0)
+	return n == 0 && err == nil
 }
 
 // Close flushes, ends the reading and releases every descriptor.
@@ -108,7 +122,7 @@ func (e *Egress) Close() error {
 	e.Release()
 	var errs []error
 	for _, s := range e.streams {
-		s.drain()
+		s.drain(false)
 		errs = append(errs, s.file.Close())
 		<-s.ended
 		s.flush(true)
@@ -144,6 +158,7 @@ type cutter interface {
 type stream struct {
 	file  *os.File
 	raw   syscall.RawConn
+	fd    int32         // of file; only to be asked about: it may be closed
 	ended chan struct{} // closed when the reading goroutine has ended
 
 	mu     sync.Mutex // held while bytes are read and cut, which keeps their order
@@ -156,7 +171,10 @@ func newStream(r *os.File, c cutter) (*stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
 	}
-	s := &stream{file: r, raw: raw, cutter: c, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
+	s := &stream{file: r, raw: raw, fd: -1, cutter: c, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
+	if err := raw.Control(func(fd uintptr) { s.fd = int32(fd) }); err != nil {
+		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
+	}
 	go func() {
 		defer close(s.ended)
 		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close
@@ -191,17 +209,19 @@ func (s *stream) read(fd, limit int) (int, error) {
 	}
 }
 
-// drain reads what is there now. The amount is asked first, so that a process that
-// writes without end cannot hold the caller.
-func (s *stream) drain() {
-	_ = s.raw.Control(func(fd uintptr) {
-		there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		for err == nil && there > 0 {
-			var n int
-			n, err = s.read(int(fd), there)
-			there -= n
-		}
-	})
+// drain reads what is there now, unless it is quiet. The amount is asked first, so that
+// a process that writes without end cannot hold the caller.
+func (s *stream) drain(quiet bool) {
+	if !quiet {
+		_ = s.raw.Control(func(fd uintptr) {
+			there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+			for err == nil && there > 0 {
+				var n int
+				n, err = s.read(int(fd), there)
+				there -= n
+			}
+		})
+	}
 	// The goroutine may hold bytes that it has read and not emitted yet.
 	s.mu.Lock()
 	//lint:ignore SA2001 taking the lock is the wait for the goroutine
