@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -22,7 +23,9 @@ type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin        // nil: not asked
+	origin  Origin // nil: not asked
+	ctx     context.Context
+	handler http.Handler
 	headers atomic.Int64  // sum of the connections' headers
 	large   chan struct{} // a turn for each large body of an extension that is read
 
@@ -31,8 +34,8 @@ type guard struct {
 	all   sync.WaitGroup
 }
 
-func newGuard(l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
-	return &guard{Listener: l, sandbox: s, limits: limits, conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
+func newGuard(ctx context.Context, l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
+	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: &handler{s: s}, conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
 }
 
 // Accept returns the next connection there is room for.
@@ -42,15 +45,16 @@ func (g *guard) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now()}
+		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), hot: !g.sandbox.Managed()}
 		c.client.HungUp = c.hungUp
+		c.ctx, c.cancel = context.WithCancel(context.WithValue(g.ctx, connKey{}, c))
 		if g.origin != nil {
 			c.foreign = g.origin(nc)
 		}
 		if g.admit(c) {
 			return c, nil
 		}
-		_ = nc.Close()
+		_ = c.Close()
 	}
 }
 
@@ -61,7 +65,9 @@ func (g *guard) admit(c *conn) bool {
 	if len(g.conns) >= g.limits.Connections {
 		var oldest *conn
 		for o := range g.conns {
-			if phase(o.phase.Load()) != handling && (oldest == nil || o.since.Before(oldest.since)) {
+			switch p := phase(o.phase.Load()); {
+			case p == handling, p == waiting && !o.hungUp():
+			case oldest == nil || o.since.Before(oldest.since):
 				oldest = o
 			}
 		}
@@ -69,7 +75,7 @@ func (g *guard) admit(c *conn) bool {
 			return false
 		}
 		delete(g.conns, oldest)
-		_ = oldest.Conn.Close() // its server goroutine sees it and closes the rest
+		_ = oldest.Close() // its server goroutine sees it and closes the rest
 	}
 	g.conns[c] = struct{}{}
 	g.all.Add(1)
@@ -110,6 +116,7 @@ const (
 	idle     phase = iota // nothing of the next request has come
 	begun                 // some of its line and headers have
 	handling              // headers are complete: no limit of ours from here
+	waiting               // for an event, as a hot request: nobody sees the peer go away
 )
 
 // conn limits the time that request line and headers may take once they have begun.
@@ -125,6 +132,9 @@ type conn struct {
 	since   time.Time // of idleness; guard.mu
 	phase   atomic.Int32
 	closed  sync.Once
+	ctx     context.Context // of its hot requests: ends with Close
+	cancel  context.CancelFunc
+	hot     bool // it has had hot requests only; the server's reading goroutine's
 
 	until   time.Duration // end of the header time, thawed; 0 if the clock has not started
 	headers int64         // bytes of line and headers of the request that is not over, but for its first piece
@@ -154,8 +164,19 @@ func (c *conn) handle() {
 	}
 }
 
-// Read reads for the server.
+// Read reads for the server, what it is to know of.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.hot { // the first Read
+		var n int
+		var err error
+		if len(p) >= hotRead {
+			n, err = c.serveHot(p)
+		}
+		c.hot = false
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
 	if phase(c.phase.Load()) != begun {
 		n, err := c.Conn.Read(p)
 		if n > 0 {
@@ -183,6 +204,12 @@ func (c *conn) Read(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// Close ends the connection, and a hot request that waits.
+func (c *conn) Close() error {
+	c.cancel()
+	return c.Conn.Close()
 }
 
 // hungUp tells whether the peer has closed the connection and nothing of it is left to

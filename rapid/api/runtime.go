@@ -14,7 +14,7 @@ import (
 
 // next is GET …/runtime/invocation/next (section 1.3).
 func next(r *request) error {
-	e, err := r.client.Next(r.ctx())
+	e, err := r.event()
 	if err != nil {
 		return err
 	}
@@ -39,6 +39,23 @@ func next(r *request) error {
 	}
 	r.deliver("", e, inv.Payload)
 	return nil
+}
+
+// event waits for the runtime's event. Of a hot request nobody has watched whether its
+// client is still there: it is asked for when there is something for it.
+func (r *request) event() (*rapid.Event, error) {
+	c := connOf(r.Request)
+	if !c.hot {
+		return r.client.Next(r.ctx())
+	}
+	c.phase.Store(int32(waiting))
+	e, err := r.client.Next(r.ctx())
+	c.phase.Store(int32(handling))
+	if err == nil && c.hungUp() {
+		r.client.Undelivered("", e)
+		return nil, rapid.ErrClosed
+	}
+	return e, err
 }
 
 // deliver writes an event; one that does not get through is delivered again (RT-25).

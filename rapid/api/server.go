@@ -53,10 +53,10 @@ type Origin func(net.Conn) error
 // an origin the paths of the runtime are for the runtime alone (strict mode); with
 // none, for every process of the sandbox.
 func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits, origin Origin) error {
-	conns := newGuard(l, s, limits)
+	conns := newGuard(ctx, l, s, limits)
 	conns.origin = origin
 	srv := &http.Server{
-		Handler:                      &handler{s: s},
+		Handler:                      conns.handler,
 		MaxHeaderBytes:               maxHeader,
 		DisableGeneralOptionsHandler: true,
 		ConnState:                    conns.changed,

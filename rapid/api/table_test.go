@@ -261,23 +261,25 @@ func TestExitErrorEndsTheBlockedCall(t *testing.T) {
 
 // RT-59: a call of a generation that is gone is closed without an event.
 func TestOldGenerationIsClosed(t *testing.T) {
-	w := newWorld(t, setup{config: func(c *rapid.Config) { c.Function.Timeout = 50 * time.Millisecond }})
-	w.dispatched("one")
-	c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
-	_, _ = io.WriteString(c, "GET /2018-06-01/ping HTTP/1.1\r\nHost: x\r\n\r\n")
-	b := make([]byte, 4096)
-	if _, err := c.Read(b); err != nil { // the connection is of the first generation
-		t.Fatal(err)
-	}
-	w.await(rapid.Cold)
-	w.invoke("two")
-	w.running()
-	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", nextPath)
-	if n, err := c.Read(b); err == nil {
-		t.Errorf("an old connection got %q", b[:n])
+	for _, first := range []string{"GET /2018-06-01/ping", "POST " + path("x", "error")} { // the second leaves the connection to hot requests
+		w := newWorld(t, setup{config: func(c *rapid.Config) { c.Function.Timeout = 50 * time.Millisecond }})
+		w.dispatched("one")
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.base, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		_, _ = io.WriteString(c, first+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		b := make([]byte, 4096)
+		if _, err := c.Read(b); err != nil { // the connection is of the first generation
+			t.Fatal(err)
+		}
+		w.await(rapid.Cold)
+		w.invoke("two")
+		w.running()
+		_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", nextPath)
+		if n, err := c.Read(b); err == nil {
+			t.Errorf("an old connection got %q", b[:n])
+		}
 	}
 }
