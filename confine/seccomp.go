@@ -20,7 +20,7 @@ var calls = []struct {
 		unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT,
 	}},
 	{"pipes for the output of processes in sandboxes", []uintptr{unix.SYS_PIPE2}},
-	{"the netpoller", []uintptr{unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_PPOLL}},
+	{"the netpoller, and whether all output is read", []uintptr{unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_PPOLL}},
 	{"bodies from one socket to another", []uintptr{unix.SYS_SPLICE, unix.SYS_SENDFILE}},
 	{"memory", []uintptr{unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT, unix.SYS_BRK}},
 	{"threads and their signals", []uintptr{

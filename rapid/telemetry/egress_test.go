@@ -132,3 +132,28 @@ func TestCloseDoesNotWaitForOtherHolders(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// LOG-12: one question for all descriptors sees what is there on any of them.
+func TestQuiet(t *testing.T) {
+	for _, kind := range []Descriptors{Pipes, Sockets} {
+		e, err := Open(kind, true, func(Message) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := e.streams[2] // of frames
+		s.mu.Lock()       // its goroutine reads no more than one piece
+		if !e.quiet() {
+			t.Errorf("%s: not quiet, though nothing was written", kind)
+		}
+		if _, err := e.Frames().Write(make([]byte, 2*readBytes)); err != nil {
+			t.Fatal(err)
+		}
+		if e.quiet() {
+			t.Errorf("%s: quiet, though there is something to read", kind)
+		}
+		s.mu.Unlock()
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
