@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -26,9 +25,8 @@ const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_AT
 // the mounted directory appears as root, everybody else as nobody, so that no host
 // user's file comes to belong to the sandbox user.
 type mapper struct {
-	base   uint32   // first host id of the domain's range
-	helper string   // a program to hold a user namespace for a moment
-	root   *os.File // the user namespace for what host root owns
+	base uint32   // first host id of the domain's range
+	root *os.File // the user namespace for what host root owns
 }
 
 // clone makes a detached read-only mount of the host's path, without what is mounted
@@ -59,7 +57,7 @@ func (m mapper) restrict(fd int) error {
 	userns := m.root
 	if st.Uid != 0 || st.Gid != 0 {
 		var err error
-		if userns, err = m.ownerNS(st.Uid, st.Gid); err != nil {
+		if userns, err = newUserNS(st.Uid, st.Gid, m.base); err != nil {
 			return err
 		}
 		defer userns.Close()
@@ -70,29 +68,6 @@ func (m mapper) restrict(fd int) error {
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
 	}
 	return err
-}
-
-// ownerNS makes a user namespace that maps one user and one group to the domain's
-// root. It takes a process to make one: the helper, stopped by the kernel before its
-// first instruction and killed when the namespace is open.
-func (m mapper) ownerNS(uid, gid uint32) (ns *os.File, err error) {
-	err = onOwnThread(func() error { // the tracer of a process is a thread
-		p, err := os.StartProcess(m.helper, []string{"idmap"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
-			Cloneflags:  unix.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: int(uid), HostID: int(m.base), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: int(gid), HostID: int(m.base), Size: 1}},
-			Ptrace:      true,
-			Pdeathsig:   unix.SIGKILL,
-		}})
-		if err != nil {
-			return fmt.Errorf("user namespace for files of %d:%d: %w", uid, gid, err)
-		}
-		ns, err = os.Open(filepath.Join("/proc", strconv.Itoa(p.Pid), "ns", "user"))
-		killErr := p.Kill()
-		_, waitErr := p.Wait()
-		return errors.Join(err, killErr, waitErr)
-	})
-	return ns, err
 }
 
 // stack makes a detached read-only overlay of several directories, later ones on

@@ -106,8 +106,8 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	s.owners = inBackground(func() (m mapper, err error) {
 		_, end := tracing.Step(ctx, "user namespace of the files")
 		defer end()
-		m = mapper{base: spec.IDBase, helper: e.initBinary()}
-		m.root, err = m.ownerNS(0, 0)
+		m = mapper{base: spec.IDBase}
+		m.root, err = newUserNS(0, 0, spec.IDBase)
 		return m, err
 	})
 	if spec.Tmp.Template != "" {
