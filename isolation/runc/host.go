@@ -112,13 +112,16 @@ func (h Host) Missing() []string {
 	return slices.DeleteFunc(slices.Clone(needed), func(c string) bool { return slices.Contains(have, c) })
 }
 
-// roots are the mount points of the trees that sandboxes have cgroups in.
-func (h Host) roots() (roots []string) {
+// roots are the mount points of the trees that sandboxes may have cgroups in.
+func (h Host) roots() []string { return h.rootsOf(func(string) bool { return true }) }
+
+// rootsOf are those of the v1 controllers that want approves of, and of the v2 tree.
+func (h Host) rootsOf(want func(controller string) bool) (roots []string) {
 	if h.Mode == ModeUnified {
 		return []string{cgroupRoot}
 	}
-	for _, root := range h.Hierarchies {
-		if !slices.Contains(roots, root) {
+	for controller, root := range h.Hierarchies {
+		if want(controller) && !slices.Contains(roots, root) {
 			roots = append(roots, root)
 		}
 	}
@@ -127,6 +130,34 @@ func (h Host) roots() (roots []string) {
 	}
 	slices.Sort(roots)
 	return roots
+}
+
+// uses tells whether a sandbox needs a cgroup of the v1 controller: each costs its
+// creation two cgroups, made, entered and removed.
+func (h Host) uses(controller string) bool {
+	switch controller {
+	case "devices", "cpuacct":
+		return true
+	case "freezer":
+		return h.Mode == ModeLegacy // elsewhere the v2 tree freezes
+	}
+	return slices.Contains(needed, controller)
+}
+
+// hideUnused unmounts the v1 trees that sandboxes need no cgroup in, in the daemon's
+// own mount namespace: libcontainer makes one in every tree that it sees. There, the
+// sandboxes' processes stay where the daemon is.
+func (h Host) hideUnused() error {
+	used := h.rootsOf(h.uses)
+	for _, root := range h.roots() {
+		if slices.Contains(used, root) {
+			continue
+		}
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+			return &os.PathError{Op: "unmount", Path: root, Err: err}
+		}
+	}
+	return nil
 }
 
 func ownCgroup() (string, error) {
@@ -165,12 +196,15 @@ type placement struct {
 // namespace: cgroup libraries write cgroup.subtree_control of every ancestor that
 // they can see, and above the own folder nothing may be written.
 func place(h Host, instance string) (_ *placement, err error) {
-	p := &placement{host: h, roots: h.roots()}
+	p := &placement{host: h, roots: h.rootsOf(h.uses)}
 	if h.Mode == ModeNone {
 		return nil, errors.New("runc: no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
 	}
 	if missing := h.Missing(); len(missing) > 0 {
 		return nil, fmt.Errorf("runc: the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
+	}
+	if err := h.hideUnused(); err != nil {
+		return nil, fmt.Errorf("runc: hide the cgroup trees that sandboxes do not use: %w", err)
 	}
 	p.hosted = h.CgroupFolder(instance)
 	p.group = p.hosted

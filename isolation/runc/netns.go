@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -65,11 +64,7 @@ func newNetNS(mode string) (_ *netns, err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("new network namespace: %w", err)
 		}
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return fmt.Errorf("find loopback: %w", err)
-		}
-		if err := netlink.LinkSetUp(lo); err != nil {
+		if err := raiseLoopback(); err != nil {
 			return fmt.Errorf("raise loopback: %w", err)
 		}
 		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
@@ -94,6 +89,25 @@ func newNetNS(mode string) (_ *netns, err error) {
 		return nil, fmt.Errorf("runc: %w", err)
 	}
 	return n, nil
+}
+
+// raiseLoopback sets the flag IFF_UP of lo in the calling thread's namespace
+// (netdevice(7)).
+func raiseLoopback() error {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(socket)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(socket, unix.SIOCGIFFLAGS, request); err != nil {
+		return os.NewSyscallError("ioctl SIOCGIFFLAGS", err)
+	}
+	request.SetUint16(request.Uint16() | unix.IFF_UP)
+	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request))
 }
 
 // path is valid in this process and its children for as long as n is open; "" is the
