@@ -21,7 +21,7 @@ var expected = []expectation{
 	{check: "readable in /proc", read: unmasked, want: "nothing of the host's secrets"},
 	{check: checkInterfaces, read: interfaces, want: "lo", or: "eth0 lo"}, // with egress
 	{check: "descriptors on the host's files", read: foreignFiles, want: "none"},
-	{check: "environment", read: environment, init: "HOME"}, // that of others is the function's
+	{check: "environment", read: environment, init: "GOMAXPROCS HOME"}, // that of others is the function's
 	{check: "session keyring", read: keyring, init: "own"},
 	{check: "limits of the process", read: limits, want: "core 0, files 1024, locked 65536, msgqueue 0, nice 0, realtime 0"},
 	{check: "memory", read: memory, want: "limited, no swap"},

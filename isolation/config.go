@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path"
 	"regexp"
-	"runtime"
 	"slices"
 	"sync"
 
@@ -53,7 +52,7 @@ func (s Spec) Validate() error {
 			return fmt.Errorf("isolation: sandbox %s: mount %s has no source", s.ID, m.Target)
 		}
 	}
-	if _, ok := profiles[s.profile()]; !ok {
+	if _, ok := profiles[s.Profile()]; !ok {
 		return fmt.Errorf("isolation: sandbox %s: unknown seccomp profile %q", s.ID, s.Seccomp)
 	}
 	if err := s.Network.validate(); err != nil {
@@ -62,7 +61,8 @@ func (s Spec) Validate() error {
 	return nil
 }
 
-func (s Spec) profile() string {
+// Profile is the name of the seccomp profile of the sandbox's processes.
+func (s Spec) Profile() string {
 	if s.Seccomp == "" {
 		return DefaultProfile
 	}
@@ -90,7 +90,8 @@ var maskedPaths = []string{
 
 // Config returns libcontainer's configuration of one domain. It describes the
 // domain's namespaces, an almost empty read-only root, and the init handler; code,
-// layers and the base's directories are attached to the live domain afterwards.
+// layers and the base's directories are attached to the live domain afterwards. The
+// seccomp filter, that of Profile, is not in it: the init handler puts it on itself.
 func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -106,10 +107,6 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		hostname = "sandbox" // as /etc/hosts inside has it
 	}
 	ids := []configs.IDMap{{ContainerID: 0, HostID: int64(s.IDBase), Size: IDCount}}
-	seccomp, err := SeccompConfig(s.profile(), runtime.GOARCH)
-	if err != nil {
-		return nil, err
-	}
 	nodes, rules := deviceNodes()
 	score := oomScore
 	return &configs.Config{
@@ -124,7 +121,6 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 			Bounding: initCapabilities, Effective: initCapabilities, Permitted: initCapabilities,
 		},
 		NoNewPrivileges: true,
-		Seccomp:         seccomp,
 		Rlimits:         rlimits(),
 		OomScoreAdj:     &score,
 		Devices:         nodes,

@@ -55,7 +55,7 @@ func TestProcess(t *testing.T) {
 	for field, want := range map[string]string{
 		"Uid": "993 993 993 993", "Gid": "990 990 990 990", "Groups": "", "NoNewPrivs": "1",
 		"CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000",
-		"CapBnd": "0000000000000000", "CapAmb": "0000000000000000",
+		"CapBnd": "0000000000000000", "CapAmb": "0000000000000000", "Seccomp": "2", "Seccomp_filters": "1",
 	} {
 		if value, ok := got.Status[field]; !ok || value != want {
 			t.Errorf("%s: %q, want %q", field, value, want)
@@ -155,7 +155,7 @@ func TestExecAtTheLimit(t *testing.T) {
 	d.start("/bin/sleep", "1000")
 }
 
-// The handler needs no new thread after its Hello, whatever it does.
+// The handler needs no new thread after its first answer, whatever it does.
 func TestThreadsAreReserved(t *testing.T) {
 	d := newDomain(t)
 	count := func() int {
@@ -165,6 +165,8 @@ func TestThreadsAreReserved(t *testing.T) {
 		}
 		return len(tasks)
 	}
+	first, _ := d.start("/bin/true")
+	d.wantExit(first.ID, exitedWith(0))
 	before := count()
 	for i := range 200 {
 		started, _ := d.start("/bin/true")
@@ -175,7 +177,7 @@ func TestThreadsAreReserved(t *testing.T) {
 		d.recv()
 	}
 	if after := count(); after != before {
-		t.Errorf("%d threads after work, %d at the Hello", after, before)
+		t.Errorf("%d threads after work, %d after its first answer", after, before)
 	}
 }
 
@@ -393,7 +395,7 @@ func TestParentDeath(t *testing.T) {
 	defer local.Close()
 	cmd := exec.Command(helperPath(), partParent, initPath(), strconv.Itoa(newBase()))
 	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{remote}
+	cmd.ExtraFiles = []*os.File{remote, filterFile(t, allowAll)}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -422,16 +424,47 @@ func TestParentDeath(t *testing.T) {
 	}
 }
 
-// Started by hand it says what it is, on a host and as PID 1 without a socket.
+// The filter is on every thread of the handler, whichever forks.
+func TestFilterOnEveryThread(t *testing.T) {
+	d := newDomain(t)
+	first, _ := d.start("/bin/true")
+	d.wantExit(first.ID, exitedWith(0))
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.pid))
+	if err != nil || len(threads) < spareThreads {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	for _, file := range threads {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := status(string(text)); s["Seccomp"] != "2" || s["Seccomp_filters"] != "1" {
+			t.Errorf("%s: Seccomp %s, filters %s; want 2 and 1", file, s["Seccomp"], s["Seccomp_filters"])
+		}
+	}
+}
+
+// Started by hand it says what it is, on a host and as PID 1 without a socket; without
+// a filter that the kernel takes it does nothing.
 func TestByHand(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer null.Close()
+	local, remote, err := wire.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer local.Close()
+	defer remote.Close()
 	for name, cmd := range map[string]*exec.Cmd{
 		"on a host":        exec.Command(initPath()),
-		"without a socket": command(initPath(), newBase(), null),
+		"without a socket": command(initPath(), newBase(), null, filterFile(t, allowAll)),
+		"without a filter": command(initPath(), newBase(), remote, nil),
+		"an empty filter":  command(initPath(), newBase(), remote, filterFile(t, allowAll[:0])),
+		"a refused filter": command(initPath(), newBase(), remote, filterFile(t, []unix.SockFilter{{Code: 0xffff}})),
+		"half a filter":    command(initPath(), newBase(), remote, filterFile(t, []byte{1, 2, 3, 4})),
 	} {
 		var text strings.Builder
 		cmd.Stderr = &text

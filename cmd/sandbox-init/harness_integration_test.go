@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,17 +123,17 @@ func enter(program string) error {
 	if err := unix.Chdir("/"); err != nil {
 		return err
 	}
-	return syscall.Exec(program, []string{program}, nil)
+	return syscall.Exec(program, []string{program}, []string{"GOMAXPROCS=1"})
 }
 
 // nproc bounds the processes of each id in a test domain.
 const nproc = 24
 
-// command makes PID 1 of a new domain, with control as its descriptor 3.
-func command(program string, base int, control *os.File) *exec.Cmd {
+// command makes PID 1 of a new domain, with control as its descriptor 3 and filter as 4.
+func command(program string, base int, control, filter *os.File) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", partEnter, program)
 	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{control}
+	cmd.ExtraFiles = []*os.File{control, filter}
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: isolation.IDCount}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:                 unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
@@ -144,6 +145,24 @@ func command(program string, base int, control *os.File) *exec.Cmd {
 	return cmd
 }
 
+// allowAll is a seccomp filter of one instruction, which lets every call pass.
+var allowAll = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
+
+// filterFile makes a file of a seccomp filter, as the engine does.
+func filterFile(t testing.TB, filter any) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("filter", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "filter")
+	t.Cleanup(func() { f.Close() })
+	if err := binary.Write(f, binary.NativeEndian, filter); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // parent runs a domain as a child of this process, whose control socket somebody
 // else holds.
 func parent(program, base string) error {
@@ -151,7 +170,7 @@ func parent(program, base string) error {
 	if _, err := fmt.Sscan(base, &id); err != nil {
 		return err
 	}
-	cmd := command(program, id, os.NewFile(3, "control"))
+	cmd := command(program, id, os.NewFile(3, "control"), os.NewFile(4, "filter"))
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -179,7 +198,7 @@ func newDomain(t testing.TB) *domain {
 		t.Fatal(err)
 	}
 	d := &domain{t: t, base: newBase(), conn: local}
-	d.cmd = command(initPath(), d.base, remote)
+	d.cmd = command(initPath(), d.base, remote, filterFile(t, allowAll))
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

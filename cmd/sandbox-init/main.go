@@ -1,10 +1,11 @@
 // Command sandbox-init is the init handler: PID 1 of a domain. The supervisor starts
 // it, through libcontainer, as uid 0 of the domain's user namespace, with the control
-// socket (package wire) as descriptor 3. It gives up what it does not need, says
-// Hello, and then starts, signals and reaps processes on request until the daemon is
-// gone. Then it ends, and the kernel ends everything else in the domain with it.
+// socket (package wire) as descriptor 3 and the seccomp filter as descriptor 4. It puts
+// the filter on itself, gives up what it does not need, says Hello, and then starts,
+// signals and reaps processes on request until the daemon is gone. Then it ends, and
+// the kernel ends everything else in the domain with it.
 //
-// It takes no arguments and no environment. It exits with 0 when the daemon closed
+// It takes no arguments, and no environment but Go's. It exits with 0 when the daemon closed
 // the socket, with 1 when it could not go on, and with 2 when it was not started by
 // sandboxd; the reason is one line on standard error.
 //
@@ -30,10 +31,11 @@ const (
 )
 
 func main() {
-	// One for the loop, one that the waiting for children may hold.
-	runtime.GOMAXPROCS(2)
 	if os.Getpid() != 1 { // and never get near kill(-1) on a host
 		die(exitUsage, errors.New("this is PID 1 of a sandbox and only sandboxd starts it: use sandboxd run"))
+	}
+	if err := putFilter(filterFD); err != nil { // before anything of the sandbox is touched
+		die(exitUsage, errors.New("descriptor 4 is no seccomp filter, only sandboxd starts this program: "+err.Error()))
 	}
 	conn, err := openControl()
 	if err != nil {
@@ -64,7 +66,6 @@ func serve(conn *wire.Conn) error {
 	if err := dropPrivileges(); err != nil {
 		return err
 	}
-	reserveThreads()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -73,6 +74,10 @@ func serve(conn *wire.Conn) error {
 	if err := conn.Send(wire.Hello{Version: wire.Version}); err != nil {
 		return daemonGone(err)
 	}
+	// One for the loop, one that the waiting for children may hold. The daemon starts this
+	// program with one, so that it has few threads while each must give up privileges.
+	runtime.GOMAXPROCS(2)
+	reserveThreads() // while there is no other process yet
 	return daemonGone(newHandler(conn, null).loop())
 }
 

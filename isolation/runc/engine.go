@@ -42,6 +42,7 @@ type Engine struct {
 	fs      string // a tmpfs that only this daemon sees: the init handler and roots
 	state   string // libcontainer's state
 	creator *creator
+	filters filters
 	gateway *egress.Gateway // nil without NetworkEgress
 }
 
@@ -92,6 +93,7 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
 // Close removes what New made. Every sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
+	e.filters.Close()
 	err := errors.Join(
 		e.creator.close(ctx),
 		e.closeGateway(),

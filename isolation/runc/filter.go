@@ -1,24 +1,201 @@
 package runc
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime"
+	"sync"
+	"unsafe"
 
-	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/seccomp/libseccomp-golang"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
 )
+
+// filters are the seccomp profiles as files that hold the kernel's form, a struct
+// sock_filter array. Compiling one takes longer than the rest of a domain's first
+// steps, so each is compiled once in a daemon's life, when it is first wanted.
+//
+// The init handler gets the file and puts the filter on itself (decision 16). The files
+// are sealed: what a process that has one does with it changes nothing for another.
+type filters struct {
+	mu    sync.Mutex
+	files map[string]*os.File // by the profile's name
+}
+
+// file returns the file of a profile. It stays the filters'.
+func (f *filters) file(profile string) (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if file := f.files[profile]; file != nil {
+		return file, nil
+	}
+	program, err := compile(profile)
+	if err != nil {
+		return nil, err
+	}
+	file, err := sealed("seccomp-"+profile, program)
+	if err != nil {
+		return nil, fmt.Errorf("runc: seccomp filter: %w", err)
+	}
+	if f.files == nil {
+		f.files = map[string]*os.File{}
+	}
+	f.files[profile] = file
+	return file, nil
+}
+
+// Close closes the files.
+func (f *filters) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, file := range f.files {
+		file.Close()
+	}
+	f.files = nil
+}
+
+// sealed makes a file without a name that nobody can change.
+func sealed(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	if _, err = file.Write(content); err == nil {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// compile turns the named seccomp profile into a BPF program, whose instructions are of 8 bytes each.
+// Calls that the linked libseccomp does not know are left out, which leaves them refused.
+func compile(profile string) ([]byte, error) {
+	config, err := isolation.SeccompConfig(profile, runtime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	program, err := compileConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("runc: compile seccomp profile %s: %w", profile, err)
+	}
+	return program, nil
+}
+
+func compileConfig(config *configs.Seccomp) ([]byte, error) {
+	fallback, err := verdict(config.DefaultAction, config.DefaultErrnoRet)
+	if err != nil {
+		return nil, err
+	}
+	filter, err := seccomp.NewFilter(fallback)
+	if err != nil {
+		return nil, err
+	}
+	defer filter.Release()
+	if err := filter.SetOptimize(2); err != nil { // a tree of calls, not a list
+		return nil, err
+	}
+	for _, rule := range config.Syscalls {
+		if err := addRule(filter, rule); err != nil {
+			return nil, fmt.Errorf("rule for %s: %w", rule.Name, err)
+		}
+	}
+	return export(filter)
+}
+
+func verdict(action configs.Action, errno *uint) (seccomp.ScmpAction, error) {
+	switch {
+	case action == configs.Allow:
+		return seccomp.ActAllow, nil
+	case action == configs.Errno && errno != nil:
+		return seccomp.ActErrno.SetReturnCode(int16(*errno)), nil
+	}
+	return seccomp.ActInvalid, fmt.Errorf("action %d is not one of the profiles'", action)
+}
+
+// operators are those that the profiles use.
+var operators = map[configs.Operator]seccomp.ScmpCompareOp{
+	configs.EqualTo:     seccomp.CompareEqual,
+	configs.LessThan:    seccomp.CompareLess,
+	configs.MaskEqualTo: seccomp.CompareMaskedEqual,
+}
+
+func addRule(filter *seccomp.ScmpFilter, rule *configs.Syscall) error {
+	call, err := seccomp.GetSyscallFromName(rule.Name)
+	if err != nil { // newer than the library
+		return nil
+	}
+	action, err := verdict(rule.Action, rule.ErrnoRet)
+	if err != nil {
+		return err
+	}
+	var conditions []seccomp.ScmpCondition
+	for _, arg := range rule.Args {
+		operator, ok := operators[arg.Op]
+		if !ok {
+			return fmt.Errorf("operator %d is not one of the profiles'", arg.Op)
+		}
+		c, err := seccomp.MakeCondition(arg.Index, operator, arg.Value, arg.ValueTwo)
+		if err != nil {
+			return err
+		}
+		conditions = append(conditions, c)
+	}
+	if conditions == nil {
+		return filter.AddRule(call, action)
+	}
+	return filter.AddRuleConditional(call, action, conditions)
+}
+
+// export returns the filter's program. The library writes it to a descriptor.
+func export(filter *seccomp.ScmpFilter) ([]byte, error) {
+	fd, err := unix.MemfdCreate("seccomp", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "seccomp")
+	defer file.Close()
+	if err := filter.ExportBPF(file); err != nil {
+		return nil, err
+	}
+	program, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
+	if err == nil && (len(program) == 0 || len(program)%unix.SizeofSockFilter != 0) {
+		err = fmt.Errorf("libseccomp wrote a program of %d bytes", len(program))
+	}
+	return program, err
+}
 
 // FilterThread puts the default seccomp profile on the calling thread, and with it on
 // every process that the thread starts. The thread has no_new_privs; the caller has
 // locked it, and never unlocks it.
 func FilterThread() error {
-	c, err := isolation.SeccompConfig(isolation.DefaultProfile, runtime.GOARCH)
-	if err == nil {
-		_, err = seccomp.InitSeccomp(c)
-	}
+	program, err := compile(isolation.DefaultProfile)
 	if err != nil {
+		return err
+	}
+	if err := setFilter(program); err != nil {
 		return fmt.Errorf("runc: seccomp filter of a thread: %w", err)
 	}
 	return nil
+}
+
+func setFilter(program []byte) error {
+	instructions := make([]unix.SockFilter, len(program)/unix.SizeofSockFilter)
+	if len(instructions) == 0 {
+		return errors.New("no instruction")
+	}
+	if _, err := binary.Decode(program, binary.NativeEndian, instructions); err != nil {
+		return err
+	}
+	form := unix.SockFprog{Len: uint16(len(instructions)), Filter: &instructions[0]}
+	return os.NewSyscallError("prctl PR_SET_SECCOMP", unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&form)), 0, 0))
 }

@@ -273,6 +273,10 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	if err != nil {
 		return nil, err
 	}
+	filter, err := s.engine.filters.file(s.spec.Profile())
+	if err != nil {
+		return nil, err
+	}
 	conn, remote, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -283,7 +287,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		}
 	}()
 	d := &domain{process: &libcontainer.Process{
-		Args: []string{isolation.InitPath}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote},
+		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote, filter},
 	}}
 	id := s.spec.ID + "." + name
 	_, made := tracing.Step(ctx, "container of the "+name+" domain")
