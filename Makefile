@@ -11,6 +11,8 @@ export GOTOOLCHAIN := auto
 
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null)
 EMBEDDED := cmd/sandboxd/embedded/sandbox-init
+STAGE := cmd/sandboxd/embedded/sandbox-stage
+STATIC := -ldflags '-s -w -linkmode external -extldflags -static'
 TOOLS := .build/tools
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)
 FUZZTIME ?= 60s
@@ -35,6 +37,7 @@ setup: ## install what is missing to build, on Debian 12 or 13 as root
 .PHONY: build
 build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(EMBEDDED) ./cmd/sandbox-init
+	CGO_ENABLED=1 go build -trimpath -tags netgo,osusergo,runc_nocriu $(STATIC) -o $(STAGE) ./cmd/sandbox-stage
 	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
@@ -128,10 +131,10 @@ BENCH := .build/bench
 
 .PHONY: bench-programs
 bench-programs: build
-	@mkdir -p $(BENCH) && cp $(EMBEDDED) $(BENCH)/
+	@mkdir -p $(BENCH) && cp $(EMBEDDED) $(STAGE) $(BENCH)/
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/floor ./bench/floor
 	CGO_ENABLED=0 go build -trimpath -o $(BENCH)/function/bootstrap ./bench/function
-	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static' -o bin/bench ./bench/cmd/bench
+	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo $(STATIC) -o bin/bench ./bench/cmd/bench
 
 .PHONY: bench
 bench: bench-programs ## measure everything, as root, and write docs/benchmarks.md

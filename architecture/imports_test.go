@@ -20,6 +20,7 @@ const module = "github.com/sandboxd/sandboxd"
 var allowed = map[string][]string{
 	"architecture":           {},
 	"cmd/sandbox-init":       {"isolation/wire"},
+	"cmd/sandbox-stage":      {"isolation/runc/reexec"},
 	"cmd/sandboxd":           {"bench/load", "confine", "doctor", "failpoint", "fleet", "front", "inspect", "instance", "isolation", "isolation/runc", "pool", "privsep", "rapid", "rapid/api", "rapid/telemetry", "resolver", "rootfs", "rootfs/image", "supervisor", "tracing"},
 	"confine":                {},
 	"doctor":                 {"confine", "instance"},
@@ -31,8 +32,9 @@ var allowed = map[string][]string{
 	"isolation":              {},
 	"isolation/egress":       {"isolation"},
 	"isolation/group":        {"isolation"},
-	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/group", "isolation/runc/reexec", "isolation/wire", "tracing"},
+	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/group", "isolation/runc/reexec", "isolation/runc/stage", "isolation/wire", "tracing"},
 	"isolation/runc/reexec":  {},
+	"isolation/runc/stage":   {},
 	"isolation/wire":         {},
 	"pool":                   {},
 	"privsep":                {"isolation", "isolation/group", "isolation/wire", "supervisor", "tracing"},
@@ -84,13 +86,13 @@ var allowed = map[string][]string{
 var onlyIn = map[string][]string{
 	"github.com/opencontainers/runc/libcontainer/nsenter": {"isolation/runc/reexec"},
 	"github.com/opencontainers/runc/libcontainer/exeseal": {"isolation/runc"},
-	"github.com/opencontainers/cgroups":                   {"isolation", "isolation/runc"},
+	"github.com/opencontainers/cgroups":                   {"bench/engine", "isolation", "isolation/runc"},
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
-	"github.com/opencontainers/runc/libcontainer":         {"isolation", "isolation/runc", "isolation/runc/reexec"},
+	"github.com/opencontainers/runc/libcontainer":         {"bench/engine", "isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
 	"go.opentelemetry.io/otel/sdk":                        {"cmd/sandboxd"},
 	"github.com/spf13/":                                   {"cmd/sandboxd"},
-	"C":                                                   {},
+	"C":                                                   {"isolation/runc/stage"},
 }
 
 // file is one Go file of the project.

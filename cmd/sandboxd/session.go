@@ -21,7 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/image"
 )
 
-// embedded holds the init handler, which the build puts there.
+// embedded holds the init handler and sandbox-stage, which the build puts there.
 //
 //go:embed all:embedded
 var embedded embed.FS
@@ -116,11 +116,15 @@ func (s *session) openEngine() error {
 	if err != nil {
 		return errors.New("this sandboxd was built without its init handler; build it with 'make build'")
 	}
+	stage, err := embedded.ReadFile("embedded/sandbox-stage")
+	if err != nil {
+		return errors.New("this sandboxd was built without sandbox-stage; build it with 'make build'")
+	}
 	if err := s.recordCgroups(s.host.CgroupFolder(s.instance.ID())); err != nil {
 		return err
 	}
 	s.engine, err = runc.New(runc.Config{
-		Instance: s.instance.ID(), RunDir: s.instance.Dir(), InitBinary: binary, Host: s.host,
+		Instance: s.instance.ID(), RunDir: s.instance.Dir(), InitBinary: binary, Stage: stage, Host: s.host,
 		Network: networkOf(s.o),
 		CutOff:  func(err error) { s.log.WithError(err).Error("no sandbox has egress any more") },
 	})

@@ -7,6 +7,7 @@
 package runc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"sync"
 
 	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -30,6 +32,7 @@ type Config struct {
 	Instance   string // id of the daemon; names its cgroups
 	RunDir     string // folder of this daemon alone; others need search permission on it and its parents
 	InitBinary []byte // the init handler, a static executable
+	Stage      []byte // command sandbox-stage, a static executable; nil: the daemon's own program does its work
 	Host       Host   // as DetectHost found it
 
 	Network isolation.Network // of the sandboxes; with NetworkEgress the engine has a gateway
@@ -43,6 +46,7 @@ type Engine struct {
 	state   string // libcontainer's state
 	creator *creator
 	filters filters
+	stage   *os.File        // sealed; nil without one
 	gateway *egress.Gateway // nil without NetworkEgress
 }
 
@@ -65,7 +69,7 @@ func New(cfg Config) (_ *Engine, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.closeGateway(), unix.Unmount(e.fs, unix.MNT_DETACH))
+			err = errors.Join(err, e.closeStage(), e.closeGateway(), unix.Unmount(e.fs, unix.MNT_DETACH))
 		}
 	}()
 	if cfg.Network.Mode == isolation.NetworkEgress {
@@ -81,6 +85,11 @@ func New(cfg Config) (_ *Engine, err error) {
 	if err := os.WriteFile(e.initBinary(), cfg.InitBinary, 0o555); err != nil {
 		return nil, fmt.Errorf("runc: init handler: %w", err)
 	}
+	if len(cfg.Stage) > 0 {
+		if e.stage, err = exeseal.CloneBinary(bytes.NewReader(cfg.Stage), int64(len(cfg.Stage)), "sandbox-stage", e.fs); err != nil {
+			return nil, fmt.Errorf("runc: sealed copy of sandbox-stage: %w", err)
+		}
+	}
 	if e.place, err = place(cfg.Host, cfg.Instance); err != nil {
 		return nil, err
 	}
@@ -95,6 +104,7 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 func (e *Engine) Close(ctx context.Context) error {
 	e.filters.Close()
 	err := errors.Join(
+		e.closeStage(),
 		e.creator.close(ctx),
 		e.closeGateway(),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
@@ -111,6 +121,13 @@ func (e *Engine) Close(ctx context.Context) error {
 
 // CheckEgress tries what sandboxes with NetworkEgress need of the host. It leaves nothing.
 func CheckEgress() error { return egress.Check() }
+
+func (e *Engine) closeStage() error {
+	if e.stage == nil {
+		return nil
+	}
+	return e.stage.Close()
+}
 
 func (e *Engine) closeGateway() error {
 	if e.gateway == nil {

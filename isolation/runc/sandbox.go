@@ -289,6 +289,9 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	d := &domain{process: &libcontainer.Process{
 		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote, filter},
 	}}
+	if s.engine.stage != nil {
+		d.process.ExtraFiles = append(d.process.ExtraFiles, s.engine.stage) // stage.FD
+	}
 	id := s.spec.ID + "." + name
 	_, made := tracing.Step(ctx, "container of the "+name+" domain")
 	err = s.engine.creator.do(ctx, func(t *thread) (err error) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	_ "github.com/sandboxd/sandboxd/isolation/runc/reexec" // what this program is when libcontainer executes it
+	_ "github.com/sandboxd/sandboxd/isolation/runc/stage"  // and what it makes way for
 )
 
 // SealSelf re-executes the daemon once, from a sealed copy of its binary and in a
