@@ -24,6 +24,7 @@ import (
 type Options struct {
 	Dir      string // for everything that is made; others may pass through it
 	Init     string // the init handler
+	Stage    string // command sandbox-stage; "" goes without
 	Function string // folder of a function, shown at /var/task
 }
 
@@ -65,11 +66,17 @@ func open(ctx context.Context, o Options) (h *host, err error) {
 	if err != nil {
 		return h, fmt.Errorf("init handler: %w", err)
 	}
+	var stage []byte
+	if o.Stage != "" {
+		if stage, err = os.ReadFile(o.Stage); err != nil {
+			return h, fmt.Errorf("stage: %w", err)
+		}
+	}
 	detected, err := runc.DetectHost()
 	if err != nil {
 		return h, err
 	}
-	if h.engine, err = runc.New(runc.Config{Instance: h.instance.ID(), RunDir: h.instance.Dir(), InitBinary: binary, Host: detected}); err != nil {
+	if h.engine, err = runc.New(runc.Config{Instance: h.instance.ID(), RunDir: h.instance.Dir(), InitBinary: binary, Stage: stage, Host: detected}); err != nil {
 		return h, err
 	}
 	tree, err := prepare(ctx, o)

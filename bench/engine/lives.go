@@ -53,9 +53,10 @@ func Sandboxes(ctx context.Context, o Options, workers int, d time.Duration) (li
 	})
 }
 
-// Containers does the same with `NAME run` of an OCI runtime.
-func Containers(ctx context.Context, o Options, name string, workers int, d time.Duration) (Lives, error) {
-	bundle, err := makeBundle(ctx, o)
+// Containers does the same with `NAME run` of an OCI runtime. With confined its
+// containers have more of what a sandbox has, see makeBundle.
+func Containers(ctx context.Context, o Options, name string, confined bool, workers int, d time.Duration) (Lives, error) {
+	bundle, _, err := makeBundle(ctx, o, confined)
 	if err != nil {
 		return Lives{}, err
 	}

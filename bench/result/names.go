@@ -45,6 +45,11 @@ const (
 
 	Runc = "runc run"
 	Crun = "crun run"
+
+	RuncConfined = "runc run, same filter, tmpfs /tmp"
+	CrunConfined = "crun run, same filter, tmpfs /tmp"
+	Library      = "libcontainer alone, as runc run"
+	Least        = "libcontainer alone, the least there is"
 )
 
 // Units.

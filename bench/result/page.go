@@ -58,7 +58,7 @@ func page(r *Results, reasons map[string]string) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"figure": figure,
 		"at":     func(list []float64, i int) float64 { return list[i] },
-		"ratio":  func(a, b float64) string { return figure(a / b) },
+		"ratio":  func(subject string) float64 { return r.Ratio(Lives, Sandboxd, subject) },
 		"trim":   strings.TrimSpace,
 	}).Parse(pageText)
 	if err != nil {
@@ -78,7 +78,7 @@ func page(r *Results, reasons map[string]string) ([]byte, error) {
 		"R": r, "Rows": rows, "Missed": why,
 		"Linger": r.P50(WarmOne, Sandboxd), "NoLinger": r.P50(WarmOne, NoLinger),
 		"Spaced": r.P50(WarmSpaced, Sandboxd), "SpacedFloor": r.P50(WarmSpaced, Floor),
-		"WholeHost": r.P50(Memory, WholeHost),
+		"WholeHost": r.P50(Memory, WholeHost), "Lives": r.all(Lives),
 	})
 	return []byte(b.String()), err
 }

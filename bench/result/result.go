@@ -85,6 +85,17 @@ func (r *Results) find(what, subject string) *Series {
 	return nil
 }
 
+// all are the series of what is measured, whoever it is of.
+func (r *Results) all(what string) []*Series {
+	var list []*Series
+	for _, s := range r.Series {
+		if s.What == what {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
 // Has reports whether the series was measured.
 func (r *Results) Has(what, subject string) bool { return r.find(what, subject) != nil }
 

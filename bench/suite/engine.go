@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/sandboxd/sandboxd/bench/engine"
@@ -15,10 +16,26 @@ import (
 	"github.com/sandboxd/sandboxd/bench/result"
 )
 
+// Confined, behind the name of a peer, is the same peer with the sandboxes' seccomp
+// profile and a tmpfs of the same size as its /tmp.
+const Confined = "+confined"
+
+// livesOf are the subjects of P6, and what the results call them.
+var livesOf = map[string]string{
+	"engine": result.Sandboxd, "runc": result.Runc, "crun": result.Crun,
+	"runc" + Confined: result.RuncConfined, "crun" + Confined: result.CrunConfined,
+	"library": result.Library, "least": result.Least,
+}
+
 // lives measures P6: how many sandboxes can live one after the other on both cores.
 func (s *suite) lives(ctx context.Context) error {
-	names := map[string]string{"engine": result.Sandboxd, "runc": result.Runc, "crun": result.Crun}
 	all := append([]string{"engine"}, s.cfg.Peers...)
+	if s.cfg.Beside {
+		for _, peer := range s.cfg.Peers {
+			all = append(all, peer+Confined)
+		}
+		all = append(all, "library", "least")
+	}
 	for round := range s.rounds(9) {
 		for i := range all {
 			who := all[(i+round)%len(all)]
@@ -26,7 +43,7 @@ func (s *suite) lives(ctx context.Context) error {
 			if err := s.child(ctx, &l, "lives", who); err != nil {
 				return err
 			}
-			s.results.Add(result.Lives, names[who], result.PerSecond, l.Rate())
+			s.results.Add(result.Lives, livesOf[who], result.PerSecond, l.Rate())
 		}
 	}
 	return nil
@@ -58,11 +75,11 @@ func (s *suite) child(ctx context.Context, into any, args ...string) error {
 		return err
 	}
 	script := `exec "$@"`
-	if args[len(args)-1] == "crun" {
+	if strings.HasPrefix(args[len(args)-1], "crun") {
 		script = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
 	}
 	p := s.cfg.Programs
-	all := append([]string{"-m", "--", "sh", "-ec", script, "sh", self, args[0], "--dir", dir, "--init", p.Init, "--function", p.Function}, args[1:]...)
+	all := append([]string{"-m", "--", "sh", "-ec", script, "sh", self, args[0], "--dir", dir, "--init", p.Init, "--stage", p.Stage, "--function", p.Function}, args[1:]...)
 	all = append([]string{"unshare"}, all...)
 	if s.cgroups.NeedsScope() { // as the daemon would for itself
 		all = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--"}, all...)

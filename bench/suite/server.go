@@ -22,16 +22,17 @@ type Programs struct {
 	Floor    string
 	Function string // folder with the bootstrap of bench/function
 	Init     string // the init handler
+	Stage    string // command sandbox-stage
 }
 
 // Find says where the programs are when sandboxd is at one path and the others in
 // one folder.
 func Find(sandboxd, folder string) (Programs, error) {
 	p := Programs{Sandboxd: sandboxd}
-	for file, path := range map[string]*string{"floor": &p.Floor, "function": &p.Function, "sandbox-init": &p.Init} {
+	for file, path := range map[string]*string{"floor": &p.Floor, "function": &p.Function, "sandbox-init": &p.Init, "sandbox-stage": &p.Stage} {
 		*path = filepath.Join(folder, file)
 	}
-	for _, path := range []*string{&p.Sandboxd, &p.Floor, &p.Function, &p.Init} {
+	for _, path := range []*string{&p.Sandboxd, &p.Floor, &p.Function, &p.Init, &p.Stage} {
 		abs, err := filepath.Abs(*path)
 		if err == nil {
 			_, err = os.Stat(abs)

@@ -22,6 +22,7 @@ type Config struct {
 	Programs Programs
 	Share    int       // do the Nth part of the rounds; less than 1 means 1
 	Peers    []string  // OCI runtimes for P6: runc, crun
+	Beside   bool      // P6 also of the peers Confined, and of libcontainer alone
 	Only     []string  // names of experiments; none means all
 	Log      io.Writer // progress
 }

@@ -25,7 +25,7 @@ const usage = `bench measures sandboxd against the floor and against other runti
 
 Flags:
   --sandboxd PATH    the program to measure (bin/sandboxd)
-  --programs DIR     floor, function/bootstrap and sandbox-init (.build/bench)
+  --programs DIR     floor, function/bootstrap, sandbox-init and sandbox-stage (.build/bench)
   --only NAME,…      run: these experiments only: %s
   --share N          run: do the Nth part of the rounds
   --json FILE        run, render: where results are
@@ -83,7 +83,7 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err := f.Parse(args); err != nil {
 		return fmt.Errorf("%w; see 'bench help'", err)
 	}
-	cfg := suite.Config{Share: *share, Log: stderr, Peers: []string{"runc", "crun"}}
+	cfg := suite.Config{Share: *share, Log: stderr, Peers: []string{"runc", "crun"}, Beside: true}
 	var err error
 	if cfg.Programs, err = find(); err != nil {
 		return err
