@@ -190,52 +190,32 @@ func (s *Sandbox) fillRoot() (err error) {
 			err = fmt.Errorf("runc: root of %s: %w", s.spec.ID, err)
 		}
 	}()
-	tree, err := os.OpenRoot(s.root)
+	tree, err := openRootTree(s.root, s.spec.IDBase)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	own := func(name string) error { return tree.Lchown(name, int(s.spec.IDBase), int(s.spec.IDBase)) }
 	for _, dir := range append([]string{"/proc", "/dev", "/tmp"}, s.spec.Root.Dirs...) {
-		name := dir[1:]
-		if err := tree.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		if err := own(name); err != nil {
+		if err := tree.mkdir(dir); err != nil {
 			return err
 		}
 	}
 	for _, m := range s.spec.Mounts {
-		if err := makeMountPoint(tree, m); err != nil {
-			return err
+		// Directories are in the spec's Root; below a mounted directory nothing can be made.
+		info, err := os.Stat(m.Sources[0])
+		if err == nil && !info.IsDir() {
+			err = tree.touch(m.Target)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
 	for _, l := range s.spec.Root.Links {
-		if err := tree.Symlink(l.Target, l.Path[1:]); err != nil {
-			return err
-		}
-		if err := own(l.Path[1:]); err != nil {
+		if err := tree.symlink(l.Target, l.Path); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// makeMountPoint makes a file for a source that is a file. Directories are listed in
-// the spec's Root; below a mounted directory nothing can be made.
-func makeMountPoint(tree *os.Root, m isolation.Mount) error {
-	info, err := os.Stat(m.Sources[0])
-	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Target, err)
-	}
-	if info.IsDir() {
-		return nil
-	}
-	f, err := tree.OpenFile(m.Target[1:], os.O_CREATE|os.O_RDONLY, 0o444)
-	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Target, err)
-	}
-	return f.Close()
 }
 
 // Start makes a domain, or takes the one that is ready. See supervisor.Box.
