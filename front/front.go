@@ -188,7 +188,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	inv := &rapid.Invocation{
 		ID: id, Payload: body, ContentType: req.contentType, ClientContext: req.clientContext,
-		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream, TenantID: req.tenant,
+		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream, TenantID: req.tenant, NoTail: !req.tail,
 	}
 	if inv.TraceID == "" {
 		inv.TraceID = ids.trace

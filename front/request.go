@@ -168,6 +168,9 @@ func decodeClientContext(v string) (string, *refusal) {
 // resolve returns the ARN that was invoked if encoded and the query name the function
 // (INV-01, INV-19): name, name:qualifier, account:function:name[:qualifier] or an ARN.
 func (s *Server) resolve(encoded string, u *url.URL) (string, *refusal) {
+	if (encoded == s.cfg.Name || encoded == "function") && u.RawQuery == "" { // as most callers do
+		return s.cfg.ARN, nil
+	}
 	full, err := url.PathUnescape(encoded)
 	parts := strings.Split(full, ":")
 	base, own, _ := strings.Cut(s.cfg.ARN, ":function:") // arn:aws:lambda:region:account

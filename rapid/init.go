@@ -54,7 +54,7 @@ func (s *Sandbox) beginInit() {
 		s.initPhase, s.inlineLog = telemetry.InvokePhase, true
 		s.initTime = nil
 		s.runtime.id = s.current.inv.ID // an id is current already: 403, not 400
-		s.log.Begin(s.current.inv.ID)
+		s.beginLog()
 	}
 	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f), FunctionName: f.Name, FunctionVersion: f.Version,

@@ -149,12 +149,21 @@ func (c *invocation) newEvent() *Event {
 	return &Event{Type: EventInvoke, Invocation: c.inv, Deadline: c.deadline, Nonce: uuid.NewString()}
 }
 
+// beginLog begins the log of the current invocation.
+func (s *Sandbox) beginLog() {
+	if inv := s.current.inv; inv.NoTail {
+		s.log.BeginUnread(inv.ID)
+	} else {
+		s.log.Begin(inv.ID)
+	}
+}
+
 // tellStart ends what came before, and begins the log of the invocation (LOG-34).
 func (s *Sandbox) tellStart() {
 	c, f := s.current, &s.cfg.Function
 	s.drain()
 	if !s.inlineLog {
-		s.log.Begin(c.inv.ID)
+		s.beginLog()
 	}
 	s.log.Platform(&telemetry.Start{RequestID: c.inv.ID, Version: f.Version, Tracing: telemetry.NewTracing(c.inv.TraceID), TenantID: c.inv.TenantID})
 }

@@ -328,6 +328,7 @@ type Invocation struct {
 	TenantID        string // RT-19
 	FunctionARN     string // as invoked (RT-15); "" means the function's
 	Stream          bool   // the invoker takes the answer as it comes, if it comes as a stream (RT-69, RT-74)
+	NoTail          bool   // nobody reads Result.Tail: it is empty, and need not be made
 	Arrived         time.Time
 }
 
@@ -352,8 +353,8 @@ type Result struct {
 	tail []byte // written before Done is closed
 }
 
-// Tail returns the last 4,096 bytes of the invocation's log (INV-03). Call it only
-// after Done is closed.
+// Tail returns the last 4,096 bytes of the invocation's log (INV-03), unless the
+// Invocation said NoTail. Call it only after Done is closed.
 func (r *Result) Tail() []byte { return r.tail }
 
 // hostError wraps a fault of the host, not of the function.

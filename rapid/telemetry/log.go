@@ -39,6 +39,7 @@ type Log struct {
 
 	mu      sync.Mutex
 	id      string // current invocation
+	read    bool   // somebody may read its tail
 	tail    tail
 	queue   []Record
 	size    int
@@ -80,9 +81,14 @@ func (l *Log) Platform(p Platform) {
 }
 
 // Begin starts a new tail: what follows belongs to the invocation id.
-func (l *Log) Begin(id string) {
+func (l *Log) Begin(id string) { l.begin(id, true) }
+
+// BeginUnread is Begin for an invocation whose tail nobody reads: it stays empty.
+func (l *Log) BeginUnread(id string) { l.begin(id, false) }
+
+func (l *Log) begin(id string, read bool) {
 	l.mu.Lock()
-	l.id = id
+	l.id, l.read = id, read
 	l.tail.reset()
 	l.mu.Unlock()
 }
@@ -119,7 +125,7 @@ func (l *Log) add(r Record) {
 	if l.cfg.Format == JSON && r.Platform != nil && !l.cfg.System.shows(r.Platform) {
 		return
 	}
-	if l.id != "" {
+	if l.id != "" && l.read {
 		l.tail.add(&r, l.cfg.Format)
 	}
 	if l.cfg.Sink == nil || l.closed {

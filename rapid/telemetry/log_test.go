@@ -249,3 +249,16 @@ func TestAttribution(t *testing.T) {
 		t.Errorf("%q", b.String())
 	}
 }
+
+// INV-03: the tail that nobody reads is not made, and the next one is.
+func TestUnreadTail(t *testing.T) {
+	l := NewLog(LogConfig{})
+	defer l.Close(t.Context())
+	for want, begin := range map[string]func(string){"": l.BeginUnread, "read\n": l.Begin} {
+		begin("id")
+		l.Output(FromFunction, "runtime", Message{Text: []byte("read")})
+		if got := string(l.End()); got != want {
+			t.Errorf("tail %q, want %q", got, want)
+		}
+	}
+}
