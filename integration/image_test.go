@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -150,8 +151,8 @@ func TestImageLaunchError(t *testing.T) {
 	}
 }
 
-// An image comes from a registry by the hands of a process without privileges, to whom
-// the operator's credentials for that registry are given.
+// An image comes from a registry by the hands of a process without privileges, which may
+// read certificates and gets the operator's credentials for that registry.
 func TestImageFromRegistry(t *testing.T) {
 	layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/work"})
 	var index struct {
@@ -160,7 +161,7 @@ func TestImageFromRegistry(t *testing.T) {
 	if err := json.Unmarshal(readFile(t, filepath.Join(layout, "index.json")), &index); err != nil {
 		t.Fatal(err)
 	}
-	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	registry := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, digest := filepath.Split(r.URL.Path)
 		user, password, _ := r.BasicAuth()
 		switch {
@@ -183,6 +184,13 @@ func TestImageFromRegistry(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(login), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	certificates := newFolders(t).state // a folder that others may enter
+	if err := os.MkdirAll(certificates, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ca := filepath.Join(certificates, "ca.pem")
+	writeFile(t, ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: registry.Certificate().Raw}), 0o644)
+	t.Setenv("SSL_CERT_FILE", ca)
 	t.Setenv("HOME", t.TempDir())
 	refused := launch(t, newFolders(t), "--memory=512", "--image", given)
 	if code := refused.waitExit(); code != 2 || !strings.Contains(refused.log.text(), "log in as the daemon's user with docker login") {

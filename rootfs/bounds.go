@@ -1,13 +1,15 @@
 package rootfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,32 +76,24 @@ func (b Bounds) watch(ctx context.Context, root *os.Root) error {
 
 // look looks once. What changes or goes meanwhile is no error.
 func (b Bounds) look(ctx context.Context, root *os.Root) error {
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
 	c := newCount(b)
-	err := fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			return nil
-		}
-		info, err := d.Info()
-		if err != nil {
-			return nil
-		}
-		return c.add(name, info)
+	err = walk(int(dir.Fd()), ".", ".", true, func(_ int, _, name string, st *unix.Stat_t) error {
+		return cmp.Or(ctx.Err(), c.add(name, st))
 	})
 	if errors.Is(err, errOver) {
 		return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: fixTooMany,
 			Reason: fmt.Sprintf("was stopped: its extraction makes more than %s or %d files", megabytes(b.Bytes), b.Entries)}
 	}
 	var st unix.Statfs_t
-	if dir, err := root.Open("."); err == nil {
-		err = unix.Fstatfs(int(dir.Fd()), &st)
-		dir.Close()
-		if left := reserve(&st); err == nil && left != "" {
-			return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
-				Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
-		}
+	err = unix.Fstatfs(int(dir.Fd()), &st)
+	if left := reserve(&st); err == nil && left != "" {
+		return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
+			Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
 	}
 	return nil
 }
@@ -121,25 +115,24 @@ func reserve(st *unix.Statfs_t) string {
 // its files have. That process has ended, and may have done anything: what no extractor
 // makes is an error.
 func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
+	dir, err := root.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("rootfs: take over the files of %s: %w", b.File, err)
+	}
+	defer dir.Close()
 	c := newCount(b)
-	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		switch kind := info.Mode() & (fs.ModeType | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky); {
-		case kind == 0 && (b.HardLinks || info.Sys().(*syscall.Stat_t).Nlink == 1):
-		case kind == fs.ModeDir, kind == fs.ModeSymlink:
+	err = walk(int(dir.Fd()), ".", ".", false, func(at int, base, name string, st *unix.Stat_t) error {
+		const special = unix.S_ISUID | unix.S_ISGID | unix.S_ISVTX
+		switch kind := st.Mode & unix.S_IFMT; {
+		case kind == unix.S_IFREG && st.Mode&special == 0 && (b.HardLinks || st.Nlink == 1):
+		case kind == unix.S_IFDIR && st.Mode&special == 0, kind == unix.S_IFLNK:
 		default:
-			return fmt.Errorf("%q is a %v, which no extraction makes", shorten(name), info.Mode())
+			return fmt.Errorf("%q is of mode %#o and has %d names, which no extraction makes", shorten(name), st.Mode, st.Nlink)
 		}
-		if err := c.add(name, info); err != nil {
+		if err := c.add(name, st); err != nil {
 			return err
 		}
-		return root.Lchown(name, os.Geteuid(), os.Getegid())
+		return unix.Fchownat(at, base, os.Geteuid(), os.Getegid(), unix.AT_SYMLINK_NOFOLLOW)
 	})
 	if err == nil {
 		err = c.complete()
@@ -148,6 +141,47 @@ func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
 		return 0, fmt.Errorf("rootfs: take over the files of %s: %w", b.File, err)
 	}
 	return c.bytes, nil
+}
+
+// walk calls visit with the folder that is base in the open folder at, and with all that
+// is below it: each by the open folder that it is in, its name there and its path. It
+// follows no link, whatever changes meanwhile. If lenient, what cannot be looked at is
+// left out.
+func walk(at int, base, name string, lenient bool, visit func(at int, base, name string, st *unix.Stat_t) error) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return unlessLenient(lenient, name, err)
+	}
+	if err := visit(at, base, name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return err
+	}
+	fd, err := unix.Openat(at, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unlessLenient(lenient, name, err)
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(1000)
+		for _, n := range names {
+			if err := walk(fd, n, path.Join(name, n), lenient, visit); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return unlessLenient(lenient, name, err)
+		}
+	}
+}
+
+func unlessLenient(lenient bool, name string, err error) error {
+	if lenient {
+		return nil
+	}
+	return &fs.PathError{Op: "look at", Path: name, Err: err}
 }
 
 // count adds up what is in a folder.
@@ -165,14 +199,14 @@ func newCount(most Bounds) *count {
 }
 
 // add counts one entry, or says errOver.
-func (c *count) add(name string, info fs.FileInfo) error {
+func (c *count) add(name string, st *unix.Stat_t) error {
 	if c.entries++; c.entries > c.most.Entries || strings.Count(name, "/") >= c.most.Depth {
 		return errOver
 	}
-	if !info.Mode().IsRegular() {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	if st := info.Sys().(*syscall.Stat_t); st.Nlink > 1 {
+	if st.Nlink > 1 {
 		id := inode{st.Dev, st.Ino}
 		left, seen := c.missing[id]
 		if seen {
@@ -181,10 +215,10 @@ func (c *count) add(name string, info fs.FileInfo) error {
 		}
 		c.missing[id] = uint64(st.Nlink) - 1
 	}
-	if info.Size() > c.most.Bytes-c.bytes {
+	if st.Size > c.most.Bytes-c.bytes {
 		return errOver
 	}
-	c.bytes += info.Size()
+	c.bytes += st.Size
 	return nil
 }
 

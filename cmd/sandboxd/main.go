@@ -47,9 +47,6 @@ func main() {
 	if isUnpack() {
 		os.Exit(runUnpack())
 	}
-	if isUnpack() {
-		os.Exit(runUnpack())
-	}
 	if isWorker() {
 		os.Exit(runWorker())
 	}
