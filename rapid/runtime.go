@@ -135,8 +135,12 @@ func (m *nextMsg) serve(s *Sandbox) {
 	if s.State() == Initializing && s.inline() {
 		r.id = s.current.inv.ID
 	}
-	r.waiters = append(slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return !w.alive() }), m)
+	many := len(r.waiters) >= fewWaiters // whoever leaves without a word is asked for then
+	r.waiters = append(slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return !w.alive() || many && !w.connected() }), m)
 }
+
+// fewWaiters is how many calls of next may wait before their clients are asked for.
+const fewWaiters = 8
 
 // dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
 // If there is none, the runtime's next call gets the event; so does it if the only

@@ -66,9 +66,17 @@ func (g *guard) admit(c *conn) bool {
 		var oldest *conn
 		for o := range g.conns {
 			switch p := phase(o.phase.Load()); {
-			case p == handling, p == waiting && !o.hungUp():
+			case p == handling, p == waiting:
 			case oldest == nil || o.since.Before(oldest.since):
 				oldest = o
+			}
+		}
+		if oldest == nil { // or one that waits for an event, and nobody is there
+			for o := range g.conns {
+				if phase(o.phase.Load()) == waiting && o.hungUp() {
+					oldest = o
+					break
+				}
 			}
 		}
 		if oldest == nil {
@@ -212,7 +220,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// hungUp tells whether the peer has closed the connection and nothing of it is left to
+// hungUp tells whether the peer has closed the connection, whatever of it is left to
 // read, without waiting for the server's own reading to see it.
 func (c *conn) hungUp() (gone bool) {
 	sc, ok := c.Conn.(syscall.Conn)
@@ -224,9 +232,9 @@ func (c *conn) hungUp() (gone bool) {
 		return true // closed by us
 	}
 	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
-		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		gone = err == nil && n == 0 || err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
+		gone = err == nil && n > 0
 	})
 	return gone || err != nil
 }

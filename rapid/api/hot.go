@@ -27,14 +27,24 @@ import (
 // so long a trailer may be. It is net/http's size.
 const hotRead = 4 << 10
 
+// strayBytes is how many bytes of line ends are skipped behind the body of a POST, which
+// old clients sent there; as in net/http.
+const strayBytes = 4
+
 // serveHot serves hot requests until there is something else to read: its first n
 // bytes are in p.
 func (c *conn) serveHot(p []byte) (n int, err error) {
-	for {
+	for stray := 0; ; {
 		if n == 0 {
 			if n, err = c.Conn.Read(p); n == 0 || err != nil {
 				return n, err
 			}
+		}
+		for ; stray > 0 && n > 0 && (p[0] == '\r' || p[0] == '\n'); stray-- {
+			n = copy(p, p[1:n])
+		}
+		if n == 0 {
+			continue
 		}
 		c.phase.Store(int32(begun))
 		r, head := hotRequest(p[:n])
@@ -42,7 +52,10 @@ func (c *conn) serveHot(p []byte) (n int, err error) {
 			return n, nil
 		}
 		if n, err = c.serveOne(r.WithContext(c.ctx), p, p[head:n]); err != nil {
-			return 0, err
+			return 0, io.EOF // to net/http it was never there
+		}
+		if stray = 0; r.Method == http.MethodPost {
+			stray = strayBytes
 		}
 		c.guard.changed(c, http.StateIdle)
 	}
@@ -151,6 +164,9 @@ func (b *hotBody) trailer() error {
 	if err != nil {
 		return errTrailer
 	}
+	if b.Trailer == nil { // none was announced
+		b.Trailer = make(http.Header, len(h))
+	}
 	for name, values := range h {
 		b.Trailer[name] = values
 	}
@@ -227,7 +243,7 @@ func (w *hotWriter) flush() {
 	}
 	w.sent = true
 	w.WriteHeader(http.StatusOK)
-	if w.body.ended == nil {
+	if w.body.ended == nil && w.body.left < maxUnread {
 		_, _ = io.CopyN(io.Discard, w.body, maxUnread+1) // ended tells
 	}
 	if w.last = w.body.ended != io.EOF; w.last {

@@ -39,6 +39,7 @@ func FuzzHotRequest(f *testing.F) {
 		hotAnswerHead + "1;x=y\r\n1\r\n0\r\nLambda-Runtime-Function-Error-Type: t\r\nX: y\r\n\r\n",
 		hotAnswerHead + "0\r\nX: " + strings.Repeat("y", 3500) + "\r\n\r\n",
 		hotAnswerHead + "fffffffffffffffff\r\n",
+		post + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: y\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -150,6 +151,9 @@ func TestHotConnection(t *testing.T) {
 		{hotAnswerHead + "4\r\n\"hi\"\r\n0\r\n\r\n" + wireNext},
 		{"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n\"hi\"" + wireNext},
 		{hotAnswerHead + "4\r\n\"hi\"\r\n", "0\r\n\r\n", wireNext},
+		// A trailer that is not announced, and a line end too many, together and alone.
+		{"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\"hi\"\r\n0\r\nX: y\r\n\r\n\r\n" + wireNext},
+		{"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n\"hi\"", "\r\n", wireNext},
 		{hotAnswerHead, "4\r", "\n\"h", "i\"\r\n0\r\n", "\r\n" + wireNext[:20], wireNext[20:]}, // from here on net/http serves it
 		{"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n\"h", "i\"", wirePing + wireNext},
 	} {
@@ -193,6 +197,11 @@ func TestHotRefusal(t *testing.T) {
 			t.Fatalf("%d: %+v", i, r)
 		}
 	}
+	early := w.wire(t)
+	early.send(fmt.Sprintf(post, 1<<20)) // its body is not waited for
+	if r := early.get(); r.status != 400 || r.errorType() != "InvalidRequestID" {
+		t.Fatalf("%+v", r)
+	}
 	c.send(fmt.Sprintf(post, 1<<20) + strings.Repeat("x", 400<<10))
 	if r := c.get(); r.status != 400 || r.errorType() != "InvalidRequestID" {
 		t.Fatalf("%+v", r)
@@ -219,6 +228,26 @@ func TestGoneWaitersMakeRoom(t *testing.T) {
 		_, err := http.ReadResponse(c.in, nil)
 		return err == nil
 	})
+}
+
+// RT-25: a client that has said something more and gone gets no event.
+func TestGoneWaiterThatSpoke(t *testing.T) {
+	w := newWorld(t, setup{})
+	w.running()
+	gone, there := w.wire(t), w.wire(t)
+	gone.send(wireNext)
+	w.await(rapid.Idle)
+	gone.send("\n")
+	gone.Close()
+	there.send(wireNext)
+	res := w.invoke("id")
+	if e := there.get(); e.status != 200 {
+		t.Fatalf("%+v", e)
+	}
+	there.send(hotAnswerHead + "2\r\n{}\r\n0\r\n\r\n")
+	if r := <-res; string(r.Payload) != "{}" {
+		t.Errorf("%+v", r)
+	}
 }
 
 // RT-12: a payload that goes out apart from its head is whole.
