@@ -113,7 +113,7 @@ func reserve(st *unix.Statfs_t) string {
 
 // Adopt makes what another process has left below root ours, and says how many bytes
 // its files have. That process has ended, and may have done anything: what no extractor
-// makes is an error.
+// makes is an error. So is what has another owner than root, who was that process's user.
 func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -121,9 +121,18 @@ func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
 	}
 	defer dir.Close()
 	c := newCount(b)
+	var owner uint32
+	own := func(at int, base string) error {
+		return unix.Fchownat(at, base, os.Geteuid(), os.Getegid(), unix.AT_SYMLINK_NOFOLLOW)
+	}
 	err = walk(int(dir.Fd()), ".", ".", false, func(at int, base, name string, st *unix.Stat_t) error {
+		if name == "." {
+			owner = st.Uid
+		}
 		const special = unix.S_ISUID | unix.S_ISGID | unix.S_ISVTX
 		switch kind := st.Mode & unix.S_IFMT; {
+		case st.Uid != owner:
+			return fmt.Errorf("%q is another user's", shorten(name))
 		case kind == unix.S_IFREG && st.Mode&special == 0 && (b.HardLinks || st.Nlink == 1):
 		case kind == unix.S_IFDIR && st.Mode&special == 0, kind == unix.S_IFLNK:
 		default:
@@ -132,10 +141,21 @@ func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
 		if err := c.add(name, st); err != nil {
 			return err
 		}
-		return unix.Fchownat(at, base, os.Geteuid(), os.Getegid(), unix.AT_SYMLINK_NOFOLLOW)
+		if shared(st) {
+			return nil
+		}
+		return own(at, base)
 	})
 	if err == nil {
 		err = c.complete()
+	}
+	if err == nil && len(c.missing) > 0 { // now all of their names are known to be here
+		err = walk(int(dir.Fd()), ".", ".", false, func(at int, base, _ string, st *unix.Stat_t) error {
+			if shared(st) {
+				return own(at, base)
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		return 0, fmt.Errorf("rootfs: take over the files of %s: %w", b.File, err)
@@ -198,15 +218,15 @@ func newCount(most Bounds) *count {
 	return &count{most: most, entries: -1, missing: map[inode]uint64{}}
 }
 
+// shared reports whether a file, or a link, has another name.
+func shared(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 }
+
 // add counts one entry, or says errOver.
 func (c *count) add(name string, st *unix.Stat_t) error {
 	if c.entries++; c.entries > c.most.Entries || strings.Count(name, "/") >= c.most.Depth {
 		return errOver
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil
-	}
-	if st.Nlink > 1 {
+	if shared(st) {
 		id := inode{st.Dev, st.Ino}
 		left, seen := c.missing[id]
 		if seen {
@@ -214,6 +234,9 @@ func (c *count) add(name string, st *unix.Stat_t) error {
 			return nil
 		}
 		c.missing[id] = uint64(st.Nlink) - 1
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
 	}
 	if st.Size > c.most.Bytes-c.bytes {
 		return errOver

@@ -117,6 +117,10 @@ func firstVictim(pid int) error {
 // maxUnpackOutput bounds what the process may say.
 const maxUnpackOutput = 64 << 10
 
+// maxUnpackSilence is how long the end of its output is waited for once it has ended. It
+// may have sent the output's descriptor to who does not read that message.
+const maxUnpackSilence = 2 * time.Second
+
 // bounded keeps the beginning of what is written to it.
 type bounded struct{ b []byte }
 
@@ -228,9 +232,11 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		return err
 	}
 	cmd.ExtraFiles = p.files
+	cmd.WaitDelay = maxUnpackSilence
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
+		Setsid:     true, // the operator's terminal is not its, to type into
 	}
 	started, ordered, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -32,7 +33,9 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = o.bound()
 		}
-		if err == nil {
+		if err == nil && o.about() == keepsOutput {
+			err = unix.Sendmsg(firstFD, []byte("x"), unix.UnixRights(unix.Stdout), nil, 0)
+		} else if err == nil {
 			err = errors.New(attempts(o.about()))
 		}
 		os.Stdout.Write(rootfs.EncodeError(err))
@@ -44,6 +47,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// keepsOutput is the name for one that leaves its output open, in a message that nobody reads.
+const keepsOutput = "keeps its output"
 
 // about is the name in the order.
 func (o *unpackOrder) about() string {
@@ -153,5 +159,34 @@ func TestUnpackConfinement(t *testing.T) {
 		if !strings.Contains(control+" ", " "+what+" ") {
 			t.Errorf("control: not even this process can %q: %s", what, control)
 		}
+	}
+}
+
+// What is left open of an extraction that has ended keeps nobody waiting.
+func TestUnpackEnds(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer ours.Close()
+	defer theirs.Close()
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	p := unprivileged{what: "image", about: keepsOutput, order: unpackOrder{Read: &image.ReadJob{Image: keepsOutput}}, files: []*os.File{theirs}}
+	ended := make(chan error, 1)
+	go func() { ended <- p.run(context.Background(), 1<<30, log) }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it failed, and nobody says so")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it is waited for")
+	}
+	var message [1]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	if n, oobn, _, _, err := unix.Recvmsg(pair[0], message[:], oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC); err != nil || n != 1 || oobn == 0 {
+		t.Errorf("control: the message had no descriptor: %d, %d, %v", n, oobn, err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -251,5 +252,49 @@ func TestCredentials(t *testing.T) {
 	must(t, err)
 	if len(names) == 0 || names[0] != "me" || passwords[len(passwords)-1] != "mine" || strings.Contains(auth, "theirs") {
 		t.Errorf("the registry was told %q; the job has %s", names, auth)
+	}
+}
+
+// A process that was taken over cannot make its end wait for ours: a descriptor that it
+// has sent, and that we have not received, goes when it has failed.
+func TestHostileKeepsDescriptor(t *testing.T) {
+	r, err := read(t.Context(), Options{Image: t.TempDir(), Read: func(_ context.Context, _ ReadJob, conn, _ *os.File) error {
+		output, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer output.Close()
+		c, err := unixConn(conn)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		bad := []byte{'x', 0, 0, 0, 0}
+		rights := unix.UnixRights(int(w.Fd()))
+		_, err = c.Write(bad)
+		for range 2 { // one read gets the first of them at most
+			_, _, werr := c.WriteMsgUnix(bad, rights, nil)
+			err = errors.Join(err, werr)
+		}
+		w.Close()
+		_, rerr := io.ReadAll(output) // as who waits for the process reads its output to the end
+		return errors.Join(err, rerr)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.stop()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.describe(t.Context())
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, errProtocol) {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the descriptor is still open")
 	}
 }

@@ -124,6 +124,7 @@ func (r *reading) close() {
 // failed says why nothing more comes.
 func (r *reading) failed(ctx context.Context, err error) error {
 	r.cancel()
+	r.conn.Close() // with it go the descriptors in unread messages, which may keep the process from being reaped
 	<-r.ended
 	ended := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET)
 	switch {
