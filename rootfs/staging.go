@@ -3,9 +3,11 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,19 +15,23 @@ import (
 // staging is a folder of half-made things. Each is a directory that its maker holds
 // an exclusive flock on; the lock dies with the maker, so whoever can lock one has
 // found a leftover. No lock is ever waited for.
-type staging struct{ dir string }
+type staging struct {
+	dir      string
+	leftover error // why something stayed that a dead maker has left; nil if nothing did
+}
 
 // openStaging makes the folder if need be and removes what dead makers left in it.
 func openStaging(dir string) (staging, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return staging{}, fmt.Errorf("rootfs: make staging folder: %w", err)
 	}
-	s := staging{dir}
+	s := staging{dir: dir}
 	return s, s.sweep()
 }
 
-// sweep removes the stages that nobody holds.
-func (s staging) sweep() error {
+// sweep removes the stages that nobody holds. What cannot be removed stays, and is no
+// reason not to make others: leftover says why it stayed.
+func (s *staging) sweep() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return fmt.Errorf("rootfs: list staging folder: %w", err)
@@ -36,13 +42,12 @@ func (s staging) sweep() error {
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
 			continue // its maker lives, or another sweeper was faster
 		}
-		if err != nil {
-			return fmt.Errorf("rootfs: lock leftover %s: %w", path, err)
+		if err == nil {
+			err = removeStage(lock, path)
+			lock.Close()
 		}
-		err = os.RemoveAll(path)
-		lock.Close()
 		if err != nil {
-			return fmt.Errorf("rootfs: remove leftover: %w", err)
+			s.leftover = fmt.Errorf("rootfs: remove leftover %s: %w", path, err)
 		}
 	}
 	return nil
@@ -80,7 +85,127 @@ func (s staging) begin() (*stage, error) {
 // close removes what is left in the stage and gives up the lock.
 func (st *stage) close() error {
 	defer st.lock.Close()
-	return os.RemoveAll(st.dir)
+	return removeStage(st.lock, st.dir)
+}
+
+// removeStage removes the directory at path, which is open as top, with all that is in
+// it. Who has filled it may have made a tree deeper than descriptors or stack go, so it
+// is made flat: what a directory holds moves to the top, under a number, before it goes.
+func removeStage(top *os.File, path string) error {
+	f := flattener{top: int(top.Fd())}
+	dir, err := openDir(f.top, ".")
+	if err != nil {
+		return fmt.Errorf("open stage: %w", err)
+	}
+	defer dir.Close()
+	for {
+		none := true
+		err := eachName(dir, func(name string) error {
+			none = false
+			return f.remove(name)
+		})
+		if errors.Is(err, unix.EXDEV) { // of an overlay's lower layer, which no extraction has filled
+			return os.RemoveAll(path)
+		}
+		if err != nil {
+			return err
+		}
+		if none {
+			return os.Remove(path)
+		}
+		if _, err := dir.Seek(0, io.SeekStart); err != nil { // what has moved up may not have been seen
+			return err
+		}
+	}
+}
+
+// flattener removes what is in the open directory top.
+type flattener struct {
+	top   int
+	moved int // the last number that was given
+}
+
+// remove removes what has that name in top, or, of a directory, all but the
+// directories in it, which move to the top.
+func (f *flattener) remove(name string) error {
+	isDir, err := unlink(f.top, name)
+	if !isDir {
+		return err
+	}
+	dir, err := openDir(f.top, name)
+	if err != nil {
+		return fmt.Errorf("open %q: %w", shorten(name), err)
+	}
+	defer dir.Close()
+	err = eachName(dir, func(inside string) error {
+		isDir, err := unlink(int(dir.Fd()), inside)
+		if !isDir {
+			return err
+		}
+		return f.moveUp(int(dir.Fd()), inside)
+	})
+	if err != nil {
+		return err
+	}
+	_, err = unlink(f.top, name) // is there still if it changed while it was read
+	return err
+}
+
+// moveUp moves a directory to the top.
+func (f *flattener) moveUp(at int, name string) error {
+	for {
+		f.moved++
+		err := unix.Renameat(at, name, f.top, strconv.Itoa(f.moved)) // in place of an empty directory at most
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTDIR):
+			continue // the number is taken
+		}
+		return fmt.Errorf("move %q: %w", shorten(name), err)
+	}
+}
+
+// unlink removes a file or an empty directory, and says if it is a directory that holds
+// something. What is gone is removed.
+func unlink(at int, name string) (full bool, err error) {
+	err = unix.Unlinkat(at, name, 0)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
+		err = unix.Unlinkat(at, name, unix.AT_REMOVEDIR)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return false, nil
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
+		return true, nil
+	}
+	return false, fmt.Errorf("remove %q: %w", shorten(name), err)
+}
+
+func openDir(at int, name string) (*os.File, error) {
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// eachName calls do for what is in a directory.
+func eachName(dir *os.File, do func(name string) error) error {
+	for {
+		names, err := dir.Readdirnames(1000)
+		for _, name := range names {
+			if err := do(name); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read %q: %w", shorten(dir.Name()), err)
+		}
+	}
 }
 
 // publish moves name out of the stage to target, durable when it returns. It says

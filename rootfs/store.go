@@ -96,6 +96,10 @@ func OpenStore(dir string) (*Store, error) {
 	return &Store{entries: entries, staging: st}, nil
 }
 
+// Leftover says why a partial extraction could not be removed when the store was opened,
+// nil if all were. The store can be used nevertheless; the next opening tries again.
+func (s *Store) Leftover() error { return s.staging.leftover }
+
 // AddZip extracts the zip at path once and returns its entry, at once if a zip of
 // the same content is there already. progress, which may be nil, is called with
 // extracted and total bytes. What is wrong with the zip is an [InvalidError]; after

@@ -113,6 +113,53 @@ func TestOpenStoreSweeps(t *testing.T) {
 	wantTree(t, filepath.Join(dir, "staging"))
 }
 
+// A tree deeper than descriptors go, which an extractor that was taken over can make by
+// renaming, is removed like any other; what cannot be removed stops no daemon (S-01).
+func TestStageDeep(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = 256
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	deep := func() *stage {
+		st, err := store.staging.begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"1", "2/x", "3/4/5", "entry/tree" + strings.Repeat("/d", 1500)} {
+			err = errors.Join(err, os.MkdirAll(filepath.Join(st.dir, name), 0o755))
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(st.dir, "entry/tree/d/d/file"), nil, 0o644), os.WriteFile(filepath.Join(st.dir, "4"), nil, 0o644),
+			os.Symlink("/", filepath.Join(st.dir, "entry/tree/d/link")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	control := deep()
+	if err := os.RemoveAll(control.dir); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("control: %v", err)
+	}
+	if err := control.close(); err != nil {
+		t.Error(err)
+	}
+	deep().lock.Close()
+	if err := os.WriteFile(filepath.Join(dir, "staging", "no-stage"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if store = openTestStore(t, dir); store.Leftover() == nil || !strings.Contains(store.Leftover().Error(), "no-stage") {
+		t.Errorf("%v", store.Leftover())
+	}
+	wantTree(t, filepath.Join(dir, "staging"), "no-stage")
+}
+
 func TestAddZipCancelled(t *testing.T) {
 	dir := t.TempDir()
 	zipPath := writeZip(t, dir, makeZip(t, file{name: "a", body: strings.Repeat("a", 1<<20)}))

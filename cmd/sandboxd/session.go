@@ -150,6 +150,9 @@ func (s *session) prepare(ctx context.Context) (*rootfs.Function, string, error)
 	if err != nil {
 		return nil, "", err
 	}
+	if err := store.Leftover(); err != nil {
+		s.log.WithError(err).Warn("a partial extraction of an earlier daemon stays; remove it by hand")
+	}
 	store.Unzip = s.unzip
 	scratch := filepath.Join(s.instance.Dir(), "scratch")
 	if err := os.Mkdir(scratch, 0o700); err != nil {
