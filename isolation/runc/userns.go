@@ -68,8 +68,16 @@ func spawnIdle(namespaces uintptr) (pid int, err error) {
 //go:noescape
 func cloneIdle(flags, parent uintptr) (pid int)
 
+// endIdle ends what spawnIdle made. A kill that fails is tried again: what is not killed
+// here dies with the thread, but then nobody reaps it.
 func endIdle(pid int) error {
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+	var err error
+	for range 3 {
+		if err = unix.Kill(pid, unix.SIGKILL); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		return os.NewSyscallError("kill", err)
 	}
 	for {
