@@ -42,15 +42,20 @@ var errOver = errors.New("there is more than the limits allow")
 // an [InvalidError] of kind ErrTooLarge.
 func (b Bounds) Watch(ctx context.Context, root *os.Root, fill func(context.Context) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
-	watched := make(chan error, 1)
-	go func() {
-		err := b.watch(ctx, root)
-		stop(err)
-		watched <- err
-	}()
+	watchers := []func(context.Context, *os.Root) error{b.watch, b.watchSpace}
+	watched := make(chan error, len(watchers))
+	for _, watch := range watchers {
+		go func() {
+			err := watch(ctx, root)
+			if err != nil {
+				stop(err)
+			}
+			watched <- err
+		}()
+	}
 	err := fill(ctx)
 	stop(nil)
-	if over := <-watched; over != nil {
+	if over := cmp.Or(<-watched, <-watched); over != nil {
 		return over
 	}
 	return err
@@ -89,13 +94,32 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 		return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: fixTooMany,
 			Reason: fmt.Sprintf("was stopped: its extraction makes more than %s or %d files", megabytes(b.Bytes), b.Entries)}
 	}
-	var st unix.Statfs_t
-	err = unix.Fstatfs(int(dir.Fd()), &st)
-	if left := reserve(&st); err == nil && left != "" {
-		return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
-			Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
-	}
 	return nil
+}
+
+// watchSpace is watch for the file system. Looking at it costs nothing, so it is looked
+// at as often however many files there are in the folder.
+func (b Bounds) watchSpace(ctx context.Context, root *os.Root) error {
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		var st unix.Statfs_t
+		err := unix.Fstatfs(int(dir.Fd()), &st)
+		if left := reserve(&st); err == nil && left != "" {
+			return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
+				Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
+		}
+	}
 }
 
 // reserve says what is scarce in a file system, "" if nothing is. One that does not
