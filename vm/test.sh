@@ -5,8 +5,9 @@
 #   vm/test.sh plain|systemd
 #   vm/test.sh here             without a machine: this one is it (see Vagrantfile)
 #
-# VM_RUN, a regular expression, chooses tests. Tests named TestClient… and TestReal…
-# stay away: they need package registries and what builds from them.
+# VM_RUN, a regular expression, chooses tests; without it run-tests does. Tests named
+# TestClient… and TestReal… stay away: they need package registries and what builds
+# from them.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/../scripts/lib.sh"
@@ -37,7 +38,7 @@ share= # of the rounds that long tests make; emulation is slow
 cat >"$payload/environment" <<END
 export SANDBOXD=$root/bin/sandboxd SANDBOX_INIT=$root/bin/sandbox-init
 export SANDBOXD_TESTBIN=$root/programs SANDBOXD_EXAMPLES=$root/examples
-tests='${VM_RUN:-.}'
+tests='${VM_RUN:-}'
 $share
 END
 install -m 755 vm/run-tests "$payload/run"
