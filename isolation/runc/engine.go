@@ -102,10 +102,12 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
 // Close removes what New made. Every sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
-	e.filters.Close()
-	err := errors.Join(
-		e.closeStage(),
-		e.creator.close(ctx),
+	err := e.creator.close(ctx)
+	if err == nil { // nobody hands them out any more
+		e.filters.Close()
+		err = e.closeStage()
+	}
+	err = errors.Join(err,
 		e.closeGateway(),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
 		os.Remove(e.fs),

@@ -140,6 +140,8 @@ func (h Host) uses(controller string) bool {
 		return true
 	case "freezer":
 		return h.Mode == ModeLegacy // elsewhere the v2 tree freezes
+	case "name=systemd":
+		return h.Mode == ModeLegacy // systemd ends what it finds in the daemon's; elsewhere it looks at the v2 tree
 	}
 	return slices.Contains(needed, controller)
 }
@@ -153,11 +155,38 @@ func (h Host) hideUnused() error {
 		if slices.Contains(used, root) {
 			continue
 		}
+		if shared, err := isShared(root); err != nil || shared {
+			return errors.Join(err, fmt.Errorf("runc: %s is not unmounted: the host would lose it too; the daemon is in no mount namespace of its own", root))
+		}
 		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
 			return &os.PathError{Op: "unmount", Path: root, Err: err}
 		}
 	}
 	return nil
+}
+
+// isShared tells whether what is unmounted at path is unmounted elsewhere too
+// (proc_pid_mountinfo(5): the optional field shared).
+func isShared(path string) (bool, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, fmt.Errorf("runc: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 7 || f[4] != path {
+			continue
+		}
+		for _, option := range f[6:] {
+			if option == "-" {
+				break
+			}
+			if strings.HasPrefix(option, "shared:") {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 func ownCgroup() (string, error) {

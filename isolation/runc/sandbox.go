@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -309,6 +310,9 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	if err := inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) }); err != nil {
 		return nil, err
 	}
+	if err := confined(pid); err != nil {
+		return nil, err
+	}
 	failpoint.Pass(failpoint.InitUp)
 	if err := os.Remove(fifo); err != nil {
 		return nil, err
@@ -317,6 +321,21 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	d.conn = conn
 	s.mu.Unlock()
 	return d, nil
+}
+
+// confined says why an init handler that has said hello is not confined: everything that
+// will run in the domain inherits what it has.
+func confined(pid int) error {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err
+	}
+	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(status), "\n"+want+"\n") {
+			return fmt.Errorf("the init handler is not confined: its status has no %q; it is not of the same build", want)
+		}
+	}
+	return nil
 }
 
 // hello waits for the init handler's first message.

@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -36,6 +37,9 @@ func SealSelf() error {
 	sealed, err := exeseal.CloneBinary(self, info.Size(), "sandboxd", os.TempDir())
 	if err != nil {
 		return fmt.Errorf("runc: sealed copy of own binary: %w", err)
+	}
+	if !exeseal.IsCloned(sealed) { // it would do this again for ever
+		return errors.New("runc: sealed copy of own binary: the kernel gives no file in memory that can be executed; set vm.memfd_noexec to 0 or 1")
 	}
 	runtime.LockOSThread() // the namespace is this thread's until exec makes it the process's
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {

@@ -19,7 +19,7 @@ import (
 
 // Version is what [Hello] carries. Both ends come from one build, so a difference
 // means that a daemon has started a foreign init handler.
-const Version = 1
+const Version = 2
 
 // Bounds of a message. What exceeds one is refused by Send and by Recv.
 const (
