@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -195,13 +196,20 @@ func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespa
 		if !ok {
 			continue
 		}
-		env = append(env, name+"="+value)
-		switch name {
-		case "SSL_CERT_FILE":
-			needs.Files = append(needs.Files, value)
-		case "SSL_CERT_DIR":
-			needs.Files = append(needs.Files, filepath.SplitList(value)...)
+		if strings.HasPrefix(name, "SSL_CERT_") { // files; it works in another folder than we
+			list := []string{value}
+			if name == "SSL_CERT_DIR" {
+				list = filepath.SplitList(value)
+			}
+			for i, path := range list {
+				if abs, err := filepath.Abs(path); err == nil && path != "" {
+					list[i] = abs
+				}
+			}
+			value = strings.Join(list, string(filepath.ListSeparator))
+			needs.Files = append(needs.Files, list...)
 		}
+		env = append(env, name+"="+value)
 	}
 	return needs, env, namespaces
 }

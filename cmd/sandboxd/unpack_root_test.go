@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,5 +189,23 @@ func TestUnpackEnds(t *testing.T) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	if n, oobn, _, _, err := unix.Recvmsg(pair[0], message[:], oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC); err != nil || n != 1 || oobn == 0 {
 		t.Errorf("control: the message had no descriptor: %d, %d, %v", n, oobn, err)
+	}
+}
+
+// Certificates that the operator names are found from another working directory.
+func TestUnpackCertificates(t *testing.T) {
+	t.Chdir("/etc")
+	t.Setenv("SSL_CERT_FILE", "a:b.pem")
+	t.Setenv("SSL_CERT_DIR", "ssl:/x")
+	needs, env, _ := (&unprivileged{network: true}).confinement()
+	for _, want := range []string{"SSL_CERT_FILE=/etc/a:b.pem", "SSL_CERT_DIR=/etc/ssl:/x"} {
+		if !slices.Contains(env, want) {
+			t.Errorf("%q lacks %s", env, want)
+		}
+	}
+	for _, want := range []string{"/etc/a:b.pem", "/etc/ssl", "/x"} {
+		if !slices.Contains(needs.Files, want) {
+			t.Errorf("%q lacks %s", needs.Files, want)
+		}
 	}
 }

@@ -182,6 +182,25 @@ func TestHostileMessages(t *testing.T) {
 	}
 }
 
+// Data without bytes, which no limit would end, is no data.
+func TestHostileEmptyData(t *testing.T) {
+	r := reads(t, func(ctx context.Context, c *net.UnixConn) error {
+		err := writeMessage(c, msgData, nil)
+		<-ctx.Done()
+		return err
+	})
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := r.unpack(ctx, &description{Layers: []layerClaim{{}}}, root, Options{Limits: Limits{}.withDefaults()}); !errors.Is(err, errProtocol) {
+		t.Error(err)
+	}
+}
+
 // A process that a layer has taken over may leave anything, and may end whenever it
 // likes: nothing of it is kept.
 func TestHostileUnpacking(t *testing.T) {

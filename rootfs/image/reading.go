@@ -274,6 +274,9 @@ func (r *reading) pourLayer(ctx context.Context, number int, l layerClaim, to io
 		}
 		switch kind {
 		case msgData:
+			if len(body) == 0 { // nobody's limit would end these
+				return r.failed(ctx, errProtocol)
+			}
 			if *left -= int64(len(body)); *left < 0 {
 				return tooLarge(r.job.Image, limit)
 			}
@@ -307,6 +310,9 @@ func (r *reading) explain(ctx context.Context, fault error, left int64) error {
 		var err error
 		if kind, body, err = r.next(ctx); err != nil {
 			return err
+		}
+		if kind == msgData && len(body) == 0 {
+			return r.failed(ctx, errProtocol)
 		}
 		left -= int64(len(body))
 	}
