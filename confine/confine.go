@@ -1,6 +1,6 @@
 // Package confine takes from a process what it does not need, for good. [Thread] does
 // what children inherit, before the process exists; [Process] does what the process can
-// only do to itself, once it holds all that it needs.
+// only do to itself, once it holds all that it needs; [Files] is that for an extractor.
 package confine
 
 import (
@@ -61,5 +61,14 @@ func Process() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("confine: %w", os.NewSyscallError("setrlimit", err))
 	}
-	return filter()
+	return server.filter()
 }
+
+// Files confines the calling process, all threads of it, those to come too, to what it
+// takes to read and write files: no socket, no other process, no prctl, and nothing by
+// which a file takes more of the disk than its size says. What files it may open is
+// [Thread]'s to say. no_new_privs must be on.
+func Files() error { return files.filter() }
+
+// FilesAndNetwork is [Files] that leaves connections to hosts, and none to what has a path.
+func FilesAndNetwork() error { return connected.filter() }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -36,7 +37,23 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = serveConfined(l)
 		}
-		fmt.Print(err, "\n", tryCalls())
+		fmt.Print(err, "\n", tryCalls(forbiddenServer))
+	case "files", "connected":
+		what, confine := os.Getenv(helper), Files
+		if what == "connected" {
+			confine = FilesAndNetwork
+		}
+		err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), confine())
+		if err == nil {
+			err = useFiles(os.Getenv("DIR"))
+		}
+		if err == nil && what == "connected" {
+			err = useNetwork(os.Getenv("ADDR"))
+		}
+		if what == "files" {
+			forbiddenFiles["connect"] = unix.SYS_CONNECT
+		}
+		fmt.Print(err, "\n", tryCalls(forbiddenFiles))
 	}
 	os.Exit(0)
 }
@@ -224,18 +241,72 @@ func serveConfined(l net.Listener) error {
 // forbidden are calls that must fail, one for each thing that a worker taken over would
 // like to have.
 var forbidden = map[string]uintptr{
-	"openat": unix.SYS_OPENAT, "openat2": unix.SYS_OPENAT2, "socket": unix.SYS_SOCKET, "socketpair": unix.SYS_SOCKETPAIR, "connect": unix.SYS_CONNECT,
+	"openat2": unix.SYS_OPENAT2, "socket": unix.SYS_SOCKET, "socketpair": unix.SYS_SOCKETPAIR,
 	"bind": unix.SYS_BIND, "execve": unix.SYS_EXECVE, "execveat": unix.SYS_EXECVEAT, "ptrace": unix.SYS_PTRACE, "process_vm_readv": unix.SYS_PROCESS_VM_READV,
 	"mount": unix.SYS_MOUNT, "move_mount": unix.SYS_MOVE_MOUNT, "unshare": unix.SYS_UNSHARE, "setns": unix.SYS_SETNS, "kill": unix.SYS_KILL,
 	"pidfd_open": unix.SYS_PIDFD_OPEN, "bpf": unix.SYS_BPF, "io_uring_setup": unix.SYS_IO_URING_SETUP, "userfaultfd": unix.SYS_USERFAULTFD,
 	"keyctl": unix.SYS_KEYCTL, "prctl": unix.SYS_PRCTL, "setuid": unix.SYS_SETUID, "memfd_create": unix.SYS_MEMFD_CREATE, "clone": unix.SYS_CLONE,
 }
 
+// forbiddenServer are those of a server besides.
+var forbiddenServer = map[string]uintptr{"openat": unix.SYS_OPENAT, "connect": unix.SYS_CONNECT}
+
+// forbiddenFiles are those of an extractor besides.
+var forbiddenFiles = map[string]uintptr{
+	"fallocate": unix.SYS_FALLOCATE, "setxattr": unix.SYS_SETXATTR, "fsetxattr": unix.SYS_FSETXATTR, "lsetxattr": unix.SYS_LSETXATTR, "mknodat": unix.SYS_MKNODAT,
+	"shmget": unix.SYS_SHMGET, "listen": unix.SYS_LISTEN, "setsid": unix.SYS_SETSID, "ioctl": unix.SYS_IOCTL, "chroot": unix.SYS_CHROOT,
+}
+
+// useFiles does what an extractor does with files.
+func useFiles(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	err = errors.Join(root.MkdirAll("a/b", 0o755), root.WriteFile("a/b/f", []byte("x"), 0o600), root.Symlink("b/f", "a/l"), root.Link("a/b/f", "a/h"),
+		root.Rename("a/h", "g"), root.Chmod("g", 0o755), root.Chtimes("g", time.Unix(1, 0), time.Unix(1, 0)))
+	if b, rerr := root.ReadFile("a/l"); rerr != nil || string(b) != "x" {
+		err = errors.Join(err, fmt.Errorf("%q, %w", b, rerr))
+	}
+	if list, rerr := os.ReadDir(filepath.Join(dir, "a")); rerr != nil || len(list) != 2 {
+		err = errors.Join(err, fmt.Errorf("%v, %w", list, rerr))
+	}
+	return errors.Join(err, root.RemoveAll("a"), root.Remove("g"))
+}
+
+// useNetwork does what who asks a registry does: it looks up a name, in vain, and connects.
+func useNetwork(addr string) error {
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "udp", addr)
+		if err == nil {
+			_, err = conn.Write([]byte("question"))
+			conn.Close()
+		}
+		return nil, errors.Join(errAsked, err)
+	}}
+	if _, err := resolver.LookupHost(context.Background(), "host.invalid."); err == nil || !strings.HasSuffix(err.Error(), errAsked.Error()) {
+		return fmt.Errorf("name: %w", err)
+	}
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	if _, err := net.Dial("unix", "/run/no-such-socket"); !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("a socket with a path: %w", err)
+	}
+	return conn.Close()
+}
+
+var errAsked = errors.New("asked")
+
 // tryCalls makes each forbidden call on every thread's behalf, and says what failed
 // otherwise than it should.
-func tryCalls() string {
+func tryCalls(more map[string]uintptr) string {
 	var b strings.Builder
-	for name, number := range forbidden {
+	maps.Copy(more, forbidden)
+	for name, number := range more {
 		_, _, errno := unix.RawSyscall6(number, 0, 0, 0, 0, 0, 0)
 		if errno != unix.EPERM {
 			fmt.Fprintf(&b, "%s: %v\n", name, errno)
@@ -249,6 +320,9 @@ func tryCalls() string {
 			fmt.Fprintf(&b, "%s that connects: %v\n", name, errno)
 		}
 	}
+	if _, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0); err != unix.EPERM {
+		fmt.Fprintf(&b, "socketpair for datagrams: %v\n", err)
+	}
 	if err := unix.Sendto(-1, nil, 0, &unix.SockaddrInet4{}); err != unix.EBADF {
 		fmt.Fprintf(&b, "sendto: %v\n", err)
 	}
@@ -261,6 +335,19 @@ func tryCalls() string {
 func TestProcess(t *testing.T) {
 	if out := confined(t, "seccomp", false); out != "<nil>\n" {
 		t.Errorf("confined: %s", out)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, what := range []string{"files", "connected"} {
+		if out := confined(t, what, false, "DIR="+t.TempDir(), "ADDR="+l.Addr().String()); out != "<nil>\n" {
+			t.Errorf("%s: %s", what, out)
+		}
 	}
 }
 

@@ -3,16 +3,51 @@ package confine
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// calls are the system calls that a confined process may make. Each has its reason.
-var calls = []struct {
+// profile is what a process may do.
+type profile struct {
+	calls [][]group // the numbers of all of them are allowed
+	rules [][]rule
+}
+
+// group are system calls with the reason why they are allowed.
+type group struct {
 	why     string
 	numbers []uintptr
-}{
+}
+
+// rule is about a system call of which an argument says what it does: whether the test
+// holds for one of the values decides.
+type rule struct {
+	call, argument uint32
+	test           uint16
+	values         []uint32
+	yes, no        uint32 // what becomes of it; no may be next, which asks the rules that follow
+}
+
+const (
+	equal   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	anyBit  = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
+	allowed = unix.SECCOMP_RET_ALLOW
+	refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	next    = uint32(unix.SECCOMP_RET_LOG) // is no result that we have
+)
+
+// The profiles: of a server that lives on what it holds, and of an extractor, which
+// Landlock lets use one folder at most, without and with a network.
+var (
+	server    = profile{[][]group{common}, [][]rule{commonRules, serverRules}}
+	files     = profile{[][]group{common, fileCalls}, [][]rule{commonRules}}
+	connected = profile{[][]group{common, fileCalls, networkCalls}, [][]rule{commonRules, networkRules}}
+)
+
+// common are the calls of every confined process.
+var common = []group{
 	{"files and sockets that are open", []uintptr{
 		unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREAD64, unix.SYS_PWRITE64, unix.SYS_CLOSE,
 		unix.SYS_FSTAT, unix.SYS_LSEEK, unix.SYS_FCNTL,
@@ -32,6 +67,41 @@ var calls = []struct {
 	{"random numbers", []uintptr{unix.SYS_GETRANDOM}},
 }
 
+// commonRules: threads may be made and processes not, and what is sent connects to nowhere.
+var commonRules = []rule{
+	{unix.SYS_CLONE, 0, anyBit, []uint32{unix.CLONE_THREAD}, allowed, refused},
+	{unix.SYS_SENDTO, 3, anyBit, []uint32{unix.MSG_FASTOPEN}, refused, allowed},
+	{unix.SYS_SENDMSG, 2, anyBit, []uint32{unix.MSG_FASTOPEN}, refused, allowed},
+}
+
+// serverRules: pairs of sockets for output, as pipes. Of one for datagrams either end can
+// send to any socket that has a path; SOCK_DGRAM and SOCK_RAW, which is the same there,
+// have that bit, and SOCK_STREAM and SOCK_SEQPACKET have not.
+var serverRules = []rule{
+	{unix.SYS_SOCKETPAIR, 1, anyBit, []uint32{unix.SOCK_DGRAM}, refused, next},
+	{unix.SYS_SOCKETPAIR, 0, equal, []uint32{unix.AF_UNIX}, allowed, refused},
+	{unix.SYS_IOCTL, 1, equal, []uint32{unix.TIOCINQ}, allowed, refused}, // is all output read?
+}
+
+// fileCalls are those on files by their path. Nothing that gives a file more of the disk
+// than its size says (fallocate, extended attributes), no special files.
+var fileCalls = []group{
+	{"to open, and to look", []uintptr{
+		unix.SYS_OPENAT, unix.SYS_NEWFSTATAT, unix.SYS_STATX, unix.SYS_READLINKAT, unix.SYS_GETDENTS64, unix.SYS_FACCESSAT, unix.SYS_FACCESSAT2, unix.SYS_FSTATFS,
+	}},
+	{"to make and to remove", []uintptr{
+		unix.SYS_MKDIRAT, unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_FTRUNCATE, unix.SYS_FSYNC,
+	}},
+	{"modes and times", []uintptr{unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_UTIMENSAT}},
+	{"the netpoller, which is made when it is needed", []uintptr{unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2}},
+}
+
+// networkCalls are those of who looks up names and connects.
+var networkCalls = []group{{"connections out", []uintptr{unix.SYS_CONNECT}}}
+
+// networkRules: sockets of a network, none that has a path.
+var networkRules = []rule{{unix.SYS_SOCKET, 0, equal, []uint32{unix.AF_INET, unix.AF_INET6}, allowed, refused}}
+
 // architecture is the kernel's name of what we run on (linux/audit.h).
 var architecture = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 
@@ -43,20 +113,15 @@ const (
 	offsetArgs = 16
 )
 
-// program is the filter: calls are allowed, threads may be made and processes not, what
-// is sent connects to nowhere, and all else fails with EPERM.
-func program() ([]unix.SockFilter, error) {
+// program is the profile's filter. What is not allowed fails with EPERM.
+func (f profile) program() ([]unix.SockFilter, error) {
 	arch, ok := architecture[runtime.GOARCH]
 	if !ok {
 		return nil, fmt.Errorf("no filter for %s", runtime.GOARCH)
 	}
 	const (
 		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-		equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-		any    = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 		result = unix.BPF_RET | unix.BPF_K
-
-		refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	)
 	p := []unix.SockFilter{
 		{Code: load, K: offsetArch},
@@ -64,9 +129,9 @@ func program() ([]unix.SockFilter, error) {
 		{Code: result, K: unix.SECCOMP_RET_KILL_PROCESS},
 		{Code: load, K: offsetCall},
 	}
-	for _, group := range calls {
+	for _, group := range slices.Concat(f.calls...) {
 		for _, n := range group.numbers {
-			p = append(p, unix.SockFilter{Code: equal, Jf: 1, K: uint32(n)}, unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ALLOW})
+			p = append(p, unix.SockFilter{Code: equal, Jf: 1, K: uint32(n)}, unix.SockFilter{Code: result, K: allowed})
 		}
 	}
 	// clone3 says what it makes in memory that a filter does not see: as if there were
@@ -74,32 +139,25 @@ func program() ([]unix.SockFilter, error) {
 	p = append(p,
 		unix.SockFilter{Code: equal, Jf: 1, K: unix.SYS_CLONE3},
 		unix.SockFilter{Code: result, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)})
-	// Of these calls an argument says what they do: a bit of it, or its value.
-	for _, c := range []struct {
-		call, argument uint32
-		test           uint16
-		value          uint32
-		yes, no        uint32
-	}{
-		{unix.SYS_CLONE, 0, any, unix.CLONE_THREAD, unix.SECCOMP_RET_ALLOW, refused},
-		{unix.SYS_SENDTO, 3, any, unix.MSG_FASTOPEN, refused, unix.SECCOMP_RET_ALLOW}, // which connects
-		{unix.SYS_SENDMSG, 2, any, unix.MSG_FASTOPEN, refused, unix.SECCOMP_RET_ALLOW},
-		{unix.SYS_SOCKETPAIR, 0, equal, unix.AF_UNIX, unix.SECCOMP_RET_ALLOW, refused}, // for output, as pipes
-		{unix.SYS_IOCTL, 1, equal, unix.TIOCINQ, unix.SECCOMP_RET_ALLOW, refused},      // is all output read?
-	} {
+	for _, r := range slices.Concat(f.rules...) {
 		p = append(p,
-			unix.SockFilter{Code: equal, Jf: 4, K: c.call},
-			unix.SockFilter{Code: load, K: offsetArgs + 8*c.argument},
-			unix.SockFilter{Code: c.test, Jf: 1, K: c.value},
-			unix.SockFilter{Code: result, K: c.yes},
-			unix.SockFilter{Code: result, K: c.no})
+			unix.SockFilter{Code: equal, Jf: uint8(2 + 2*len(r.values)), K: r.call},
+			unix.SockFilter{Code: load, K: offsetArgs + 8*r.argument})
+		for _, v := range r.values {
+			p = append(p, unix.SockFilter{Code: r.test, Jf: 1, K: v}, unix.SockFilter{Code: result, K: r.yes})
+		}
+		if r.no == next {
+			p = append(p, unix.SockFilter{Code: load, K: offsetCall})
+		} else {
+			p = append(p, unix.SockFilter{Code: result, K: r.no})
+		}
 	}
 	return append(p, unix.SockFilter{Code: result, K: refused}), nil
 }
 
 // filter puts the filter on all threads.
-func filter() error {
-	p, err := program()
+func (f profile) filter() error {
+	p, err := f.program()
 	if err != nil {
 		return fmt.Errorf("confine: seccomp: %w", err)
 	}

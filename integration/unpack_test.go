@@ -55,7 +55,10 @@ func (d *daemon) stopped(name string) (p process) {
 	eventually(d.t, patience, func() string {
 		for _, p = range d.descendants() {
 			if command(p.pid) == name && p.status("Seccomp") != "" {
-				return unbounded(p.pid) // it bounds itself, which takes a moment
+				if p.status("Seccomp_filters") != "2" {
+					return "it has not confined itself" // which takes a moment
+				}
+				return unbounded(p.pid)
 			}
 		}
 		return "there is no " + name
@@ -73,7 +76,7 @@ func wantUnprivileged(t *testing.T, p process) {
 	}
 	for key, want := range map[string]string{
 		"Groups": "", "NoNewPrivs": "1", "CapInh": strings.Repeat("0", 16), "CapPrm": strings.Repeat("0", 16),
-		"CapEff": strings.Repeat("0", 16), "CapBnd": strings.Repeat("0", 16), "Seccomp": "2", "Seccomp_filters": "1", "CapAmb": strings.Repeat("0", 16),
+		"CapEff": strings.Repeat("0", 16), "CapBnd": strings.Repeat("0", 16), "Seccomp": "2", "Seccomp_filters": "2", "CapAmb": strings.Repeat("0", 16),
 	} {
 		if got := p.status(key); got != want {
 			t.Errorf("%s is %q, want %q", key, got, want)

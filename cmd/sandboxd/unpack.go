@@ -106,7 +106,10 @@ func (o *unpackOrder) bound() error {
 			return os.NewSyscallError("setrlimit", err)
 		}
 	}
-	return nil
+	if o.Read != nil && o.Read.Source == image.Registry {
+		return confine.FilesAndNetwork()
+	}
+	return confine.Files()
 }
 
 // firstVictim makes a process the first to go when the host runs out of memory. It would

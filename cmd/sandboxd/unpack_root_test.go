@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,13 +32,14 @@ func TestMain(m *testing.M) {
 	if isUnpack() {
 		var o unpackOrder
 		err := gob.NewDecoder(os.Stdin).Decode(&o)
+		privileges := privileges() // once it is bounded it cannot ask
 		if err == nil {
 			err = o.bound()
 		}
 		if err == nil && o.about() == keepsOutput {
 			err = unix.Sendmsg(firstFD, []byte("x"), unix.UnixRights(unix.Stdout), nil, 0)
 		} else if err == nil {
-			err = errors.New(attempts(o.about()))
+			err = errors.New(attempts(o.about(), privileges))
 		}
 		os.Stdout.Write(rootfs.EncodeError(err))
 		os.Exit(exitFunction)
@@ -64,8 +66,10 @@ func (o *unpackOrder) about() string {
 }
 
 // attempts says what of the host can be had, with a listener of the host at addr. The
-// second descriptor is a folder, or nothing.
-func attempts(addr string) string {
+// second descriptor is a folder, or nothing. privileges are what it had before. The
+// name of a socket with a path follows the address after a comma.
+func attempts(about string, privileges []string) string {
+	addr, socket, _ := strings.Cut(about, ",")
 	var can []string
 	try := func(what string, err error) {
 		if err == nil {
@@ -100,6 +104,25 @@ func attempts(addr string) string {
 	try("listen", err)
 	try("user", unix.Setresuid(0, 0, 0))
 	try("namespace", unix.Unshare(unix.CLONE_NEWUSER))
+	conn, err = net.Dial("unix", socket)
+	if err == nil {
+		conn.Close()
+	}
+	try("socket", err)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		err = unix.Sendto(pair[0], nil, 0, &unix.SockaddrUnix{Name: socket + ".dgram"})
+	}
+	try("datagram", err)
+	try("deathless", unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGCHLD), 0, 0, 0))
+	try("execute", exec.Command("/proc/self/exe", "-test.run=^$").Run())
+	can = append(can, privileges...)
+	return fmt.Sprintf("user %d:%d of %s: %s", os.Getuid(), os.Getgid(), about, strings.Join(can, " "))
+}
+
+// privileges says what this process is that it should not be.
+func privileges() []string {
+	var can []string
 	if privs, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); err != nil || privs != 1 {
 		can = append(can, "privs")
 	}
@@ -111,7 +134,7 @@ func attempts(addr string) string {
 	if bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil || bound != 0 {
 		can = append(can, "bounding")
 	}
-	return fmt.Sprintf("user %d:%d of %s: %s", os.Getuid(), os.Getgid(), addr, strings.Join(can, " "))
+	return can
 }
 
 // What takes apart a zip or an image can do no more than it must: the files of the host,
@@ -127,7 +150,26 @@ func TestUnpackConfinement(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	addr := l.Addr().String()
+	dir, err := os.MkdirTemp("", "unpack") // short enough for a socket, and everybody's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	stream, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	datagrams, err := net.ListenPacket("unixgram", socket+".dgram")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer datagrams.Close()
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o777), os.Chmod(socket+".dgram", 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String() + "," + socket
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	for _, test := range []struct {
@@ -155,8 +197,8 @@ func TestUnpackConfinement(t *testing.T) {
 			t.Errorf("%s, network %v: %v, want %s", p.what, p.network, got, text)
 		}
 	}
-	control := attempts(addr)
-	for _, what := range []string{"shadow", "passwd", "hosts", "proc", "tmp", "connect", "listen", "user", "privs", "caps", "bounding"} {
+	control := attempts(addr, privileges())
+	for _, what := range []string{"shadow", "passwd", "hosts", "proc", "tmp", "connect", "listen", "socket", "datagram", "deathless", "execute", "user", "privs", "caps", "bounding"} {
 		if !strings.Contains(control+" ", " "+what+" ") {
 			t.Errorf("control: not even this process can %q: %s", what, control)
 		}
