@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,7 +59,10 @@ func (c *conn) send(b []byte, files []*os.File) error {
 		}
 		oob = unix.UnixRights(fds...)
 	}
-	_, _, err := c.WriteMsgUnix(b, oob, nil)
+	err := again(func() error {
+		_, _, err := c.WriteMsgUnix(b, oob, nil)
+		return err
+	})
 	for _, f := range files { // not closed, by the collector either, while it is sent
 		_ = f.Name()
 	}
@@ -69,7 +73,11 @@ func (c *conn) send(b []byte, files []*os.File) error {
 // the caller's. io.EOF means that the other end is gone. With errFilesLost the bytes are
 // there.
 func (c *conn) receive() ([]byte, []*os.File, error) {
-	n, oobn, flags, _, err := c.ReadMsgUnix(c.data, c.oob)
+	var n, oobn, flags int
+	err := again(func() (err error) {
+		n, oobn, flags, _, err = c.ReadMsgUnix(c.data, c.oob)
+		return err
+	})
 	if errors.Is(err, unix.ECONNRESET) { // gone, and did not read everything before
 		err = io.EOF
 	}
@@ -90,6 +98,18 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 		return nil, nil, err
 	}
 	return c.data[:n], files, nil
+}
+
+// again calls f until the kernel has the memory for it, for some seconds: there is no
+// event that tells of memory. A message that was not taken is still there.
+func again(f func() error) error {
+	for pause := time.Millisecond; ; pause *= 2 {
+		err := f()
+		if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) || pause > 2*time.Second {
+			return err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // errFilesLost says that a message came without all of its files.

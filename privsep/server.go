@@ -277,7 +277,11 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	s.mu.Lock()
 	delete(s.requests, id) // before the worker can use the id again
 	s.mu.Unlock()
-	_ = s.conn.send(b, files) // a worker that is gone needs none
+	if err := s.conn.send(b, files); err != nil {
+		// It is gone, or would wait for ever: both ends read the end of the line.
+		_ = s.conn.CloseWrite()
+		_ = s.conn.CloseRead()
+	}
 	s.mu.Lock()
 	s.busy--
 	s.mu.Unlock()
