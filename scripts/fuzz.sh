@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the project, two at a time on one CPU each, and notes what
+# Runs every fuzz target of the project, three at a time on one thread each, and notes what
 # became of them in .build/results/fuzz.json. An input that fails is kept in the
 # target's testdata, and shown.
 #
@@ -30,7 +30,7 @@ time=${1:?TIME}
 targets=$(grep -rHoE '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' . | sort)
 say "$(wc -l <<<"$targets") targets, $time each"
 while IFS=: read -r file target; do
-	while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n; done
+	while [ "$(jobs -rp | wc -l)" -ge 3 ]; do wait -n; done
 	fuzz "$(dirname "$file")" "${target#func }" &
 done <<<"$targets"
 wait
