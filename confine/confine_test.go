@@ -202,11 +202,14 @@ func serveConfined(l net.Listener) error {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	for range 64 {
+	const threads = 64
+	var wg, there sync.WaitGroup
+	there.Add(threads)
+	for range threads {
 		wg.Go(func() {
 			runtime.LockOSThread()
-			time.Sleep(5 * time.Millisecond)
+			there.Done()
+			there.Wait() // all at once
 			_ = make([]byte, 1<<20)
 		})
 	}
@@ -355,7 +358,7 @@ func TestFiles(t *testing.T) {
 func TestLandlockNeeds(t *testing.T) {
 	version := LandlockVersion()
 	if version < 4 {
-		t.Skip("Landlock knows no ports")
+		t.Skip(ErrNoLandlock) // that knows ports
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -64,14 +64,14 @@ func imageLayout(t *testing.T, config map[string]any, more ...io.Reader) string 
 	w := tar.NewWriter(&layer)
 	for _, h := range []tar.Header{
 		{Name: "work/", Typeflag: tar.TypeDir, Mode: 0o755, Uid: 1000, Gid: 1000},
-		{Name: "work/here", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "opt/here", Typeflag: tar.TypeReg, Mode: 0o644},
 		{Name: "main", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 1000, Gid: 1000},
 		{Name: "script", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "cut", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "more", Typeflag: tar.TypeReg, Mode: 0o644},
 	} {
-		content := map[string][]byte{"main": program, "work/here": []byte("in the image"),
-			"script": []byte("#!/work/here\n"), "cut": program[:100], "more": large}[h.Name]
+		content := map[string][]byte{"main": program, "opt/here": []byte("in the image"),
+			"script": []byte("#!/opt/here\n"), "cut": program[:100], "more": large}[h.Name]
 		h.Size = int64(len(content))
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)

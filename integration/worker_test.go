@@ -191,13 +191,18 @@ func TestWorkerKilled(t *testing.T) {
 func TestWorkerHangs(t *testing.T) {
 	d := start(t, oneCPU, "--drain-timeout=1s", function(t, "testruntime"))
 	d.do()
-	w := d.worker()
+	w, supervisor := d.worker(), process{pid: d.cmd.Process.Pid}
 	if err := syscall.Kill(w.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		d.signal(syscall.SIGTERM)
-		time.Sleep(100 * time.Millisecond) // two at once count as one
+		eventually(t, patience, func() string { // two at once count as one
+			if pending, err := strconv.ParseUint(supervisor.status("ShdPnd"), 16, 64); err != nil || pending>>(uint(syscall.SIGTERM)-1)&1 != 0 {
+				return fmt.Sprintf("the signal is pending: %x, %v", pending, err)
+			}
+			return ""
+		})
 	}
 	if code := d.waitExit(); code != 2 || w.alive() {
 		t.Errorf("exit code %d, want 2; the worker is alive: %v", code, w.alive())

@@ -221,11 +221,7 @@ func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	if len(a.files) != 1 {
-		closeAll(a.files)
-		return nil, errMalformed
-	}
-	return connOf(a.files[0])
+	return a.conn()
 }
 
 // Domain says which domain made the other end of conn, a connection of Listener.

@@ -96,11 +96,7 @@ func (c *Client) Upstream(ctx context.Context, network string, server int) (net.
 	if err != nil {
 		return nil, err
 	}
-	if len(a.files) != 1 {
-		closeAll(a.files)
-		return nil, errMalformed
-	}
-	return connOf(a.files[0])
+	return a.conn()
 }
 
 // decode reads the one text of an answer.
@@ -224,8 +220,11 @@ func (c *Client) register(w chan answer) uint32 {
 	}
 }
 
-// connOf makes a connection of a file, which it closes in any case.
-func connOf(f *os.File) (net.Conn, error) {
-	defer f.Close()
-	return net.FileConn(f)
+// conn is the one connection of an answer.
+func (a answer) conn() (net.Conn, error) {
+	defer closeAll(a.files)
+	if len(a.files) != 1 {
+		return nil, errMalformed
+	}
+	return net.FileConn(a.files[0])
 }

@@ -143,7 +143,7 @@ func privileges() []string {
 // process show what there would be to have.
 func TestUnpackConfinement(t *testing.T) {
 	if confine.LandlockVersion() < 4 {
-		t.Skip("this kernel's Landlock cannot do it all")
+		t.Skip(confine.ErrNoLandlock) // that knows ports
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -22,10 +22,9 @@ import (
 // hostile is a process that an image has taken over.
 type hostile = func(ctx context.Context, c *net.UnixConn) error
 
-// prepareHostile prepares an image that such a process reads.
-func prepareHostile(t *testing.T, e *env, given string, other hostile) error {
-	t.Helper()
-	_, err := e.prepare(t, Options{Image: given, Read: func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
+// played is Options.Read with other in place of the process.
+func played(other hostile) func(context.Context, ReadJob, *os.File, *os.File) error {
+	return func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
 		c, err := unixConn(conn)
 		if err != nil {
 			return err
@@ -33,7 +32,13 @@ func prepareHostile(t *testing.T, e *env, given string, other hostile) error {
 		defer c.Close()
 		defer context.AfterFunc(ctx, func() { c.SetDeadline(longAgo) })() // as if it were killed
 		return other(ctx, c)
-	}})
+	}
+}
+
+// prepareHostile prepares an image that such a process reads.
+func prepareHostile(t *testing.T, e *env, given string, other hostile) error {
+	t.Helper()
+	_, err := e.prepare(t, Options{Image: given, Read: played(other)})
 	return err
 }
 

@@ -48,15 +48,7 @@ func reads(t testing.TB, other func(context.Context, *net.UnixConn) error) *read
 
 func readsOf(t testing.TB, opts Options, other func(context.Context, *net.UnixConn) error) *reading {
 	t.Helper()
-	opts.Read = func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
-		c, err := unixConn(conn)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		defer context.AfterFunc(ctx, func() { c.SetDeadline(longAgo) })() // as if it were killed
-		return other(ctx, c)
-	}
+	opts.Read = played(other)
 	r, err := read(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)

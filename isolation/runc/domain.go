@@ -1,0 +1,236 @@
+package runc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+	"github.com/sandboxd/sandboxd/tracing"
+)
+
+// domain is one of a sandbox's, from its creation on.
+type domain struct {
+	creator   *thread // its parent
+	container *libcontainer.Container
+	process   *libcontainer.Process
+	pid       int          // of the init handler, once it runs; guarded by Sandbox.mu
+	conn      *wire.Conn   // until Start hands it out
+	gone      func() error // waits for the init handler, however often it is called
+}
+
+// Start makes a domain, or takes the one that is ready. See supervisor.Box.
+func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
+	s.mu.Lock()
+	d := s.domains[name]
+	s.mu.Unlock()
+	if d == nil {
+		var err error
+		if d, err = s.boot(ctx, name); err == nil {
+			err = s.furnish(ctx, name, d)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conn := d.conn
+	if conn == nil {
+		return nil, fmt.Errorf("runc: start %s of %s: it was started before", name, s.spec.ID)
+	}
+	if err := s.group.measure(name); err != nil {
+		return nil, err
+	}
+	d.conn = nil
+	return conn, nil
+}
+
+// boot makes a domain of which only the init handler runs.
+func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) {
+	cfg, err := s.spec.Config(name, isolation.Paths{
+		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Cgroup: s.group.path,
+	})
+	if err != nil {
+		return nil, err
+	}
+	filter, err := s.engine.filters.file(s.spec.Profile())
+	if err != nil {
+		return nil, err
+	}
+	conn, remote, err := wire.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	d := &domain{process: &libcontainer.Process{
+		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote, filter},
+	}}
+	if s.engine.stage != nil {
+		d.process.ExtraFiles = append(d.process.ExtraFiles, s.engine.stage) // stage.FD
+	}
+	id := s.spec.ID + "." + name
+	_, made := tracing.Step(ctx, "container of the "+name+" domain")
+	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
+		defer remote.Close()
+		d.creator = t
+		if d.container, err = libcontainer.Create(s.engine.state, id, cfg); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.domains[name] = d
+		s.mu.Unlock()
+		return d.container.Start(d.process)
+	})
+	made()
+	remote.Close() // again, if its turn never came
+	if err != nil {
+		return nil, err
+	}
+	pid, err := d.process.Pid()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	d.pid = pid
+	d.gone = sync.OnceValue(func() error { _, err := d.process.Wait(); return err })
+	s.mu.Unlock()
+	// libcontainer's process waits until its fifo is opened. Opened here, and without
+	// waiting, it holds nobody up when the process is killed at this moment.
+	fifo := filepath.Join(s.engine.state, id, "exec.fifo")
+	f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) }); err != nil {
+		return nil, err
+	}
+	if err := confined(pid); err != nil {
+		return nil, err
+	}
+	failpoint.Pass(failpoint.InitUp)
+	if err := os.Remove(fifo); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	d.conn = conn
+	s.mu.Unlock()
+	return d, nil
+}
+
+// confined says why an init handler that has said hello is not confined: everything that
+// will run in the domain inherits what it has.
+func confined(pid int) error {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err
+	}
+	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(status), "\n"+want+"\n") {
+			return fmt.Errorf("the init handler is not confined: its status has no %q; it is not of the same build", want)
+		}
+	}
+	return nil
+}
+
+// hello waits for the init handler's first message.
+func hello(ctx context.Context, conn *wire.Conn) error {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	msg, files, err := conn.Recv()
+	for _, f := range files {
+		f.Close()
+	}
+	if !stop() {
+		return fmt.Errorf("wait for the init handler: %w", ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the init handler: %w", err)
+	}
+	if h, ok := msg.(wire.Hello); !ok || h.Version != wire.Version {
+		return fmt.Errorf("init handler said %#v, want hello of version %d", msg, wire.Version)
+	}
+	return nil
+}
+
+// furnish attaches the sandbox's files to a new domain. After the last domain the
+// daemon lets go of its own hold on them.
+func (s *Sandbox) furnish(ctx context.Context, name string, d *domain) error {
+	_, end := tracing.Step(ctx, "files of the "+name+" domain")
+	defer end()
+	owners, err := s.owners()
+	if err != nil {
+		return err
+	}
+	tmp := -1
+	if s.tmp != nil {
+		v, err := s.tmp()
+		if err != nil {
+			return err
+		}
+		for i, other := range s.spec.Domains {
+			if other == name {
+				tmp = v.mounts[i]
+			}
+		}
+	}
+	if err := s.engine.attach(d.pid, s.spec, owners, tmp); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.furnished++
+	all := s.furnished == len(s.spec.Domains)
+	s.mu.Unlock()
+	if !all {
+		return nil
+	}
+	return s.release()
+}
+
+// end reaps the killed init handler, for which gone waits if it was ever there, and with
+// it the kernel ends the rest of its domain; then it removes the domain's cgroup and
+// state. It can be tried again. If the wait itself failed, the init handler may be left
+// as a zombie.
+func (d *domain) end(ctx context.Context, gone func() error) (unreaped bool, err error) {
+	if gone != nil {
+		reaped := make(chan error, 1)
+		go func() { reaped <- failpoint.Do(failpoint.ReapInit, gone) }()
+		select {
+		case err := <-reaped: // its status is of no interest: it was killed
+			_, exited := errors.AsType[*exec.ExitError](err)
+			unreaped = err != nil && !exited
+		case <-ctx.Done():
+			return false, fmt.Errorf("init handler does not end: %w", ctx.Err())
+		}
+	}
+	return unreaped, d.container.Destroy()
+}
+
+// reapOrphans waits for children of the thread that are dead already. When
+// a start fails early, libcontainer does not know yet which process was to become
+// PID 1, and leaves it to us. Another domain's PID 1 that is reaped here is as dead
+// for its own wait.
+func (t *thread) reapOrphans(ctx context.Context) error {
+	return t.do(ctx, func(*thread) error {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL|unix.WNOTHREAD, nil)
+			if pid <= 0 && !errors.Is(err, unix.EINTR) {
+				return nil // none is dead, or there is none
+			}
+		}
+	})
+}
