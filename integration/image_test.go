@@ -63,15 +63,15 @@ func imageLayout(t *testing.T, config map[string]any, more ...io.Reader) string 
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, h := range []tar.Header{
-		{Name: "work/", Typeflag: tar.TypeDir, Mode: 0o755, Uid: 1000, Gid: 1000},
-		{Name: "opt/here", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "srv/app/", Typeflag: tar.TypeDir, Mode: 0o755, Uid: 1000, Gid: 1000},
+		{Name: "srv/app/here", Typeflag: tar.TypeReg, Mode: 0o644},
 		{Name: "main", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 1000, Gid: 1000},
 		{Name: "script", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "cut", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "more", Typeflag: tar.TypeReg, Mode: 0o644},
 	} {
-		content := map[string][]byte{"main": program, "opt/here": []byte("in the image"),
-			"script": []byte("#!/opt/here\n"), "cut": program[:100], "more": large}[h.Name]
+		content := map[string][]byte{"main": program, "srv/app/here": []byte("in the image"),
+			"script": []byte("#!/srv/app/here\n"), "cut": program[:100], "more": large}[h.Name]
 		h.Size = int64(len(content))
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -111,7 +111,7 @@ func imageLayout(t *testing.T, config map[string]any, more ...io.Reader) string 
 // its files belong to root and are read-only, and its user is not asked.
 func TestImage(t *testing.T) {
 	layout := imageLayout(t, map[string]any{
-		"Entrypoint": []string{"/main"}, "WorkingDir": "/work", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
+		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
 	})
 	d := start(t, "--memory=512", "--env=MINE=1", "--image", layout)
 	r := d.do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"})
@@ -141,11 +141,11 @@ func TestImage(t *testing.T) {
 func TestImageLaunchError(t *testing.T) {
 	for name, reason := range map[string]string{"script": "permission denied", "cut": "exec format error"} {
 		t.Run(name, func(t *testing.T) {
-			layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/" + name, "-x"}, "Cmd": []string{"app.handler"}, "WorkingDir": "/work"})
+			layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/" + name, "-x"}, "Cmd": []string{"app.handler"}, "WorkingDir": "/srv/app"})
 			d := start(t, "--memory=512", "--image", layout)
 			failure := "fork/exec /" + name + ": " + reason
 			d.invoke("x").wantError(t, "Runtime.InvalidEntrypoint", "RequestId: <id> Error: "+failure)
-			want := "IMAGE\tLaunch error: " + failure + "\tEntrypoint: [/" + name + ",-x]\tCmd: [app.handler]\tWorkingDir: [/work]"
+			want := "IMAGE\tLaunch error: " + failure + "\tEntrypoint: [/" + name + ",-x]\tCmd: [app.handler]\tWorkingDir: [/srv/app]"
 			d.waitFor(want)
 		})
 	}
@@ -154,7 +154,7 @@ func TestImageLaunchError(t *testing.T) {
 // An image comes from a registry by the hands of a process without privileges, which may
 // read certificates and gets the operator's credentials for that registry.
 func TestImageFromRegistry(t *testing.T) {
-	layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/work"})
+	layout := imageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app"})
 	var index struct {
 		Manifests []struct{ Digest, MediaType string }
 	}
