@@ -1,7 +1,7 @@
 // The build's own tools, apart from the project's dependencies and pinned by go.sum.
 module github.com/sandboxd/sandboxd/tools
 
-go 1.26.0
+go 1.26.1
 
 tool (
 	golang.org/x/vuln/cmd/govulncheck

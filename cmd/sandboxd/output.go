@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,16 +15,36 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// lockedWriter lets several writers share one stream without mixing their lines.
-type lockedWriter struct {
+// lineBytes is the most that a line writer writes at once, unless one line is longer: what
+// the kernel puts into a pipe as a whole, however many write to it (PIPE_BUF).
+const lineBytes = 4096
+
+// lineWriter lets several writers share one stream without mixing their lines, those of
+// the daemon's other process too. What is written to it is whole lines.
+type lineWriter struct {
 	mu sync.Mutex
 	w  io.Writer
 }
 
-func (l *lockedWriter) Write(p []byte) (int, error) {
+// Write writes p as few lines at a time as keeps each write short, and a line that is
+// longer than lineBytes by itself: the other process's may come in between the parts that
+// a pipe takes of that one when its reader is slow.
+func (l *lineWriter) Write(p []byte) (n int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	for n < len(p) && err == nil {
+		rest := p[n:]
+		end := len(rest)
+		if end > lineBytes {
+			if end = bytes.LastIndexByte(rest[:lineBytes], '\n') + 1; end == 0 {
+				end = cmp.Or(bytes.IndexByte(rest, '\n')+1, len(rest))
+			}
+		}
+		var m int
+		m, err = l.w.Write(rest[:end])
+		n += m
+	}
+	return n, err
 }
 
 // outletBytes bounds the daemon's own messages that wait for a slow reader.

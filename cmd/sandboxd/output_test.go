@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
@@ -77,6 +80,93 @@ func TestOutletKeepsOrderAndFlushes(t *testing.T) {
 	o.Close(time.Minute)
 	if g.String() != want.String() {
 		t.Error("lines are missing or out of order")
+	}
+}
+
+// fillPipe has two writers send more lines through a pipe than it holds, so that they wait
+// for its reader. Each line is one letter over and over. It returns the lines that are not
+// what was written, and how many came.
+func fillPipe(t *testing.T, writer func(io.Writer) io.Writer) (broken []string, came int) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const batches, lines = 8, 300
+	var wg sync.WaitGroup
+	for _, letter := range []string{"a", "b"} {
+		fd, err := unix.Dup(int(w.Fd())) // os has a lock for those who share a file
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := os.NewFile(uintptr(fd), "pipe")
+		to := writer(own)
+		wg.Go(func() {
+			defer own.Close()
+			for range batches {
+				var batch strings.Builder
+				for i := range lines {
+					batch.WriteString(strings.Repeat(letter, 1+i*7%300) + "\n")
+				}
+				if _, err := io.WriteString(to, batch.String()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	w.Close()
+	all, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	for line := range strings.Lines(string(all)) {
+		if text := strings.TrimSuffix(line, "\n"); text == "" || strings.Trim(text, text[:1]) != "" {
+			broken = append(broken, text)
+		}
+		came++
+	}
+	if want := 2 * batches * lines; len(broken) == 0 && came != want {
+		t.Errorf("%d lines, want %d", came, want)
+	}
+	return broken, came
+}
+
+// The lines of the supervisor and of the worker stay whole however slowly standard error
+// is read, although each has a lock of its own only. Without the writer they mix.
+func TestLinesOfTwoProcesses(t *testing.T) {
+	if broken, _ := fillPipe(t, func(w io.Writer) io.Writer { return &lineWriter{w: w} }); len(broken) > 0 {
+		t.Errorf("%d lines are mixed, the first %q", len(broken), broken[0])
+	}
+	if broken, came := fillPipe(t, func(w io.Writer) io.Writer { return w }); len(broken) == 0 {
+		t.Errorf("control: %d lines are whole without the writer too", came)
+	}
+}
+
+// sizes keeps how much each write had.
+type sizes []int
+
+func (s *sizes) Write(p []byte) (int, error) {
+	*s = append(*s, len(p))
+	return len(p), nil
+}
+
+// A line that is longer than what a pipe takes at once is one write, which others wait for.
+func TestLineWriterSizes(t *testing.T) {
+	line := func(n int) string { return strings.Repeat("x", n-1) + "\n" }
+	for text, want := range map[string]sizes{
+		"":                                      nil,
+		line(4096):                              {4096},
+		line(4000) + line(97):                   {4000, 97},
+		line(10) + line(5000) + line(10):        {10, 5000, 10},
+		line(5000) + strings.Repeat("x", 5000):  {5000, 5000},
+		line(2000) + line(2000) + line(2000):    {4000, 2000},
+		strings.Repeat(line(512), 17) + line(3): {4096, 4096, 515},
+	} {
+		var got sizes
+		if n, err := io.WriteString(&lineWriter{w: &got}, text); n != len(text) || err != nil || !slices.Equal(got, want) {
+			t.Errorf("%d bytes were written as %v, %d, %v; want %v", len(text), got, n, err, want)
+		}
 	}
 }
 

@@ -203,6 +203,9 @@ func (s *session) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 	w.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
+		// The terminal's signals are the supervisor's, who passes the word on. Until it ignores
+		// them, the worker would end of them.
+		Setsid: true,
 	}
 	started, ended := make(chan error), make(chan error, 1)
 	go func() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/gob"
 	"errors"
@@ -11,9 +12,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +32,13 @@ import (
 // TestMain is also the process that takes apart what strangers have made: it tries what
 // one could want that its input has taken over, and says what became of it.
 func TestMain(m *testing.M) {
+	if isWorker() {
+		_, _ = io.Copy(os.Stdout, os.Stdin) // tells that it is there, and ends with the input
+		os.Exit(exitOK)
+	}
+	if how := os.Getenv(startsWorker); how != "" {
+		os.Exit(startWorkerAs(how))
+	}
 	if isUnpack() {
 		var o unpackOrder
 		err := gob.NewDecoder(os.Stdin).Decode(&o)
@@ -248,6 +258,67 @@ func TestUnpackCertificates(t *testing.T) {
 	for _, want := range []string{"/etc/a:b.pem", "/etc/ssl", "/x"} {
 		if !slices.Contains(needs.Files, want) {
 			t.Errorf("%q lacks %s", needs.Files, want)
+		}
+	}
+}
+
+// startsWorker names the variable that makes the test program one that starts a worker.
+const startsWorker = "TEST_STARTS_WORKER"
+
+// startWorkerAs starts a worker as the daemon does, or like any other program, and says how
+// it has ended. The signals of its process group do not end this process.
+func startWorkerAs(how string) int {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	w := &exec.Cmd{Path: "/proc/self/exe", Args: []string{workerCommand}, Env: []string{}, Dir: "/", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	var err error
+	if how == "confined" {
+		log := logrus.New()
+		log.SetOutput(io.Discard)
+		var ended <-chan error
+		if ended, err = (&session{log: log}).startConfined(w, 1<<30); err == nil {
+			err = <-ended
+		}
+	} else {
+		err = w.Run()
+	}
+	fmt.Println(err)
+	return exitOK
+}
+
+// Ctrl-C, which the terminal sends to a whole process group, is not for the worker, at no
+// moment of its life: this one has not come to ignore it. Another program would end of it.
+func TestWorkerIsNotInterrupted(t *testing.T) {
+	for how, want := range map[string]string{"confined": "<nil>", "like any other": "signal: interrupt"} {
+		starter := exec.Command("/proc/self/exe")
+		starter.Env = append(os.Environ(), startsWorker+"="+how)
+		starter.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		in, err := starter.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := starter.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := starter.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		_, _ = io.WriteString(in, "up\n")
+		if !lines.Scan() || lines.Text() != "up" {
+			t.Fatalf("%s: %q, %v", how, lines.Text(), lines.Err())
+		}
+		if err := syscall.Kill(-starter.Process.Pid, syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		if how == "confined" { // else the signal is its end
+			in.Close()
+		}
+		if !lines.Scan() || lines.Text() != want {
+			t.Errorf("%s: the worker ended with %q, want %q", how, lines.Text(), want)
+		}
+		if err := starter.Wait(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -60,7 +60,7 @@ type worker struct {
 	order  order
 	client *privsep.Client
 	log    *logrus.Logger
-	stderr *lockedWriter   // for the lines of sandboxes
+	stderr *lineWriter     // for the lines of sandboxes
 	drain  context.Context // ends when running invocations are no longer waited for
 
 	memory  meminfo
@@ -79,16 +79,16 @@ func isWorker() bool { return os.Args[0] == workerCommand }
 
 // runWorker is main for the worker. It returns the exit code of `run`.
 func runWorker() int {
-	// The terminal's signals are the supervisor's, who passes the word on.
+	// Those of who ends every process of a service: the supervisor passes the word on.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	stderr := &lockedWriter{w: os.Stderr}
+	stderr := &lineWriter{w: os.Stderr}
 	err := work(stderr)
 	return report(err, stderr)
 }
 
 // work does what the order says.
-func work(stderr *lockedWriter) (err error) {
+func work(stderr *lineWriter) (err error) {
 	_, _ = time.Now().Zone() // reads the time zone's file, while it can
 	w := &worker{stderr: stderr, memory: meminfo{os.NewFile(memoryFD, "/proc/meminfo")}}
 	pipe := os.NewFile(orderFD, "order")
