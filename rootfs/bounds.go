@@ -38,8 +38,9 @@ var errOver = errors.New("there is more than the limits allow")
 // Watch runs fill, which lets another process fill root, and ends its context if more
 // is there than the bounds allow, or if hardly anything is left of the file system: an
 // extractor that keeps to its limits never sees that, but one that the archive has
-// taken over does. Watch returns when fill has returned. Its error is that of fill, or
-// an [InvalidError] of kind ErrTooLarge.
+// taken over does. What cannot be looked at ends it too, since it could be anything.
+// Watch returns when fill has returned. Its error is that of fill, or of what ended it: if
+// there was too much, an [InvalidError] of kind ErrTooLarge.
 func (b Bounds) Watch(ctx context.Context, root *os.Root, fill func(context.Context) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	watchers := []func(context.Context, *os.Root) error{b.watch, b.watchSpace}
@@ -83,7 +84,7 @@ func (b Bounds) watch(ctx context.Context, root *os.Root) error {
 func (b Bounds) look(ctx context.Context, root *os.Root) error {
 	dir, err := root.Open(".")
 	if err != nil {
-		return nil
+		return b.unseen(err)
 	}
 	defer dir.Close()
 	c := newCount(b)
@@ -94,7 +95,15 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 		return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: fixTooMany,
 			Reason: fmt.Sprintf("was stopped: its extraction makes more than %s or %d files", megabytes(b.Bytes), b.Entries)}
 	}
+	if err != nil && ctx.Err() == nil {
+		return b.unseen(err)
+	}
 	return nil
+}
+
+// unseen is the error of what cannot be looked at.
+func (b Bounds) unseen(err error) error {
+	return fmt.Errorf("rootfs: the extraction of %s was stopped, because what it makes cannot be counted: %w; see whether the file system of --state-dir is sound", b.File, err)
 }
 
 // watchSpace is watch for the file system. Looking at it costs nothing, so it is looked
@@ -102,7 +111,7 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 func (b Bounds) watchSpace(ctx context.Context, root *os.Root) error {
 	dir, err := root.Open(".")
 	if err != nil {
-		return nil
+		return b.unseen(err)
 	}
 	defer dir.Close()
 	ticker := time.NewTicker(lookEvery)
@@ -114,8 +123,10 @@ func (b Bounds) watchSpace(ctx context.Context, root *os.Root) error {
 		case <-ticker.C:
 		}
 		var st unix.Statfs_t
-		err := unix.Fstatfs(int(dir.Fd()), &st)
-		if left := reserve(&st); err == nil && left != "" {
+		if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+			return b.unseen(os.NewSyscallError("fstatfs", err))
+		}
+		if left := reserve(&st); left != "" {
 			return &InvalidError{Kind: ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
 				Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
 		}
@@ -189,26 +200,26 @@ func (b Bounds) Adopt(root *os.Root) (bytes int64, err error) {
 
 // walk calls visit with the folder that is base in the open folder at, and with all that
 // is below it: each by the open folder that it is in, its name there and its path. It
-// follows no link, whatever changes meanwhile. If lenient, what cannot be looked at is
-// left out.
-func walk(at int, base, name string, lenient bool, visit func(at int, base, name string, st *unix.Stat_t) error) error {
+// follows no link, whatever changes meanwhile. If changing, what has gone, or has become
+// something else, is left out.
+func walk(at int, base, name string, changing bool, visit func(at int, base, name string, st *unix.Stat_t) error) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return unlessLenient(lenient, name, err)
+		return unlessChanged(changing, name, err)
 	}
 	if err := visit(at, base, name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return err
 	}
 	fd, err := unix.Openat(at, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return unlessLenient(lenient, name, err)
+		return unlessChanged(changing, name, err)
 	}
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
 	for {
 		names, err := dir.Readdirnames(1000)
 		for _, n := range names {
-			if err := walk(fd, n, path.Join(name, n), lenient, visit); err != nil {
+			if err := walk(fd, n, path.Join(name, n), changing, visit); err != nil {
 				return err
 			}
 		}
@@ -216,13 +227,15 @@ func walk(at int, base, name string, lenient bool, visit func(at int, base, name
 			return nil
 		}
 		if err != nil {
-			return unlessLenient(lenient, name, err)
+			return unlessChanged(changing, name, err)
 		}
 	}
 }
 
-func unlessLenient(lenient bool, name string, err error) error {
-	if lenient {
+// unlessChanged is nil for the errors of a file that is not there any more, and of a
+// folder that is none any more.
+func unlessChanged(changing bool, name string, err error) error {
+	if changing && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)) {
 		return nil
 	}
 	return &fs.PathError{Op: "look at", Path: name, Err: err}

@@ -165,6 +165,48 @@ func TestUnzipWithoutEnd(t *testing.T) {
 	}
 }
 
+// What cannot be looked at ends an extraction: nobody could say how much there is. A
+// folder that goes while it is looked at does not.
+func TestLookFails(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "a/b/c"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	bounds := Bounds{File: "f.zip", Entries: 10, Depth: 10}
+	if err := bounds.look(t.Context(), root); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	next, err := unix.Dup(0) // the lowest free descriptor
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(next)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(next) + 2, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err = bounds.look(t.Context(), root)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) || !strings.Contains(err.Error(), "f.zip") || !strings.Contains(err.Error(), "cannot be counted") {
+		t.Errorf("without descriptors: %v", err)
+	}
+	for _, gone := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP} {
+		if err := unlessChanged(true, "x", gone); err != nil {
+			t.Errorf("%v: %v", gone, err)
+		}
+	}
+}
+
 // Some of the file system is left to others, in bytes and in inodes, if it counts them.
 func TestReserve(t *testing.T) {
 	for want, st := range map[string]unix.Statfs_t{

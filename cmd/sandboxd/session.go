@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -41,6 +42,7 @@ type session struct {
 	log  *logrus.Logger
 
 	image *rapid.Image // nil: the function is no image
+	moves atomic.Int64 // of the processes that take apart what strangers have made
 
 	instance *instance.Instance
 	leases   *instance.Leases

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -135,13 +136,13 @@ func (w *bounded) Write(p []byte) (int, error) {
 
 // unzip runs the job in a process of its own.
 func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.File) error {
-	p := unprivileged{what: "zip", about: job.File, order: unpackOrder{Zip: &job}, files: []*os.File{zip, tree}, tree: tree}
+	p := unprivileged{what: "zip", about: job.File, order: unpackOrder{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone}
 	return s.runUnprivileged(ctx, &p)
 }
 
 // readImage runs the job in a process of its own, with network only where it needs some.
 func (s *session) readImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
-	p := unprivileged{what: "image", about: job.Image, order: unpackOrder{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry}
+	p := unprivileged{what: "image", about: job.Image, order: unpackOrder{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
 	if archive != nil {
 		p.files = append(p.files, archive)
 	}
@@ -150,8 +151,16 @@ func (s *session) readImage(ctx context.Context, job image.ReadJob, conn, archiv
 
 // unpackImage runs the job in a process of its own.
 func (s *session) unpackImage(ctx context.Context, job image.UnpackJob, layers, tree *os.File) error {
-	p := unprivileged{what: "layers", about: job.Image, order: unpackOrder{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree}
+	p := unprivileged{what: "layers", about: job.Image, order: unpackOrder{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree, idle: idleOf(job.Source)}
 	return s.runUnprivileged(ctx, &p)
+}
+
+// idleOf is for processes that take apart an image from there.
+func idleOf(s image.Source) idleness {
+	if s == image.Registry {
+		return idleOnNetwork
+	}
+	return idleAlone
 }
 
 func (s *session) runUnprivileged(ctx context.Context, p *unprivileged) (err error) {
@@ -160,6 +169,7 @@ func (s *session) runUnprivileged(ctx context.Context, p *unprivileged) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, s.leases.Release(uid)) }()
+	p.moves = &s.moves
 	return p.run(ctx, uid, s.log)
 }
 
@@ -169,9 +179,11 @@ type unprivileged struct {
 	what    string // its argument
 	about   string // the file or image, for messages
 	order   unpackOrder
-	files   []*os.File // that it has open
-	tree    *os.File   // one of them, or nil: the folder
-	network bool       // that of the host, or none
+	files   []*os.File    // that it has open
+	tree    *os.File      // one of them, or nil: the folder
+	network bool          // that of the host, or none
+	idle    idleness      // when it is ended for doing nothing
+	moves   *atomic.Int64 // see idleness.watch
 }
 
 // networkFiles are what names and certificates are looked up in.
@@ -233,6 +245,8 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		return err
 	}
 	defer null.Close()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	needs, env, namespaces := p.confinement()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args, cmd.Env, cmd.Dir = []string{unpackCommand, p.what}, env, "/"
@@ -285,6 +299,11 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
 		}
 		stdin.Close() // without an order it ends
+		go func() {
+			if err := p.idle.watch(ctx, cmd.Process.Pid, p.moves); err != nil {
+				stop(err)
+			}
+		}()
 		close(ordered)
 		if err = <-ended; victim != nil {
 			err = victim
@@ -292,6 +311,8 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	}
 	var exit *exec.ExitError
 	switch {
+	case errors.Is(context.Cause(ctx), errStalled):
+		return fmt.Errorf("extract %s: %w; see whether the disks answer that it is on and that --state-dir is on, or the registry, and try again", p.about, context.Cause(ctx))
 	case ctx.Err() != nil:
 		return fmt.Errorf("extract %s: %w", p.about, ctx.Err())
 	case errors.As(err, &exit) && exit.ExitCode() == exitFunction:

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -46,9 +47,20 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = o.bound()
 		}
-		if err == nil && o.about() == keepsOutput {
+		switch {
+		case err != nil:
+		case o.about() == keepsOutput:
 			err = unix.Sendmsg(firstFD, []byte("x"), unix.UnixRights(unix.Stdout), nil, 0)
-		} else if err == nil {
+		case o.about() == hangs:
+			_, err = io.ReadAll(os.NewFile(firstFD, "first")) // of which nobody closes the other end
+		case o.about() == works:
+			for began, _ := cpuTime(os.Getpid()); ; { // as long as the other end is open
+				if now, _ := cpuTime(os.Getpid()); now-began > 10*time.Millisecond && closed(firstFD) {
+					break
+				}
+			}
+			err = errors.New("worked")
+		default:
 			err = errors.New(attempts(o.about(), privileges))
 		}
 		os.Stdout.Write(rootfs.EncodeError(err))
@@ -61,8 +73,19 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// keepsOutput is the name for one that leaves its output open, in a message that nobody reads.
-const keepsOutput = "keeps its output"
+// What a process is told to do by the name of what it takes apart.
+const (
+	keepsOutput = "keeps its output" // in a message that nobody reads
+	hangs       = "hangs"            // for ever
+	works       = "works"            // until the other end of its first descriptor is closed
+)
+
+// closed reports whether the other end of a pipe is.
+func closed(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
+}
 
 // about is the name in the order.
 func (o *unpackOrder) about() string {
@@ -197,7 +220,7 @@ func TestUnpackConfinement(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer tree.Close()
-		p.about, p.files = addr, []*os.File{tree}
+		p.about, p.files, p.idle, p.moves = addr, []*os.File{tree}, idleAlone, new(atomic.Int64)
 		if strings.HasPrefix(want, "folder") {
 			p.tree, p.files = tree, []*os.File{tree, tree}
 		}
@@ -226,7 +249,8 @@ func TestUnpackEnds(t *testing.T) {
 	defer theirs.Close()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	p := unprivileged{what: "image", about: keepsOutput, order: unpackOrder{Read: &image.ReadJob{Image: keepsOutput}}, files: []*os.File{theirs}}
+	p := unprivileged{what: "image", about: keepsOutput, order: unpackOrder{Read: &image.ReadJob{Image: keepsOutput}}, files: []*os.File{theirs},
+		idle: idleAlone, moves: new(atomic.Int64)}
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(context.Background(), 1<<30, log) }()
 	select {
@@ -241,6 +265,52 @@ func TestUnpackEnds(t *testing.T) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	if n, oobn, _, _, err := unix.Recvmsg(pair[0], message[:], oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC); err != nil || n != 1 || oobn == 0 {
 		t.Errorf("control: the message had no descriptor: %d, %d, %v", n, oobn, err)
+	}
+}
+
+// A process that does nothing, as one that waits for what never comes, is ended, and the
+// error says what it was about and what to do; not so one that works, or one that waits for
+// such a one.
+func TestUnpackHangs(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	begin := func(about string, moves *atomic.Int64) (ended chan error, release func()) {
+		from, to, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := unprivileged{what: "zip", about: about, order: unpackOrder{Zip: &rootfs.ZipJob{File: about, Limits: rootfs.Limits{UnzippedBytes: 1}}},
+			files: []*os.File{from}, idle: idleness{2 * time.Second, time.Millisecond}, moves: moves}
+		ended = make(chan error, 1)
+		go func() {
+			defer from.Close()
+			ended <- p.run(context.Background(), 1<<30, log)
+		}()
+		return ended, func() { to.Close() }
+	}
+	var moves atomic.Int64
+	working, release := begin(works, &moves)
+	waiting, _ := begin(hangs, &moves)
+	alone, releaseAlone := begin(hangs, new(atomic.Int64))
+	defer releaseAlone()
+	for i := range 2 { // what hangs alone ends first, although it began last; the other after who works
+		select {
+		case err := <-alone:
+			if !errors.Is(err, errStalled) || !strings.Contains(err.Error(), "extract hangs: ") || !strings.Contains(err.Error(), "2s; see whether") {
+				t.Error(err)
+			}
+			release()
+			alone = nil
+			if err := <-working; err == nil || !strings.Contains(err.Error(), "worked") {
+				t.Error(err)
+			}
+		case err := <-waiting:
+			if i == 0 || !errors.Is(err, errStalled) {
+				t.Errorf("%d: it has ended: %v", i, err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("it is waited for")
+		}
 	}
 }
 

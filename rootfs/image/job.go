@@ -41,6 +41,7 @@ type ReadJob struct {
 type UnpackJob struct {
 	Image  string // for messages
 	Limits Limits // without zero fields
+	Source Source // which the layers come from, and which it may have to wait for
 }
 
 // Run finds the image and speaks with who gave the job on conn: it describes the image,

@@ -207,7 +207,7 @@ func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opt
 			opts.Progress(done, total)
 		}
 	}
-	job := UnpackJob{Image: opts.Image, Limits: opts.Limits}
+	job := UnpackJob{Image: opts.Image, Source: r.job.Source, Limits: opts.Limits}
 	run := opts.Unpack
 	if run == nil {
 		run = func(ctx context.Context, job UnpackJob, layers, tree *os.File) error {
