@@ -11,9 +11,12 @@ import (
 const (
 	// window is how far back demand counts: a pool holds what was taken within it.
 	window = 10 * time.Second
-	// respite is left to whoever just took something, before the next is made: a
-	// refill would take the CPU that the taker needs.
+	// respite is left to whoever took something, once it has settled, before the next is
+	// made: a refill would take the CPU that the taker needs.
 	respite = 20 * time.Millisecond
+	// patience bounds the wait for takers that do not settle, before each thing that is made:
+	// demand must not leave the pool empty for good.
+	patience = 100 * time.Millisecond
 	// firstRetry and lastRetry bound the wait after a failed Make, which doubles.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
@@ -48,6 +51,10 @@ type Pool[T any] struct {
 	mu    sync.Mutex
 	ready []T
 	takes []time.Time // within the window, oldest first, at most as many as Ceiling was
+
+	unsettled int           // takers
+	settled   time.Time     // when the last of them settled
+	calm      chan struct{} // closed when all have; nil if there is none
 }
 
 // New returns a pool that begins to fill at once. The caller must Close it.
@@ -60,9 +67,16 @@ func New[T any](cfg Config[T]) *Pool[T] {
 
 // Take returns one that is ready, the newest first, or false at once. It belongs to
 // the caller. A miss counts as demand too.
-func (p *Pool[T]) Take() (thing T, ok bool) {
+//
+// Until the caller calls settle, which it may do more than once, the pool makes nothing,
+// but no longer than patience: whoever takes something has work to do with it, or makes
+// one itself.
+func (p *Pool[T]) Take() (thing T, settle func(), ok bool) {
 	now := time.Now()
 	p.mu.Lock()
+	if p.unsettled++; p.calm == nil {
+		p.calm = make(chan struct{})
+	}
 	p.takes = append(p.takes, now)
 	if over := len(p.takes) - max(p.cfg.Ceiling(), 1); over > 0 {
 		p.takes = p.takes[over:]
@@ -78,7 +92,17 @@ func (p *Pool[T]) Take() (thing T, ok bool) {
 	case p.wake <- struct{}{}:
 	default:
 	}
-	return thing, ok
+	return thing, sync.OnceFunc(p.settle), ok
+}
+
+func (p *Pool[T]) settle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.settled = time.Now()
+	if p.unsettled--; p.unsettled == 0 {
+		close(p.calm)
+		p.calm = nil
+	}
 }
 
 // Ready is how many are ready.
@@ -107,6 +131,12 @@ func (p *Pool[T]) keep(ctx context.Context) {
 			p.cfg.Discard(surplus)
 			continue
 		case p.wants():
+			if !p.rest(ctx) {
+				return
+			}
+			if !p.wants() {
+				continue
+			}
 			thing, err := p.cfg.Make(ctx)
 			if err == nil {
 				p.put(thing)
@@ -131,13 +161,34 @@ func (p *Pool[T]) keep(ctx context.Context) {
 		select {
 		case <-p.wake:
 			timer.Stop()
-			if !sleep(ctx, respite) {
-				return
-			}
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
 			return
+		}
+	}
+}
+
+// rest returns when respite has passed since all takers have settled, but after patience
+// at the latest. It returns false if ctx ends first.
+func (p *Pool[T]) rest(ctx context.Context) bool {
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		calm, left := p.calm, respite-time.Since(p.settled)
+		p.mu.Unlock()
+		switch {
+		case calm != nil:
+			select {
+			case <-calm:
+			case <-bounded.Done():
+				return ctx.Err() == nil
+			}
+		case left <= 0:
+			return true
+		case !sleep(bounded, left):
+			return ctx.Err() == nil
 		}
 	}
 }

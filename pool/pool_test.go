@@ -49,17 +49,21 @@ func TestPoolHoldsTheFloorAndRefills(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
 		defer p.Close()
-		if _, ok := p.Take(); ok {
+		if _, settle, ok := p.Take(); ok {
 			t.Error("an empty pool gave something")
+		} else {
+			settle()
 		}
 		time.Sleep(time.Second)
 		if n := p.Ready(); n != 2 {
 			t.Fatalf("%d ready, want the floor of 2", n)
 		}
-		got, ok := p.Take()
+		got, settle, ok := p.Take()
 		if !ok || got != 2 {
 			t.Errorf("took %d, %v; want the newest, 2", got, ok)
 		}
+		settle()
+		settle()
 		synctest.Wait()
 		if n := p.Ready(); n != 1 {
 			t.Errorf("%d ready right after: the refill did not leave the taker in peace", n)
@@ -67,6 +71,88 @@ func TestPoolHoldsTheFloorAndRefills(t *testing.T) {
 		time.Sleep(time.Second)
 		if n := p.Ready(); n != 2 {
 			t.Errorf("%d ready after a second, want 2", n)
+		}
+	})
+}
+
+// While somebody works with what it took, nothing is made, and what is being made is the last.
+func TestPoolLeavesTakersInPeace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
+		p := New(w.config(2))
+		defer p.Close()
+		time.Sleep(time.Second)
+		want := func(ready int, when string) {
+			t.Helper()
+			synctest.Wait()
+			if n := p.Ready(); n != ready {
+				t.Errorf("%d ready %s, want %d", n, when, ready)
+			}
+		}
+		_, one, _ := p.Take()
+		_, two, _ := p.Take()
+		time.Sleep(patience / 4)
+		want(0, "while both takers work")
+		one()
+		time.Sleep(respite + w.took - 1)
+		want(0, "while one still works")
+		two()
+		time.Sleep(respite + w.took - 1)
+		want(0, "before the first can be done")
+		_, three, ok := p.Take() // of which there is none: it makes its own
+		if ok {
+			t.Error("an empty pool gave something")
+		}
+		time.Sleep(1)
+		want(1, "when what was begun is done")
+		time.Sleep(patience / 4)
+		want(1, "while the third taker works")
+		three()
+		time.Sleep(respite + w.took)
+		want(2, "when all is calm")
+	})
+}
+
+// Takers that never settle hold up what is made, and do not stop it.
+func TestPoolFillsInSpiteOfTakers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
+		p := New(w.config(2))
+		defer p.Close()
+		time.Sleep(time.Second)
+		for range 2 {
+			if _, _, ok := p.Take(); !ok {
+				t.Fatal("the pool is empty")
+			}
+		}
+		for made := range 2 {
+			time.Sleep(patience + w.took - 1)
+			synctest.Wait()
+			if n := p.Ready(); n != made {
+				t.Errorf("%d ready before patience is over, want %d", n, made)
+			}
+			time.Sleep(1)
+			synctest.Wait()
+			if n := p.Ready(); n != made+1 {
+				t.Errorf("%d ready after patience, want %d", n, made+1)
+			}
+		}
+	})
+}
+
+// Closing does not wait for takers.
+func TestPoolCloseWhileTakersWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 1}
+		p := New(w.config(1))
+		time.Sleep(time.Second)
+		_, settle, _ := p.Take()
+		synctest.Wait()
+		before := time.Now()
+		p.Close()
+		settle()
+		if waited := time.Since(before); waited != 0 || w.made != 1 { // the bubble's clock: exact
+			t.Errorf("waited for %s, made %d", waited, w.made)
 		}
 	})
 }
@@ -158,10 +244,10 @@ func TestPoolCloseDiscardsAll(t *testing.T) {
 		w := &workshop{ceiling: 3}
 		p := New(w.config(3))
 		time.Sleep(time.Second)
-		mine, _ := p.Take()
+		mine, _, _ := p.Take()
 		p.Close()
 		p.Close()
-		if _, ok := p.Take(); ok {
+		if _, _, ok := p.Take(); ok {
 			t.Error("a closed pool gave something")
 		}
 		slices.Sort(w.discarded)

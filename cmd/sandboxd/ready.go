@@ -123,26 +123,45 @@ func (m *maker) discard(b blank) error {
 // hosted is a sandbox with the lease of its ids.
 type hosted struct {
 	*runc.Sandbox
-	maker *maker
-	base  uint32
+	maker  *maker
+	base   uint32
+	settle func() // see pool.Take
+}
+
+// SetThrottled turns the CPU quota on or off. It is turned on when the function has
+// initialized: then others may have the CPU again.
+func (h *hosted) SetThrottled(on bool) error {
+	err := h.Sandbox.SetThrottled(on)
+	if on {
+		h.settle()
+	}
+	return err
 }
 
 // Close removes the sandbox. See privsep.Config.Create.
 func (h *hosted) Close(ctx context.Context) error {
+	h.settle()
 	return h.maker.remove(ctx, h.ID(), h.base, h.Sandbox.Close)
 }
 
 // make gives the kernel's side of a sandbox: a blank that becomes the function's, or,
 // if none is ready, a new one.
 func (m *maker) make(ctx context.Context) (_ privsep.Hosted, err error) {
-	spec := m.spec
+	spec, settle := m.spec, func() {}
+	defer func() {
+		if err != nil {
+			settle()
+		}
+	}()
 	if m.pool != nil {
-		if b, ok := m.pool.Take(); ok {
+		var b blank
+		var ok bool
+		if b, settle, ok = m.pool.Take(); ok {
 			assign, end := tracing.Step(ctx, "ready sandbox")
 			box, err := b.Assign(assign, spec)
 			end()
 			if err == nil {
-				return &hosted{box, m, b.base}, nil
+				return &hosted{box, m, b.base, settle}, nil
 			}
 			m.report(errors.Join(err, m.discard(b))) // a new one may still do
 		}
@@ -159,7 +178,7 @@ func (m *maker) make(ctx context.Context) (_ privsep.Hosted, err error) {
 	if err != nil {
 		return nil, m.unmade(spec.ID, spec.IDBase, err)
 	}
-	return &hosted{box, m, spec.IDBase}, nil
+	return &hosted{box, m, spec.IDBase, settle}, nil
 }
 
 // meminfo is /proc/meminfo, held open for a process that cannot open it.
