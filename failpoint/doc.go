@@ -24,7 +24,7 @@ type Point string
 // The steps of S-01, in the order in which a sandbox's life passes them.
 const (
 	ZipStaged           Point = "zip-staged"           // a package is extracted and not yet published
-	CgroupMade          Point = "cgroup-made"          // nothing else of the sandbox exists
+	CgroupMade          Point = "cgroup-made"          // no process or file of the sandbox exists
 	NetNSMade           Point = "netns-made"           // the Runtime API's socket is bound
 	RootMounted         Point = "root-mounted"         // no domain exists
 	InitUp              Point = "init-up"              // a domain's init handler has said hello

@@ -151,11 +151,13 @@ func (c *cgroup) measure(domain string) error {
 	return nil
 }
 
-func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
-
-// limit puts other limits in force.
+// limit puts other limits in force, but that of the CPU.
 func (c *cgroup) limit(l isolation.Limits, domains int) error {
+	was := c.limits
 	c.limits = l
+	if l.MemoryBytes == was.MemoryBytes && l.PIDs == was.PIDs { // the CPU's is throttle's
+		return nil
+	}
 	var err error
 	if c.v2 != nil {
 		err = c.v2.Update(resourcesV2(l, domains))

@@ -218,6 +218,14 @@ type placement struct {
 	hosted string   // the daemon's folder as the host sees it, absolute below the tree's mount
 	group  string   // the same as this process sees it: "/" once the folder is mounted over /sys/fs/cgroup
 	roots  []string // mount points of the trees that hold the folder
+
+	ownProcs *os.File // see beginMove; nil where there is no v2 tree
+}
+
+func (p *placement) close() {
+	if p.ownProcs != nil {
+		p.ownProcs.Close()
+	}
 }
 
 // place makes the folder of the named daemon in every tree. On a unified host it
@@ -243,6 +251,14 @@ func place(h Host, instance string) (_ *placement, err error) {
 			return nil, err
 		}
 	}
+	if p.ownProcs, err = h.openOwnProcs(); err != nil {
+		return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
 	for _, root := range p.roots {
 		if err := makeFolder(filepath.Join(root, p.hosted)); err != nil {
 			return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
@@ -302,6 +318,8 @@ func enableControllers(dir string) error {
 	}
 	return nil
 }
+
+func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 // moveSelf moves every process of the cgroup dir (this one, in a fresh scope) into
 // a child of it, since a v2 cgroup that has controllers below may hold no process.

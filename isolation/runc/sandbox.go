@@ -32,6 +32,7 @@ type Sandbox struct {
 	port   *egress.Port               // nil without NetworkEgress
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
 	owners func() (mapper, error)     // likewise
+	moving func()                     // waits until the cgroup can be entered; nil if that has not begun
 
 	root   string     // mount point of the root as long as domains are to be started
 	closer sync.Mutex // held by Close, which may wait for long
@@ -106,15 +107,20 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 			return newTmp(spec.Tmp.Template, len(spec.Domains), uid, gid)
 		})
 	}
+	connected := inBackground(func() (struct{}, error) { return struct{}{}, inStep(ctx, "network", s.connect) })
 	err = inStep(ctx, "cgroup", func() (err error) {
 		s.group, err = newCgroup(e.place, spec.ID, spec.Limits, len(spec.Domains))
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
 	failpoint.Pass(failpoint.CgroupMade)
-	if err := inStep(ctx, "network", s.connect); err != nil {
+	if err == nil {
+		s.moving = sync.OnceFunc(e.place.beginMove)
+		go s.moving()
+	}
+	if _, e := connected(); err == nil {
+		err = e
+	}
+	if err != nil {
 		return nil, err
 	}
 	failpoint.Pass(failpoint.NetNSMade)
@@ -364,6 +370,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		s.mu.Lock()
 		delete(s.domains, name)
 		s.mu.Unlock()
+	}
+	if s.moving != nil {
+		s.moving()
 	}
 	failpoint.Pass(failpoint.HalfTornDown)
 	errs = append(errs, s.release())
