@@ -226,26 +226,45 @@ func sysfs(s subject) (string, error) {
 	return points, err
 }
 
-// device says whether a mount shows a file of the host's /dev: writing to that is not
-// writing to a file system.
-func (m mount) device() bool { return m.fstype == "devtmpfs" && m.root != "/" }
-
 // writable leaves out /proc itself: what may be written of it belongs to the process.
 func writable(s subject) (string, error) {
-	return s.points(func(m mount) bool { return !m.readOnly && !m.device() && m.point != "/proc" })
+	return s.points(func(m mount) bool { return !m.readOnly && m.point != "/proc" })
 }
 
 func setID(s subject) (string, error) {
 	return s.points(func(m mount) bool { return !slices.Contains(m.flags, "nosuid") })
 }
 
-// deviceMounts leaves out what hides a file of /proc, and /dev, whose file system
-// nobody inside can make a node in.
+// deviceMounts leaves out what hides a file of /proc.
 func deviceMounts(s subject) (string, error) {
 	return s.points(func(m mount) bool {
-		hides := strings.HasPrefix(m.point, "/proc/") && (m.root == "/null" || m.readOnly && m.fstype == "tmpfs")
-		return !slices.Contains(m.flags, "nodev") && !hides && !(m.point == "/dev" && m.readOnly)
+		hides := strings.HasPrefix(m.point, "/proc/") && m.root == "/null" && m.readOnly
+		return !slices.Contains(m.flags, "nodev") && !hides
 	})
+}
+
+// devices lists the nodes in /dev with what they are nodes of.
+func devices(s subject) (string, error) {
+	dir := filepath.Join(s.dir, "root", "dev")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	var list []string
+	for _, e := range entries {
+		var st unix.Stat_t
+		path := filepath.Join(dir, e.Name())
+		if err := unix.Lstat(path, &st); err != nil {
+			return "", &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		switch kind, major, minor := st.Mode&unix.S_IFMT, unix.Major(st.Rdev), unix.Minor(st.Rdev); kind {
+		case unix.S_IFCHR:
+			list = append(list, fmt.Sprintf("%s=%d:%d", e.Name(), major, minor))
+		case unix.S_IFBLK:
+			list = append(list, fmt.Sprintf("%s=block %d:%d", e.Name(), major, minor))
+		}
+	}
+	return listing(list), nil
 }
 
 // unmasked looks into the process's own /proc. Only there a mask can be told from

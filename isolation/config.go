@@ -23,6 +23,7 @@ type Paths struct {
 	Rootfs string // directory that becomes the root of the domain
 	NetNS  string // network namespace that the sandbox's domains share; "" with NetworkHost
 	Init   string // binary of the init handler
+	Dev    string // directory that becomes /dev: the nodes of DeviceNodes, and an empty directory shm
 	Cgroup string // the sandbox's parent cgroup, absolute below the cgroup mount
 }
 
@@ -79,19 +80,23 @@ const oomScore = 500
 // starts have none.
 var initCapabilities = []string{"CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_RESOURCE"}
 
-// maskedPaths of /proc tell of the host or steer it (REQUIREMENTS section 3, Files).
-var maskedPaths = []string{
-	"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
-	"/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags",
-	"/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo",
-	"/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmcore",
-	"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger",
+// MaskedPaths are those of /proc that tell of the host or steer it (REQUIREMENTS section 3,
+// Files). Files are to read as /dev/null, directories are to be empty.
+func MaskedPaths() []string {
+	return []string{
+		"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
+		"/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags",
+		"/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo",
+		"/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo", "/proc/vmcore",
+		"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger",
+	}
 }
 
 // Config returns libcontainer's configuration of one domain. It describes the
 // domain's namespaces, an almost empty read-only root, and the init handler; code,
-// layers and the base's directories are attached to the live domain afterwards. The
-// seccomp filter, that of Profile, is not in it: the init handler puts it on itself.
+// layers and the base's directories are attached to the live domain afterwards, and
+// MaskedPaths are hidden before. The seccomp filter, that of Profile, is not in it: the
+// init handler puts it on itself.
 func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -99,15 +104,14 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	if !slices.Contains(s.Domains, domain) {
 		return nil, fmt.Errorf("isolation: sandbox %s has no domain %q", s.ID, domain)
 	}
-	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || !path.IsAbs(p.Cgroup) {
-		return nil, errors.New("isolation: config needs root, network namespace, init handler and cgroup paths")
+	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || p.Dev == "" || !path.IsAbs(p.Cgroup) {
+		return nil, errors.New("isolation: config needs root, network namespace, init handler, devices and cgroup paths")
 	}
 	hostname := s.Hostname
 	if hostname == "" {
 		hostname = "sandbox" // as /etc/hosts inside has it
 	}
 	ids := []configs.IDMap{{ContainerID: 0, HostID: int64(s.IDBase), Size: IDCount}}
-	nodes, rules := deviceNodes()
 	score := oomScore
 	return &configs.Config{
 		Rootfs:          p.Rootfs,
@@ -123,12 +127,10 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		NoNewPrivileges: true,
 		Rlimits:         rlimits(),
 		OomScoreAdj:     &score,
-		Devices:         nodes,
-		Mounts:          kernelMounts(p.Init),
-		MaskPaths:       maskedPaths,
+		Mounts:          mounts(p),
 		Cgroups: &cgroups.Cgroup{
 			Path:      path.Join(p.Cgroup, domain),
-			Resources: &cgroups.Resources{Devices: rules},
+			Resources: &cgroups.Resources{Devices: deviceRules()},
 		},
 	}, nil
 }
@@ -146,17 +148,20 @@ func namespaces(netNS string) configs.Namespaces {
 	return list
 }
 
-// kernelMounts are the file systems that the kernel makes for a domain, and the
+// mounts are the file systems that the kernel makes for a domain, the devices, and the
 // init handler. /proc/sys becomes read-only later: the init handler first writes
 // the limits of its own user namespace there.
-func kernelMounts(initBinary string) []*configs.Mount {
-	const locked = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
+func mounts(p Paths) []*configs.Mount {
+	const (
+		locked = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
+		shown  = unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID
+	)
 	return []*configs.Mount{
 		{Device: "proc", Source: "proc", Destination: "/proc", Flags: locked},
-		{Device: "tmpfs", Source: "tmpfs", Destination: "/dev", Flags: unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_STRICTATIME | unix.MS_RDONLY, Data: "mode=755,size=64k,nr_inodes=64"},
+		{Device: "bind", Source: p.Dev, Destination: "/dev", Flags: shown | unix.MS_NOEXEC},
 		// POSIX shared memory and semaphores of Python's multiprocessing and the like; counted as the sandbox's memory.
 		{Device: "tmpfs", Source: "shm", Destination: "/dev/shm", Flags: locked, Data: "mode=1777,size=16m,nr_inodes=1024"},
-		{Device: "bind", Source: initBinary, Destination: InitPath, Flags: unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV},
+		{Device: "bind", Source: p.Init, Destination: InitPath, Flags: shown | unix.MS_NODEV},
 	}
 }
 
@@ -173,18 +178,22 @@ func rlimits() []configs.Rlimit {
 	}
 }
 
-// deviceNodes are the devices of a domain and the cgroup rules that allow them and
-// nothing else.
-func deviceNodes() ([]*devices.Device, []*devices.Rule) {
+// DeviceNode is a character device, which everybody may read and write.
+type DeviceNode struct {
+	Name         string // in /dev
+	Major, Minor uint32
+}
+
+// DeviceNodes are the devices of a domain.
+func DeviceNodes() []DeviceNode {
+	return []DeviceNode{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
+}
+
+// deviceRules are the cgroup rules that allow the devices of a domain and nothing else.
+func deviceRules() []*devices.Rule {
 	rules := []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: false}}
-	var nodes []*devices.Device
-	for _, d := range []struct {
-		name         string
-		major, minor int64
-	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
-		rule := devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rw", Allow: true}
-		rules = append(rules, &rule)
-		nodes = append(nodes, &devices.Device{Path: "/dev/" + d.name, FileMode: 0o666, Rule: rule})
+	for _, d := range DeviceNodes() {
+		rules = append(rules, &devices.Rule{Type: devices.CharDevice, Major: int64(d.Major), Minor: int64(d.Minor), Permissions: "rw", Allow: true})
 	}
-	return nodes, rules
+	return rules
 }

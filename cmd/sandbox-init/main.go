@@ -66,8 +66,11 @@ func serve(conn *wire.Conn) error {
 	if err := dropPrivileges(); err != nil {
 		return err
 	}
-	null, err := os.Open(os.DevNull)
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
+		return err
+	}
+	if err := replaceNull(null); err != nil {
 		return err
 	}
 	// If the daemon died before the death signal was set, this is where it shows.
@@ -79,6 +82,27 @@ func serve(conn *wire.Conn) error {
 	runtime.GOMAXPROCS(2)
 	reserveThreads() // while there is no other process yet
 	return daemonGone(newHandler(conn, null).loop())
+}
+
+// replaceNull puts null, the domain's own, in the place of standard input, output and
+// error where the daemon gave another /dev/null for one.
+func replaceNull(null *os.File) error {
+	var own, given unix.Stat_t
+	if err := unix.Fstat(int(null.Fd()), &own); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	for fd := range 3 {
+		if err := unix.Fstat(fd, &given); err != nil {
+			return os.NewSyscallError("fstat", err)
+		}
+		if given.Mode&unix.S_IFMT != unix.S_IFCHR || given.Rdev != own.Rdev {
+			continue
+		}
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return os.NewSyscallError("dup3", err)
+		}
+	}
+	return nil
 }
 
 // daemonGone turns the errors that the end of the daemon causes into nil.

@@ -19,6 +19,10 @@ import (
 	"github.com/sandboxd/sandboxd/tracing"
 )
 
+// libcontainerErrors is the level at which libcontainer's process tells errors alone. It
+// tells all that it does else, some thirty lines that the daemon reads and drops.
+const libcontainerErrors = "2" // logrus.ErrorLevel
+
 // domain is one of a sandbox's, from its creation on.
 type domain struct {
 	creator   *thread // its parent
@@ -59,7 +63,7 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 // boot makes a domain of which only the init handler runs.
 func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) {
 	cfg, err := s.spec.Config(name, isolation.Paths{
-		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Cgroup: s.group.path,
+		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Dev: s.engine.devices.dir, Cgroup: s.group.path,
 	})
 	if err != nil {
 		return nil, err
@@ -77,8 +81,11 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 			conn.Close()
 		}
 	}()
+	null := s.engine.devices.null // libcontainer would give it the host's
 	d := &domain{process: &libcontainer.Process{
-		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true, ExtraFiles: []*os.File{remote, filter},
+		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true,
+		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{remote, filter},
+		LogLevel: libcontainerErrors,
 	}}
 	if s.engine.stage != nil {
 		d.process.ExtraFiles = append(d.process.ExtraFiles, s.engine.stage) // stage.FD
@@ -117,10 +124,19 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 		return nil, err
 	}
 	defer f.Close()
-	if err := inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) }); err != nil {
-		return nil, err
+	said := make(chan bool, 1)
+	masked := inBackground(func() (struct{}, error) {
+		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, said) })
+	})
+	err = inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) })
+	if err == nil {
+		err = confined(pid)
 	}
-	if err := confined(pid); err != nil {
+	said <- err == nil
+	if _, e := masked(); err == nil {
+		err = e
+	}
+	if err != nil {
 		return nil, err
 	}
 	failpoint.Pass(failpoint.InitUp)

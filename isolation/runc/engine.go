@@ -46,6 +46,7 @@ type Engine struct {
 	state   string // libcontainer's state
 	creator *creator
 	filters filters
+	devices *devices
 	stage   *os.File        // sealed; nil without one
 	gateway *egress.Gateway // nil without NetworkEgress
 }
@@ -69,7 +70,7 @@ func New(cfg Config) (_ *Engine, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.closeStage(), e.closeGateway(), unix.Unmount(e.fs, unix.MNT_DETACH))
+			err = errors.Join(err, e.closeStage(), e.closeGateway(), e.devices.close(), unix.Unmount(e.fs, unix.MNT_DETACH))
 		}
 	}()
 	if cfg.Network.Mode == isolation.NetworkEgress {
@@ -77,10 +78,13 @@ func New(cfg Config) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{e.scratch(), filepath.Join(e.fs, "roots")} {
+	for _, dir := range []string{e.scratch(), e.empty(), filepath.Join(e.fs, "roots")} {
 		if err := os.Mkdir(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("runc: %w", err)
 		}
+	}
+	if e.devices, err = newDevices(filepath.Join(e.fs, "dev")); err != nil {
+		return nil, err
 	}
 	if err := os.WriteFile(e.initBinary(), cfg.InitBinary, 0o555); err != nil {
 		return nil, fmt.Errorf("runc: init handler: %w", err)
@@ -100,15 +104,20 @@ func New(cfg Config) (_ *Engine, err error) {
 func (e *Engine) initBinary() string { return filepath.Join(e.fs, "init") }
 func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
+// empty is a directory without entries, which hides others.
+func (e *Engine) empty() string { return filepath.Join(e.fs, "empty") }
+
 // Close removes what New made. Every sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
 	err := e.creator.close(ctx)
 	if err == nil { // nobody hands them out any more
 		e.filters.Close()
 		err = e.closeStage()
+		e.place.close()
 	}
 	err = errors.Join(err,
 		e.closeGateway(),
+		e.devices.close(),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
 		os.Remove(e.fs),
 	)

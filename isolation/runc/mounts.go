@@ -138,16 +138,10 @@ func newFS(kind string, attrs int, options ...string) (int, error) {
 }
 
 // attach moves the spec's mounts into the mount namespace of the process pid, in
-// order, and the detached mount tmp unless it is -1; it makes /proc/sys read-only.
+// order, and the detached mount tmp unless it is -1.
 // owners says how the files' owners appear. Targets are resolved inside, without following a
 // symbolic link: the root they are in may be a stranger's.
 func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) error {
-	mntns, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", "mnt"))
-	if err != nil {
-		return fmt.Errorf("runc: attach: %w", err)
-	}
-	defer mntns.Close()
-
 	var ready []detached
 	defer func() {
 		for _, d := range ready {
@@ -156,6 +150,7 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 	}()
 	for _, m := range spec.Mounts {
 		var fd int
+		var err error
 		if len(m.Sources) == 1 {
 			fd, err = owners.clone(m.Sources[0])
 		} else {
@@ -166,39 +161,21 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 		}
 		ready = append(ready, detached{fd, m.Target})
 	}
-	return onOwnThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("runc: attach: unshare: %w", err)
-		}
-		if err := unix.Setns(int(mntns.Fd()), unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("runc: attach: enter mount namespace: %w", err)
-		}
+	err := inMounts(pid, func() error {
 		for _, d := range ready {
 			if err := d.move(); err != nil {
 				return err
 			}
 		}
-		if tmp >= 0 {
-			if err := (detached{tmp, "/tmp"}).move(); err != nil {
-				return err
-			}
+		if tmp < 0 {
+			return nil
 		}
-		// Not a detached mount: those count as mount namespaces of the domain's user
-		// namespace, where the init handler has set their limit to 0 by now.
-		if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("runc: attach /proc/sys: %w", err)
-		}
-		attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}
-		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc/sys", 0, &attr); err != nil {
-			return fmt.Errorf("runc: make /proc/sys read-only: %w", err)
-		}
-		// On no mount, libcontainer's for devices and masks included, has a set-id bit an effect.
-		attr = unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
-		if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &attr); err != nil {
-			return fmt.Errorf("runc: make all mounts nosuid: %w", err)
-		}
-		return nil
+		return detached{tmp, "/tmp"}.move()
 	})
+	if err != nil {
+		return fmt.Errorf("runc: attach: %w", err)
+	}
+	return nil
 }
 
 // move puts d in its place in the mount namespace of the calling thread. The
@@ -206,11 +183,11 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 func (d detached) move() error {
 	at, err := unix.Openat2(unix.AT_FDCWD, d.target, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
-		return fmt.Errorf("runc: mount point %s inside: %w", d.target, err)
+		return fmt.Errorf("mount point %s inside: %w", d.target, err)
 	}
 	defer unix.Close(at)
 	if err := unix.MoveMount(d.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
-		return fmt.Errorf("runc: attach %s: %w", d.target, err)
+		return fmt.Errorf("attach %s: %w", d.target, err)
 	}
 	return nil
 }

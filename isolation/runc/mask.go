@@ -1,0 +1,103 @@
+package runc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
+)
+
+// inMounts runs f on a thread of its own in the mount namespace of the process pid.
+func inMounts(pid int, f func() error) error {
+	mntns, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", "mnt"))
+	if err != nil {
+		return err
+	}
+	defer mntns.Close()
+	return onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.Setns(int(mntns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter mount namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// mask hides what /proc tells of the host from the domain whose init handler is, or is about
+// to be, the process pid. When the init handler has said hello, or false comes instead, it
+// makes /proc/sys read-only, and takes the effect of set-id bits from all mounts. Nothing of
+// a function is there yet.
+//
+// libcontainer can hide paths too. It takes a dozen system calls for each, where one does
+// as long as all there is in the domain is ours.
+func (e *Engine) mask(pid int, hello <-chan bool) error {
+	empty, err := unix.OpenTree(unix.AT_FDCWD, e.empty(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("runc: mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
+	}
+	defer unix.Close(empty)
+	closed := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}
+	if err := unix.MountSetattr(empty, "", unix.AT_EMPTY_PATH, &closed); err != nil {
+		return fmt.Errorf("runc: mask: %w", &os.PathError{Op: "mount_setattr", Path: e.empty(), Err: err})
+	}
+	err = inMounts(pid, func() error {
+		if err := hide(isolation.MaskedPaths(), empty); err != nil {
+			return err
+		}
+		if !<-hello {
+			return nil
+		}
+		// Not a detached mount: those count as mount namespaces of the domain's user
+		// namespace, where the init handler has set their limit to 0 by now.
+		if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
+			return &os.PathError{Op: "mount", Path: "/proc/sys", Err: err}
+		}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc/sys", 0, &closed); err != nil {
+			return fmt.Errorf("make /proc/sys read-only: %w", err)
+		}
+		nosuid := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &nosuid); err != nil {
+			return fmt.Errorf("make all mounts nosuid: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("runc: mask: %w", err)
+	}
+	return nil
+}
+
+// hide mounts /dev/null on files, and empty, a detached mount of a directory without
+// entries, on directories. What is not there needs no hiding.
+func hide(paths []string, empty int) error {
+	var null unix.Stat_t
+	if err := unix.Stat("/dev/null", &null); err != nil {
+		return &os.PathError{Op: "stat", Path: "/dev/null", Err: err}
+	}
+	if null.Mode&unix.S_IFMT != unix.S_IFCHR || null.Rdev != unix.Mkdev(1, 3) {
+		return errors.New("/dev/null is another file")
+	}
+	folder := "" // where empty is
+	for _, path := range paths {
+		err := unix.Mount("/dev/null", path, "", unix.MS_BIND, "")
+		switch {
+		case !errors.Is(err, unix.ENOTDIR): // it is a file
+		case folder == "":
+			folder = path
+			err = detached{empty, path}.move()
+		default:
+			err = unix.Mount(folder, path, "", unix.MS_BIND, "")
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return &os.PathError{Op: "hide", Path: path, Err: err}
+		}
+	}
+	return nil
+}
