@@ -94,6 +94,7 @@ var niceToHaves = []check{
 	{"inotify", lookInotify},
 	{"OOM protection", lookOOMScore},
 	{"pressure stall information", lookPressure},
+	{"moves between cgroups", lookMoves},
 	{"egress", lookEgress},
 }
 

@@ -34,7 +34,7 @@ func lookRoot(context.Context, Host) outcome {
 	var missing []string
 	for name, bit := range map[string]int{
 		"SYS_ADMIN": unix.CAP_SYS_ADMIN, "SETUID": unix.CAP_SETUID, "SETGID": unix.CAP_SETGID, "NET_ADMIN": unix.CAP_NET_ADMIN,
-		"CHOWN": unix.CAP_CHOWN, "KILL": unix.CAP_KILL, "SYS_PTRACE": unix.CAP_SYS_PTRACE,
+		"CHOWN": unix.CAP_CHOWN, "KILL": unix.CAP_KILL, "MKNOD": unix.CAP_MKNOD, "SYS_PTRACE": unix.CAP_SYS_PTRACE,
 	} {
 		if caps[bit/32].Effective&(1<<(bit%32)) == 0 {
 			missing = append(missing, "CAP_"+name)
