@@ -161,6 +161,10 @@ func (c *conn) release() {
 	c.headers = 0
 }
 
+// frozenLook is how often a connection looks again whether its time is over, after that
+// has stood still: what is left of it may be next to nothing, and the freeze long.
+const frozenLook = time.Second
+
 var errHeaders = errors.New("api: the sandbox has too many bytes of headers in requests that are not over")
 
 // handle notes that the headers of a request are complete.
@@ -196,11 +200,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.until == 0 {
 		c.until = thawed() + c.guard.limits.HeaderTime
 	}
-	for {
+	for least := time.Duration(0); ; least = frozenLook {
 		left := c.until - thawed()
 		if left <= 0 {
 			return 0, os.ErrDeadlineExceeded
 		}
+		left = max(left, least)
 		if err := c.Conn.SetReadDeadline(time.Now().Add(left)); err != nil {
 			return 0, err
 		}
