@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -156,11 +157,11 @@ func newSink(w io.Writer, format telemetry.Format) telemetry.Sink {
 // jsonSink wraps lines that are no JSON objects.
 type jsonSink struct{ next telemetry.Sink }
 
-func (s jsonSink) Lines(records []telemetry.Record) {
+func (s jsonSink) Lines(ctx context.Context, records []telemetry.Record) {
 	for i := range records {
 		wrap(&records[i])
 	}
-	s.next.Lines(records)
+	s.next.Lines(ctx, records)
 }
 
 // wrap makes an object of a line that is none.

@@ -179,8 +179,8 @@ func TestSink(t *testing.T) {
 		{Time: at, Source: telemetry.FromFunction, Level: telemetry.LevelError, Text: "framed\ntext"},
 	}
 	var text, asJSON bytes.Buffer
-	newSink(&text, telemetry.Text).Lines(slices.Clone(records))
-	newSink(&asJSON, telemetry.JSON).Lines(slices.Clone(records))
+	newSink(&text, telemetry.Text).Lines(t.Context(), slices.Clone(records))
+	newSink(&asJSON, telemetry.JSON).Lines(t.Context(), slices.Clone(records))
 	if want := "plain \"text\"\n{\"level\":\"INFO\"}\n{\"broken\nframed\ntext\n"; text.String() != want {
 		t.Errorf("text: %q, want the lines as they are", text.String())
 	}

@@ -37,6 +37,9 @@ type Log struct {
 	quit chan struct{} // closed by Close: nothing is waited for any more
 	idle chan struct{} // closed when the pump has ended
 
+	wanted context.Context // of the sink's calls: ends when Close has waited in vain
+	giveUp context.CancelFunc
+
 	mu      sync.Mutex
 	id      string // current invocation
 	read    bool   // somebody may read its tail
@@ -58,6 +61,7 @@ type LogConfig struct {
 // NewLog returns a log. Close it to end its goroutine; the hub stays the caller's.
 func NewLog(c LogConfig) *Log {
 	l := &Log{cfg: c, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), quit: make(chan struct{}), idle: make(chan struct{})}
+	l.wanted, l.giveUp = context.WithCancel(context.Background())
 	l.tail.whole = c.Format == JSON
 	go l.pump()
 	return l
@@ -102,7 +106,8 @@ func (l *Log) End() []byte {
 }
 
 // Close hands what is queued to the sink and ends the log's goroutine. When ctx
-// ends first it returns an error; the goroutine then ends with the sink's call.
+// ends first it returns an error, and what is left is not wanted any more; the goroutine
+// then ends with the sink's call.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	if !l.closed {
@@ -114,6 +119,7 @@ func (l *Log) Close(ctx context.Context) error {
 	case <-l.idle:
 		return nil
 	case <-ctx.Done():
+		l.giveUp()
 		return fmt.Errorf("telemetry: close log: the reader of the log is stuck: %w", ctx.Err())
 	}
 }
@@ -169,6 +175,7 @@ func signal(c chan<- struct{}) {
 // pump hands records to the sink until the log is closed and the queue is empty.
 func (l *Log) pump() {
 	defer close(l.idle)
+	defer l.giveUp()
 	timer := time.NewTimer(gather)
 	defer timer.Stop()
 	var batch []Record
@@ -185,7 +192,7 @@ func (l *Log) pump() {
 		}
 		var closed bool
 		if batch, closed = l.take(batch[:0]); len(batch) > 0 {
-			l.cfg.Sink.Lines(batch)
+			l.cfg.Sink.Lines(l.wanted, batch)
 			clear(batch)
 			if cap(batch) > keepRecords {
 				batch = nil // one flood must not keep its memory

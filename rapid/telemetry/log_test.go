@@ -102,7 +102,7 @@ type slowSink struct {
 	got  []Record
 }
 
-func (s *slowSink) Lines(records []Record) {
+func (s *slowSink) Lines(_ context.Context, records []Record) {
 	<-s.gate
 	s.got = append(s.got, records...)
 }
@@ -145,7 +145,7 @@ type batches struct {
 	sizes []int
 }
 
-func (b *batches) Lines(records []Record) {
+func (b *batches) Lines(_ context.Context, records []Record) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sizes = append(b.sizes, len(records))
@@ -244,7 +244,7 @@ func TestAttribution(t *testing.T) {
 			t.Errorf("line %d belongs to %q, want %q", i, got, want)
 		}
 	}
-	w.Lines(sink.got)
+	w.Lines(t.Context(), sink.got)
 	if b.String() != "0\n1\n2\n" {
 		t.Errorf("%q", b.String())
 	}
@@ -261,4 +261,44 @@ func TestUnreadTail(t *testing.T) {
 			t.Errorf("tail %q, want %q", got, want)
 		}
 	}
+}
+
+// stuckWriter is read by nobody until its gate opens.
+type stuckWriter chan struct{}
+
+func (w stuckWriter) Write(p []byte) (int, error) {
+	<-w
+	return len(p), nil
+}
+
+// Logs of sandboxes that have ended leave nothing behind a reader that is stuck, but for
+// the one whose lines are being written.
+func TestStuckReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(stuckWriter)
+		sink := NewWriter(gate, Text)
+		const logs = 10
+		left := 0
+		for range logs {
+			l := NewLog(LogConfig{Sink: sink, Format: Text})
+			l.Output(FromFunction, "runtime", Message{Text: []byte("line")})
+			time.Sleep(time.Second) // its pump is in the sink
+			l.Output(FromFunction, "runtime", Message{Text: []byte("line")})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := l.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Close: %v", err)
+			}
+			cancel()
+			synctest.Wait()
+			select {
+			case <-l.idle:
+			default:
+				left++
+			}
+		}
+		if left != 1 {
+			t.Errorf("%d of %d logs still wait for the reader", left, logs)
+		}
+		close(gate)
+	})
 }

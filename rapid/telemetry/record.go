@@ -6,8 +6,8 @@
 package telemetry
 
 import (
+	"context"
 	"io"
-	"sync"
 	"time"
 )
 
@@ -60,26 +60,35 @@ func (r *Record) Append(b []byte, f Format) []byte {
 // Sink takes records in order, as many at once as there are. It may change the records
 // that it is given, and must not keep the slice. A sandbox calls it from one goroutine
 // at a time; a sink shared by sandboxes must be safe for concurrent use. It may be
-// slow: then records are dropped before it and a [LogsDropped] says how many.
-type Sink interface{ Lines([]Record) }
+// slow: then records are dropped before it and a [LogsDropped] says how many. When the
+// context has ended nobody waits for the records any more: it drops them rather than wait.
+type Sink interface {
+	Lines(context.Context, []Record)
+}
 
 // NewWriter returns a sink that renders records to w, whole records in each Write, safe
 // for concurrent use. Errors of w are ignored: there is nowhere left to tell them.
-func NewWriter(w io.Writer, f Format) Sink { return &writer{w: w, format: f} }
+func NewWriter(w io.Writer, f Format) Sink {
+	return &writer{turn: make(chan struct{}, 1), w: w, format: f}
+}
 
 // writeBytes is about how many bytes a writer collects for one Write.
 const writeBytes = 32 << 10
 
 type writer struct {
-	mu     sync.Mutex
+	turn   chan struct{} // capacity 1, full while somebody writes; guards what follows
 	w      io.Writer
 	format Format
 	buf    []byte
 }
 
-func (w *writer) Lines(records []Record) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (w *writer) Lines(ctx context.Context, records []Record) {
+	select {
+	case w.turn <- struct{}{}:
+	case <-ctx.Done(): // else everybody who ever waited for a reader that is stuck would stay
+		return
+	}
+	defer func() { <-w.turn }()
 	for i := range records {
 		w.buf = records[i].Append(w.buf, w.format)
 		if len(w.buf) >= writeBytes {
