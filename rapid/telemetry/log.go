@@ -11,8 +11,9 @@ import (
 const TailBytes = 4096
 
 const (
-	// queueBytes bounds what waits for a slow sink, for each sandbox.
-	queueBytes = 1 << 20
+	// queueBytes bounds what waits for a slow sink, for each sandbox: the longest frame,
+	// and what may have come just before it.
+	queueBytes = maxFrame + maxLine
 	// platformReserve is what platform records may use beyond queueBytes, so that
 	// a flood of output does not push out the START and REPORT that frame it.
 	platformReserve = 64 << 10

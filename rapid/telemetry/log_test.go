@@ -263,6 +263,36 @@ func TestUnreadTail(t *testing.T) {
 	}
 }
 
+// LOG-09: the longest frame that is accepted reaches a sink that is not slow, also
+// behind another.
+func TestLongestFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := &slowSink{gate: make(chan struct{})}
+		close(sink.gate)
+		l := NewLog(LogConfig{Sink: sink, Format: Text})
+		text := bytes.Repeat([]byte("x"), maxFrame)
+		for range 2 {
+			l.Output(FromFunction, "runtime", Message{Text: text})
+			time.Sleep(time.Second)
+		}
+		l.Output(FromFunction, "runtime", Message{Text: []byte("short")})
+		l.Output(FromFunction, "runtime", Message{Text: text})
+		if err := l.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		var sizes []int
+		for _, r := range sink.got {
+			if r.Platform != nil {
+				t.Errorf("%T", r.Platform)
+			}
+			sizes = append(sizes, len(r.Text))
+		}
+		if want := []int{maxFrame, maxFrame, 5, maxFrame}; !slices.Equal(sizes, want) {
+			t.Errorf("lines of %d bytes, want %d", sizes, want)
+		}
+	})
+}
+
 // stuckWriter is read by nobody until its gate opens.
 type stuckWriter chan struct{}
 
