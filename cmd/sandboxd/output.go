@@ -164,9 +164,15 @@ func (s jsonSink) Lines(ctx context.Context, records []telemetry.Record) {
 	s.next.Lines(ctx, records)
 }
 
-// wrap makes an object of a line that is none.
+// wrap makes an object of a line that is none, and one line of an object that is
+// several, as a framed one may be.
 func wrap(r *telemetry.Record) {
 	if text := strings.TrimSpace(r.Text); r.Platform != nil || strings.HasPrefix(text, "{") && json.Valid([]byte(text)) {
+		if strings.Contains(r.Text, "\n") {
+			var line bytes.Buffer
+			_ = json.Compact(&line, []byte(text)) // it is valid
+			r.Text = line.String()
+		}
 		return
 	}
 	event := struct {
