@@ -46,7 +46,10 @@ var agentMoves = map[agentState]map[agentCall]agentState{
 	agExitError:  {agFailExit: agExitError},
 }
 
-const maxAgents = 10 // EX-04, EX-15
+const (
+	maxAgents    = 10  // EX-04, EX-15
+	maxAgentName = 255 // EX-12; a file has no longer one
+)
 
 // agent is one extension. An external one has a process of ours.
 type agent struct {
@@ -138,6 +141,9 @@ func (m *registerMsg) serve(s *Sandbox) {
 func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	if r.Name == "" {
 		return nil, &Refusal{Type: InvalidExtensionName, Message: "Empty extension name"}
+	}
+	if len(r.Name) > maxAgentName {
+		return nil, &Refusal{Type: InvalidExtensionName, Message: fmt.Sprintf("Extension name has more than %d bytes", maxAgentName)}
 	}
 	i := slices.IndexFunc(s.agents, func(a *agent) bool { return a.name == r.Name })
 	external := i >= 0 && s.agents[i].external
@@ -251,7 +257,7 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 			"State transition from %s to %s failed for extension %s. Error: Concurrent state modification", agReady, a.state, a.id)})
 		a.waiter = nil
 	}
-	a.errorType = m.failure.Type
+	a.errorType = cutType(m.failure.Type)
 	if s.Managed() && !managedAgentType.MatchString(a.errorType) { // EX-24
 		a.errorType = fatal
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
+	"github.com/sandboxd/sandboxd/supervisor"
 )
 
 func refused(err error) RefusalType {
@@ -32,6 +34,7 @@ func TestRegistrationRules(t *testing.T) {
 		}
 		for i, tt := range []struct{ got, want RefusalType }{
 			{register("", "X"), InvalidExtensionName},
+			{register(strings.Repeat("n", maxAgentName+1)), InvalidExtensionName},
 			{register("ext", "invoke"), InvalidEventType},
 			{register("internal", EventShutdown), InvalidEventType},
 			{register("internal", EventInvoke), "<nil>"},
@@ -71,6 +74,33 @@ func TestRegistrationRules(t *testing.T) {
 			t.Errorf("late: %s", got)
 		}
 	}, withExtension("ext", hangs), with(func(c *Config, _ *fakesup.Supervisor) { c.Settings.ExternalWindow = 0 }))
+}
+
+// What a process calls itself, and what it calls its failures, is repeated in records of
+// the log, whose queue does not count it: it is short.
+func TestLongNames(t *testing.T) {
+	name, long := strings.Repeat("n", maxAgentName), "Extension."+strings.Repeat("X", 1<<20)
+	inWorld(t, func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			c := w.s.NewClient()
+			r, err := c.Register(p.Ctx, Registration{Name: name})
+			if err != nil || c.FailAgent(p.Ctx, r.ID, AgentFailure{Init: true, Type: long}) != nil {
+				t.Errorf("register: %v", err)
+			}
+			return echo(0)(w)(p)
+		}
+	}, func(w *world) {
+		<-w.invoke("a").Done
+		w.wantLogHas("EXTENSION\tName: " + name + "\tState: InitError\tEvents: []\tError Type: " + long[:maxErrorType] + "\n")
+	})
+	for posted, want := range map[string]string{
+		"Function." + strings.Repeat("X", 1<<20): "Function." + strings.Repeat("X", maxErrorType-len("Function.")),
+		strings.Repeat("x", 1<<20) + "Runtime.X": "Runtime.Unknown",
+	} {
+		if got := sanitizeType(posted); got != want {
+			t.Errorf("%.20q is kept as %d bytes %.20q, want %d", posted, len(got), got, len(want))
+		}
+	}
 }
 
 // The rows of section 1.8 that need snap-start stand in the table already.

@@ -8,8 +8,15 @@ import (
 
 var errorTypePattern = regexp.MustCompile(`(Runtime|Function)\.[A-Z][a-zA-Z]+`)
 
+// maxErrorType is how much is kept of what a process calls its failure (RT-45): records
+// repeat it.
+const maxErrorType = 1024
+
+func cutType(t string) string { return t[:min(len(t), maxErrorType)] }
+
 // sanitizeType is the platform's error type for what a runtime calls it (RT-45).
 func sanitizeType(t string) string {
+	t = cutType(t)
 	switch {
 	case errorTypePattern.MatchString(t):
 		return t
