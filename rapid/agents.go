@@ -261,7 +261,7 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 	if s.Managed() && !managedAgentType.MatchString(a.errorType) { // EX-24
 		a.errorType = fatal
 	}
-	if st := s.State(); st == Initializing || st == Idle || st == Invoking {
+	if st := s.State(); st != Resetting && st != ShuttingDown { // LC-49
 		s.note(&Fault{Type: fatal}) // EX-23: recorded; the process's exit ends the phase
 	}
 	m.answer(struct{}{})

@@ -399,6 +399,34 @@ func TestManagedExtensions(t *testing.T) {
 	}, managed(1))
 }
 
+// EX-30, EX-32: what an extension has posted before its end is the failure of the
+// invocations that run, in managed mode too.
+func TestManagedExtensionSaysWhy(t *testing.T) {
+	says := func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			c := w.s.NewClient()
+			r, err := c.Register(p.Ctx, Registration{Name: "ext"})
+			if err != nil {
+				t.Error(err)
+			}
+			go func() { _, _ = c.NextEvent(p.Ctx, r.ID) }()
+			sleep(p, time.Second)
+			if err := c.FailAgent(p.Ctx, r.ID, AgentFailure{Type: "Extension.Mine"}); err != nil {
+				t.Error(err)
+			}
+			return supervisor.Exit{Code: 4}
+		}
+	}
+	inWorld(t, workers(1, byPayload), func(w *world) {
+		a, _ := w.start("a", "sleep 2s")
+		want := `{"errorType":"Extension.ExitError","errorMessage":"RequestId: a Error: exit status 4"}`
+		if r := <-a; string(r.Payload) != want {
+			t.Errorf("answer %s, want %s", r.Payload, want)
+		}
+		<-w.s.dead
+	}, managed(1), withExtension("ext", says))
+}
+
 // RT-67, ENV-12, LOG-11: what tells a client of managed mode. Its log goes to stdout:
 // one descriptor for frames could not be shared by workers.
 func TestManagedEnvironment(t *testing.T) {
