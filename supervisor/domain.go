@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"syscall"
 	"time"
 
@@ -50,9 +51,10 @@ type domain struct {
 
 	lastID  uint32
 	live    map[uint32]*Process // started, or about to
-	named   map[string]*Process // the newest of each name, ended ones too
+	named   map[string]*Process // the newest of each name, ended ones too until the KillAll after their end
 	lastSeq uint32              // of KillAll
 	kills   map[uint32]*killAll // asked for and not answered
+	ended   uint32              // lastID of the last that was answered
 }
 
 // killAll waits for the answer to a KillAll. Of the processes up to lastID none may
@@ -120,6 +122,8 @@ func (s *Sandbox) killed(d *domain, m wire.Killed) error {
 		}
 	}
 	delete(d.kills, m.Seq)
+	maps.DeleteFunc(d.named, func(_ string, p *Process) bool { return p.id <= d.ended })
+	d.ended = max(d.ended, k.lastID)
 	close(k.done)
 	return nil
 }
@@ -150,7 +154,9 @@ func (s *Sandbox) started(d *domain, conn *wire.Conn, m wire.Started) error {
 // holds s.mu.
 func (s *Sandbox) failStart(d *domain, p *Process, err error) {
 	delete(d.live, p.id)
-	d.named[p.name] = p.earlier
+	if d.named[p.name] = p.earlier; p.earlier == nil {
+		delete(d.named, p.name)
+	}
 	p.startErr = err
 	close(p.answered)
 	close(p.done)

@@ -224,8 +224,9 @@ func (s *Sandbox) signal(d *domain, p *Process, sig syscall.Signal) error {
 
 // Stop ends every process of a domain, also those that nobody asked for (SUP-09,
 // SUP-13), and returns the sandbox's usage. All are reaped when it returns. The
-// domain stays: Exec works again. A frozen sandbox is thawed. If ctx ends first, the
-// processes die later or with Close.
+// domain stays: Exec works again, and names of processes that had ended with the Stop
+// before are unknown. A frozen sandbox is thawed. If ctx ends first, the processes die
+// later or with Close.
 func (s *Sandbox) Stop(ctx context.Context, domain string) (isolation.Usage, error) {
 	d, fail, err := s.domain("stop", domain)
 	if err != nil {

@@ -248,6 +248,30 @@ func TestStop_SUP09(t *testing.T) {
 	f.wantLost(false)
 }
 
+// A domain that is emptied again and again, as that of a function which fails each time,
+// does not remember every process there ever was; those of the last time it does.
+func TestNamesAreForgotten(t *testing.T) {
+	f := started(t)
+	name := func(i int) string { return fmt.Sprintf("runtime-%d", i) }
+	const rounds = 20
+	for i := range rounds {
+		f.exec(name(i), "/sleep")
+		if _, err := f.Exec(f.ctx(), f.request("missing-"+name(i), "/missing")); err == nil {
+			t.Error("no error")
+		}
+		_, err := f.Stop(f.ctx(), runtime)
+		f.must(err)
+		f.must(f.Terminate(runtime, name(i))) // SUP-07: it has ended
+	}
+	f.must(f.Kill(f.ctx(), runtime, name(rounds-1)))
+	wantKind(t, f.Kill(f.ctx(), runtime, name(0)), NoSuchEntity)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.domains[runtime].named); n != 1 {
+		t.Errorf("%d names are known, want that of the last process", n)
+	}
+}
+
 // A Stop that misses its deadline is an error; its late answer harms nothing.
 func TestStopDeadline_SUP09(t *testing.T) {
 	f := started(t)
