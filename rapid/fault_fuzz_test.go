@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"regexp"
+	"strings"
 	"testing"
 )
 
@@ -36,4 +37,18 @@ func FuzzErrorAnswer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// RT-47: characters that JSON writes longer than they are do not make a cause larger than
+// its limit.
+func TestCauseOfLongCharacters(t *testing.T) {
+	for _, c := range []string{"<", "\x01", "\xff", "é"} {
+		raw, err := json.Marshal(map[string]string{"message": strings.Repeat(c, 100_000), "working_directory": strings.Repeat(c, 100_000)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := sanitizeCause(raw); len(got) > maxCause || len(got) < maxCauseText || !json.Valid(got) {
+			t.Errorf("%q: a cause of %d bytes", c, len(got))
+		}
+	}
 }

@@ -68,7 +68,11 @@ func sanitizeCause(raw []byte) []byte {
 			return b
 		}
 	}
-	return causeBytes(cause{Dir: cutText(c.Dir), Message: cutText(c.Message)})
+	for most := maxCauseText; ; most /= 2 { // JSON writes some characters six times as long as they are
+		if b := causeBytes(cause{Dir: cutText(c.Dir, most), Message: cutText(c.Message, most)}); len(b) <= maxCause {
+			return b
+		}
+	}
 }
 
 func causeBytes(c cause) []byte {
@@ -79,9 +83,9 @@ func causeBytes(c cause) []byte {
 	return b
 }
 
-func cutText(s string) string {
-	if len(s) <= maxCauseText {
+func cutText(s string, most int) string {
+	if len(s) <= most {
 		return s
 	}
-	return s[:maxCauseText] + "..."
+	return s[:most] + "..."
 }
