@@ -212,6 +212,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 				s.cfg.OnError(fmt.Errorf("front: accepted event %s was not run: %w", inv.ID, err))
 			}
 		})
+		_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)) // the wait for a place may have been long
 		s.accepted(w, req)
 		return
 	}

@@ -389,6 +389,23 @@ func TestEvent(t *testing.T) {
 	}
 }
 
+// An event that has waited longer for its sandbox than a request has time to come and be
+// answered is told that it was accepted all the same.
+func TestEventThatWaited(t *testing.T) {
+	const limit = 50 * time.Millisecond
+	busy := make(chan struct{})
+	r := newRig(t, 1, func(context.Context, *rapid.Invocation) (*rapid.Result, error) {
+		return &rapid.Result{Done: busy}, nil // its extensions, say, have not ended yet
+	}, func(c *Config) { c.BodyTimeout, c.WriteTimeout = limit, limit })
+	if a := r.do(call{body: "{}"}); a.status != 200 {
+		t.Errorf("the first: %d", a.status)
+	}
+	time.AfterFunc(4*limit, func() { close(busy) })
+	if a := r.do(call{body: "{}", header: map[string]string{"X-Amz-Invocation-Type": "Event"}}); a.status != 202 {
+		t.Errorf("the event: %d %s", a.status, a.body)
+	}
+}
+
 // INV-23, INV-26.
 func TestTooMany(t *testing.T) {
 	started, finish := make(chan struct{}), make(chan struct{})
