@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -27,9 +28,15 @@ const (
 	maxStreams = 3 // of one process
 )
 
+// turns are had by the streams that are being read: half as many as processors, so that
+// output, of however many processes, leaves the other half to what has to be answered
+// (docs/decisions/0024-output-by-turns.md).
+var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
+
 // Egress reads what one process writes: stdout and stderr line by line, and framed
-// messages if it was opened for them. Its goroutines read all the time and never wait
-// for anybody, so a process cannot block on its output.
+// messages if it was opened for them. Its goroutines read all the time and wait for
+// nothing but their turns, so a process does not block on its output because somebody
+// does not take it.
 type Egress struct {
 	streams []*stream
 	ends    []*os.File // the writing ends, until Release
@@ -88,7 +95,7 @@ func (e *Egress) Release() {
 }
 
 // Drain emits every complete line and frame that was written before the call. It
-// never waits: what a process has written, also one that is dead by now, is there to
+// never waits, for a turn neither: what a process has written, also one that is dead by now, is there to
 // be read (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
 func (e *Egress) Drain() {
 	quiet := e.quiet()
@@ -124,6 +131,7 @@ func (e *Egress) Close() error {
 	var errs []error
 	for _, s := range e.streams {
 		s.drain(false)
+		close(s.closing)
 		errs = append(errs, s.file.Close())
 		<-s.ended
 		s.flush(true)
@@ -157,10 +165,11 @@ type cutter interface {
 
 // stream reads one descriptor.
 type stream struct {
-	file  *os.File
-	raw   syscall.RawConn
-	fd    int32         // of file; only to be asked about: it may be closed
-	ended chan struct{} // closed when the reading goroutine has ended
+	file    *os.File
+	raw     syscall.RawConn
+	fd      int32         // of file; only to be asked about: it may be closed
+	closing chan struct{} // closed when the reading goroutine is to end
+	ended   chan struct{} // closed when it has
 
 	mu     sync.Mutex // held while bytes are read and cut, which keeps their order
 	chunk  []byte
@@ -172,7 +181,7 @@ func newStream(r *os.File, c cutter) (*stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
 	}
-	s := &stream{file: r, raw: raw, fd: -1, cutter: c, ended: make(chan struct{}), chunk: make([]byte, readBytes)}
+	s := &stream{file: r, raw: raw, fd: -1, cutter: c, closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes)}
 	if err := raw.Control(func(fd uintptr) { s.fd = int32(fd) }); err != nil {
 		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
 	}
@@ -180,7 +189,14 @@ func newStream(r *os.File, c cutter) (*stream, error) {
 		defer close(s.ended)
 		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close
 			for {
-				if _, err := s.read(int(fd), readBytes); err != nil {
+				select {
+				case turns <- struct{}{}:
+				case <-s.closing:
+					return true
+				}
+				_, err := s.read(int(fd), readBytes)
+				<-turns
+				if err != nil {
 					return err != unix.EAGAIN
 				}
 			}

@@ -1,11 +1,14 @@
 package telemetry
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,6 +95,67 @@ func TestFloodNeitherBlocksNorHolds(t *testing.T) {
 	close(stop)
 	writer.Wait()
 	_ = e.Close()
+}
+
+// Floods, however many, are read by turns: they leave processors to the rest of the daemon.
+func TestFloodsTakeTurns(t *testing.T) {
+	var in, most atomic.Int64
+	var floods []*Egress
+	var writers sync.WaitGroup
+	stop := make(chan struct{})
+	for range cap(turns) + 6 {
+		e, err := Open(Pipes, false, func(Message) {
+			most.Store(max(most.Load(), in.Add(1)))
+			runtime.Gosched()
+			in.Add(-1)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		floods = append(floods, e)
+		writers.Go(func() {
+			for newlines := bytes.Repeat([]byte("\n"), 1<<10); ; {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = e.Stdout().Write(newlines)
+				}
+			}
+		})
+	}
+	e, l := open(t, Pipes)
+	_, _ = e.Stdout().WriteString("a line\n")
+	for len(l.take()) == 0 { // another's output has its turn too
+		runtime.Gosched()
+	}
+	_ = e.Close()
+	close(stop)
+	writers.Wait()
+	if n := most.Load(); n > int64(cap(turns)) {
+		t.Errorf("%d streams were read at once, want %d at most", n, cap(turns))
+	}
+	for _, e := range floods {
+		_ = e.Close()
+	}
+}
+
+// Who has to know what a process has written waits for no turn, nor does Close.
+func TestDrainWaitsForNoTurn(t *testing.T) {
+	for range cap(turns) {
+		turns <- struct{}{}
+		defer func() { <-turns }()
+	}
+	e, l := open(t, Pipes)
+	_, _ = e.Stdout().WriteString("a\n")
+	e.Drain()
+	_, _ = e.Stdout().WriteString("b\n")
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := l.take(); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%q", got)
+	}
 }
 
 // TL-26: a long line is cut; one of exactly the limit is not followed by an empty one.
