@@ -167,6 +167,9 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 		}
 		return ErrClosed
 	}
+	if err := ctx.Err(); err != nil { // it asks for nothing any more
+		return zero, err
+	}
 	if s.serveNow(m) {
 		select {
 		case r := <-m.replies():

@@ -76,6 +76,22 @@ func TestRegistrationRules(t *testing.T) {
 	}, withExtension("ext", hangs), with(func(c *Config, _ *fakesup.Supervisor) { c.Settings.ExternalWindow = 0 }))
 }
 
+// Who has gone away before the owner heard of the call has not made it.
+func TestCallOfNobody(t *testing.T) {
+	inWorld(t, hangs, func(w *world) {
+		synctest.Wait()
+		c := w.s.NewClient()
+		gone, leave := context.WithCancel(context.Background())
+		leave()
+		if _, err := c.Next(gone); !errors.Is(err, context.Canceled) {
+			t.Errorf("next: %v", err)
+		}
+		if err := c.BeginInitError(context.Background()); err != nil { // legal before the first next alone
+			t.Errorf("init/error: %v", err)
+		}
+	})
+}
+
 // What a process calls itself, and what it calls its failures, is repeated in records of
 // the log, whose queue does not count it: it is short.
 func TestLongNames(t *testing.T) {
