@@ -286,18 +286,22 @@ func TestInjectedErrors(t *testing.T) {
 	})
 	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	hits, ended := 0, 0
+	over := func(what string, err error) { // S-01
+		ended++
+		said := strings.Split(strings.TrimSpace(d.log.text()), "\n")
+		t.Logf("%s ended the daemon: %v; it said: %s", what, err, said[len(said)-1])
+		last := d.instance
+		begin()
+		wantNothingLeft(t, last)
+	}
 	for _, i := range all[:min(many, len(all))] {
 		what := fmt.Sprintf("%s, call %d: %s", names[i.call], i.nth, unix.ErrnoName(i.errno))
 		in.arm(&i)
 		began := time.Now()
 		_, err := d.request(script.Event{Steps: []script.Step{}}) // it may fail
 		select {
-		case <-d.exited: // S-01
-			ended++
-			t.Logf("%s ended the daemon: %v", what, err)
-			last := d.instance
-			begin()
-			wantNothingLeft(t, last)
+		case <-d.exited:
+			over(what, err)
 			continue
 		default:
 		}
@@ -313,7 +317,16 @@ func TestInjectedErrors(t *testing.T) {
 			hits++
 		}
 		t.Logf("%s: met %t, over after %v", what, hit, time.Since(began).Round(time.Millisecond))
-		if a, err := d.request(script.Event{Steps: []script.Step{}}); err != nil || a.status != http.StatusOK {
+		a, err := d.request(script.Event{Steps: []script.Step{}})
+		if err != nil && hit { // it is about to end
+			select {
+			case <-d.exited:
+				over(what, err)
+				continue
+			case <-time.After(patience):
+			}
+		}
+		if err != nil || a.status != http.StatusOK {
 			t.Fatalf("after %s: %v, status %d, %s", what, err, a.status, a.body)
 		}
 		if grown := d.settle(before, patience).grown(before); len(grown) > 0 {

@@ -3,6 +3,7 @@ package privsep
 import (
 	"errors"
 	"io"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// S-10: the line waits for memory, but not for ever, and for nothing else.
+// S-10: the line waits for memory and room for files, but not for ever, and for nothing else.
 func TestAgain(t *testing.T) {
 	for _, c := range []struct {
 		fails []error // in turn; the last one stays
@@ -19,6 +20,7 @@ func TestAgain(t *testing.T) {
 	}{
 		{[]error{unix.ENOMEM, unix.ENOBUFS, nil}, nil, 3},
 		{[]error{unix.ENOMEM, io.EOF}, io.EOF, 2},
+		{[]error{unix.EMFILE, os.NewSyscallError("sendmsg", unix.ETOOMANYREFS), nil}, nil, 3},
 		{[]error{unix.EPIPE}, unix.EPIPE, 1},
 		{[]error{unix.ENOMEM}, unix.ENOMEM, 12},
 	} {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -100,12 +101,17 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 	return c.data[:n], files, nil
 }
 
-// again calls f until the kernel has the memory for it, for some seconds: there is no
+// scarce are the errors of a kernel that lacks something at the moment: memory, or files
+// that may be open or on their way.
+var scarce = []unix.Errno{unix.ENOMEM, unix.ENOBUFS, unix.EMFILE, unix.ENFILE, unix.ETOOMANYREFS}
+
+// again calls f until the kernel has what it needs for it, for some seconds: there is no
 // event that tells of memory. A message that was not taken is still there.
 func again(f func() error) error {
 	for pause := time.Millisecond; ; pause *= 2 {
 		err := f()
-		if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) || pause > 2*time.Second {
+		var errno unix.Errno
+		if !errors.As(err, &errno) || !slices.Contains(scarce, errno) || pause > 2*time.Second {
 			return err
 		}
 		time.Sleep(pause)

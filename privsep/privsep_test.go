@@ -536,6 +536,32 @@ func TestWorkerGone(t *testing.T) {
 	}
 }
 
+// S-01: an answer that cannot be sent, here because it is too long for the socket's
+// buffer, ends the server, which says why.
+func TestUnsent(t *testing.T) {
+	ours, line, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptInt(int(ours.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(ours, Config{Renew: func() ([]string, error) {
+		return []string{strings.Repeat("x", maxReply/2)}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(func() {}) }()
+	if _, err := client(t, line, 1).Renew(); !errors.Is(err, errGone) {
+		t.Errorf("%v", err)
+	}
+	if err := <-served; !errors.Is(err, unix.EMSGSIZE) || !strings.Contains(err.Error(), "send an answer to the worker") {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
 // The supervisor's end is closed: nobody waits for ever.
 func TestSupervisorGone(t *testing.T) {
 	ours, line, err := Pair()
@@ -646,6 +672,30 @@ func TestHostileWorker(t *testing.T) {
 			h.gate = make(chan struct{}) // no further one comes into being
 			h.mu.Unlock()
 			c.do(send)
+			hangUp(t, conn)
 		})
+	}
+}
+
+// hangUp waits until the other end is closed. It reads nothing: a worker that does not
+// read is what some tests are about, and one that closes first takes back what it wrote.
+func hangUp(t *testing.T, c *conn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd)}}
+			for n := 0; n == 0 && err == nil; {
+				if n, err = unix.Poll(fds, 10_000); err == unix.EINTR {
+					err = nil
+				} else if n == 0 {
+					t.Error("the server does not hang up")
+					return
+				}
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

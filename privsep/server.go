@@ -1,6 +1,7 @@
 package privsep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/group"
@@ -82,6 +85,7 @@ type Server struct {
 	boxes    map[uint32]*box               // by number
 	requests map[uint32]context.CancelFunc // those without an answer, by id
 	busy     int                           // those whose answer is not sent
+	unsent   error                         // why an answer was not: the line is closed then
 }
 
 // NewServer makes the supervisor's end of f, which it closes in any case. The caller
@@ -167,7 +171,7 @@ func (s *Server) read() error {
 	for {
 		b, files, err := s.conn.receive()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return s.left()
 		}
 		if err != nil {
 			return fmt.Errorf("privsep: receive from the worker: %w", err)
@@ -182,6 +186,16 @@ func (s *Server) read() error {
 			return fmt.Errorf("privsep: the worker breaks the protocol: %w", err)
 		}
 	}
+}
+
+// left says why the line has ended, nil if the worker has left it.
+func (s *Server) left() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unsent == nil || errors.Is(s.unsent, unix.EPIPE) || errors.Is(s.unsent, unix.ECONNRESET) {
+		return nil
+	}
+	return fmt.Errorf("privsep: send an answer to the worker: %w", s.unsent)
 }
 
 // begin starts to work on a request.
@@ -252,6 +266,9 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	s.mu.Unlock()
 	if err := s.conn.send(b, files); err != nil {
 		// It is gone, or would wait for ever: both ends read the end of the line.
+		s.mu.Lock()
+		s.unsent = cmp.Or(s.unsent, err)
+		s.mu.Unlock()
 		_ = s.conn.CloseWrite()
 		_ = s.conn.CloseRead()
 	}
