@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -113,9 +114,13 @@ func (l *Lease) broke() {
 	close(l.m.broken)
 }
 
+// exchangeTime is how long exchange waits. The place of a provisioned sandbox is its
+// successor's, which may take long, and fail again and again.
+const exchangeTime = time.Minute
+
 // exchange trades a broken sandbox for another or for a new place. It takes what is
-// there, else it waits, before all others, for what becomes free first, at the
-// latest the place of the broken one.
+// there, else it waits, before all others, for what becomes free first: most often the
+// place of the broken one.
 func (l *Lease) exchange() error {
 	f := l.f
 	f.mu.Lock()
@@ -132,9 +137,11 @@ func (l *Lease) exchange() error {
 	w := waiter{tenant, make(chan *Lease, 1)}
 	f.waiters = slices.Insert(f.waiters, 0, w)
 	f.mu.Unlock()
-	next := <-w.grant
-	if next == nil {
-		return ErrClosed
+	ctx, cancel := context.WithTimeout(context.Background(), exchangeTime) // that of the request is over with Reserve
+	defer cancel()
+	next, err := f.wait(ctx, w, false)
+	if err != nil {
+		return err
 	}
 	*l = *next
 	return nil

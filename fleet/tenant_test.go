@@ -188,6 +188,30 @@ func TestProvisionFailsAtTheLimit(t *testing.T) {
 	})
 }
 
+// A request whose sandbox has died does not wait for ever for a successor that cannot be
+// made.
+func TestSuccessorThatNeverComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{Max: 1, Provisioned: 1}, nil)
+		if err := r.Provision(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.cfg.NewProvisioned = func(context.Context) (Sandbox, error) { return nil, errors.New("no memory") }
+		r.boxes[0].invoke = func(*fake) error { return rapid.ErrDead }
+		got := r.start(t.Context(), "1")
+		time.Sleep(time.Hour)
+		select {
+		case answer := <-got:
+			if want := "! fleet: wait for a sandbox: context deadline exceeded"; answer != want {
+				t.Errorf("got %q, want %q", answer, want)
+			}
+		default:
+			t.Error("it still waits after an hour")
+		}
+		r.shutdown()
+	})
+}
+
 // INV-05, LC-09: a provisioned sandbox that makes room for another tenant has not
 // failed. Its successor comes at once, and costs no other sandbox its place.
 func TestProvisionedMakesRoom(t *testing.T) {
