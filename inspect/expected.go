@@ -10,6 +10,7 @@ var expected = []expectation{
 	{check: "capabilities", read: capabilities, want: "none", init: "permitted KILL,SETGID,SETUID; effective KILL,SETGID,SETUID"},
 	{check: "no_new_privs", read: noNewPrivs, want: "on every thread"},
 	{check: "seccomp", read: seccomp, want: "1 filter on every thread"},
+	{check: "seccomp profile", read: profile, want: "one of sandboxd's", or: "not told by this kernel"},
 	{check: checkNamespaces, read: ownNamespaces, want: "user pid mnt net ipc uts cgroup"},
 	{check: "root", read: rootMount, want: "read-only"},
 	{check: "writable mounts", read: writable, want: "/dev/shm /tmp"},
@@ -22,6 +23,7 @@ var expected = []expectation{
 	{check: "readable in /proc", read: unmasked, want: "nothing of the host's secrets"},
 	{check: checkInterfaces, read: interfaces, want: "lo", or: "eth0 lo"}, // with egress
 	{check: "descriptors on the host's files", read: foreignFiles, want: "none"},
+	{check: "files in the host's memory", read: foreignMemory, want: "none"},
 	{check: "environment", read: environment, init: "GOMAXPROCS HOME"}, // that of others is the function's
 	{check: "session keyring", read: keyring, init: "own"},
 	{check: "limits of the process", read: limits, want: "core 0, files 1024, locked 65536, msgqueue 0, nice 0, realtime 0"},

@@ -56,7 +56,11 @@ type Process struct {
 	NoNewPrivs   bool         `json:"no_new_privs"`
 	Seccomp      string       `json:"seccomp"`         // "off", "strict" or "filter"
 	Filters      int          `json:"seccomp_filters"` // how many filters
+	// Profile names the filter, if it is the only one: one of the reader's, "another", or
+	// why it is not known in parentheses. "" where there is none or there are several.
+	Profile      string       `json:"seccomp_profile"`
 	RootReadOnly bool         `json:"root_read_only"`
+	MemoryFiles  []MemoryFile `json:"memory_files"` // that it has open
 
 	Cgroup Cgroup `json:"cgroup"`
 }
@@ -74,9 +78,18 @@ type ID struct {
 	Inside uint32 `json:"inside"` // 65534 where the process's user namespace does not map it
 }
 
-// Reader reads processes through one proc file system. The zero value reads /proc.
+// MemoryFile is a descriptor of a file that is in memory only (memfd_create(2)).
+type MemoryFile struct {
+	FD   int    `json:"fd"`
+	Name string `json:"name"` // chosen by whoever made it
+	Own  bool   `json:"own"`  // it was made in the user namespace of the process
+}
+
+// Reader reads processes through one proc file system. The zero value reads /proc, and
+// knows no seccomp profile.
 type Reader struct {
-	Proc string // "" means /proc
+	Proc     string   // "" means /proc
+	Profiles Profiles // nil: those in force are not asked for
 }
 
 // Read returns the processes of the domains, in the order of the domains and of
@@ -88,6 +101,16 @@ func (r Reader) Read(domains []Domain) ([]Process, error) {
 		if err != nil {
 			return nil, fmt.Errorf("inspect: domain %s: %w", d.Name, err)
 		}
+		profile := ""
+		if len(pids) > 0 && r.Profiles != nil {
+			filter, err := r.filterOf(d.Init)
+			if gone(err) {
+				continue // and the domain with it
+			}
+			if profile = r.Profiles.name(filter); err != nil {
+				profile = "(" + err.Error() + ")"
+			}
+		}
 		for _, pid := range pids {
 			p, err := r.Process(pid)
 			if gone(err) {
@@ -97,6 +120,11 @@ func (r Reader) Read(domains []Domain) ([]Process, error) {
 				return nil, err
 			}
 			p.Domain, p.Role = d.Name, role(d.Name, p.PIDInside)
+			// Every process of a domain comes from its PID 1, and the kernel lets a filter be added
+			// and never taken away: whoever has one has that one.
+			if p.Filters == 1 {
+				p.Profile = profile
+			}
 			all = append(all, p)
 		}
 	}
@@ -121,7 +149,7 @@ func role(domain string, pidInside int) string {
 func (r Reader) Process(pid int) (Process, error) {
 	p := Process{PID: pid}
 	dir := r.path(strconv.Itoa(pid))
-	for _, read := range []func(string, *Process) error{readStatus, readIDs, r.readNamespaces, readRoot, r.readCgroup} {
+	for _, read := range []func(string, *Process) error{readStatus, readIDs, r.readNamespaces, readRoot, readMemoryFiles, r.readCgroup} {
 		if err := read(dir, &p); err != nil {
 			return Process{}, fmt.Errorf("inspect: process %d: %w", pid, err)
 		}
@@ -197,6 +225,39 @@ func mapInside(path string, host uint32) (uint32, error) {
 		}
 	}
 	return overflowID, nil
+}
+
+// readMemoryFiles lists the process's files in memory.
+func readMemoryFiles(dir string, p *Process) error {
+	p.MemoryFiles = []MemoryFile{}
+	entries, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, "fd", e.Name())
+		target, err := os.Readlink(path)
+		name, ok := strings.CutPrefix(target, "/memfd:")
+		if err != nil || !ok {
+			continue // closed since, or another file
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); errors.Is(err, unix.ENOENT) {
+			continue
+		} else if err != nil {
+			return &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		owner, err := mapInside(filepath.Join(dir, "uid_map"), st.Uid)
+		if err != nil {
+			return err
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		p.MemoryFiles = append(p.MemoryFiles, MemoryFile{fd, strings.TrimSuffix(name, " (deleted)"), owner != overflowID})
+	}
+	return nil
 }
 
 // readRoot finds out whether the process's root is mounted read-only. A process may

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestSelf(t *testing.T) {
@@ -129,6 +131,9 @@ func fake(t *testing.T, cgroup, mountinfo string, files map[string]string) Reade
 		}
 	}
 	write("proc/42/status", fmt.Sprintf(status, 42, 0, 0, 1, 2, 1))
+	if err := os.Mkdir(filepath.Join(root, "proc/42/fd"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	write("proc/42/task/42/status", fmt.Sprintf(status, 42, 0, 0, 1, 2, 1))
 	write("proc/42/task/43/status", fmt.Sprintf(status, 43, 1<<7, 1<<7, 0, 0, 0))
 	write("proc/42/uid_map", "0 1879048192 65536\n")
@@ -228,5 +233,74 @@ func TestCapabilitySet(t *testing.T) {
 	}
 	if b, err := json.Marshal(Capabilities{}); err != nil || !strings.Contains(string(b), `"permitted":[]`) {
 		t.Errorf("JSON of empty sets: %s, %v", b, err)
+	}
+}
+
+// Files in memory are listed, and whose they are: those of a child that were made before it
+// had its user namespace by somebody who is not in it are not its own.
+func TestMemoryFiles(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip(unix.EPERM) // of chown
+	}
+	files := []*os.File{}
+	for _, name := range []string{"its own", "ours"} {
+		fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+		defer files[len(files)-1].Close()
+	}
+	const user = 1 << 30
+	if err := files[0].Chown(user, user); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", "echo up; read x")
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 1}},
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "up\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	p, err := Reader{}.Process(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []MemoryFile{{3, "its own", true}, {4, "ours", false}}; !slices.Equal(p.MemoryFiles, want) {
+		t.Errorf("%+v, want %+v", p.MemoryFiles, want)
+	}
+	if got, err := foreignMemory(subject{Process: p}); err != nil || got != "4:ours" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// A filter has the name of the profile that it is, and of no other.
+func TestProfileNames(t *testing.T) {
+	p := Profiles{"default": []byte("12345678"), "debug": []byte("12345679")}
+	for filter, want := range map[string]string{"12345678": "default", "12345679": "debug", "1234567": otherProfile, "": otherProfile} {
+		if got := p.name([]byte(filter)); got != want {
+			t.Errorf("%s is called %s, want %s", filter, got, want)
+		}
+	}
+	for name, want := range map[string]string{"default": "one of sandboxd's", otherProfile: otherProfile, "(" + errNotTold.Error() + ")": "not told by this kernel", "(x)": "(x)"} {
+		if got, err := profile(subject{Process: Process{Profile: name}, reader: Reader{Profiles: p}}); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
+		}
 	}
 }

@@ -161,7 +161,7 @@ func (r Reader) subject(p Process) (subject, error) {
 	if s.Process, err = r.Process(p.PID); err != nil {
 		return s, err
 	}
-	s.Domain, s.Role = p.Domain, p.Role
+	s.Domain, s.Role, s.Profile = p.Domain, p.Role, p.Profile
 	text, err := os.ReadFile(filepath.Join(s.dir, "mountinfo"))
 	if err != nil {
 		return s, err
@@ -352,6 +352,29 @@ func seccomp(s subject) (string, error) {
 	return s.Seccomp, nil
 }
 
+// profile is that of the only filter; inspect without --posture tells which it is.
+func profile(s subject) (string, error) {
+	if _, known := s.reader.Profiles[s.Profile]; known {
+		return "one of sandboxd's", nil
+	}
+	if s.Profile == "("+errNotTold.Error()+")" {
+		return "not told by this kernel", nil
+	}
+	return s.Profile, nil
+}
+
+// foreignMemory lists the files in memory that were not made in the sandbox: those are
+// nobody's but its own.
+func foreignMemory(s subject) (string, error) {
+	var foreign []string
+	for _, f := range s.MemoryFiles {
+		if !f.Own {
+			foreign = append(foreign, fmt.Sprintf("%d:%s", f.FD, f.Name))
+		}
+	}
+	return listing(foreign), nil
+}
+
 func ownNamespaces(s subject) (string, error) {
 	var own []string
 	for _, n := range s.Namespaces {
@@ -388,7 +411,7 @@ func foreignFiles(s subject) (string, error) {
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(s.dir, "fd", e.Name()))
 		if err != nil || !filepath.IsAbs(target) || strings.HasPrefix(target, "/memfd:") {
-			continue // closed since, or a pipe, socket or the like
+			continue // closed since, in memory, or a pipe, socket or the like
 		}
 		info, err := readStatusFile(filepath.Join(s.dir, "fdinfo", e.Name()))
 		if gone(err) {

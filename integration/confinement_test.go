@@ -89,6 +89,58 @@ func TestPostureFromTheKernel(t *testing.T) {
 	}
 }
 
+// memoryFile is what inspect says of a memfd.
+type memoryFile struct {
+	FD   int
+	Name string
+	Own  bool
+}
+
+// inspect tells which filter is in force, as the kernel has it, whether the sandbox is
+// frozen or not, and which files in memory are open; the sandbox does not notice.
+func TestInspectProfile(t *testing.T) {
+	for _, profile := range []string{"default", "debug"} {
+		t.Run(profile, func(t *testing.T) {
+			d := start(t, oneCPU, config(t, "seccomp: "+profile+"\n"), "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
+			first := d.do(script.Step{Op: "memfd", Data: "planted\x1b[2J"})
+			d.waitFrozen()
+			for range 3 {
+				var got struct {
+					Processes []struct {
+						Domain, Role string
+						Profile      string       `json:"seccomp_profile"`
+						MemoryFiles  []memoryFile `json:"memory_files"`
+					}
+				}
+				d.ask(&got, "inspect", d.ps()[0].ID)
+				if len(got.Processes) != 4 {
+					t.Fatalf("%d processes, want 4", len(got.Processes))
+				}
+				var files []memoryFile
+				for _, p := range got.Processes {
+					if p.Profile != profile {
+						t.Errorf("%s of %s has profile %q", p.Role, p.Domain, p.Profile)
+					}
+					files = append(files, p.MemoryFiles...)
+				}
+				if len(files) != 1 || !files[0].Own || !strings.HasPrefix(files[0].Name, "planted") {
+					t.Errorf("files in memory: %+v", files)
+				}
+			}
+			out := sandboxdCommand(t, "", "inspect", "--run-dir", d.folders.run, d.ps()[0].ID)
+			if out.code != 0 || !strings.Contains(out.stdout, "filter, profile "+profile) || !strings.Contains(out.stdout, "planted") || strings.Contains(out.stdout, "\x1b") {
+				t.Errorf("exit code %d: %s%s", out.code, out.stdout, out.stderr)
+			}
+			if unmet, _ := d.posture(); len(unmet) > 0 {
+				t.Errorf("%+v", unmet)
+			}
+			if again := d.do(); again.Started != first.Started {
+				t.Error("the runtime was replaced")
+			}
+		})
+	}
+}
+
 // The same of several sandboxes while they are at work.
 func TestPostureUnderLoad(t *testing.T) {
 	d := start(t, "--memory=512", "--timeout=60s", "--concurrency=3", "--pool=1", function(t, "testruntime"))

@@ -9,6 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sandboxd/sandboxd/inspect"
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 // inspection is what inspect prints as JSON.
@@ -25,7 +27,9 @@ func inspectCommand() *cobra.Command {
 		Short: "Show the isolation in force for every process of a sandbox",
 		Long: `inspect reads from the kernel what holds for every process of the sandbox whose id
 is or begins with ID: namespaces, cgroup and limits, ids, capabilities, no_new_privs,
-seccomp and the root file system. Frozen sandboxes are no exception.
+the root file system, files in memory (memfd) that are open, and seccomp, with the name
+of the profile whose filter is in force, or "another" if this sandboxd does not have it.
+Frozen sandboxes are no exception.
 
 With --posture it compares this, and more, with what every process of a sandbox must
 be confined to, and says of each expectation whether it is met.
@@ -56,7 +60,11 @@ or the host is at fault, or there is no such sandbox.`,
 			if posture {
 				return inspectPosture(cmd.OutOrStdout(), info, format)
 			}
-			processes, err := inspect.Reader{}.Read(domainsOf(info))
+			profiles, err := seccompProfiles()
+			if err != nil {
+				return err
+			}
+			processes, err := inspect.Reader{Profiles: profiles}.Read(domainsOf(info))
 			if err != nil {
 				return err
 			}
@@ -73,6 +81,19 @@ or the host is at fault, or there is no such sandbox.`,
 	flag(cmd.Flags(), &posture, "posture", "compare with what must be in force, and fail at a difference")
 	addRunDir(cmd.Flags(), &runDir)
 	return cmd
+}
+
+// seccompProfiles are the filters that this sandboxd would put in force.
+func seccompProfiles() (inspect.Profiles, error) {
+	profiles := inspect.Profiles{}
+	for _, name := range isolation.Profiles() {
+		filter, err := runc.Filter(name)
+		if err != nil {
+			return nil, err
+		}
+		profiles[name] = filter
+	}
+	return profiles, nil
 }
 
 // domainsOf says where the processes of a sandbox are.
@@ -96,7 +117,11 @@ type postureReport struct {
 // inspectPosture compares a sandbox with the expected posture. A sandbox without a
 // process is an error: there is nothing to tell of it.
 func inspectPosture(w io.Writer, info sandboxInfo, format string) error {
-	findings, err := inspect.Reader{}.Posture(domainsOf(info))
+	profiles, err := seccompProfiles()
+	if err != nil {
+		return err
+	}
+	findings, err := inspect.Reader{Profiles: profiles}.Posture(domainsOf(info))
 	if err != nil {
 		return err
 	}
@@ -147,7 +172,7 @@ func printInspection(w io.Writer, i inspection) error {
 		rows = append(rows, []string{
 			p.Domain, p.Role, fmt.Sprint(p.PID), fmt.Sprint(p.PIDInside), printable(p.Command),
 			fmt.Sprintf("%d (%d)", p.UID.Host, p.UID.Inside), fmt.Sprintf("%d (%d)", p.GID.Host, p.GID.Inside),
-			ownNamespaces(p), p.Capabilities.Union().String(), yesNo(p.NoNewPrivs), p.Seccomp, rootMode(p),
+			ownNamespaces(p), p.Capabilities.Union().String(), yesNo(p.NoNewPrivs), seccompMode(p), rootMode(p),
 		})
 	}
 	if err := table(w, rows); err != nil {
@@ -163,7 +188,27 @@ func printInspection(w io.Writer, i inspection) error {
 		seen[p.Cgroup.Path] = true
 		rows = append(rows, cgroupRow(p.Cgroup))
 	}
+	if err := table(w, rows); err != nil {
+		return err
+	}
+	rows = [][]string{{"DOMAIN", "PID", "DESCRIPTOR", "FILE IN MEMORY", "MADE IN THE SANDBOX"}}
+	for _, p := range i.Processes {
+		for _, f := range p.MemoryFiles {
+			rows = append(rows, []string{p.Domain, fmt.Sprint(p.PID), fmt.Sprint(f.FD), printable(f.Name), yesNo(f.Own)})
+		}
+	}
+	if len(rows) == 1 {
+		return nil
+	}
+	fmt.Fprintln(w)
 	return table(w, rows)
+}
+
+func seccompMode(p inspect.Process) string {
+	if p.Profile == "" {
+		return p.Seccomp
+	}
+	return p.Seccomp + ", profile " + p.Profile
 }
 
 func cgroupRow(c inspect.Cgroup) []string {

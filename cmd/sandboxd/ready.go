@@ -9,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/instance"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
@@ -105,7 +106,7 @@ func (m *maker) remove(ctx context.Context, id string, base uint32, end func(con
 		if err := end(ctx); err != nil {
 			return err
 		}
-		return m.leases.Release(base)
+		return failpoint.Do(failpoint.ReleaseIDs, func() error { return m.leases.Release(base) })
 	}
 	if err := remove(ctx); err != nil {
 		return m.quarantine.admit(id, err, remove)

@@ -75,6 +75,12 @@ func openMany(_ *testRuntime, s script.Step, r *script.Result) {
 	}
 }
 
+// memfd makes a file in memory with the name in Data, and leaves it open.
+func memfd(_ *testRuntime, s script.Step, r *script.Result) {
+	_, err := unix.MemfdCreate(s.Data, unix.MFD_CLOEXEC)
+	fail(r, err)
+}
+
 // fill writes to the file Path until that fails or N bytes are in it, and notes
 // how many are.
 func fill(_ *testRuntime, s script.Step, r *script.Result) {

@@ -64,6 +64,7 @@ func init() { // not a literal: on_sigterm refers to the table
 		"fork":        forkMany,
 		"bomb":        bomb,
 		"open":        openMany,
+		"memfd":       memfd,
 		"fill":        fill,
 		"fill_inodes": fillInodes,
 		"tick":        tick,

@@ -77,6 +77,10 @@ func sealed(name string, content []byte) (*os.File, error) {
 	return file, nil
 }
 
+// Filter is the named seccomp profile as the kernel has it in force, a struct sock_filter
+// array.
+func Filter(profile string) ([]byte, error) { return compile(profile) }
+
 // compile turns the named seccomp profile into a BPF program, whose instructions are of 8 bytes each.
 // Calls that the linked libseccomp does not know are left out, which leaves them refused.
 func compile(profile string) ([]byte, error) {
