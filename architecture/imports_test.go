@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"inspect":                {},
 	"instance":               {},
 	"isolation":              {},
-	"isolation/egress":       {"isolation"},
+	"isolation/egress":       {"failpoint", "isolation"},
 	"isolation/group":        {"isolation"},
 	"isolation/runc":         {"failpoint", "isolation", "isolation/egress", "isolation/group", "isolation/runc/reexec", "isolation/runc/stage", "isolation/wire", "tracing"},
 	"isolation/runc/reexec":  {},

@@ -48,4 +48,7 @@ const (
 	UnmountRoot  Point = "unmount-root"  // of a sandbox's root
 	CloseNetNS   Point = "close-netns"   // the descriptor of a network namespace
 	ReapInit     Point = "reap-init"     // wait for an init handler that has ended
+	RemoveLink   Point = "remove-link"   // the interfaces of a sandbox with egress
+	RemoveFilter Point = "remove-filter" // what the packet filter has of such a sandbox
+	ReleaseIDs   Point = "release-ids"   // the lease of a sandbox's ids, and with it of its addresses
 )

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -44,12 +45,13 @@ func (d *daemon) census() census {
 			c["mounts of process 1"]++
 		}
 	}
-	for _, name := range links(d.t) {
-		if marked(name) {
-			c["network interfaces"]++
-		}
+	err := d.folders.host.in(func() (err error) {
+		c["network interfaces"], c["packet filter tables and sets"], err = networkParts(marked)
+		return err
+	})
+	if err != nil {
+		d.t.Fatal(err)
 	}
-	c["packet filter tables and sets"] = filterParts(d.t, marked)
 	for _, child := range d.descendants() {
 		switch {
 		case child.state == "Z":
@@ -77,52 +79,47 @@ func (d *daemon) census() census {
 	return c
 }
 
-// links are the network interfaces of the host.
-func links(t *testing.T) (names []string) {
-	t.Helper()
-	entries, err := os.ReadDir("/sys/class/net")
+// networkParts counts what is marked where the calling thread is: network interfaces, and
+// tables of the packet filter with their sets, and the elements of these.
+func networkParts(marked func(string) bool) (links, filter int, err error) {
+	interfaces, err := net.Interfaces()
 	if err != nil {
-		t.Fatal(err)
+		return 0, 0, err
 	}
-	for _, e := range entries {
-		names = append(names, e.Name())
+	for _, i := range interfaces {
+		if marked(i.Name) {
+			links++
+		}
 	}
-	return names
-}
-
-// filterParts counts the marked tables of the host's packet filter, with their sets,
-// and the elements of these.
-func filterParts(t *testing.T, marked func(string) bool) (n int) {
-	t.Helper()
 	c, err := nftables.New()
 	if err != nil {
-		t.Fatal(err)
+		return 0, 0, err
 	}
 	tables, err := c.ListTables()
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		return 0 // a kernel without
+		return links, 0, nil // a kernel without
 	}
 	if err != nil {
-		t.Fatal(err)
+		return 0, 0, err
 	}
 	for _, table := range tables {
 		if !marked(table.Name) {
 			continue
 		}
-		n++
+		filter++
 		sets, err := c.GetSets(table)
 		if err != nil {
-			t.Fatal(err)
+			return 0, 0, err
 		}
 		for _, set := range sets {
 			elements, err := c.GetSetElements(set)
 			if err != nil {
-				t.Fatal(err)
+				return 0, 0, err
 			}
-			n += 1 + len(elements)
+			filter += 1 + len(elements)
 		}
 	}
-	return n
+	return links, filter, nil
 }
 
 // ps is what `sandboxd ps` lists.
@@ -223,37 +220,52 @@ func (d *daemon) settle(before census, limit time.Duration) census {
 // without a plant nothing is (REQUIREMENTS section 5).
 func TestPlantedLeaks(t *testing.T) {
 	for _, plant := range []struct {
-		point failpoint.Point // left out; "" nothing
-		found string          // part of what the check says
+		name   string
+		points []failpoint.Point // left out
+		egress bool              // the sandbox has some
+		found  string            // part of what the check says
 	}{
-		{"", ""},
-		{failpoint.RemoveCgroup, "cgroup folders"},
-		{failpoint.UnmountRoot, "mounts of the daemon"},
-		{failpoint.CloseNetNS, "descriptors supervisor: net:[N]"},
-		{failpoint.ReapInit, "zombies"},
+		{"nothing", nil, false, ""},
+		{"cgroup", []failpoint.Point{failpoint.RemoveCgroup}, false, "cgroup folders"},
+		{"mount", []failpoint.Point{failpoint.UnmountRoot}, false, "mounts of the daemon"},
+		{"descriptor", []failpoint.Point{failpoint.CloseNetNS}, false, "descriptors supervisor: net:[N]"},
+		{"process", []failpoint.Point{failpoint.ReapInit}, false, "zombies"},
+		{"lease of ids and addresses", []failpoint.Point{failpoint.ReleaseIDs}, false, "leased id ranges"},
+		{"nothing with egress", nil, true, ""},
+		{"interface", []failpoint.Point{failpoint.RemoveLink, failpoint.CloseNetNS}, true, "network interfaces"}, // else it goes with its namespace
+		{"packet filter", []failpoint.Point{failpoint.RemoveFilter}, true, "packet filter tables and sets"},
 	} {
-		t.Run("skip "+string(plant.point), func(t *testing.T) {
+		t.Run(plant.name, func(t *testing.T) {
 			f := newFolders(t)
+			args := []string{"--memory=512", config(t, "idle-timeout: 1ms\n"), function(t, "testruntime")}
+			if plant.egress {
+				f.host = newInternet(t)
+				args = append([]string{"--network=egress", "--allow", public4}, args...)
+			}
 			t.Setenv("GOGC", "off") // a collection closes files that were forgotten
-			d := startFaulty(t, f, "--memory=512", config(t, "idle-timeout: 1ms\n"), function(t, "testruntime"))
+			d := startFaulty(t, f, args...)
 			d.do()
 			before := d.rest(0)
 			limit := patience
-			if plant.point != "" {
-				f.faults().set(t, plant.point, "skip")
+			if plant.points != nil {
+				f.faults().skip(t, plant.points...)
 				limit = time.Second
 			}
 			if _, err := d.request("x"); err != nil {
 				t.Fatal(err)
 			}
 			leaks := strings.Join(d.settle(before, limit).grown(before), "\n")
-			if (leaks != "") != (plant.point != "") || !strings.Contains(leaks, plant.found) {
+			if (leaks != "") != (plant.points != nil) || !strings.Contains(leaks, plant.found) {
 				t.Errorf("found %q, want %q", leaks, plant.found)
 			}
-			if plant.point != "" { // what was planted is for the next start
+			if plant.points != nil { // what was planted is for the next start
 				d.crash()
 				f.faults().clear(t)
-				startIn(t, f, function(t, "testruntime"))
+				next := startIn(t, f, args...)
+				if f.host != nil {
+					f.host.wantNothingOnNetwork(d.instance)
+				}
+				next.do()
 			}
 		})
 	}

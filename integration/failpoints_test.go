@@ -58,6 +58,16 @@ func (f faults) set(t *testing.T, p failpoint.Point, action string) {
 	writeFile(t, f.path, []byte(string(p)+" "+action+"\n"), 0o644) // in place: the worker has it open
 }
 
+// skip has the daemon leave out what is done at these points.
+func (f faults) skip(t *testing.T, points ...failpoint.Point) {
+	t.Helper()
+	var text strings.Builder
+	for _, p := range points {
+		text.WriteString(string(p) + " skip\n")
+	}
+	writeFile(t, f.path, []byte(text.String()), 0o644)
+}
+
 // clear ends every fault.
 func (f faults) clear(t *testing.T) {
 	t.Helper()

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -372,11 +373,11 @@ func (p *Port) Close() error {
 	case err != nil:
 		return fmt.Errorf("egress: find interface %s: %w", p.name, err)
 	default:
-		if err := removeLink(l); err != nil {
+		if err := failpoint.Do(failpoint.RemoveLink, func() error { return removeLink(l) }); err != nil {
 			return err
 		}
 	}
-	err = p.gateway.commit(p.remove)
+	err = failpoint.Do(failpoint.RemoveFilter, func() error { return p.gateway.commit(p.remove) })
 	if errors.Is(err, unix.ENOENT) { // with the table all of it is gone
 		if there, e := hasTable(p.gateway.table.Name); e == nil && !there {
 			err = nil
