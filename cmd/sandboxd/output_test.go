@@ -92,6 +92,9 @@ func fillPipe(t *testing.T, writer func(io.Writer) io.Writer) (broken []string, 
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, lineBytes); err != nil { // the least
+		t.Fatal(err)
+	}
 	const batches, lines = 8, 300
 	var wg sync.WaitGroup
 	for _, letter := range []string{"a", "b"} {
