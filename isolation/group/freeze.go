@@ -62,11 +62,11 @@ func (h *Handle) await(ctx context.Context) error {
 		if file == nil {
 			file, want = h.switchFile(), []byte("FROZEN")
 		}
-		got, err := file.ReadAt(buf[:], 0)
-		if got == 0 && err != nil {
+		got, err := contents(file, buf[:])
+		if err != nil {
 			return err
 		}
-		if bytes.Contains(buf[:got], want) {
+		if bytes.Contains(got, want) {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {

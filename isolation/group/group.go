@@ -8,10 +8,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -148,11 +151,11 @@ func (h *Handle) Usage() (u isolation.Usage, err error) {
 // "key number".
 func read(f *os.File, key string) (uint64, error) {
 	var buf [2048]byte
-	n, err := f.ReadAt(buf[:], 0)
-	if n == 0 {
+	text, err := contents(f, buf[:])
+	if err != nil {
 		return 0, fmt.Errorf("group: read %s: %w", f.Name(), err)
 	}
-	for line := range bytes.Lines(buf[:n]) {
+	for line := range bytes.Lines(text) {
 		line = bytes.TrimSpace(line)
 		if key != "" {
 			k, v, _ := bytes.Cut(line, []byte(" "))
@@ -168,4 +171,22 @@ func read(f *os.File, key string) (uint64, error) {
 		return value, nil
 	}
 	return 0, fmt.Errorf("group: read %s: it has no %s", f.Name(), key)
+}
+
+// contents reads a kernel file that is shorter than buf with one system call: ReadAt would
+// ask once more for its end. Nothing at all is an error.
+func contents(f *os.File, buf []byte) ([]byte, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var n int
+	var failed error
+	if err := raw.Control(func(fd uintptr) { n, failed = unix.Pread(int(fd), buf, 0) }); err != nil {
+		return nil, err
+	}
+	if failed == nil && n == 0 {
+		failed = io.EOF
+	}
+	return buf[:max(n, 0)], failed
 }
