@@ -7,7 +7,8 @@
 //
 // All state is in [Fleet] under one mutex that is never held while anything
 // waits. Each sandbox has one goroutine, its keeper (keeper.go), which alone
-// closes it. An invocation starts no goroutine.
+// closes it. An invocation starts no goroutine and wakes no keeper: the end of it is noted by
+// who brings it.
 package fleet
 
 import (
@@ -117,10 +118,10 @@ type waiter struct {
 // A member is one sandbox, or the place of one that is being made.
 type member struct {
 	provisioned bool
-	pause       time.Duration      // before it was made
-	sandbox     Sandbox            // nil until made; then fixed
-	results     chan *rapid.Result // from the lease to the keeper: that of the answered invocation
-	broken      chan struct{}      // closed by the lease when the sandbox refused its invocation
+	pause       time.Duration // before it was made
+	sandbox     Sandbox       // nil until made; then fixed
+	done        func()        // notes the end of an answered invocation
+	broken      chan struct{} // closed by the lease when the sandbox refused its invocation
 
 	// Guarded by Fleet.mu.
 	phase       phase
@@ -233,8 +234,8 @@ func (f *Fleet) wait(ctx context.Context, w waiter, room bool) (*Lease, error) {
 
 // The functions below are called with f.mu held.
 
-// settle finds the members whose answer has streamed to its end, if their keepers
-// have not been faster: a client that has all of it may ask again at once.
+// settle finds the members whose answer has streamed to its end: a client that has all of
+// it may ask again at once.
 func (f *Fleet) settle() {
 	for m := range f.members {
 		if m.phase != taken || m.stream == nil {
@@ -302,7 +303,7 @@ func (f *Fleet) take(tenant string) *Lease {
 
 // place makes m a member that has no sandbox yet.
 func (f *Fleet) place(m *member) *member {
-	m.results, m.broken = make(chan *rapid.Result, 1), make(chan struct{})
+	m.done, m.broken = func() { f.done(m) }, make(chan struct{})
 	f.members[m] = struct{}{}
 	f.count[m.phase]++
 	f.keepers.Add(1) // before Shutdown's Wait: not taken once closing

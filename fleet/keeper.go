@@ -12,8 +12,8 @@ import (
 // LC-64), the wait for kills (9 s, LC-63), and the removal of what it held.
 const closeTimeout = 20 * time.Second
 
-// keep is the keeper of m: it waits for the end of each invocation and of the
-// sandbox, then closes it.
+// keep is the keeper of m: it waits for the end of the sandbox, or until nobody has needed
+// it for long, then closes it.
 func (f *Fleet) keep(m *member) {
 	defer f.keepers.Done()
 	f.watch(m)
@@ -54,29 +54,12 @@ func (f *Fleet) watch(m *member) {
 	}
 	for {
 		select {
-		case res := <-m.results:
-			if res.Stream != nil {
-				if !f.await(m, res.Stream.Ended()) {
-					return
-				}
-				f.mu.Lock()
-				f.streamed(m)
-				f.mu.Unlock()
-			}
-			if !f.await(m, res.Done) || m.sandbox.State() == rapid.Dead {
-				return
-			}
-			f.mu.Lock()
-			f.move(m, idle)
-			f.mu.Unlock()
-			if timer != nil {
-				timer.Reset(f.cfg.IdleTimeout)
-			}
 		case <-tooLong:
-			if f.spinDown(m) {
+			left := f.spinDown(m)
+			if left == 0 {
 				return
 			}
-			timer.Reset(f.cfg.IdleTimeout)
+			timer.Reset(left)
 		case <-m.broken:
 			return
 		case <-m.sandbox.Ended():
@@ -87,15 +70,17 @@ func (f *Fleet) watch(m *member) {
 	}
 }
 
-// await waits for an event of m's invocation; false means that m is to be closed.
-func (f *Fleet) await(m *member, event <-chan struct{}) bool {
-	select {
-	case <-event:
-		return true
-	case <-m.sandbox.Ended():
-	case <-f.life.Done():
+// done frees m at the end of its invocation. One whose sandbox has died stays with its
+// keeper, which will see that.
+func (f *Fleet) done(m *member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m.stream != nil {
+		f.streamed(m)
 	}
-	return false
+	if m.phase == finishing && m.sandbox.State() != rapid.Dead {
+		f.move(m, idle)
+	}
 }
 
 // Trim closes sandboxes that are idle. It asks surplus with their ids, the longest idle
@@ -125,13 +110,17 @@ func (f *Fleet) Trim(surplus func(ids []string) int) {
 	}
 }
 
-// spinDown withdraws m from use if it is idle. The timer may also fire while m is taken.
-func (f *Fleet) spinDown(m *member) bool {
+// spinDown withdraws m from use if it has been idle for long; else it says when that may
+// be so.
+func (f *Fleet) spinDown(m *member) (left time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if m.phase != idle || m.provisioned {
-		return false
+		return f.cfg.IdleTimeout
+	}
+	if left := f.cfg.IdleTimeout - time.Since(m.since); left > 0 {
+		return left
 	}
 	f.move(m, leaving)
-	return true
+	return 0
 }

@@ -84,7 +84,7 @@ func (l *Lease) make() error {
 	return nil
 }
 
-// answered lets the keeper wait for the invocation's Done.
+// answered notes that the invocation has its answer, and has its end noted.
 func (l *Lease) answered(res *rapid.Result) {
 	f, m := l.f, l.m
 	f.mu.Lock()
@@ -94,7 +94,7 @@ func (l *Lease) answered(res *rapid.Result) {
 		f.move(m, finishing)
 	}
 	f.mu.Unlock()
-	m.results <- res // has room: there is one invocation at a time
+	res.AfterDone(m.done)
 }
 
 // unused frees a sandbox that did not run the invocation.

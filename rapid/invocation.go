@@ -13,13 +13,13 @@ import (
 type invocation struct {
 	msg      *invokeMsg
 	inv      *Invocation
-	done     chan struct{} // Result.Done
-	result   *Result       // set once the caller was answered
-	started  time.Time     // dispatch, or begin of the inline initialization (LC-23)
-	deadline time.Time     // zero until begin
-	reported bool          // REPORT is written
-	stream   *Stream       // of an answer that streams (RT-69); the caller has it already
-	cut      *Result       // the answer to a body that was cut short, until given
+	over     *over     // its Result.Done
+	result   *Result   // set once the caller was answered
+	started  time.Time // dispatch, or begin of the inline initialization (LC-23)
+	deadline time.Time // zero until begin
+	reported bool      // REPORT is written
+	stream   *Stream   // of an answer that streams (RT-69); the caller has it already
+	cut      *Result   // the answer to a body that was cut short, until given
 
 	event    *Event     // what the runtime was given; of managed mode
 	patience time.Time  // until when it waits for a worker; of managed mode
@@ -34,7 +34,7 @@ func newInvocation(m *invokeMsg, arn string) *invocation {
 	if inv.FunctionARN == "" {
 		inv.FunctionARN = arn
 	}
-	return &invocation{msg: m, inv: &inv, done: make(chan struct{})}
+	return &invocation{msg: m, inv: &inv, over: &over{done: make(chan struct{})}}
 }
 
 // begin starts the function's time (LC-23).
@@ -59,7 +59,7 @@ func (c *invocation) answer(r *Result) {
 	if c.result != nil {
 		return
 	}
-	r.Done = c.done
+	r.Done, r.over = c.over.done, c.over
 	c.result = r
 	if c.stream != nil {
 		c.stream.end(r)
@@ -71,7 +71,7 @@ func (c *invocation) answer(r *Result) {
 // openStream gives the caller an answer that has only begun.
 func (c *invocation) openStream(contentType string, limits StreamLimits) {
 	c.stream = newStream(c.msg.left, limits)
-	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.done})
+	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.over.done, over: c.over})
 }
 
 // answerCut answers an invocation whose body was cut short (RT-35), after a grace: a
@@ -111,7 +111,7 @@ func (s *Sandbox) abandon(err error) {
 	case c.stream != nil: // RT-73
 		s.answer(failure(errSandboxFailure, "RequestId: "+c.inv.ID+" Error: the sandbox ended before the response was complete"))
 	default:
-		c.result = &Result{Done: c.done} // nobody sees it
+		c.result = &Result{Done: c.over.done} // nobody sees it
 		c.msg.refuse(err)
 	}
 	if !c.started.IsZero() && !c.reported && !c.released.IsZero() {
@@ -122,8 +122,8 @@ func (s *Sandbox) abandon(err error) {
 // release closes Done of an invocation that is over: the sandbox is free.
 func (s *Sandbox) release() {
 	if c := s.current; c != nil && c.result != nil {
-		close(c.done)
 		s.current = nil
+		c.over.end()
 	}
 }
 

@@ -195,9 +195,9 @@ func (s *Sandbox) drop(c *invocation) {
 // turnAway refuses an invocation that no worker has seen.
 func (s *Sandbox) turnAway(c *invocation, err error) {
 	s.drop(c)
-	c.result = &Result{Done: c.done} // nobody sees it
+	c.result = &Result{Done: c.over.done} // nobody sees it
 	c.msg.refuse(err)
-	close(c.done)
+	c.over.end()
 }
 
 // endManaged reports an invocation that is answered, and makes room for another.
@@ -213,7 +213,7 @@ func (s *Sandbox) endManaged(c *invocation, errorType string, status telemetry.S
 	}
 	s.log.Platform(&telemetry.ManagedReport{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
 		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Spans: c.managedSpans(), Tracing: telemetry.NewTracing(c.inv.TraceID)})
-	close(c.done)
+	c.over.end()
 }
 
 // managedSpans are those of TL-45 but runtimeOverhead: which worker's next call ends
@@ -270,7 +270,7 @@ func (s *Sandbox) abandonAll(err error) {
 		case c.stream != nil: // RT-73
 			c.answer(failure(errSandboxFailure, "RequestId: "+c.inv.ID+" Error: the sandbox ended before the response was complete"))
 		default:
-			c.result = &Result{Done: c.done} // nobody sees it
+			c.result = &Result{Done: c.over.done} // nobody sees it
 			c.msg.refuse(err)
 		}
 		s.endManaged(c, errSandboxFailure, telemetry.Failure)

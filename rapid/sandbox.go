@@ -351,6 +351,52 @@ type Result struct {
 	Done <-chan struct{}
 
 	tail []byte // written before Done is closed
+	over *over  // of an Invoke
+}
+
+// AfterDone has f called once Done is closed: at once if it is, else by the goroutine of
+// Run, which f must not block. It is for one caller, who calls it once, and spares him a
+// goroutine that waits.
+func (r *Result) AfterDone(f func()) {
+	if r.over == nil { // not made by a Sandbox
+		go func() {
+			<-r.Done
+			f()
+		}()
+		return
+	}
+	r.over.after(f)
+}
+
+// over is the end of an invocation.
+type over struct {
+	done chan struct{} // Result.Done
+
+	mu    sync.Mutex
+	ended bool
+	then  func() // to be called; nil if nobody has said so
+}
+
+func (o *over) after(f func()) {
+	o.mu.Lock()
+	ended := o.ended
+	o.then = f
+	o.mu.Unlock()
+	if ended {
+		f()
+	}
+}
+
+// end closes done and calls who waits. It is called once.
+func (o *over) end() {
+	o.mu.Lock()
+	o.ended = true
+	close(o.done)
+	then := o.then
+	o.mu.Unlock()
+	if then != nil {
+		then()
+	}
 }
 
 // Tail returns the last 4,096 bytes of the invocation's log (INV-03), unless the

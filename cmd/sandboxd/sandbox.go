@@ -120,7 +120,9 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 		if st != rapid.Initializing {
 			coldStart.End()
 		}
-		f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
+		if f.log.IsLevelEnabled(logrus.DebugLevel) { // fields cost more than asking, twice for each invocation
+			f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
+		}
 	}
 	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
 	var lifeCtx context.Context
