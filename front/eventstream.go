@@ -3,7 +3,6 @@ package front
 import (
 	"encoding/binary"
 	"hash/crc32"
-	"io"
 )
 
 // An eventType is the kind of a message of a response stream (INV-31).
@@ -33,18 +32,13 @@ func newEventType(name, contentType string) eventType {
 	return eventType{headers: b}
 }
 
-// write writes one message (INV-30). The payload is not copied; SDKs take at most 16 MiB.
-func (e eventType) write(w io.Writer, payload []byte) error {
+// message is one message (INV-30) in parts: the payload is not copied. SDKs take at most 16 MiB.
+func (e eventType) message(payload []byte) [3][]byte {
 	head := make([]byte, 0, preludeSize+len(e.headers))
 	head = binary.BigEndian.AppendUint32(head, uint32(preludeSize+len(e.headers)+len(payload)+checksumSize))
 	head = binary.BigEndian.AppendUint32(head, uint32(len(e.headers)))
 	head = binary.BigEndian.AppendUint32(head, crc32.ChecksumIEEE(head))
 	head = append(head, e.headers...)
 	sum := crc32.Update(crc32.ChecksumIEEE(head), crc32.IEEETable, payload)
-	for _, part := range [][]byte{head, payload, binary.BigEndian.AppendUint32(nil, sum)} {
-		if _, err := w.Write(part); err != nil {
-			return err
-		}
-	}
-	return nil
+	return [...][]byte{head, payload, binary.BigEndian.AppendUint32(nil, sum)}
 }

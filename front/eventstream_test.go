@@ -42,8 +42,10 @@ func FuzzMessage(f *testing.F) {
 	f.Add(bytes.Repeat([]byte{0, 255}, 100_000))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		var b bytes.Buffer
-		if err := errors.Join(payloadChunk.write(&b, payload), invokeComplete.write(&b, []byte("{}"))); err != nil {
-			t.Fatal(err)
+		for _, parts := range [][3][]byte{payloadChunk.message(payload), invokeComplete.message([]byte("{}"))} {
+			for _, part := range parts {
+				b.Write(part)
+			}
 		}
 		whole := bytes.Clone(b.Bytes())
 		var got []message

@@ -17,10 +17,12 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/sandboxd/sandboxd/fleet"
+	"github.com/sandboxd/sandboxd/hot"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -89,14 +91,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:                      s,
 		ReadHeaderTimeout:            s.cfg.HeaderTimeout,
-		IdleTimeout:                  5 * time.Minute,
+		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ConnState:                    conns.observe,
 		ErrorLog:                     log.New(errorWriter(s.cfg.OnError), "", 0),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
+	go func() {
+		failed <- srv.Serve(&hotListener{l, conns, &hot.Server{Handler: s, Wants: isHot}, s.cfg.HeaderTimeout})
+	}()
 	select {
 	case err := <-failed:
 		srv.Close()
@@ -107,8 +111,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	_ = l.Close()
 	<-failed
-	conns.closeWaiting() // they have no request, and Shutdown would give new ones 5 s
-	err := srv.Shutdown(drain)
+	err := conns.drain(drain) // closes those without a request, to which Shutdown would give 5 s
+	if err == nil {
+		err = srv.Shutdown(drain)
+	}
 	if err == nil {
 		err = s.waitEvents(drain)
 	}
@@ -252,6 +258,7 @@ func (s *Server) answer(w http.ResponseWriter, res *rapid.Result) {
 	} else {
 		h["Content-Type"] = nil // RT-31: none, so net/http must not guess one
 	}
+	h.Set("Content-Length", strconv.Itoa(len(res.Payload)))
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(res.Payload) // a client that has gone has no need of an error
 }

@@ -51,6 +51,7 @@ type rig struct {
 	t    *testing.T
 	srv  *Server
 	http *httptest.Server
+	addr string // of the server by Serve, if newStreamRig made it
 
 	mu   sync.Mutex
 	got  []*rapid.Invocation

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -41,13 +42,18 @@ func isLocalName(host string) bool {
 // waited longest without a request is closed, so that idle and half-open connections,
 // however many, do not keep out who has a request. If all have one, the new one is closed.
 type conns struct {
-	mu      sync.Mutex
-	max     int
-	open    map[net.Conn]bool
-	waiting []net.Conn // without a request (new or idle), longest first
+	mu       sync.Mutex
+	max      int
+	open     map[net.Conn]bool
+	waiting  []net.Conn        // without a request (new or idle), longest first
+	hot      map[net.Conn]bool // with a hot request, of which net/http does not know
+	draining bool
+	drained  chan struct{} // closed when draining and none is hot
 }
 
-func newConns(limit int) *conns { return &conns{max: limit, open: map[net.Conn]bool{}} }
+func newConns(limit int) *conns {
+	return &conns{max: limit, open: map[net.Conn]bool{}, hot: map[net.Conn]bool{}, drained: make(chan struct{})}
+}
 
 // observe is the server's ConnState hook.
 func (c *conns) observe(conn net.Conn, state http.ConnState) {
@@ -71,6 +77,7 @@ func (c *conns) observe(conn net.Conn, state http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		c.forget(conn)
 		delete(c.open, conn)
+		c.cool(conn)
 	}
 	c.mu.Unlock()
 	if victim != nil {
@@ -85,12 +92,70 @@ func (c *conns) forget(conn net.Conn) {
 	}
 }
 
-// closeWaiting closes the connections without a request.
-func (c *conns) closeWaiting() {
+// begin notes that conn has a hot request; false if it is to be closed.
+func (c *conns) begin(conn net.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.draining || !c.open[conn] {
+		return false
+	}
+	c.forget(conn)
+	c.hot[conn] = true
+	return true
+}
+
+// idle notes that the hot request of conn is answered.
+func (c *conns) idle(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cool(conn)
+	if c.draining {
+		_ = conn.Close()
+	} else if c.open[conn] {
+		c.waiting = append(c.waiting, conn)
+	}
+}
+
+// cool forgets the hot request of conn, if it has one.
+func (c *conns) cool(conn net.Conn) {
+	if c.hot[conn] {
+		delete(c.hot, conn)
+		c.noticeDrain()
+	}
+}
+
+func (c *conns) isDraining() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining
+}
+
+// noticeDrain closes drained when the last hot request is over.
+func (c *conns) noticeDrain() {
+	if c.draining && len(c.hot) == 0 {
+		select {
+		case <-c.drained:
+		default:
+			close(c.drained)
+		}
+	}
+}
+
+// drain closes the connections without a request, and returns when no other has a hot one,
+// or ctx ends.
+func (c *conns) drain(ctx context.Context) error {
+	c.mu.Lock()
 	for _, conn := range c.waiting {
 		_ = conn.Close()
 	}
 	c.waiting = nil
+	c.draining = true
+	c.noticeDrain()
+	c.mu.Unlock()
+	select {
+	case <-c.drained:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

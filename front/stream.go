@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sandboxd/sandboxd/hot"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -97,9 +98,17 @@ func (o *eventWriter) write(e eventType, payload []byte) {
 		return
 	}
 	_ = o.conn.SetWriteDeadline(time.Now().Add(o.timeout))
-	err := e.write(o.w, payload)
-	if err == nil {
-		err = o.conn.Flush()
+	o.failed = o.send(e.message(payload)) != nil
+}
+
+func (o *eventWriter) send(parts [3][]byte) error {
+	if w, ok := o.w.(*hot.Writer); ok {
+		return w.WriteChunk(parts[:]...)
 	}
-	o.failed = err != nil
+	for _, p := range parts {
+		if _, err := o.w.Write(p); err != nil {
+			return err
+		}
+	}
+	return o.conn.Flush()
 }

@@ -39,18 +39,20 @@ func newStreamRig(t *testing.T, timeout time.Duration, handle func(ctx context.C
 		}
 		return c.FinishAnswer(ctx, e.Invocation.ID, a) == nil
 	}
-	return newRig(t, 1, nil, func(c *Config) {
+	r := newRig(t, 1, nil, func(c *Config) {
 		c.Fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return startServing(fn, serve), nil }})
 		if change != nil {
 			change(c)
 		}
 	})
+	r.addr, _ = r.serve()
+	return r
 }
 
 // open begins a streaming invocation.
 func (r *rig) open(event string, header ...string) *http.Response {
 	r.t.Helper()
-	req, err := http.NewRequest("POST", r.http.URL+streamPath, strings.NewReader(event))
+	req, err := http.NewRequest("POST", "http://"+r.addr+streamPath, strings.NewReader(event))
 	if err != nil {
 		r.t.Fatal(err)
 	}

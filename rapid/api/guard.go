@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/hot"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -26,6 +27,7 @@ type guard struct {
 	origin  Origin // nil: not asked
 	ctx     context.Context
 	handler http.Handler
+	hot     *hot.Server
 	headers atomic.Int64  // sum of the connections' headers
 	large   chan struct{} // a turn for each large body of an extension that is read
 
@@ -35,7 +37,8 @@ type guard struct {
 }
 
 func newGuard(ctx context.Context, l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
-	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: &handler{s: s}, conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
+	h := &handler{s: s}
+	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
 }
 
 // Accept returns the next connection there is room for.
@@ -181,10 +184,13 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.hot { // the first Read
 		var n int
 		var err error
-		if len(p) >= hotRead {
-			n, err = c.serveHot(p)
+		if len(p) >= hot.MinRead {
+			n, err = c.guard.hot.Serve(c, p)
 		}
 		c.hot = false
+		if n > 0 {
+			c.phase.CompareAndSwap(int32(idle), int32(begun))
+		}
 		if n > 0 || err != nil {
 			return n, err
 		}

@@ -1,0 +1,178 @@
+package front
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/hot"
+)
+
+// idleTimeout is how long a connection may stay without a request.
+const idleTimeout = 5 * time.Minute
+
+// isHot tells which requests are served without net/http: invocations of a function by
+// its plain name.
+func isHot(method, path string) bool {
+	for _, p := range paths {
+		if p.op == invokeAsync {
+			continue
+		}
+		rest, ok := strings.CutPrefix(path, p.prefix)
+		name, is := strings.CutSuffix(rest, p.suffix)
+		if ok && is {
+			return method == http.MethodPost && name != "" && !strings.Contains(name, "/")
+		}
+	}
+	return false
+}
+
+// hotListener accepts connections that serve hot requests by themselves.
+type hotListener struct {
+	net.Listener
+	conns  *conns
+	server *hot.Server
+	header time.Duration // for the head of a request that is not hot
+}
+
+// Accept implements net.Listener.
+func (l *hotListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: nc, l: l, hot: true}
+	c.life, c.end = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// conn is one of them. What is not said to be for others is the reading goroutine's.
+type conn struct {
+	net.Conn
+	l       *hotListener
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	hot     bool // it has had hot requests only
+	served  bool // and one at least
+	request *presence
+}
+
+// Read reads for net/http, what it is to know of.
+func (c *conn) Read(p []byte) (int, error) {
+	if !c.hot || len(p) < hot.MinRead {
+		return c.Conn.Read(p)
+	}
+	c.hot = false
+	n, err := c.l.server.Serve(c, p)
+	if n > 0 && c.served { // net/http believes that it has set these
+		_ = c.Conn.SetWriteDeadline(time.Time{})
+		_ = c.Conn.SetReadDeadline(time.Now().Add(c.l.header))
+	}
+	return n, err
+}
+
+// Close ends the connection and the context of its request. It is for all goroutines.
+func (c *conn) Close() error {
+	c.end()
+	return c.Conn.Close()
+}
+
+// Under is the connection itself. This and what follows is for package hot.
+func (c *conn) Under() net.Conn { return c.Conn }
+
+// Begin says that there is a request; not while the server drains.
+func (c *conn) Begin() context.Context {
+	if !c.l.conns.begin(c) {
+		return nil
+	}
+	c.served = true
+	c.request = &presence{Context: c.life, conn: c.Conn}
+	return c.request
+}
+
+// Idle says that it is answered.
+func (c *conn) Idle() {
+	c.request.stop()
+	_ = c.Conn.SetReadDeadline(time.Now().Add(idleTimeout)) // a connection that is gone fails in the next Read
+	c.l.conns.idle(c)
+}
+
+// Last tells whether the server drains.
+func (c *conn) Last() bool { return c.l.conns.isDraining() }
+
+// presence is the context of a hot request, which ends when its client goes away. That is
+// watched for from the first time on that somebody wants to wait for it: most requests
+// are over before, and to watch costs a goroutine.
+type presence struct {
+	context.Context // the connection's
+	conn            net.Conn
+	once            sync.Once
+	watched         atomic.Pointer[context.Context]
+	stopped         chan struct{} // closed when the watch has ended; nil if there is none
+}
+
+// Done implements context.Context.
+func (p *presence) Done() <-chan struct{} {
+	p.once.Do(p.watch)
+	if w := p.watched.Load(); w != nil {
+		return (*w).Done()
+	}
+	return p.Context.Done() // the request is over
+}
+
+// Err implements context.Context.
+func (p *presence) Err() error {
+	if w := p.watched.Load(); w != nil {
+		return (*w).Err()
+	}
+	return p.Context.Err()
+}
+
+func (p *presence) watch() {
+	ctx, gone := context.WithCancel(p.Context)
+	p.watched.Store(&ctx)
+	stopped := make(chan struct{})
+	p.stopped = stopped
+	go func() {
+		defer close(stopped)
+		if hungUp(p.conn) {
+			gone()
+		}
+	}()
+}
+
+// stop ends the watch. The connection's read deadline has passed then.
+func (p *presence) stop() {
+	p.once.Do(func() {}) // there will be none any more
+	if p.stopped != nil {
+		_ = p.conn.SetReadDeadline(time.Unix(1, 0))
+		<-p.stopped
+	}
+}
+
+// hungUp waits until the peer of c has closed it, and returns false if it says something
+// before, or if the read deadline passes.
+func hungUp(c net.Conn) (gone bool) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	_ = raw.Read(func(fd uintptr) bool { // fails at the deadline, and with Close, which ends the context
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK)
+		gone = err == nil && n == 0 || err != nil && err != unix.EAGAIN && err != unix.EINTR
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	return gone
+}
