@@ -210,14 +210,14 @@ func (s *Sandbox) whyDead() error {
 }
 
 // serveNow serves m on the goroutine of its sender if Run does nothing but wait, and
-// wakes Run only if m brings what it waits for: most messages do not, and two switches
-// of goroutines cost more than what they ask. If it returns false, m goes to the inbox.
+// wakes Run only if m brings what it waits for and the step that follows is for Run
+// (warm.go): two switches of goroutines cost more than what most messages ask. If it returns false, m goes to the inbox.
 func (s *Sandbox) serveNow(m message) bool {
 	if !s.turn.TryLock() {
 		return false
 	}
 	s.serve(m)
-	enough := s.awaited()
+	enough := s.awaited() && !s.step()
 	s.turn.Unlock()
 	if enough {
 		select {

@@ -156,11 +156,23 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 // idle waits for an invocation, and freezes the sandbox when none comes for a while.
 // One that comes before that finds everything running.
 func (s *Sandbox) idle(ctx context.Context) State {
+	s.beginIdle()
+	return s.idling(ctx, s.waitWarm(ctx, s.hasInvocation))
+}
+
+func (s *Sandbox) beginIdle() {
 	failpoint.Pass(failpoint.Idle)
+	s.limit = time.Now().Add(s.cfg.Settings.Linger)
 	s.timer.Reset(s.cfg.Settings.Linger)
-	for s.current == nil {
-		switch s.wait(ctx, s.hasInvocation) {
-		case reached:
+}
+
+// idling goes on in Idle when the first waiting is over.
+func (s *Sandbox) idling(ctx context.Context, w wakening) State {
+	for ; ; w = s.waitWarm(ctx, s.hasInvocation) {
+		if s.State() == Invoking { // others have brought it there
+			return s.invoking(ctx, w)
+		}
+		switch w {
 		case limitPassed:
 			if err := s.freeze(); err != nil {
 				return s.fail(&Fault{Type: errSandboxFailure, Message: err.Error()}, reasonFailure)
@@ -170,6 +182,9 @@ func (s *Sandbox) idle(ctx context.Context) State {
 			return Resetting
 		case cancelled:
 			return ShuttingDown
+		}
+		if s.current != nil {
+			break
 		}
 	}
 	select {
@@ -193,10 +208,23 @@ func (s *Sandbox) idle(ctx context.Context) State {
 // invoke hands out the current invocation and waits until it is Done (LC-40): the
 // runtime has answered, and it and every agent that got the event ask for the next.
 func (s *Sandbox) invoke(ctx context.Context) State {
+	s.beginInvoking()
+	w := s.waitWarm(ctx, s.answered)
+	if s.State() == Idle { // others have brought it there
+		return s.idling(ctx, w)
+	}
+	return s.invoking(ctx, w)
+}
+
+func (s *Sandbox) beginInvoking() {
 	s.dispatch()
 	failpoint.Pass(failpoint.Invoking)
-	s.timer.Reset(time.Until(s.current.deadline))
-	w := s.wait(ctx, func() bool { return s.runtimeDone() || s.current.cut != nil })
+	s.limit = s.current.deadline
+	s.timer.Reset(time.Until(s.limit))
+}
+
+// invoking goes on in Invoking when the first waiting is over.
+func (s *Sandbox) invoking(ctx context.Context, w wakening) State {
 	if w == reached && s.current.cut != nil {
 		w = s.answerCut(ctx)
 	}
@@ -206,7 +234,7 @@ func (s *Sandbox) invoke(ctx context.Context) State {
 	}
 	switch w {
 	case reached:
-		s.report("", telemetry.Success)
+		s.invoked()
 		return Idle
 	case limitPassed:
 		s.timedOut(s.cfg.Function.Timeout)
@@ -217,6 +245,15 @@ func (s *Sandbox) invoke(ctx context.Context) State {
 	}
 	s.invokeFailed()
 	return Resetting
+}
+
+// answered tells whether the runtime is done with the invocation, or its answer was cut.
+func (s *Sandbox) answered() bool { return s.runtimeDone() || s.current.cut != nil }
+
+// invoked tells of an invocation that has ended well.
+func (s *Sandbox) invoked() {
+	s.tellRuntimeDone("", telemetry.Success)
+	s.report("", telemetry.Success)
 }
 
 // cold waits for the invocation that pays for the next initialization.
@@ -282,8 +319,8 @@ func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
 	if s.lost {
 		return failed
 	}
-	for !done() {
-		s.awaited = done
+	s.awaited = done
+	for !s.awaited() {
 		s.turn.Unlock()
 		var m message
 		var e exited
@@ -310,7 +347,8 @@ func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
 		case w == failed:
 			s.lostDomains()
 			return failed
-		case w == limitPassed && s.nudged() && done(): // it came to hold before we had the turn
+		case w == limitPassed && s.warm && time.Now().Before(s.limit): // it was that of the state before
+		case w == limitPassed && s.nudged() && s.awaited(): // it came to hold before we had the turn
 			return reached
 		case w != reached:
 			return w

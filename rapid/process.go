@@ -49,6 +49,8 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	s.procs = append(s.procs, p)
 	go func() {
 		<-h.Done()
+		s.exiting.Add(1)
+		defer s.exiting.Add(-1)
 		select {
 		case s.exits <- exited{p}:
 		case <-s.dead:

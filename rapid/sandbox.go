@@ -4,8 +4,8 @@
 //
 // One goroutine, [Sandbox.Run], owns all state. Every other method is safe for
 // concurrent use: it sends one message to that goroutine and waits for the answer or
-// for its own context. While Run only waits, the sender has its turn and serves its
-// message itself. What the processes of the sandbox ask comes in through a
+// for its own context. While Run only waits, the sender has its turn, serves its
+// message itself, and makes the steps of a warm sandbox (warm.go). What the processes of the sandbox ask comes in through a
 // [Client], which package rapid/api makes for each of their connections.
 //
 // Two levels of state are kept apart: the [State] of the sandbox (lifecycle.go), and
@@ -176,8 +176,8 @@ type Config struct {
 	// (RT-72); "" means a random one.
 	Token string
 
-	// OnState is called by the goroutine of Run at each transition and must not
-	// block. In Idle and Cold the sandbox takes an invocation; Dead is the last.
+	// OnState is called at each transition, one call at a time, and must not block. In
+	// Idle and Cold the sandbox takes an invocation; Dead is the last.
 	OnState func(State)
 }
 
@@ -188,7 +188,7 @@ type Sandbox struct {
 	inbox chan message
 	exits chan exited
 	dead  chan struct{} // closed when Run returns
-	state atomic.Int32  // State; written by Run alone
+	state atomic.Int32  // State; written by who has the turn
 	gen   atomic.Uint64 // generation (LC-10); written by Run alone
 	clock *thawClock
 	hub   *telemetry.Hub // nil if extensions are disabled
@@ -201,6 +201,9 @@ type Sandbox struct {
 	turn    sync.Mutex
 	nudge   chan struct{} // capacity 1: what Run waits for may hold
 	awaited func() bool   // what Run waits for; called with the turn
+	warm    bool          // Run waits in Idle or Invoking, and others may make its steps
+	limit   time.Time     // when the timer of Idle or Invoking fires
+	exiting atomic.Int32  // processes that have ended and of which Run has not heard
 
 	// Everything below belongs to the goroutine in Run, or who has the turn.
 	runCtx      context.Context
