@@ -84,6 +84,15 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
+// CloseWrite lets net/http say goodbye before it closes, so that a client that still
+// sends can read the answer.
+func (c *conn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}
+
 // Under is the connection itself. This and what follows is for package hot.
 func (c *conn) Under() net.Conn { return c.Conn }
 
