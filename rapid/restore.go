@@ -29,7 +29,8 @@ func (s *Sandbox) restore(ctx context.Context) State {
 	s.timer.Reset(restoreLimit)
 	s.snapshot = false
 	if err := s.renew(); err != nil {
-		return s.restoreFailed(began, &Fault{errRestoreRenewal, err.Error()})
+		s.broken = hostError("renew the credentials", err) // the operator's alone: it may name or quote his files
+		return s.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
 	}
 	f := &s.cfg.Function
 	s.log.Platform(&telemetry.RestoreStart{FunctionName: f.Name, FunctionVersion: f.Version,

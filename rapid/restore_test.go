@@ -106,13 +106,22 @@ func TestRestoreFails(t *testing.T) {
 	}
 }
 
-// LC-91: credentials that cannot be had.
+// LC-91: credentials that cannot be had. Why is for the operator, and neither for the
+// caller nor for the function.
 func TestRestoreCannotRenew(t *testing.T) {
 	inWorld(t, echo(0), func(w *world) {
-		if r := w.invoke("one"); r.ErrorType != "errRestoreUpdateCredentials" || !strings.Contains(string(r.Payload), "no such file") {
+		w.mayFail = true
+		if r := w.invoke("one"); r.ErrorType != "errRestoreUpdateCredentials" || !strings.Contains(string(r.Payload), "could not be renewed") {
 			t.Errorf("%+v %s", r, r.Payload)
 		}
-		<-w.s.dead
+		if err := <-w.ran; err == nil || !strings.Contains(err.Error(), "no such file") {
+			t.Errorf("Run: %v, want the reason", err)
+		} else {
+			w.ran <- err
+		}
+		if strings.Contains(w.log.String(), "no such file") {
+			t.Errorf("the function's log has the operator's error:\n%s", w.log.String())
+		}
 	}, with(snapStart), with(func(c *Config, _ *fakesup.Supervisor) {
 		c.Restore = func() (Restored, error) { return Restored{}, errors.New("no such file") }
 	}))
