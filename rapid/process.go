@@ -49,8 +49,7 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	s.procs = append(s.procs, p)
 	go func() {
 		<-h.Done()
-		s.exiting.Add(1)
-		defer s.exiting.Add(-1)
+		s.exiting.Add(1) // left takes it back
 		select {
 		case s.exits <- exited{p}:
 		case <-s.dead:
@@ -77,6 +76,7 @@ func (s *Sandbox) exited(e exited) bool {
 
 // left marks a process of this generation as gone.
 func (s *Sandbox) left(e exited) bool {
+	s.exiting.Add(-1)
 	for _, p := range s.procs {
 		if p == e.p {
 			p.gone = true

@@ -203,7 +203,7 @@ type Sandbox struct {
 	awaited func() bool   // what Run waits for; called with the turn
 	warm    bool          // Run waits in Idle or Invoking, and others may make its steps
 	limit   time.Time     // when the timer of Idle or Invoking fires
-	exiting atomic.Int32  // processes that have ended and of which Run has not heard
+	exiting atomic.Int32  // processes that have ended and that Run has not dealt with
 
 	// Everything below belongs to the goroutine in Run, or who has the turn.
 	runCtx      context.Context

@@ -1,10 +1,14 @@
 package rapid
 
 import (
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
+	"github.com/sandboxd/sandboxd/supervisor"
 )
 
 // LC-80: an invocation that comes at the very moment of the freeze, before it or after, is
@@ -57,5 +61,39 @@ func TestRunSleepsOn(t *testing.T) {
 			t.Errorf("calls %q, want %q", got, want)
 		}
 		<-w.invoke("after").Done
+	})
+}
+
+// EX-29: from the end of a process on until Run has dealt with it, also while Run waits
+// for the turn to do so, nobody else hands out an invocation.
+func TestNoStepBeforeAnExit(t *testing.T) {
+	var exit chan struct{}
+	inWorld(t, func(w *world) fakesup.Program {
+		exit = make(chan struct{})
+		return func(p *fakesup.Process) supervisor.Exit {
+			go func() { _, _ = w.s.NewClient().Next(p.Ctx) }()
+			<-exit
+			return supervisor.Exit{Code: 1}
+		}
+	}, func(w *world) {
+		synctest.Wait()
+		w.s.turn.Lock()
+		close(exit)
+		seen := 0
+		for range 100_000 {
+			if runtime.Gosched(); w.s.exiting.Load() == 1 {
+				seen++
+			} else if seen > 0 {
+				break
+			}
+		}
+		if n := w.s.exiting.Load(); n != 1 {
+			t.Errorf("%d processes have ended that Run has not dealt with, want 1", n)
+		}
+		w.s.turn.Unlock()
+		w.wantStates("Initializing Idle Resetting Cold")
+		if n := w.s.exiting.Load(); n != 0 {
+			t.Errorf("%d when it has", n)
+		}
 	})
 }
