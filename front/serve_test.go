@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +112,41 @@ func TestHostileSenders(t *testing.T) {
 	}
 	if err := end(); err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// The control: a server without bounds, as net/http makes one by default, is held by who
+// sends slowly, and takes a body of any size.
+func TestHostileSendersControl(t *testing.T) {
+	naive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // of a sender who goes
+	}))
+	defer naive.Close()
+	addr := naive.Listener.Addr().String()
+	for name, send := range map[string]string{
+		"headers without end": requestHead + "A: b\r\n",
+		"half a body":         requestHead + "Content-Length: 100\r\n\r\n{\"a\":",
+	} {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, send); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(time.Second)) // five times what our server waits in TestHostileSenders
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: %v, want neither an answer nor an end", name, err)
+		}
+	}
+	resp, err := http.Post(naive.URL, "", strings.NewReader(strings.Repeat(" ", 64<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("64 MiB: status %d", resp.StatusCode)
 	}
 }
 

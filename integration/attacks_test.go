@@ -23,11 +23,13 @@ import (
 // `make attack` the whole.
 func size(t *testing.T, part, whole int) int64 {
 	t.Helper()
-	if os.Getenv("SANDBOXD_ATTACK") == "whole" {
+	if wholeAttack() {
 		return int64(whole)
 	}
 	return int64(rounds(t, part))
 }
+
+func wholeAttack() bool { return os.Getenv("SANDBOXD_ATTACK") == "whole" }
 
 // anonymous is the memory of the daemon that is not of a file, in bytes.
 func (d *daemon) anonymous() int64 {

@@ -173,6 +173,40 @@ func TestHTTPAnswers(t *testing.T) {
 	}
 }
 
+// A redirect is not followed, wherever it leads (REQUIREMENTS section 4). A client of
+// net/http as it is by default follows the same one.
+func TestRedirectIsNotFollowed(t *testing.T) {
+	elsewhere := make(chan struct{}, 10)
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere <- struct{}{} }))
+	defer other.Close()
+	l := newListener(t, func(_ int, w http.ResponseWriter) {
+		w.Header().Set("Location", other.URL)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	})
+	h := newHubTest(t, l.Listener.Addr())
+	if err := h.subscribe("e", toHTTP); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"one", "two"} { // with the second the first is over
+		h.say(text)
+		h.Flush()
+		if got := receive(t, l.got); got[0] != text {
+			t.Errorf("%q, want %s", got, text)
+		}
+	}
+	if len(elsewhere) > 0 {
+		t.Error("the redirect was followed")
+	}
+	resp, err := http.Post(l.URL, "application/json", strings.NewReader("[]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if len(elsewhere) != 1 {
+		t.Error("control: not even net/http follows it")
+	}
+}
+
 // TL-13: an HTTP listener may come up later.
 func TestHTTPListenerComesLater(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
