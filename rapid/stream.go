@@ -5,22 +5,58 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"sync"
 	"time"
 )
 
 // Stream is the body of an answer that the runtime still sends while the invoker
-// takes it (RT-69). Its bytes go from the goroutine that calls ReadFrom to the one
-// that ranges over Chunks, through a few buffers that pass back and forth; they are
-// not copied, and the owner of the sandbox learns of begin and end only. Each
-// of the two sides is one goroutine.
+// takes it (RT-69). The goroutine that ranges over Chunks reads the body too, as long as the one
+// in ReadFrom lends it: so bytes are handed from no goroutine to another, which
+// would be a switch of threads for each piece, and what the runtime may be ahead of its
+// invoker is in the sockets' buffers. The owner of the sandbox learns of begin and end
+// only. Each of the two sides is one goroutine.
 type Stream struct {
 	limits StreamLimits
 	left   <-chan struct{} // closed when the invoker left before it knew of the stream
-	full   chan []byte     // filled buffers, oldest first
-	free   chan []byte     // buffers to fill
+	lent   chan *loan      // from ReadFrom to Chunks
 	over   context.Context // done when result is valid
 	finish context.CancelFunc
 	result *Result
+}
+
+// loan is a body that ReadFrom lends.
+type loan struct {
+	back chan struct{} // closed when it is given back
+
+	mu   sync.Mutex // held while body is read
+	body io.Reader  // nil once it is taken back
+	n    int64      // bytes read
+	err  error      // how it ended, nil at its regular end
+}
+
+// read is body's Read; ErrClosed if the body was taken back.
+func (l *loan) read(p []byte, limit int64) (got int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.body == nil {
+		return 0, ErrClosed
+	}
+	got, err = l.body.Read(p)
+	if l.n += int64(got); l.n > limit {
+		got, err = got-int(l.n-limit), ErrStreamLimit
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		l.err = err
+	}
+	return got, err
+}
+
+// end takes the body back, and returns how much was read of it.
+func (l *loan) end() (n int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.body = nil
+	return l.n, l.err
 }
 
 // StreamLimits are the limits of RT-71.
@@ -30,21 +66,15 @@ type StreamLimits struct {
 	Burst int64 // bytes that pass unthrottled; matters with a Rate only
 }
 
-// The memory of one stream: what the runtime may be ahead of its invoker.
-const (
-	streamBuffers    = 4
-	streamBufferSize = 32 << 10
-)
+// streamPiece is the most that is read at once, and the memory of one stream.
+const streamPiece = 64 << 10
 
 // ErrStreamLimit is what ReadFrom returns when there are more bytes than
 // StreamLimits.Bytes.
 var ErrStreamLimit = errors.New("rapid: the streamed response exceeds its limit")
 
 func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
-	st := &Stream{limits: limits, left: left, full: make(chan []byte, streamBuffers), free: make(chan []byte, streamBuffers)}
-	for range streamBuffers {
-		st.free <- nil // made when it is needed
-	}
+	st := &Stream{limits: limits, left: left, lent: make(chan *loan)}
 	st.over, st.finish = context.WithCancel(context.Background())
 	return st
 }
@@ -61,22 +91,29 @@ func (st *Stream) end(r *Result) {
 // not: a runtime that is ahead of its invoker waits.
 func (st *Stream) Chunks() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
-		for {
-			var b []byte
-			select {
-			case b = <-st.full:
-			case <-st.over.Done():
-				select {
-				case b = <-st.full: // it came before the end
-				default:
-					return
-				}
-			}
-			goOn := yield(b)
-			st.free <- b[:cap(b)] // has room for all there are
-			if !goOn {
-				return
-			}
+		select {
+		case l := <-st.lent:
+			st.pass(l, yield)
+			close(l.back)
+		case <-st.over.Done():
+			return
+		}
+		<-st.over.Done() // who lent the body tells how it ended
+	}
+}
+
+// pass reads the body of l to its end and yields what it has, if that is wanted: yield may
+// be nil.
+func (st *Stream) pass(l *loan, yield func([]byte) bool) {
+	shape := newBucket(st.limits)
+	buf, wanted := make([]byte, streamPiece), yield != nil
+	for {
+		got, err := l.read(buf, st.limits.Bytes)
+		if got > 0 && wanted {
+			wanted = st.pause(shape.take(got, time.Now())) && yield(buf[:got])
+		}
+		if err != nil {
+			return
 		}
 	}
 }
@@ -92,62 +129,30 @@ func (st *Stream) Result() *Result { return st.result }
 // context.AfterFunc, stop withdraws that.
 func (st *Stream) AfterEnd(f func()) (stop func() bool) { return context.AfterFunc(st.over, f) }
 
-// ReadFrom hands on what r has until its end, and returns how many bytes it has
+// ReadFrom hands on what r has until its end, and returns how many bytes were
 // read. It waits while the invoker is behind. The error is ErrStreamLimit, ErrClosed
-// when the stream has ended meanwhile (RT-73), or that of r.
+// when the stream has ended meanwhile (RT-73), or that of r. When it returns nobody reads
+// from r any more: it waits for a Read that goes on.
 func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
-	shape := newBucket(st.limits)
-	for {
-		b, wanted, err := st.buffer()
-		if err != nil {
-			return n, err
+	l := &loan{body: r, back: make(chan struct{})}
+	select {
+	case st.lent <- l:
+		select {
+		case <-l.back:
+		case <-st.over.Done(): // an invoker that takes nothing more must not hold up the runtime
 		}
-		got, err := r.Read(b)
-		n += int64(got)
-		if n > st.limits.Bytes {
-			got -= int(n - st.limits.Bytes)
-			err = ErrStreamLimit
-		}
-		if got > 0 && wanted {
-			if !st.pause(shape.take(got, time.Now())) {
-				return n, ErrClosed
-			}
-			st.full <- b[:got] // has room for all there are
-		} else if wanted {
-			st.free <- b
-		}
-		if errors.Is(err, io.EOF) {
-			return n, nil
-		}
-		if err != nil {
-			return n, err
-		}
+	case <-st.left: // it takes nothing, and holds nothing up
+		st.pass(l, nil)
+	case <-st.over.Done():
 	}
+	n, err = l.end()
+	if st.over.Err() != nil {
+		err = ErrClosed
+	}
+	return n, err
 }
 
-// buffer returns an empty buffer when there is one, and whether its content is
-// wanted: an invoker that has left takes nothing, and holds nothing up.
-func (st *Stream) buffer() (b []byte, wanted bool, err error) {
-	select {
-	case <-st.over.Done():
-		return nil, false, ErrClosed
-	default:
-	}
-	select {
-	case b = <-st.free:
-		wanted = true
-	case <-st.over.Done():
-		return nil, false, ErrClosed
-	case <-st.left:
-	}
-	if b == nil {
-		b = make([]byte, streamBufferSize)
-	}
-	return b, wanted, nil
-}
-
-// pause waits for d, unless nobody waits for the bytes; false means that the stream
-// has ended.
+// pause waits for d; false means that the stream has ended.
 func (st *Stream) pause(d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -156,7 +161,6 @@ func (st *Stream) pause(d time.Duration) bool {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-st.left:
 	case <-st.over.Done():
 		return false
 	}

@@ -323,26 +323,44 @@ func TestStreamShaping(t *testing.T) {
 	}, with(func(c *Config, _ *fakesup.Supervisor) { c.Settings.Stream.Rate = 2 << 20 }))
 }
 
-// An invoker that takes nothing holds a few buffers, and the sandbox until the deadline.
+// An invoker that takes nothing, from the beginning or after one piece, holds that at most,
+// and the sandbox until the deadline.
 func TestStreamNobodyReads(t *testing.T) {
-	var taken counter
-	got := new(outcomes)
-	body := func(*fakesup.Process) io.Reader { return io.TeeReader(endless{}, &taken) }
-	inWorld(t, streams(got, body, nil), func(w *world) {
-		r := w.begin("id")
-		synctest.Wait()
-		if taken != streamBuffers*streamBufferSize {
-			t.Errorf("%d bytes are held, want %d", taken, streamBuffers*streamBufferSize)
-		}
-		<-r.Done
-		if kind := r.Stream.Result().ErrorType; kind != "Sandbox.Timeout" {
-			t.Errorf("it ended with %s", kind)
-		}
-		if n := len(collect(r.Stream)); n != streamBuffers*streamBufferSize {
-			t.Errorf("%d bytes can still be read", n)
-		}
-		w.wantStates("Initializing Idle Invoking Resetting Cold")
-	})
+	for _, pieces := range []int{0, 1} {
+		var taken counter
+		got := new(outcomes)
+		body := func(*fakesup.Process) io.Reader { return io.TeeReader(endless{}, &taken) }
+		inWorld(t, streams(got, body, nil), func(w *world) {
+			r := w.begin("id")
+			free, ended := make(chan struct{}), make(chan struct{})
+			if pieces > 0 {
+				go func() {
+					defer close(ended)
+					for range r.Stream.Chunks() {
+						<-free
+					}
+				}()
+			}
+			synctest.Wait()
+			if want := pieces * streamPiece; taken != counter(want) {
+				t.Errorf("%d bytes are held, want %d", taken, want)
+			}
+			<-r.Done
+			if kind := r.Stream.Result().ErrorType; kind != "Sandbox.Timeout" {
+				t.Errorf("it ended with %s", kind)
+			}
+			if s := <-got.of; s.n != int64(pieces*streamPiece) || !errors.Is(s.err, ErrClosed) {
+				t.Errorf("the runtime saw %+v", s)
+			}
+			if close(free); pieces > 0 {
+				<-ended
+			}
+			if n := len(collect(r.Stream)); n != 0 {
+				t.Errorf("%d bytes can still be read", n)
+			}
+			w.wantStates("Initializing Idle Invoking Resetting Cold")
+		})
+	}
 }
 
 // The invocation of an invoker that left before the answer runs to its end.

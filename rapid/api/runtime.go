@@ -119,7 +119,7 @@ func (r *request) mode() string {
 	return r.get("Lambda-Runtime-Function-Response-Mode")
 }
 
-// stream hands the body on as it comes (RT-69). If the invocation ends first, so does
+// stream hands the body on as it comes (RT-69), to another goroutine that reads it. If the invocation ends first, so does
 // the connection, and the error is ErrClosed (RT-73).
 func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool, err error) {
 	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already

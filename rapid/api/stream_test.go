@@ -232,6 +232,15 @@ func TestTimesOfTheBody(t *testing.T) {
 		t.Run(mode, func(t *testing.T) { // at its end the log is complete
 			w := newWorld(t, setup{config: func(c *rapid.Config) { c.Sink = telemetry.NewWriter(&log, telemetry.JSON) }})
 			res := w.streaming("id")
+			answered := make(chan *rapid.Result, 1)
+			go func() { // takes the bytes as they come
+				r := <-res
+				if r.Stream != nil {
+					for range r.Stream.Chunks() {
+					}
+				}
+				answered <- r
+			}()
 			c := w.dial()
 			for i, part := range []string{
 				"POST " + path("id", "response") + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + mode + "\r\n",
@@ -242,11 +251,7 @@ func TestTimesOfTheBody(t *testing.T) {
 				}
 				_, _ = io.WriteString(c, part)
 			}
-			r := <-res
-			if r.Stream != nil {
-				for range r.Stream.Chunks() {
-				}
-			}
+			r := <-answered
 			w.later("GET", nextPath)
 			<-r.Done
 		})
