@@ -1,8 +1,8 @@
 // Package front is the Invoke API as SDKs see it (spec section 5): it reads a request
 // completely, checks it, has the function's fleet run it, and writes the answer.
 //
-// The client is not trusted. What it can hold is bounded: connections, header and
-// body bytes, and the time to send and to receive them. It never holds a sandbox:
+// The client is not trusted. What it can hold is bounded: connections, bytes of headers,
+// bodies and answers, and the time to send and to receive them. It never holds a sandbox:
 // one is taken after the last byte of the request has come, and is free
 // again whether or not the client reads the answer. There is no authentication: listen
 // on loopback. A web page in the operator's browser can reach loopback too, so
@@ -39,7 +39,7 @@ type Config struct {
 	WriteTimeout  time.Duration // for the client to take the answer; default 30 s
 	DrainTimeout  time.Duration // for requests that run when Serve ends; default 10 s
 	MaxConns      int           // connections at once; default 256
-	MaxBuffered   int64         // bytes of request bodies held at once; default 128 MiB
+	MaxBuffered   int64         // bytes of request bodies and of answers held at once; default 128 MiB
 
 	// OnError is told what the client is not: faults behind a ServiceException, and
 	// what net/http complains of. It may be nil, and is called from several goroutines.
@@ -50,6 +50,10 @@ type Config struct {
 // as very many small headers is some 20 MB of memory a connection; no header
 // of the API needs more than the client context's 3,583 bytes.
 const maxHeaderBytes = 64 << 10
+
+// hurried is how long a client may take for an answer that MaxBuffered has no room for: it
+// is there already, and cannot be refused.
+const hurried = time.Second
 
 // Server is the Invoke API of one function, an http.Handler. Use New.
 type Server struct {
@@ -202,7 +206,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.run(w, r, conn, req, inv, held)
 }
 
-// run has the invocation executed. It gives back the held bytes when that is over.
+// run has the invocation executed and answers. It gives back the held bytes when the
+// body is of no use any more.
 func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.ResponseController, req request, inv *rapid.Invocation, held int64) {
 	lease, err := s.cfg.Fleet.Reserve(r.Context(), inv.TenantID)
 	if err != nil {
@@ -222,14 +227,20 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 		s.accepted(w, req)
 		return
 	}
-	defer s.buffered.give(held)
 	res, err := lease.Invoke(inv)
+	s.buffered.give(held)
 	if err != nil {
 		s.refuse(w, conn, inv.ID, err)
 		return
 	}
+	patience := s.cfg.WriteTimeout
+	if n := int64(len(res.Payload)); s.buffered.take(n) {
+		defer s.buffered.give(n)
+	} else {
+		patience = min(patience, hurried)
+	}
 	if req.stream {
-		s.stream(r.Context(), w, conn, req, res)
+		s.stream(r.Context(), w, conn, req, res, patience)
 		return
 	}
 	if req.tail { // INV-03: REPORT is the last line, so the answer waits for it
@@ -240,7 +251,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 			return
 		}
 	}
-	_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+	_ = conn.SetWriteDeadline(time.Now().Add(patience))
 	s.answer(w, res)
 }
 

@@ -243,6 +243,54 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// Threat A4: clients that do not take their answers hold no more than MaxBuffered of them
+// for long.
+func TestHeldAnswers(t *testing.T) {
+	big := []byte(`"` + strings.Repeat("x", 32<<20) + `"`) // more than the sockets hold
+	for _, tt := range []struct {
+		name   string
+		room   int64
+		send   string
+		gotAll bool
+	}{
+		{"room", 64 << 20, requestHead, true},
+		{"none", 1 << 20, requestHead, false},
+		{"none for one piece of a stream", 1 << 20, strings.Replace(requestHead, "2015-03-31/functions/hello/invocations", "2021-11-15/functions/hello/response-streaming-invocations", 1), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 1, func(context.Context, *rapid.Invocation) (*rapid.Result, error) {
+				return &rapid.Result{Payload: big}, nil
+			}, func(c *Config) { c.MaxBuffered, c.WriteTimeout = tt.room, time.Hour })
+			addr, end := r.serve()
+			slow := r.dial(addr)
+			if _, err := io.WriteString(slow, tt.send+"Content-Length: 2\r\n\r\n{}"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := slow.Read(make([]byte, 1)); err != nil { // the answer has begun
+				t.Fatal(err)
+			}
+			read := func() {
+				n, err := io.Copy(io.Discard, slow)
+				if all := n >= int64(len(big)); all != tt.gotAll {
+					t.Errorf("the slow reader got %d of %d bytes (%v)", n, len(big), err)
+				}
+			}
+			if tt.gotAll {
+				time.Sleep(hurried + hurried/2) // it has longer
+				_ = slow.SetReadDeadline(time.Now().Add(20 * time.Second))
+				go func() { _ = end() }() // and is closed then
+				read()
+				return
+			}
+			if err := end(); err != nil { // waits for the connection, not as long as WriteTimeout
+				t.Errorf("Serve: %v", err)
+			}
+			read()
+		})
+	}
+}
+
 // The invocation of a client that has gone runs to its end, and its sandbox serves on.
 func TestClientGoes(t *testing.T) {
 	started, finish := make(chan struct{}, 2), make(chan struct{})

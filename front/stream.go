@@ -20,13 +20,13 @@ import (
 const maxErrorDetails = 1 << 20
 
 // stream writes an answer as InvokeWithResponseStream does (INV-29 to INV-32), each
-// chunk as it comes. A client that is gone, or that takes nothing for WriteTimeout,
+// chunk as it comes. A client that is gone, or that takes nothing for as long as patience,
 // holds nothing up: what is still to come is thrown away, and the function runs to its end.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, conn *http.ResponseController, req request, res *rapid.Result) {
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, conn *http.ResponseController, req request, res *rapid.Result, patience time.Duration) {
 	h := w.Header()
 	h.Set("X-Amz-Executed-Version", s.cfg.Version)
 	h.Set("Content-Type", "application/vnd.amazon.eventstream")
-	out := &eventWriter{w: w, conn: conn, timeout: s.cfg.WriteTimeout}
+	out := &eventWriter{w: w, conn: conn, timeout: patience}
 	out.begin()
 	switch {
 	case res.Stream != nil:
