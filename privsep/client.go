@@ -197,7 +197,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 	case a.err == "":
 		return a, nil
 	case ctx.Err() != nil:
-		return answer{}, fmt.Errorf("%s: %w", a.err, ctx.Err())
+		return a, fmt.Errorf("%s: %w", a.err, ctx.Err())
 	default:
 		return a, errors.New(a.err)
 	}
