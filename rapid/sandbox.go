@@ -291,6 +291,10 @@ func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDi
 // not been frozen since New. Limits on what processes inside must do go by it (RT-04).
 func (s *Sandbox) Thawed() time.Duration { return s.clock.Now() }
 
+// Running returns a channel that is closed unless the sandbox is frozen, and else closed
+// at the thaw.
+func (s *Sandbox) Running() <-chan struct{} { return s.clock.Running() }
+
 // Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
 var (
 	ErrBusy = errors.New("rapid: the sandbox has an invocation already")

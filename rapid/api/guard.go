@@ -164,10 +164,6 @@ func (c *conn) release() {
 	c.headers = 0
 }
 
-// frozenLook is how often a connection looks again whether its time is over, after that
-// has stood still: what is left of it may be next to nothing, and the freeze long.
-const frozenLook = time.Second
-
 var errHeaders = errors.New("api: the sandbox has too many bytes of headers in requests that are not over")
 
 // handle notes that the headers of a request are complete.
@@ -206,12 +202,11 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.until == 0 {
 		c.until = thawed() + c.guard.limits.HeaderTime
 	}
-	for least := time.Duration(0); ; least = frozenLook {
+	for {
 		left := c.until - thawed()
 		if left <= 0 {
 			return 0, os.ErrDeadlineExceeded
 		}
-		left = max(left, least)
 		if err := c.Conn.SetReadDeadline(time.Now().Add(left)); err != nil {
 			return 0, err
 		}
@@ -221,6 +216,11 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, errHeaders
 		case n > 0 || !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
+		}
+		select { // there is time left: it was frozen
+		case <-c.guard.sandbox.Running():
+		case <-c.ctx.Done():
+			return 0, net.ErrClosed
 		}
 	}
 }

@@ -2,14 +2,15 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/sandboxd/sandboxd/rapid"
-	"github.com/sandboxd/sandboxd/rapid/internal/fakesup"
 )
 
 // deadlines counts how often a connection's deadline is set.
@@ -24,33 +25,38 @@ func (d *deadlines) SetReadDeadline(t time.Time) error {
 }
 
 // RT-04: a request that has begun when the sandbox freezes, with next to none of its
-// time left, costs next to nothing for as long as the sandbox is frozen.
+// time left, costs nothing for as long as the sandbox is frozen. Its time ends with the thaw.
 func TestFrozenHeaderIsQuiet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := rapid.New(rapid.Config{Settings: rapid.DefaultSettings()}, fakeSup{fakesup.New(nil)})
+	w := newWorld(t, setup{config: func(c *rapid.Config) { c.Settings.Linger = 0 }})
+	w.later("GET", nextPath)
+	w.until(func() bool { return slices.Contains(w.sup.Calls(), "freeze") })
+	begin := func() (c *conn, read chan error, peer net.Conn) {
 		ours, peer := net.Pipe()
-		counted := &deadlines{Conn: ours}
-		c := &conn{Conn: counted, guard: &guard{sandbox: s, limits: Limits{HeaderTime: time.Millisecond}}}
+		c = &conn{Conn: &deadlines{Conn: ours}, guard: &guard{sandbox: w.s}, until: w.s.Thawed() + 1}
+		c.ctx, c.cancel = context.WithCancel(t.Context())
 		c.phase.Store(int32(begun))
-		read := make(chan error, 1)
+		read = make(chan error, 1)
 		go func() {
 			_, err := c.Read(make([]byte, 1))
 			read <- err
 		}()
-		time.Sleep(time.Hour) // the sandbox's time begins with Run, and stands still until then
-		if n := counted.n.Load(); n > 3601 {
-			t.Errorf("the connection was looked at %d times in an hour", n)
+		return c, read, peer
+	}
+	one, oneRead, _ := begin()
+	two, twoRead, _ := begin()
+	time.Sleep(100 * time.Millisecond)
+	for _, c := range []*conn{one, two} {
+		if n := c.Conn.(*deadlines).n.Load(); n > 1 {
+			t.Errorf("the connection was looked at %d times", n)
 		}
-		if _, err := peer.Write([]byte("x")); err != nil {
-			t.Error(err)
-		}
-		if err := <-read; err != nil {
-			t.Error(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := s.Run(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+	}
+	_ = one.Close()
+	if err := <-oneRead; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed while frozen: %v", err)
+	}
+	w.invoke("id") // thaws
+	if err := <-twoRead; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the thaw: %v", err)
+	}
+	_ = two.Close()
 }

@@ -209,14 +209,16 @@ func TestHeaderTime(t *testing.T) {
 
 // RT-04: the time in which the sandbox is frozen does not count.
 func TestHeaderTimeStandsStillWhileFrozen(t *testing.T) {
-	w := newWorld(t, setup{limits: Limits{Connections: 10, HeaderTime: 100 * time.Millisecond},
+	w := newWorld(t, setup{limits: Limits{Connections: 10, HeaderTime: time.Second},
 		config: func(c *rapid.Config) { c.Settings.Linger = 0 }})
 	w.later("GET", nextPath)
 	w.await(rapid.Idle)
 	w.until(func() bool { return slices.Contains(w.sup.Calls(), "freeze") })
 	slow := w.dial()
 	_, _ = io.WriteString(slow, "GET /2018-06-01/ping HTTP/1.1\r\nHo")
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(1300 * time.Millisecond)
+	w.invoke("id") // thaws; who is frozen sends nothing
+	w.await(rapid.Invoking)
 	_, _ = io.WriteString(slow, "st: x\r\n\r\n")
 	answer := make([]byte, 4096)
 	if n, err := slow.Read(answer); err != nil || !strings.Contains(string(answer[:n]), "pong") {
