@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"syscall"
@@ -180,5 +181,53 @@ func TestACC24Daemon(t *testing.T) {
 	}
 	if daemons[0].alive() {
 		t.Error("the daemon lives on, on the host")
+	}
+}
+
+// REQUIREMENTS section 3 "IPC": what a function leaves in shared memory and /tmp is seen by
+// itself, and neither by a sandbox beside it nor by the one that takes its place.
+func TestNothingOfOthers(t *testing.T) {
+	d := start(t, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
+	do := func(tenant string, steps ...script.Step) script.Report {
+		t.Helper()
+		a, err := d.askTenant(tenant, script.Event{Steps: steps})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.report(a)
+	}
+	const key = 0x5bd1
+	leave := []script.Step{{Op: "shmget", N: key}, {Op: "write", Path: "/dev/shm/left", Data: "x"}, {Op: "write", Path: "/tmp/left", Data: "x"}}
+	look := []script.Step{{Op: "read", Path: "/proc/sysvipc/shm"}, {Op: "list", Path: "/dev/shm"}, {Op: "list", Path: "/tmp"}}
+	seen := func(r script.Report) (list []string) {
+		if strings.Contains(r.Results[0].Text, fmt.Sprintf(" %d ", key)) {
+			list = append(list, "segment")
+		}
+		for i, name := range []string{"/dev/shm", "/tmp"} {
+			if slices.Contains(r.Results[i+1].List, "left") {
+				list = append(list, name)
+			}
+		}
+		return list
+	}
+	do("beside") // is there already
+	for i, r := range do("one", leave...).Results {
+		if r.Error != "" {
+			t.Errorf("%+v: %+v", leave[i], r)
+		}
+	}
+	own := do("one", look...)
+	if got := seen(own); len(got) != 3 {
+		t.Errorf("control: the function itself sees %q of what it has left", got)
+	}
+	if got := seen(do("beside", look...)); len(got) > 0 {
+		t.Errorf("the sandbox beside it sees %q", got)
+	}
+	if _, err := d.askTenant("one", script.Event{Steps: []script.Step{{Op: "exit", N: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	after := do("one", look...)
+	if got := seen(after); after.Started == own.Started || len(got) > 0 {
+		t.Errorf("after its end (replaced: %v) its successor sees %q", after.Started != own.Started, got)
 	}
 }

@@ -81,6 +81,12 @@ func memfd(_ *testRuntime, s script.Step, r *script.Result) {
 	fail(r, err)
 }
 
+// shmget makes a segment of shared memory (shmget(2)) with the key N, which stays.
+func shmget(_ *testRuntime, s script.Step, r *script.Result) {
+	_, err := unix.SysvShmGet(int(s.N), 4096, unix.IPC_CREAT|unix.IPC_EXCL|0o666)
+	fail(r, err)
+}
+
 // fill writes to the file Path until that fails or N bytes are in it, and notes
 // how many are.
 func fill(_ *testRuntime, s script.Step, r *script.Result) {

@@ -65,6 +65,7 @@ func init() { // not a literal: on_sigterm refers to the table
 		"bomb":        bomb,
 		"open":        openMany,
 		"memfd":       memfd,
+		"shmget":      shmget,
 		"fill":        fill,
 		"fill_inodes": fillInodes,
 		"tick":        tick,
