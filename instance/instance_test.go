@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain makes the test binary a second daemon when it is asked to be one: it
@@ -27,7 +29,9 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		fmt.Println(i.ID(), base)
-		select {}
+		for { // not select {}: with no other goroutine that is a deadlock to the Go runtime
+			_ = unix.Pause()
+		}
 	}
 	os.Exit(m.Run())
 }
