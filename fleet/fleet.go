@@ -37,7 +37,8 @@ var (
 const patience = 20 * time.Millisecond
 
 // Sandbox is what the fleet needs of a sandbox. Its methods are called from
-// several goroutines at once, Invoke by one at a time, Close exactly once.
+// several goroutines at once, Invoke by one at a time (of a sandbox that [Share] divides,
+// by as many as it has places), Close exactly once.
 type Sandbox interface {
 	// ID names the sandbox in Stats and errors.
 	ID() string

@@ -82,7 +82,10 @@ func Acquire(runDir string) (*Instance, error) {
 	}
 	lock, err := lockFile(filepath.Join(dir, lockName), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		err = os.Chmod(dir, folderMode) // whatever the umask is
+		if err = os.Chmod(dir, folderMode); err != nil { // whatever the umask is
+			lock.Close()
+			err = fmt.Errorf("instance: %w", err)
+		}
 	}
 	if err != nil {
 		os.RemoveAll(dir)

@@ -361,9 +361,10 @@ type Result struct {
 	over *over  // of an Invoke
 }
 
-// AfterDone has f called once Done is closed: at once if it is, else by the goroutine of
-// Run, which f must not block. It is for one caller, who calls it once, and spares him a
-// goroutine that waits.
+// AfterDone has f called once Done is closed: at once if it is, else by whoever ends the
+// invocation, who has the sandbox's turn: f must not block, and ask nothing of the sandbox
+// but its State. It is for one caller, who calls it once, and spares him a goroutine that
+// waits.
 func (r *Result) AfterDone(f func()) {
 	if r.over == nil { // not made by a Sandbox
 		go func() {
