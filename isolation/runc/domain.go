@@ -211,10 +211,10 @@ func (s *Sandbox) furnish(ctx context.Context, name string, d *domain) error {
 	s.furnished++
 	all := s.furnished == len(s.spec.Domains)
 	s.mu.Unlock()
-	if !all {
-		return nil
+	if all {
+		go s.release() // an unmount waits for RCU; Close tries again what fails
 	}
-	return s.release()
+	return nil
 }
 
 // end reaps the killed init handler, for which gone waits if it was ever there, and with
