@@ -60,14 +60,18 @@ func writeLimits(dir string) error {
 	return nil
 }
 
-// writeFile writes to a file that exists.
+// writeFile writes to a file of the kernel's that exists, in one call. It goes without
+// package os, which would have the netpoller look at each.
 func writeFile(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(text)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // dropPrivileges leaves the three capabilities of kept and nothing else. The bounding

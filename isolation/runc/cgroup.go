@@ -18,7 +18,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/group"
 )
@@ -355,45 +354,4 @@ func (c *cgroup) remove(ctx context.Context) error {
 		c.handle.Close()
 	}
 	return removeTree(ctx, c.place, c.path)
-}
-
-// removeTree deletes the folder path from every tree, deepest first. EBUSY means
-// that a process is still leaving; it is retried until ctx ends.
-func removeTree(ctx context.Context, p *placement, path string) error {
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var err error
-		for _, root := range p.roots {
-			err = errors.Join(err, removeDirs(filepath.Join(root, path)))
-		}
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("runc: remove cgroup %s: %w", path, errors.Join(err, ctx.Err()))
-		}
-	}
-}
-
-func removeDirs(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			err = errors.Join(err, removeDirs(filepath.Join(dir, e.Name())))
-		}
-	}
-	if err != nil {
-		return err
-	}
-	err = failpoint.Do(failpoint.RemoveCgroup, func() error { return unix.Rmdir(dir) })
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
-	}
-	return nil
 }
