@@ -28,9 +28,11 @@ func (h Host) openOwnProcs() (*os.File, error) {
 }
 
 // beginMove has the kernel wait now for what the next move of a process would wait for. It
-// returns when the wait is over. That it fails is no harm.
-func (p *placement) beginMove() {
-	if p.ownProcs != nil {
-		_, _ = p.ownProcs.WriteString("0") // this process, to where it is
+// returns when the wait is over.
+func (p *placement) beginMove() error {
+	if p.ownProcs == nil {
+		return nil
 	}
+	_, err := p.ownProcs.WriteString("0") // this process, to where it is
+	return err
 }

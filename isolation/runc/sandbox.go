@@ -114,7 +114,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	})
 	failpoint.Pass(failpoint.CgroupMade)
 	if err == nil {
-		s.moving = sync.OnceFunc(e.place.beginMove)
+		s.moving = sync.OnceFunc(func() { _ = e.place.beginMove() }) // if it fails, libcontainer's move waits
 		go s.moving()
 	}
 	if _, e := connected(); err == nil {

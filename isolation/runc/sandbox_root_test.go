@@ -146,6 +146,9 @@ func TestPosture(t *testing.T) {
 		{"code is read-only", "touch /var/task/x 2>&1 | grep -o 'Read-only file system'", "Read-only file system\n"},
 		{"root belongs to root and is read-only", "stat -c %u:%g / /usr; touch /x 2>&1 | grep -o 'Read-only file system'", "0:0\n0:0\nRead-only file system\n"},
 		{"devices are read-only", "touch /dev/x 2>&1 | grep -o 'Read-only file system'", "Read-only file system\n"},
+		{"devices", "ls -1 /dev; head -c 2 /dev/zero | wc -c; echo lost >/dev/null && echo written",
+			"fd\nfull\nnull\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n2\nwritten\n"},
+		{"files and folders of /proc are hidden", "cat /proc/interrupts /proc/keys /proc/cmdline | wc -c; ls /proc/irq /proc/fs /proc/bus | grep -vc -e : -e '^$'", "0\n0\n"},
 		{"tmp is writable", "echo a >/tmp/a && cat /tmp/a; stat -c '%u:%g' /tmp /tmp/a", "a\n993:990\n993:990\n"},
 		{"tmp is bounded", "head -c 32000000 /dev/zero 2>&1 >/tmp/big | grep -o 'No space left'; rm /tmp/big", "No space left\n"},
 		{"cgroup", "cut -d: -f3 /proc/self/cgroup | sort -u", "/\n"},
@@ -335,6 +338,23 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	wait.Wait()
 	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != own {
 		t.Errorf("network namespace of the process: %s, was %s (%v)", now, own, err)
+	}
+}
+
+// The early wait for a move moves nobody.
+func TestBeginMove(t *testing.T) {
+	if (engine.place.ownProcs == nil) != (engine.place.host.Mode == ModeLegacy) {
+		t.Fatalf("on a %s host the way to wait is %v", engine.place.host.Mode, engine.place.ownProcs)
+	}
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := engine.place.beginMove(); err != nil {
+		t.Error(err)
+	}
+	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || string(after) != string(before) {
+		t.Errorf("cgroups before:\n%safter, %v:\n%s", before, err, after)
 	}
 }
 
