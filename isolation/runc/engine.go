@@ -78,8 +78,8 @@ func New(cfg Config) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{e.scratch(), e.empty(), filepath.Join(e.fs, "roots")} {
-		if err := os.Mkdir(dir, 0o711); err != nil {
+	for dir, mode := range map[string]os.FileMode{e.scratch(): 0o711, e.empty(): 0o755, filepath.Join(e.fs, "roots"): 0o711} {
+		if err := os.Mkdir(dir, mode); err != nil {
 			return nil, fmt.Errorf("runc: %w", err)
 		}
 	}
