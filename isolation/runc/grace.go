@@ -11,7 +11,8 @@ import (
 // move when it has just begun with a domain. So the wait is begun earlier, by a move that
 // moves nothing, and is over by then or soon after: meanwhile the sandbox gets its network,
 // its files and libcontainer's process. It holds up whoever makes, removes or freezes a
-// cgroup, as libcontainer's wait would.
+// cgroup, as libcontainer's wait would, and on a busy host there are two; so a sandbox that
+// nobody waits for goes without.
 
 // openOwnProcs opens cgroup.procs of this process's own cgroup in the v2 tree. It is nil
 // where there is none.
