@@ -78,10 +78,14 @@ func New(cfg Config) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	for dir, mode := range map[string]os.FileMode{e.scratch(): 0o711, e.empty(): 0o755, filepath.Join(e.fs, "roots"): 0o711} {
-		if err := os.Mkdir(dir, mode); err != nil {
+	for _, dir := range []string{e.scratch(), e.empty(), filepath.Join(e.fs, "roots")} {
+		if err := os.Mkdir(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("runc: %w", err)
 		}
+	}
+	// A file system of its own, so that no path of the daemon's shows where it hides others.
+	if err := unix.Mount("empty", e.empty(), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=1"); err != nil {
+		return nil, &os.PathError{Op: "mount", Path: e.empty(), Err: err}
 	}
 	if e.devices, err = newDevices(filepath.Join(e.fs, "dev")); err != nil {
 		return nil, err
@@ -104,7 +108,7 @@ func New(cfg Config) (_ *Engine, err error) {
 func (e *Engine) initBinary() string { return filepath.Join(e.fs, "init") }
 func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
-// empty is a directory without entries, which hides others.
+// empty is a directory without entries, a file system of its own, which hides others.
 func (e *Engine) empty() string { return filepath.Join(e.fs, "empty") }
 
 // Close removes what New made. Every sandbox must be closed before.

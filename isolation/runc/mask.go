@@ -43,10 +43,6 @@ func (e *Engine) mask(pid int, hello <-chan bool) error {
 		return fmt.Errorf("runc: mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
 	}
 	defer unix.Close(empty)
-	closed := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}
-	if err := unix.MountSetattr(empty, "", unix.AT_EMPTY_PATH, &closed); err != nil {
-		return fmt.Errorf("runc: mask: %w", &os.PathError{Op: "mount_setattr", Path: e.empty(), Err: err})
-	}
 	err = inMounts(pid, func() error {
 		if err := hide(isolation.MaskedPaths(), empty); err != nil {
 			return err
@@ -59,6 +55,7 @@ func (e *Engine) mask(pid int, hello <-chan bool) error {
 		if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
 			return &os.PathError{Op: "mount", Path: "/proc/sys", Err: err}
 		}
+		closed := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}
 		if err := unix.MountSetattr(unix.AT_FDCWD, "/proc/sys", 0, &closed); err != nil {
 			return fmt.Errorf("make /proc/sys read-only: %w", err)
 		}
