@@ -103,7 +103,7 @@ func TestPoolLeavesTakersInPeace(t *testing.T) {
 		if ok {
 			t.Error("an empty pool gave something")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want(1, "when what was begun is done")
 		time.Sleep(patience / 4)
 		want(1, "while the third taker works")
@@ -131,7 +131,7 @@ func TestPoolFillsInSpiteOfTakers(t *testing.T) {
 			if n := p.Ready(); n != made {
 				t.Errorf("%d ready before patience is over, want %d", n, made)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if n := p.Ready(); n != made+1 {
 				t.Errorf("%d ready after patience, want %d", n, made+1)
