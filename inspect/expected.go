@@ -10,7 +10,7 @@ var expected = []expectation{
 	{check: "capabilities", read: capabilities, want: "none", init: "permitted KILL,SETGID,SETUID; effective KILL,SETGID,SETUID"},
 	{check: "no_new_privs", read: noNewPrivs, want: "on every thread"},
 	{check: "seccomp", read: seccomp, want: "1 filter on every thread"},
-	{check: "seccomp profile", read: profile, want: "one of sandboxd's", or: "not told by this kernel"},
+	{check: "seccomp profile", read: profile, want: "one of sandboxd's", or: "not told by the kernel"},
 	{check: checkNamespaces, read: ownNamespaces, want: "user pid mnt net ipc uts cgroup"},
 	{check: "root", read: rootMount, want: "read-only"},
 	{check: "writable mounts", read: writable, want: "/dev/shm /tmp"},

@@ -37,8 +37,14 @@ func (p Profiles) name(filter []byte) string {
 	return otherProfile
 }
 
-// errNotTold is the error of a kernel that does not show filters.
-var errNotTold = errors.New("the kernel does not show filters: it was built without CONFIG_CHECKPOINT_RESTORE")
+// unknown stands for the name of a filter that could not be had.
+func unknown(err error) string { return "(" + err.Error() + ")" }
+
+// What the kernel may have against telling the filter; neither says that it is another one.
+var (
+	errNotShown   = errors.New("not told: the kernel shows no filters, since it was built without CONFIG_CHECKPOINT_RESTORE")
+	errNotStopped = errors.New("not told: the process does not stop, as where the freezer of cgroup v1 holds it")
+)
 
 // filterOf asks the kernel for the seccomp filter that the main thread of a process has put
 // on last. The process stops for the moment of the question, frozen or not; a system call
@@ -91,14 +97,14 @@ func (r Reader) traceFilter(pid int) ([]byte, error) {
 		if got == pid {
 			return nil, unix.ESRCH // it has ended
 		}
-		if time.Now().After(deadline) { // as where the freezer of cgroup v1 holds it
-			return nil, errors.New("ptrace: the process does not stop")
+		if time.Now().After(deadline) {
+			return nil, errNotStopped
 		}
 	}
 	defer func() { _ = ptrace(unix.PTRACE_DETACH, pid, 0, 0) }() // the thread's end does it too
 	n, err := ptraceFilter(pid, nil)
 	if errors.Is(err, unix.EIO) {
-		return nil, errNotTold
+		return nil, errNotShown
 	}
 	filter := make([]byte, n*unix.SizeofSockFilter)
 	if err == nil && n > 0 {

@@ -108,7 +108,7 @@ func (r Reader) Read(domains []Domain) ([]Process, error) {
 				continue // and the domain with it
 			}
 			if profile = r.Profiles.name(filter); err != nil {
-				profile = "(" + err.Error() + ")"
+				profile = unknown(err)
 			}
 		}
 		for _, pid := range pids {

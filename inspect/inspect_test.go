@@ -298,9 +298,31 @@ func TestProfileNames(t *testing.T) {
 			t.Errorf("%s is called %s, want %s", filter, got, want)
 		}
 	}
-	for name, want := range map[string]string{"default": "one of sandboxd's", otherProfile: otherProfile, "(" + errNotTold.Error() + ")": "not told by this kernel", "(x)": "(x)"} {
+	for name, want := range map[string]string{"default": "one of sandboxd's", otherProfile: otherProfile, unknown(errNotShown): "not told by the kernel", unknown(errNotStopped): "not told by the kernel", "(x)": "(x)"} {
 		if got, err := profile(subject{Process: Process{Profile: name}, reader: Reader{Profiles: p}}); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
 		}
+	}
+}
+
+// Who has no filter, and who is not there, cannot be asked for one, and lives on.
+func TestFilterOfNobody(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip(unix.EPERM) // of ptrace's question
+	}
+	none := exec.Command("sleep", "1000") // without a filter
+	if err := none.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer none.Wait()
+	defer none.Process.Kill()
+	if _, err := (Reader{}).filterOf(none.Process.Pid); err == nil || errors.Is(err, errNotStopped) {
+		t.Errorf("a process without a filter: %v", err)
+	}
+	if err := none.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("after the question: %v", err)
+	}
+	if _, err := (Reader{}).filterOf(1 << 22); !gone(err) { // beyond pid_max
+		t.Errorf("no process: %v", err)
 	}
 }

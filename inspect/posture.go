@@ -357,8 +357,10 @@ func profile(s subject) (string, error) {
 	if _, known := s.reader.Profiles[s.Profile]; known {
 		return "one of sandboxd's", nil
 	}
-	if s.Profile == "("+errNotTold.Error()+")" {
-		return "not told by this kernel", nil
+	for _, err := range []error{errNotShown, errNotStopped} {
+		if s.Profile == unknown(err) {
+			return "not told by the kernel", nil
+		}
 	}
 	return s.Profile, nil
 }
