@@ -15,17 +15,18 @@ import (
 // nobody waits for goes without.
 
 // openOwnProcs opens cgroup.procs of this process's own cgroup in the v2 tree. It is nil
-// where there is none.
-func (h Host) openOwnProcs() (*os.File, error) {
+// where there is none, or none within sight: the wait is where it was then.
+func (h Host) openOwnProcs() *os.File {
 	root := map[Mode]string{ModeUnified: cgroupRoot, ModeHybrid: unifiedRoot}[h.Mode]
-	if root == "" {
-		return nil, nil
-	}
 	own, err := ownCgroup()
-	if err != nil {
-		return nil, err
+	if root == "" || err != nil {
+		return nil
 	}
-	return openPlain(filepath.Join(root, own, "cgroup.procs"), os.O_WRONLY)
+	f, err := openPlain(filepath.Join(root, own, "cgroup.procs"), os.O_WRONLY)
+	if err != nil {
+		return nil
+	}
+	return f
 }
 
 // beginMove has the kernel wait now for what the next move of a process would wait for. It

@@ -219,7 +219,7 @@ type placement struct {
 	group  string   // the same as this process sees it: "/" once the folder is mounted over /sys/fs/cgroup
 	roots  []string // mount points of the trees that hold the folder
 
-	ownProcs *os.File // see beginMove; nil where there is no v2 tree
+	ownProcs *os.File // see beginMove; nil where there is none within sight
 }
 
 func (p *placement) close() {
@@ -251,9 +251,7 @@ func place(h Host, instance string) (_ *placement, err error) {
 			return nil, err
 		}
 	}
-	if p.ownProcs, err = h.openOwnProcs(); err != nil {
-		return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
-	}
+	p.ownProcs = h.openOwnProcs()
 	defer func() {
 		if err != nil {
 			p.close()
