@@ -136,3 +136,16 @@ func ptraceFilter(pid int, into []byte) (int, error) {
 	}
 	return int(n), nil
 }
+
+// profile is that of the only filter; inspect without --posture tells which it is.
+func profile(s subject) (string, error) {
+	if _, known := s.reader.Profiles[s.Profile]; known {
+		return "one of sandboxd's", nil
+	}
+	for _, err := range []error{errNotShown, errNotStopped} {
+		if s.Profile == unknown(err) {
+			return "not told by the kernel", nil
+		}
+	}
+	return s.Profile, nil
+}

@@ -78,13 +78,6 @@ type ID struct {
 	Inside uint32 `json:"inside"` // 65534 where the process's user namespace does not map it
 }
 
-// MemoryFile is a descriptor of a file that is in memory only (memfd_create(2)).
-type MemoryFile struct {
-	FD   int    `json:"fd"`
-	Name string `json:"name"` // chosen by whoever made it
-	Own  bool   `json:"own"`  // it was made in the user namespace of the process
-}
-
 // Reader reads processes through one proc file system. The zero value reads /proc, and
 // knows no seccomp profile.
 type Reader struct {
@@ -225,39 +218,6 @@ func mapInside(path string, host uint32) (uint32, error) {
 		}
 	}
 	return overflowID, nil
-}
-
-// readMemoryFiles lists the process's files in memory.
-func readMemoryFiles(dir string, p *Process) error {
-	p.MemoryFiles = []MemoryFile{}
-	entries, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, "fd", e.Name())
-		target, err := os.Readlink(path)
-		name, ok := strings.CutPrefix(target, "/memfd:")
-		if err != nil || !ok {
-			continue // closed since, or another file
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); errors.Is(err, unix.ENOENT) {
-			continue
-		} else if err != nil {
-			return &os.PathError{Op: "stat", Path: path, Err: err}
-		}
-		owner, err := mapInside(filepath.Join(dir, "uid_map"), st.Uid)
-		if err != nil {
-			return err
-		}
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil {
-			return err
-		}
-		p.MemoryFiles = append(p.MemoryFiles, MemoryFile{fd, strings.TrimSuffix(name, " (deleted)"), owner != overflowID})
-	}
-	return nil
 }
 
 // readRoot finds out whether the process's root is mounted read-only. A process may

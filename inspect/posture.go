@@ -352,31 +352,6 @@ func seccomp(s subject) (string, error) {
 	return s.Seccomp, nil
 }
 
-// profile is that of the only filter; inspect without --posture tells which it is.
-func profile(s subject) (string, error) {
-	if _, known := s.reader.Profiles[s.Profile]; known {
-		return "one of sandboxd's", nil
-	}
-	for _, err := range []error{errNotShown, errNotStopped} {
-		if s.Profile == unknown(err) {
-			return "not told by the kernel", nil
-		}
-	}
-	return s.Profile, nil
-}
-
-// foreignMemory lists the files in memory that were not made in the sandbox: those are
-// nobody's but its own.
-func foreignMemory(s subject) (string, error) {
-	var foreign []string
-	for _, f := range s.MemoryFiles {
-		if !f.Own {
-			foreign = append(foreign, fmt.Sprintf("%d:%s", f.FD, f.Name))
-		}
-	}
-	return listing(foreign), nil
-}
-
 func ownNamespaces(s subject) (string, error) {
 	var own []string
 	for _, n := range s.Namespaces {
@@ -400,33 +375,6 @@ func interfaces(s subject) (string, error) {
 		}
 	}
 	return listing(names), nil
-}
-
-// foreignFiles lists the descriptors that lead to a file of a mount that the process
-// does not see.
-func foreignFiles(s subject) (string, error) {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "fd"))
-	if err != nil {
-		return "", err
-	}
-	var foreign []string
-	for _, e := range entries {
-		target, err := os.Readlink(filepath.Join(s.dir, "fd", e.Name()))
-		if err != nil || !filepath.IsAbs(target) || strings.HasPrefix(target, "/memfd:") {
-			continue // closed since, in memory, or a pipe, socket or the like
-		}
-		info, err := readStatusFile(filepath.Join(s.dir, "fdinfo", e.Name()))
-		if gone(err) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		if !slices.ContainsFunc(s.mounts, func(m mount) bool { return m.id == info["mnt_id"] }) {
-			foreign = append(foreign, e.Name()+":"+target)
-		}
-	}
-	return listing(foreign), nil
 }
 
 // environment lists the names of the variables.
