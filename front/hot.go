@@ -124,7 +124,8 @@ type presence struct {
 	conn            net.Conn
 	once            sync.Once
 	watched         atomic.Pointer[context.Context]
-	stopped         chan struct{} // closed when the watch has ended; nil if there is none
+	gone            context.CancelFunc // ends watched
+	stopped         chan struct{}      // closed when the watch has ended; nil if there is none
 }
 
 // Done implements context.Context.
@@ -148,7 +149,7 @@ func (p *presence) watch() {
 	ctx, gone := context.WithCancel(p.Context)
 	p.watched.Store(&ctx)
 	stopped := make(chan struct{})
-	p.stopped = stopped
+	p.gone, p.stopped = gone, stopped
 	go func() {
 		defer close(stopped)
 		if hungUp(p.conn) {
@@ -157,12 +158,14 @@ func (p *presence) watch() {
 	}()
 }
 
-// stop ends the watch. The connection's read deadline has passed then.
+// stop ends the context, if it was watched, of a request that is over. The connection's
+// read deadline has passed then.
 func (p *presence) stop() {
 	p.once.Do(func() {}) // there will be none any more
 	if p.stopped != nil {
 		_ = p.conn.SetReadDeadline(time.Unix(1, 0))
 		<-p.stopped
+		p.gone() // else the connection's context would keep it
 	}
 }
 

@@ -224,9 +224,14 @@ func TestPresence(t *testing.T) {
 			if tt.ends {
 				<-done
 			}
-			p.stop()
 			if ended := p.Err() != nil; ended != tt.ends {
 				t.Errorf("%s, %v: ended %v", tt.name, first, ended)
+			}
+			p.stop()
+			select {
+			case <-done:
+			default:
+				t.Errorf("%s, %v: with the request it has not ended", tt.name, first)
 			}
 			client.Close()
 			c.Close()
