@@ -244,3 +244,17 @@ func TestPresence(t *testing.T) {
 		}
 	}
 }
+
+// Who is refused for good hears so at once: a body that is not wanted is not waited for.
+func TestHotRefusalIsNotLate(t *testing.T) {
+	r := newRig(t, 1, echo, nil)
+	addr, end := r.serve()
+	c := r.raw(addr)
+	c.send("%s", requestHead+"Origin: http://example.com\r\nContent-Length: 2\r\n\r\n")
+	if a, is := c.get(); a.status != 403 || !is || a.header.Get("Connection") != "close" {
+		t.Errorf("hot %v, %+v", is, a)
+	}
+	if err := end(); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}

@@ -95,18 +95,20 @@ func (w *Writer) SetReadDeadline(t time.Time) error { return w.conn.SetReadDeadl
 func (w *Writer) SetWriteDeadline(t time.Time) error { return w.conn.SetWriteDeadline(t) }
 
 // flush sends the head and what is held back. Before, the request is read to its end,
-// for a client that does not read before it has sent all; if it is too long,
-// the connection ends after the answer.
+// so that another can follow, and for a client that does not read before it has sent all.
+// If it is too long, the connection ends after the answer; if that is to be the last, the
+// request is not read.
 func (w *Writer) flush() {
 	if w.sent {
 		return
 	}
 	w.sent = true
 	w.WriteHeader(http.StatusOK)
-	if w.body.ended == nil && w.body.left < maxUnread {
+	w.last = w.header["Connection"] != nil || w.c.Last()
+	if !w.last && w.body.ended == nil && w.body.left < maxUnread {
 		_, _ = io.CopyN(io.Discard, w.body, maxUnread+1) // ended tells
 	}
-	if w.last = w.body.ended != io.EOF || w.header["Connection"] != nil || w.c.Last(); w.last {
+	if w.last = w.last || w.body.ended != io.EOF; w.last {
 		w.header["Connection"] = []string{"close"}
 	}
 	if w.chunked {
