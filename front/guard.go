@@ -69,7 +69,10 @@ func (c *conns) observe(conn net.Conn, state http.ConnState) {
 			delete(c.open, victim)
 		}
 	case http.StateIdle:
-		if c.open[conn] {
+		switch {
+		case c.draining: // net/http does not know yet
+			victim = conn
+		case c.open[conn]:
 			c.waiting = append(c.waiting, conn)
 		}
 	case http.StateActive:

@@ -258,3 +258,44 @@ func TestHotRefusalIsNotLate(t *testing.T) {
 		t.Errorf("Serve: %v", err)
 	}
 }
+
+// A drain takes no more requests, hot or not, also while it waits for a hot one.
+func TestDrainOfBothKinds(t *testing.T) {
+	started, finish := make(chan struct{}, 3), map[string]chan struct{}{`"hot"`: make(chan struct{}), `"cold"`: make(chan struct{})}
+	r := newRig(t, 3, func(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+		started <- struct{}{}
+		select {
+		case <-finish[string(inv.Payload)]:
+			return echo(ctx, inv)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}, nil)
+	addr, end := r.serve()
+	idle, hot, cold := r.raw(addr), r.raw(addr), r.raw(addr)
+	hot.send("%s", requestHead+"Content-Length: 5\r\n\r\n\"hot\"")
+	<-started
+	other := strings.Replace(requestHead, "invocations", "invocations?Qualifier=$LATEST", 1)
+	cold.send("%s", other+"Content-Length: 6\r\n\r\n\"cold\"")
+	<-started
+	ended := make(chan error, 1)
+	go func() { ended <- end() }()
+	if _, err := idle.in.ReadByte(); err != io.EOF { // the drain has begun
+		t.Errorf("an idle connection: %v", err)
+	}
+	close(finish[`"cold"`])
+	if a, is := cold.get(); a.status != 200 || is {
+		t.Errorf("hot %v, %+v", is, a)
+	}
+	_, _ = io.WriteString(cold, other+"Content-Length: 6\r\n\r\n\"cold\"") // fails if it is closed
+	if res, err := http.ReadResponse(cold.in, nil); err == nil {
+		t.Errorf("a request while draining: %s", res.Status)
+	}
+	close(finish[`"hot"`])
+	if a, is := hot.get(); a.status != 200 || !is || a.header.Get("Connection") != "close" {
+		t.Errorf("hot %v, %+v", is, a)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
