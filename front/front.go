@@ -248,7 +248,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 		case <-res.Done:
 			w.Header().Set("X-Amz-Log-Result", base64.StdEncoding.EncodeToString(res.Tail()))
 		case <-r.Context().Done():
-			return
+			panic(http.ErrAbortHandler) // as in refuse
 		}
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(patience))
@@ -298,7 +298,8 @@ func (s *Server) refuse(w http.ResponseWriter, conn *http.ResponseController, id
 	case errors.Is(err, fleet.ErrClosed):
 		w.Header().Set("Connection", "close")
 		errShutdown.write(w)
-	case errors.Is(err, context.Canceled): // the client has gone
+	case errors.Is(err, context.Canceled): // the client has gone, or has said all at least
+		panic(http.ErrAbortHandler) // closes the connection: an empty 200 would be a function's answer
 	default:
 		s.cfg.OnError(fmt.Errorf("front: request %s: %w", id, err))
 		errService.write(w)

@@ -299,3 +299,28 @@ func TestDrainOfBothKinds(t *testing.T) {
 		t.Errorf("Serve: %v", err)
 	}
 }
+
+// A client that has said all before its request could be run gets no answer that looks
+// like the function's.
+func TestNoAnswerWithoutInvocation(t *testing.T) {
+	for _, kind := range []string{"", "?Qualifier=$LATEST"} { // hot and not
+		done := make(chan struct{})
+		r := newRig(t, 1, func(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+			return &rapid.Result{Payload: inv.Payload, Done: done}, nil
+		}, nil)
+		addr, end := r.serve()
+		first, second := r.raw(addr), r.raw(addr)
+		head := strings.Replace(requestHead, "invocations", "invocations"+kind, 1) + "Content-Length: 2\r\n\r\n{}"
+		first.send("%s", head)
+		first.get()
+		second.send("%s", head) // waits for the sandbox
+		_ = second.Conn.(*net.TCPConn).CloseWrite()
+		if b, err := io.ReadAll(second.in); len(b) > 0 || err != nil {
+			t.Errorf("%q: %q, %v", kind, b, err)
+		}
+		close(done)
+		if err := end(); err != nil || len(r.errors()) > 0 {
+			t.Errorf("Serve: %v, %v", err, r.errors())
+		}
+	}
+}
