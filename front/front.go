@@ -103,7 +103,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		failed <- srv.Serve(&hotListener{l, conns, &hot.Server{Handler: s, Wants: isHot}, s.cfg.HeaderTimeout})
+		failed <- srv.Serve(&hotListener{l, conns, &hot.Server{Handler: s, Wants: isHot}, s.cfg.HeaderTimeout, s.cfg.WriteTimeout})
 	}()
 	select {
 	case err := <-failed:

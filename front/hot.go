@@ -40,6 +40,7 @@ type hotListener struct {
 	conns  *conns
 	server *hot.Server
 	header time.Duration // for the head of a request that is not hot
+	write  time.Duration // for what net/http answers without a handler
 }
 
 // Accept implements net.Listener.
@@ -48,7 +49,7 @@ func (l *hotListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: nc, l: l, hot: true}
+	c := &conn{Conn: nc, l: l, hot: true, unlimited: true}
 	c.life, c.end = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -56,12 +57,13 @@ func (l *hotListener) Accept() (net.Conn, error) {
 // conn is one of them. What is not said to be for others is the reading goroutine's.
 type conn struct {
 	net.Conn
-	l       *hotListener
-	life    context.Context // ends with Close
-	end     context.CancelFunc
-	hot     bool // it has had hot requests only
-	served  bool // and one at least
-	request *presence
+	l         *hotListener
+	life      context.Context // ends with Close
+	end       context.CancelFunc
+	hot       bool // it has had hot requests only
+	served    bool // and one at least
+	unlimited bool // it has no write deadline
+	request   *presence
 }
 
 // Read reads for net/http, what it is to know of.
@@ -72,10 +74,25 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.hot = false
 	n, err := c.l.server.Serve(c, p)
 	if n > 0 && c.served { // net/http believes that it has set these
-		_ = c.Conn.SetWriteDeadline(time.Time{})
+		_ = c.SetWriteDeadline(time.Time{})
 		_ = c.Conn.SetReadDeadline(time.Now().Add(c.l.header))
 	}
 	return n, err
+}
+
+// SetWriteDeadline is for net/http and its handlers.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.unlimited = t.IsZero()
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// Write writes for net/http. Between two handlers that has no deadline, and may refuse a
+// request by itself, to a client that does not read.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.unlimited {
+		_ = c.SetWriteDeadline(time.Now().Add(c.l.write)) // of a connection that is gone: so is Write
+	}
+	return c.Conn.Write(p)
 }
 
 // Close ends the connection and the context of its request. It is for all goroutines.

@@ -189,7 +189,7 @@ func FuzzServing(f *testing.F) {
 		return l.Addr().String()
 	}
 	ours := serve(func(l net.Listener, c *conns) net.Listener {
-		return &hotListener{l, c, &hot.Server{Handler: http.HandlerFunc(handlers), Wants: isHot}, time.Minute}
+		return &hotListener{l, c, &hot.Server{Handler: http.HandlerFunc(handlers), Wants: isHot}, time.Minute, time.Minute}
 	})
 	theirs := serve(func(l net.Listener, _ *conns) net.Listener { return l })
 	f.Fuzz(func(t *testing.T, b []byte) {

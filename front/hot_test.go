@@ -324,3 +324,46 @@ func TestNoAnswerWithoutInvocation(t *testing.T) {
 		}
 	}
 }
+
+// pipes is a listener of connections in memory, on which a write waits for its reader.
+type pipes struct {
+	net.Listener // of which only the address and the end are used
+	next         chan net.Conn
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.next:
+		return c, nil
+	default:
+		return p.Listener.Accept() // until the end: nobody dials
+	}
+}
+
+// Threat A4: what net/http itself answers has its limit of time too.
+func TestSlowReaderOfNetHTTP(t *testing.T) {
+	r := newRig(t, 1, echo, func(c *Config) { c.WriteTimeout = 100 * time.Millisecond })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server := net.Pipe()
+	defer client.Close()
+	p := &pipes{l, make(chan net.Conn, 1)}
+	p.next <- server
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- r.srv.Serve(ctx, p) }()
+	if _, err := io.WriteString(client, "POST / HTTP/1.1\r\n\r\n"); err != nil { // without a host: a 400
+		t.Fatal(err)
+	}
+	_ = client.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if _, err := client.Write([]byte("x")); err != io.ErrClosedPipe {
+		t.Errorf("who does not take a refusal: %v, want it closed", err)
+	}
+	client.Close()
+	cancel()
+	if err := <-over; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
