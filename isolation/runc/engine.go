@@ -117,7 +117,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	if err == nil { // nobody hands them out any more
 		e.filters.Close()
 		err = e.closeStage()
-		e.place.close()
+		e.place.own.close()
 	}
 	err = errors.Join(err,
 		e.closeGateway(),

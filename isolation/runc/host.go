@@ -219,13 +219,7 @@ type placement struct {
 	group  string   // the same as this process sees it: "/" once the folder is mounted over /sys/fs/cgroup
 	roots  []string // mount points of the trees that hold the folder
 
-	ownProcs *os.File // see beginMove; nil where there is none within sight
-}
-
-func (p *placement) close() {
-	if p.ownProcs != nil {
-		p.ownProcs.Close()
-	}
+	own *foothold // see beginMove; may be nil
 }
 
 // place makes the folder of the named daemon in every tree. On a unified host it
@@ -251,10 +245,10 @@ func place(h Host, instance string) (_ *placement, err error) {
 			return nil, err
 		}
 	}
-	p.ownProcs = h.openOwnProcs()
+	p.own = newFoothold(h)
 	defer func() {
 		if err != nil {
-			p.close()
+			p.own.close()
 		}
 	}()
 	for _, root := range p.roots {

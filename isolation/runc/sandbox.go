@@ -120,7 +120,7 @@ func (e *Engine) create(ctx context.Context, spec isolation.Spec, awaited bool) 
 	})
 	failpoint.Pass(failpoint.CgroupMade)
 	if err == nil && awaited {
-		s.moving = sync.OnceFunc(func() { _ = e.place.beginMove() }) // if it fails, libcontainer's move waits
+		s.moving = sync.OnceFunc(func() { _ = e.place.own.beginMove() }) // if it fails, libcontainer's move waits
 		go s.moving()
 	}
 	if _, e := connected(); err == nil {

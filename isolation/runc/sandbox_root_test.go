@@ -341,23 +341,6 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 }
 
-// The early wait for a move moves nobody.
-func TestBeginMove(t *testing.T) {
-	if (engine.place.ownProcs == nil) != (engine.place.host.Mode == ModeLegacy) {
-		t.Fatalf("on a %s host the way to wait is %v", engine.place.host.Mode, engine.place.ownProcs)
-	}
-	before, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := engine.place.beginMove(); err != nil {
-		t.Error(err)
-	}
-	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || string(after) != string(before) {
-		t.Errorf("cgroups before:\n%safter, %v:\n%s", before, err, after)
-	}
-}
-
 func TestThrottle(t *testing.T) { // decision 11
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Limits.CPU = 0.1
