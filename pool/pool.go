@@ -20,13 +20,15 @@ const (
 	// firstRetry and lastRetry bound the wait after a failed Make, which doubles.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
+	// makeTime ends a Make that hangs: nothing else would be made, and nobody told.
+	makeTime = time.Minute
 	// checkEvery is how often a pool that holds something looks whether it still should.
 	checkEvery = 5 * time.Second
 )
 
 // Config says what a pool holds. Make, Discard and Ceiling are required.
 type Config[T any] struct {
-	// Make makes one. It is called in the background, by one goroutine.
+	// Make makes one. It is called in the background, by one goroutine, and has a minute.
 	Make func(ctx context.Context) (T, error)
 	// Discard releases one that nobody took. It is called by the same goroutine.
 	Discard func(T)
@@ -137,7 +139,7 @@ func (p *Pool[T]) keep(ctx context.Context) {
 			if !p.wants() {
 				continue
 			}
-			thing, err := p.cfg.Make(ctx)
+			thing, err := p.make(ctx)
 			if err == nil {
 				p.put(thing)
 				retry = firstRetry
@@ -167,6 +169,12 @@ func (p *Pool[T]) keep(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func (p *Pool[T]) make(ctx context.Context) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, makeTime)
+	defer cancel()
+	return p.cfg.Make(ctx)
 }
 
 // rest returns when respite has passed since all takers have settled, but after patience

@@ -239,6 +239,29 @@ func TestPoolTriesAgainLess(t *testing.T) {
 	})
 }
 
+// A Make that hangs is ended and told, and the pool goes on.
+func TestPoolMakeHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 1}
+		cfg, hangs := w.config(1), true
+		make := cfg.Make
+		cfg.Make = func(ctx context.Context) (int, error) {
+			if hangs {
+				hangs = false
+				<-ctx.Done()
+				return 0, ctx.Err()
+			}
+			return make(ctx)
+		}
+		p := New(cfg)
+		defer p.Close()
+		time.Sleep(makeTime + 2*firstRetry)
+		if n := p.Ready(); n != 1 || w.errors != 1 {
+			t.Errorf("%d ready and %d errors after one Make that hung", n, w.errors)
+		}
+	})
+}
+
 func TestPoolCloseDiscardsAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 3}
