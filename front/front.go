@@ -93,7 +93,10 @@ func def[T comparable](v *T, value T) {
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	conns := newConns(s.cfg.MaxConns)
 	srv := &http.Server{
-		Handler:                      s,
+		Handler: http.HandlerFunc(s.serveCold),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
 		ReadHeaderTimeout:            s.cfg.HeaderTimeout,
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,

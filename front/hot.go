@@ -34,6 +34,18 @@ func isHot(method, path string) bool {
 	return false
 }
 
+type connKey struct{}
+
+// serveCold is ServeHTTP for net/http, which does not know that a connection was closed, to
+// drain or to make room for another, if it had read a request of it already. Who sent that
+// gets no answer, so it is not run. From here on nobody closes the connection.
+func (s *Server) serveCold(w http.ResponseWriter, r *http.Request) {
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.life.Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	s.ServeHTTP(w, r)
+}
+
 // hotListener accepts connections that serve hot requests by themselves.
 type hotListener struct {
 	net.Listener
