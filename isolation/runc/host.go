@@ -291,7 +291,9 @@ func makeFolder(dir string) error {
 	}
 }
 
-// enableControllers hands the needed controllers of the cgroup dir to its children.
+// enableControllers hands the needed controllers of the cgroup dir to its children, and
+// io where dir has it: sandboxes then share a disk by equal weights, not by how many
+// processes ask for it. What shares by weight (BFQ, io.cost) is the host's to choose.
 // Where they are enabled already, nothing is written.
 func enableControllers(dir string) error {
 	file := filepath.Join(dir, "cgroup.subtree_control")
@@ -299,8 +301,16 @@ func enableControllers(dir string) error {
 	if err != nil {
 		return fmt.Errorf("runc: controllers of %s: %w", dir, err)
 	}
+	offered, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("runc: controllers of %s: %w", dir, err)
+	}
+	wanted := needed
+	if slices.Contains(strings.Fields(string(offered)), "io") {
+		wanted = append(slices.Clone(needed), "io")
+	}
 	enabled := strings.Fields(string(b))
-	for _, c := range needed {
+	for _, c := range wanted {
 		if slices.Contains(enabled, c) {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -382,6 +383,22 @@ func TestPIDsAreBounded(t *testing.T) { // ENV-34
 	}
 	if m, _, err := conn.Recv(); err != nil || m != (wire.Killed{Seq: 1}) {
 		t.Errorf("kill all: %#v, %v", m, err)
+	}
+}
+
+// REQUIREMENTS 3, limits: a sandbox has an io weight where the kernel offers it, which is
+// where the io controller is in the v2 tree.
+func TestIOController(t *testing.T) {
+	b, err := os.ReadFile("/proc/cgroups")
+	if err != nil {
+		t.Fatal(err)
+	}
+	offered := engine.place.host.Mode == ModeUnified && regexp.MustCompile(`(?m)^blkio\t0\t\d+\t1$`).Match(b)
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
+	_, err = os.Stat(filepath.Join(cgroupRoot, strings.TrimPrefix(s.CgroupPath(), engine.place.hosted), "io.stat"))
+	t.Logf("offered: %t; %v", offered, err)
+	if (err == nil) != offered {
+		t.Errorf("the io controller is offered: %t, but of the sandbox: %v", offered, err)
 	}
 }
 
