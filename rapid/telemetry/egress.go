@@ -30,7 +30,7 @@ const (
 
 // turns are had by the streams that are being read: half as many as processors, so that
 // output, of however many processes, leaves the other half to what has to be answered
-// (docs/decisions/0024-output-by-turns.md).
+// (docs/decisions/0023-output-by-turns.md).
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 
 // Egress reads what one process writes: stdout and stderr line by line, and framed
