@@ -80,11 +80,12 @@ func (r Reader) traceFilter(pid int) ([]byte, error) {
 		if err != unix.EPERM || time.Now().After(deadline) {
 			return nil, fmt.Errorf("ptrace: seize: %w", err)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // nothing tells that the other has asked
 	}
 	if err := ptrace(unix.PTRACE_INTERRUPT, pid, 0, 0); err != nil {
 		return nil, fmt.Errorf("ptrace: interrupt: %w", err)
 	}
+	// A wait for the stop has no time limit, and only this thread could end it: so it looks.
 	for ; ; time.Sleep(100 * time.Microsecond) {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(pid, &status, unix.WNOHANG|unix.WALL, nil)

@@ -38,14 +38,12 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// A child in a new user namespace has other ids inside, and its namespaces differ.
-func TestChildInNamespaces(t *testing.T) {
-	cmd := exec.Command("/bin/sh", "-c", "echo up; read x")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 993, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 990, HostID: os.Getegid(), Size: 1}},
-	}
+// waiting is a process that says when it is up, and then waits for its input to end.
+func waiting() *exec.Cmd { return exec.Command("/bin/sh", "-c", "echo up; read x") }
+
+// startWaiting starts one of waiting, which is up then, and ends it with the test.
+func startWaiting(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -57,11 +55,24 @@ func TestChildInNamespaces(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer in.Close()
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "up\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
+}
+
+// A child in a new user namespace has other ids inside, and its namespaces differ.
+func TestChildInNamespaces(t *testing.T) {
+	cmd := waiting()
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 993, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 990, HostID: os.Getegid(), Size: 1}},
+	}
+	startWaiting(t, cmd)
 
 	p, err := Reader{}.Process(cmd.Process.Pid)
 	if err != nil {
@@ -255,29 +266,14 @@ func TestMemoryFiles(t *testing.T) {
 	if err := files[0].Chown(user, user); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/bin/sh", "-c", "echo up; read x")
+	cmd := waiting()
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 1}},
 	}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer in.Close()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "up\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
+	startWaiting(t, cmd)
 	p, err := Reader{}.Process(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
