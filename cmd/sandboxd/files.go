@@ -7,7 +7,7 @@ import (
 )
 
 // filesOfSandbox is what a sandbox has open in the supervisor, and in the worker, rounded
-// up: 24 and 14 were counted, to which come those of a domain for external extensions.
+// up: 16 and 14 were counted, to which come those of a domain for external extensions.
 const filesOfSandbox = 32
 
 // growFileTable makes the kernel's table of this process's descriptors large enough for n
