@@ -5,6 +5,7 @@ package integration
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -60,6 +61,24 @@ func TestPool(t *testing.T) {
 	d.do()
 	if err := <-busy; err != nil {
 		t.Error(err)
+	}
+}
+
+// Both processes of the daemon have room for the descriptors of all sandboxes that there
+// may be before there is one: a table that grows later makes a cold start wait.
+func TestRoomForDescriptors(t *testing.T) {
+	d := start(t, oneCPU, "--concurrency=100", "--pool=0", function(t, "testruntime"))
+	supervisor, ok := readProcess(d.cmd.Process.Pid)
+	if !ok {
+		t.Fatal("the supervisor is gone")
+	}
+	for _, p := range []process{supervisor, d.worker()} {
+		eventually(t, patience, func() string {
+			if n, err := strconv.Atoi(p.status("FDSize")); n < 100*14 { // as many has the smallest sandbox
+				return fmt.Sprintf("%s has room for %d descriptors (%v)", command(p.pid), n, err)
+			}
+			return ""
+		})
 	}
 }
 
