@@ -127,6 +127,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		NoNewPrivileges: true,
 		Rlimits:         rlimits(),
 		OomScoreAdj:     &score,
+		Scheduler:       &configs.Scheduler{Policy: "SCHED_BATCH"}, // decision 24
 		Mounts:          mounts(p),
 		Cgroups: &cgroups.Cgroup{
 			Path:      path.Join(p.Cgroup, domain),

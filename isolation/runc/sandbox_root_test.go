@@ -161,6 +161,7 @@ func TestPosture(t *testing.T) {
 		{"init handler is out of reach", "kill -9 1 2>&1 | grep -o 'not permitted'; cat /proc/1/environ 2>&1 | grep -o 'Permission denied'", "not permitted\nPermission denied\n"},
 		{"init handler cannot be replaced", "sh -c 'echo >>/.sandbox-init' 2>&1 | grep -o 'Permission denied'", "Permission denied\n"},
 		{"first to go when the host is short of memory", "cat /proc/self/oom_score_adj", "500\n"},
+		{"wakes up without interrupting, unless it wants to", "cut -d' ' -f41 /proc/self/stat; chrt -o 0 cut -d' ' -f41 /proc/self/stat", "3\n0\n"}, // decision 24; policy in proc(5), sched(7)
 		{"upper layer protocols of TCP are refused, whatever the high bits", ulp, "38 38 38 0"},
 		{"odd protocols are refused", "perl -e 'for (132, 262, 136) { socket($s, 2, $_ == 136 ? 2 : 1, $_); printf \"%d \", $! }'", "38 38 38 "},
 		{"nofile", "ulimit -n; ulimit -Hn; ulimit -c", "1024\n1024\n0\n"},
