@@ -33,7 +33,8 @@ var (
 // patience is how long a request that could have a new sandbox waits for one that
 // has given its answer and only has to come to Done (LC-41). A runtime asks for
 // its next event well within it, and a client that sends one request after the
-// other then stays on one warm sandbox instead of paying for a cold start.
+// other then stays on one warm sandbox instead of paying for a cold start. So long, too,
+// a request waits before its client is watched.
 const patience = 20 * time.Millisecond
 
 // Sandbox is what the fleet needs of a sandbox. Its methods are called from
@@ -184,7 +185,7 @@ func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 		f.makeRoom()
 	}
 	f.mu.Unlock()
-	return f.wait(ctx, w, room)
+	return f.wait(ctx, w)
 }
 
 // Invoke is Reserve followed by the lease's Invoke. The context covers the wait for
@@ -197,14 +198,12 @@ func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Resul
 	return l.Invoke(inv)
 }
 
-// wait waits for w to be granted; with room, it takes a new place after patience.
-func (f *Fleet) wait(ctx context.Context, w waiter, room bool) (*Lease, error) {
-	var enough <-chan time.Time
-	if room {
-		t := time.NewTimer(patience)
-		defer t.Stop()
-		enough = t.C
-	}
+// wait waits for w to be granted. After patience it takes a new place if there is room, and
+// begins to ask for the end of ctx: to watch a client costs more than most waits.
+func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	var gone <-chan struct{}
 	for {
 		select {
 		case l := <-w.grant:
@@ -212,15 +211,16 @@ func (f *Fleet) wait(ctx context.Context, w waiter, room bool) (*Lease, error) {
 				return nil, ErrClosed
 			}
 			return l, nil
-		case <-enough:
+		case <-enough.C:
 			f.mu.Lock()
 			if len(f.members) < f.cfg.Max && f.unqueue(w) {
 				l := f.take(w.tenant)
 				f.mu.Unlock()
 				return l, nil
 			}
-			f.mu.Unlock() // the room went to others: wait on
-		case <-ctx.Done():
+			f.mu.Unlock() // there was no room, or it went to others: wait on
+			gone = ctx.Done()
+		case <-gone:
 			f.mu.Lock()
 			if !f.unqueue(w) {
 				if l := <-w.grant; l != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -325,30 +326,64 @@ func TestGrantToAWaiterThatLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, Config{Max: 1}, nil)
 		r.want(r.start(t.Context(), "1"), "a")
-		gone, cancel := context.WithCancel(t.Context())
-		cancel()
-		sawGrant := map[bool]int{}
-		for range 100 {
+		for _, seesGrant := range []bool{true, false} {
 			time.Sleep(time.Second)
+			ctx, cancel := context.WithCancel(t.Context())
 			w := waiter{"", make(chan *Lease, 1)}
+			leases := make(chan *Lease)
+			go func() {
+				l, _ := r.wait(ctx, w) // the lease tells
+				leases <- l
+			}()
+			time.Sleep(2 * patience)
+			synctest.Wait()
 			r.Fleet.mu.Lock()
+			if !seesGrant {
+				cancel()
+			}
 			w.grant <- r.take("")
+			cancel()
 			r.Fleet.mu.Unlock()
-			l, err := r.wait(gone, w, false)
-			if err == nil {
-				if _, err = l.Invoke(&rapid.Invocation{ID: "x"}); err != nil {
+			l := <-leases
+			if (l != nil) != seesGrant {
+				t.Fatalf("the waiter got %v", l)
+			}
+			if l != nil {
+				if _, err := l.Invoke(&rapid.Invocation{ID: "x"}); err != nil {
 					t.Fatal(err)
 				}
 			}
-			sawGrant[l != nil]++
-		}
-		if sawGrant[true] == 0 || sawGrant[false] == 0 {
-			t.Errorf("the waiter saw only one side: %v", sawGrant)
 		}
 		time.Sleep(time.Second)
 		r.want(r.start(t.Context(), "2"), "a")
 		r.shutdown()
 	})
+}
+
+// Whether a client is still there is not asked of a request that has not waited for long,
+// as to watch it costs more than the wait.
+func TestShortWaitDoesNotAskForTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, Config{Max: 1}, func(s *fake) { s.tail = patience / 2 })
+		r.want(r.start(t.Context(), "1"), "a")
+		ctx := &asked{Context: t.Context()}
+		r.want(r.start(ctx, "2"), "a")
+		if ctx.asked.Load() {
+			t.Error("the context's Done was asked for")
+		}
+		r.shutdown()
+	})
+}
+
+// asked is a context that knows whether somebody waits for its end.
+type asked struct {
+	context.Context
+	asked atomic.Bool
+}
+
+func (a *asked) Done() <-chan struct{} {
+	a.asked.Store(true)
+	return a.Context.Done()
 }
 
 func TestDeath(t *testing.T) {

@@ -139,7 +139,7 @@ func (l *Lease) exchange() error {
 	f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), exchangeTime) // that of the request is over with Reserve
 	defer cancel()
-	next, err := f.wait(ctx, w, false)
+	next, err := f.wait(ctx, w)
 	if err != nil {
 		return err
 	}
