@@ -94,7 +94,6 @@ var niceToHaves = []check{
 	{"inotify", lookInotify},
 	{"OOM protection", lookOOMScore},
 	{"pressure stall information", lookPressure},
-	{"moves between cgroups", lookMoves},
 	{"egress", lookEgress},
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -42,22 +41,6 @@ func isCgroup(dir string) bool {
 	var st unix.Statfs_t
 	err := unix.Statfs(dir, &st)
 	return err == nil && (st.Type == unix.CGROUP2_SUPER_MAGIC || st.Type == unix.CGROUP_SUPER_MAGIC)
-}
-
-// lookMoves tells which of its two ways the kernel has for moving processes into cgroups.
-// Either will do: the option of mount is for the whole host, and cannot always be taken back.
-func lookMoves(_ context.Context, h Host) outcome {
-	mounts, err := h.read("proc/self/mounts")
-	if err != nil {
-		return lacks(err.Error(), "")
-	}
-	for line := range strings.Lines(mounts) {
-		f := strings.Fields(line) // device, mount point, type, options
-		if len(f) > 3 && strings.HasPrefix(f[2], "cgroup") && slices.Contains(strings.Split(f[3], ","), "favordynmods") {
-			return has("at once, with favordynmods")
-		}
-	}
-	return has("after some 10 ms, if there was none before: without favordynmods, which would make forks slower; see docs/troubleshooting.md")
 }
 
 func lookScope(_ context.Context, h Host) outcome {

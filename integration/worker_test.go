@@ -23,7 +23,7 @@ import (
 // allowedFDs are what the worker may have open while it serves: no file of the host but
 // those by which its sandboxes are frozen and measured.
 var allowedFDs = regexp.MustCompile(`^(/dev/null|/proc/meminfo|(pipe|socket):\[\d+\]|anon_inode:\[event(poll|fd)\]|/memfd:oom-seen \(deleted\)|` +
-	`/sys/fs/cgroup(/\w+|/cpu,cpuacct)?/.*/(cgroup\.(freeze|events)|freezer\.state|(memory|pids|cpuacct)\.\w+|cpu\.stat))$`)
+	`\S*/run/[^/]+/fs/cgroup(/\w+|/cpu,cpuacct)?/.*/(cgroup\.(freeze|events)|freezer\.state|(memory|pids|cpuacct)\.\w+|cpu\.stat))$`)
 
 // REQUIREMENTS section 1, sandbox/daemon and client/front: whoever reads what strangers
 // say has no privilege (ARCHITECTURE decision 13).

@@ -24,7 +24,6 @@ type Paths struct {
 	NetNS  string // network namespace that the sandbox's domains share; "" with NetworkHost
 	Init   string // binary of the init handler
 	Dev    string // directory that becomes /dev: the nodes of DeviceNodes, and an empty directory shm
-	Cgroup string // the sandbox's parent cgroup, absolute below the cgroup mount
 }
 
 var idPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`) })
@@ -104,8 +103,8 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 	if !slices.Contains(s.Domains, domain) {
 		return nil, fmt.Errorf("isolation: sandbox %s has no domain %q", s.ID, domain)
 	}
-	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || p.Dev == "" || !path.IsAbs(p.Cgroup) {
-		return nil, errors.New("isolation: config needs root, network namespace, init handler, devices and cgroup paths")
+	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || p.Dev == "" {
+		return nil, errors.New("isolation: config needs root, network namespace, init handler and devices")
 	}
 	hostname := s.Hostname
 	if hostname == "" {
@@ -129,12 +128,15 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		OomScoreAdj:     &score,
 		Scheduler:       &configs.Scheduler{Policy: "SCHED_BATCH"}, // decision 24
 		Mounts:          mounts(p),
-		Cgroups: &cgroups.Cgroup{
-			Path:      path.Join(p.Cgroup, domain),
-			Resources: &cgroups.Resources{Devices: deviceRules()},
-		},
+		// None: the domain's processes enter its cgroups by themselves. libcontainer always
+		// makes some; that it may not is nothing to it if they are said to be those of a user other than root.
+		Cgroups: &cgroups.Cgroup{Parent: "/", Name: noCgroup, Rootless: true, Resources: &cgroups.Resources{}},
 	}, nil
 }
+
+// noCgroup is the name of a cgroup that libcontainer does not make, and nobody else: no
+// sandbox has such an id.
+const noCgroup = ".not-made"
 
 // namespaces are those of a domain; without a path of a network namespace it has none
 // of its own.
@@ -190,8 +192,8 @@ func DeviceNodes() []DeviceNode {
 	return []DeviceNode{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
 }
 
-// deviceRules are the cgroup rules that allow the devices of a domain and nothing else.
-func deviceRules() []*devices.Rule {
+// DeviceRules are the cgroup rules that allow the devices of a domain and nothing else.
+func DeviceRules() []*devices.Rule {
 	rules := []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm", Allow: false}}
 	for _, d := range DeviceNodes() {
 		rules = append(rules, &devices.Rule{Type: devices.CharDevice, Major: int64(d.Major), Minor: int64(d.Minor), Permissions: "rw", Allow: true})

@@ -29,7 +29,7 @@ func exampleSpec() Spec {
 }
 
 func examplePaths() Paths {
-	return Paths{Rootfs: "/run/sandboxd/a/fs/roots/echo-3f2a", NetNS: "/proc/1/fd/9", Init: "/run/sandboxd/a/fs/init", Dev: "/run/sandboxd/a/fs/dev", Cgroup: "/sandboxd/a/echo-3f2a"}
+	return Paths{Rootfs: "/run/sandboxd/a/fs/roots/echo-3f2a", NetNS: "/proc/1/fd/9", Init: "/run/sandboxd/a/fs/init", Dev: "/run/sandboxd/a/fs/dev"}
 }
 
 // The golden files are what a reviewer reads: every change of the isolation shows in
@@ -100,7 +100,7 @@ func TestConfigIsPure(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, _ := json.Marshal(a)
-	a.Rlimits[0].Hard, a.Cgroups.Resources.Devices[0].Allow, a.Mounts[0].Flags = 1, true, 0
+	a.Rlimits[0].Hard, a.Cgroups.Name, a.Mounts[0].Flags = 1, "another", 0
 	b, err := spec.Config(RuntimeDomain, examplePaths())
 	if err != nil {
 		t.Fatal(err)

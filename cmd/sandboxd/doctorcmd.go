@@ -27,7 +27,7 @@ func cgroupTrees(h runc.Host) []string {
 		return []string{"/sys/fs/cgroup"}
 	}
 	var trees []string
-	for _, controller := range []string{"cpu", "memory", "pids"} {
+	for _, controller := range []string{"cpu", "memory", "pids", "devices"} {
 		if tree, ok := h.Hierarchies[controller]; ok {
 			trees = append(trees, tree)
 		}

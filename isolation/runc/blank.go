@@ -18,7 +18,7 @@ type Blank struct{ sandbox *Sandbox }
 // Its errors are as those of Create.
 func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, error) {
 	spec.Limits.CPU, spec.Root, spec.Mounts = 0, isolation.Root{}, nil
-	s, err := e.create(ctx, spec, false)
+	s, err := e.Create(ctx, spec)
 	if err != nil {
 		return nil, err
 	}

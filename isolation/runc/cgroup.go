@@ -34,8 +34,8 @@ const (
 )
 
 // cgroup is the parent cgroup of one sandbox: the limits that its domains share,
-// its usage, and the switch that freezes and kills all of it. The domains' leaf
-// cgroups below it belong to libcontainer.
+// its usage, and the switch that freezes and kills all of it. Each domain has a cgroup
+// below it.
 type cgroup struct {
 	place  *placement
 	path   string // as this process sees it, absolute below each tree's mount
@@ -53,7 +53,7 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
 	// Making a cgroup that exists is no error for the libraries: an id in use, or one
 	// whose remains could not be removed, must be refused before anything is rolled back.
-	claim := cgroupRoot
+	claim := p.host.V2
 	if p.host.Mode != ModeUnified {
 		claim = p.host.Hierarchies["memory"]
 	}
@@ -66,10 +66,10 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 		}
 	}()
 	if p.host.Mode == ModeUnified {
-		if c.v2, err = cgroup2.NewManager(cgroupRoot, c.path, resourcesV2(l, domains)); err != nil {
+		if c.v2, err = cgroup2.NewManager(p.host.V2, c.path, resourcesV2(l, domains)); err != nil {
 			return c, err
 		}
-		c.core = filepath.Join(cgroupRoot, c.path)
+		c.core = filepath.Join(p.host.V2, c.path)
 	} else if err := c.newV1(domains); err != nil {
 		return c, err
 	}
@@ -96,10 +96,14 @@ func (c *cgroup) open() (*group.Handle, error) {
 	} else {
 		add(group.FreezeState, os.O_RDWR, c.dirV1("freezer"), "freezer.state")
 	}
+	if c.core != "" {
+		add(group.CPUStat, os.O_RDONLY, c.core, "cpu.stat")
+	} else if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" {
+		add(group.CPUUsage, os.O_RDONLY, filepath.Join(acct, c.path), "cpuacct.usage")
+	}
 	if c.v2 != nil {
 		add(group.Memory, os.O_RDONLY, c.core, "memory.current")
 		add(group.MemoryPeak, os.O_RDONLY, c.core, "memory.peak")
-		add(group.CPUStat, os.O_RDONLY, c.core, "cpu.stat")
 		add(group.OOMEvents, os.O_RDONLY, c.core, "memory.events")
 		add(group.PIDs, os.O_RDONLY, c.core, "pids.current")
 	} else {
@@ -107,9 +111,6 @@ func (c *cgroup) open() (*group.Handle, error) {
 		add(group.MemoryPeak, os.O_RDONLY, c.dirV1("memory"), "memory.max_usage_in_bytes")
 		add(group.OOMEvents, os.O_RDONLY, c.dirV1("memory"), "memory.oom_control")
 		add(group.PIDs, os.O_RDONLY, c.dirV1("pids"), "pids.current")
-		if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" && fileExists(filepath.Join(acct, c.path)) {
-			add(group.CPUUsage, os.O_RDONLY, filepath.Join(acct, c.path), "cpuacct.usage")
-		}
 		if err == nil {
 			var f *os.File
 			if f, err = c.oom.reader(); err == nil {
@@ -221,14 +222,94 @@ func (c *cgroup) newV1(domains int) (err error) {
 	if c.v1, err = cgroup1.New(cgroup1.StaticPath(c.path), resourcesV1(c.limits, domains), cgroup1.WithHierarchy(subsystems)); err != nil {
 		return err
 	}
-	if c.place.host.Mode == ModeHybrid {
-		c.core = filepath.Join(unifiedRoot, c.path)
-		if err := os.MkdirAll(c.core, 0o755); err != nil {
+	for _, root := range c.place.trees {
+		if err := os.MkdirAll(filepath.Join(root, c.path), 0o755); err != nil {
 			return err
 		}
 	}
+	if c.place.host.V2 != "" {
+		c.core = filepath.Join(c.place.host.V2, c.path)
+	}
 	c.oom, err = watchOOM(c)
 	return err
+}
+
+// doors makes the cgroups of a domain and opens what its first process enters them by
+// (reexec.CgroupFD). The caller closes them.
+func (c *cgroup) doors(domain string) (doors []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(doors)
+			doors, err = nil, fmt.Errorf("cgroups: %w", err)
+		}
+	}()
+	for _, root := range c.place.roots {
+		dir := c.domainDir(root, domain)
+		if slices.Contains(c.place.trees, root) {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return doors, err
+			}
+		}
+		name, flag := filepath.Join(dir, "tasks"), os.O_WRONLY
+		if root == c.place.host.V2 {
+			name, flag = dir, unix.O_PATH|unix.O_DIRECTORY
+		}
+		door, err := openPlain(name, flag)
+		if err != nil {
+			return doors, err
+		}
+		doors = append(doors, door)
+	}
+	return doors, nil
+}
+
+// domainDir is where the processes of a domain are in the tree mounted at root: the
+// daemon's folder where sandboxes have no cgroups of their own.
+func (c *cgroup) domainDir(root, domain string) string {
+	if !slices.Contains(c.place.trees, root) {
+		return filepath.Join(root, c.place.group)
+	}
+	return filepath.Join(root, c.path, domain)
+}
+
+// entered says why the process pid is not in the cgroups of a domain.
+func (c *cgroup) entered(pid int, domain string) error {
+	file := fmt.Sprintf("/proc/%d/cgroup", pid)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	is := map[string]string{} // of each v1 controller, and of "" for v2
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) == 3 {
+			for controller := range strings.SplitSeq(f[1], ",") {
+				is[controller] = f[2]
+			}
+		}
+	}
+	check := func(controller, root string) error {
+		// Above the folder both may see other parts of the tree.
+		if want := filepath.Join(c.place.hosted, strings.TrimPrefix(c.domainDir(root, domain), filepath.Join(root, c.place.group))); !strings.HasSuffix(is[controller], want) {
+			return fmt.Errorf("process %d is in cgroup %q of %q and not in %s; sandbox-stage is not of the same build", pid, is[controller], controller, want)
+		}
+		return nil
+	}
+	for controller, root := range c.place.host.Hierarchies {
+		if slices.Contains(c.place.roots, root) {
+			err = errors.Join(err, check(controller, root))
+		}
+	}
+	if c.core != "" {
+		err = errors.Join(err, check("", c.place.host.V2))
+	}
+	return err
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // throttle puts the sandbox on its CPU share, or lets it run freely (decision 11).
@@ -344,14 +425,19 @@ func pidsBelow(p *placement, path string) (pids []int, err error) {
 	return pids, err
 }
 
-// remove deletes the cgroup and everything below it in every tree, waiting while
-// killed processes still leave.
-func (c *cgroup) remove(ctx context.Context) error {
+// remove deletes the cgroup, those of the domains, and whatever else is below it in every
+// tree, waiting while killed processes still leave.
+func (c *cgroup) remove(ctx context.Context, domains []string) error {
 	if c.oom != nil {
 		c.oom.Close()
 	}
 	if c.handle != nil {
 		c.handle.Close()
+	}
+	for _, root := range c.place.trees {
+		for _, name := range domains {
+			_ = unix.Rmdir(c.domainDir(root, name)) // else removeTree, which lists what is below, says why not
+		}
 	}
 	return removeTree(ctx, c.place, c.path)
 }

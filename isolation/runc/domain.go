@@ -53,17 +53,19 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	if conn == nil {
 		return nil, fmt.Errorf("runc: start %s of %s: it was started before", name, s.spec.ID)
 	}
-	if err := s.group.measure(name); err != nil {
-		return nil, err
-	}
 	d.conn = nil
 	return conn, nil
 }
 
 // boot makes a domain of which only the init handler runs.
 func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) {
+	defer func() {
+		if err != nil {
+			err = s.shortOfMemory(err)
+		}
+	}()
 	cfg, err := s.spec.Config(name, isolation.Paths{
-		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Dev: s.engine.devices.dir, Cgroup: s.group.path,
+		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
 	})
 	if err != nil {
 		return nil, err
@@ -81,15 +83,25 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 			conn.Close()
 		}
 	}()
+	doors, err := s.group.doors(name)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(doors)
+	if err := s.group.measure(name); err != nil {
+		return nil, err
+	}
 	null := s.engine.devices.null // libcontainer would give it the host's
 	d := &domain{process: &libcontainer.Process{
 		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true,
 		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{remote, filter},
 		LogLevel: libcontainerErrors,
 	}}
-	if s.engine.stage != nil {
-		d.process.ExtraFiles = append(d.process.ExtraFiles, s.engine.stage) // stage.FD
+	program := s.engine.stage
+	if program == nil {
+		program = null
 	}
+	d.process.ExtraFiles = append(append(d.process.ExtraFiles, program), doors...) // stage.FD, reexec.CgroupFD and on
 	id := s.spec.ID + "." + name
 	_, made := tracing.Step(ctx, "container of the "+name+" domain")
 	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
@@ -130,7 +142,7 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	})
 	err = inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) })
 	if err == nil {
-		err = confined(pid)
+		err = errors.Join(confined(pid), s.group.entered(pid, name))
 	}
 	said <- err == nil
 	if _, e := masked(); err == nil {
@@ -147,6 +159,15 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	d.conn = conn
 	s.mu.Unlock()
 	return d, nil
+}
+
+// shortOfMemory is err, why a domain could not be made, with the reason for it if the
+// kernel has killed one of its processes.
+func (s *Sandbox) shortOfMemory(err error) error {
+	if u, e := s.Usage(); e == nil && u.OOMKills > 0 {
+		return fmt.Errorf("out of memory; the limit of %d bytes may be too low: %w", s.spec.Limits.MemoryBytes, err)
+	}
+	return err
 }
 
 // confined says why an init handler that has said hello is not confined: everything that

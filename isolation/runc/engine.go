@@ -19,8 +19,9 @@ import (
 	"strings"
 	"sync"
 
-	_ "github.com/opencontainers/cgroups/devices" // without it libcontainer sets no device rules
+	_ "github.com/opencontainers/cgroups/devices" // without it package cgroups sets no device rules
 	"github.com/opencontainers/runc/libcontainer/exeseal"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -52,14 +53,19 @@ type Engine struct {
 }
 
 // New prepares the host for the sandboxes of one daemon: its cgroup folder, and a
-// private file system for roots. Call it after SealSelf. The caller must Close it.
+// private file system for roots. Call it after SealSelf, and once: the process sees no
+// other cgroups afterwards. The caller must Close it.
 func New(cfg Config) (_ *Engine, err error) {
+	if !exeseal.IsSelfExeCloned() { // what is mounted and unmounted would be so for the host
+		return nil, errors.New("runc: the daemon is in no mount namespace of its own: SealSelf was not called")
+	}
 	if len(cfg.InitBinary) == 0 {
 		return nil, errors.New("runc: built without the init handler; build with make build")
 	}
 	if err := searchable(cfg.RunDir); err != nil {
 		return nil, err
 	}
+	logrus.SetLevel(logrus.ErrorLevel) // libcontainer's log: after a failure it warns of cgroups that it does not have
 	e := &Engine{fs: filepath.Join(cfg.RunDir, "fs")}
 	e.state = filepath.Join(e.fs, "containers")
 	if err := os.MkdirAll(e.fs, 0o711); err != nil {
@@ -98,7 +104,7 @@ func New(cfg Config) (_ *Engine, err error) {
 			return nil, fmt.Errorf("runc: sealed copy of sandbox-stage: %w", err)
 		}
 	}
-	if e.place, err = place(cfg.Host, cfg.Instance); err != nil {
+	if e.place, err = place(cfg.Host, cfg.Instance, filepath.Join(e.fs, "cgroup")); err != nil {
 		return nil, err
 	}
 	e.creator = newCreator()
@@ -117,21 +123,14 @@ func (e *Engine) Close(ctx context.Context) error {
 	if err == nil { // nobody hands them out any more
 		e.filters.Close()
 		err = e.closeStage()
-		e.place.own.close()
 	}
-	err = errors.Join(err,
+	return errors.Join(err,
 		e.closeGateway(),
 		e.devices.close(),
+		e.place.remove(ctx),
 		unix.Unmount(e.fs, unix.MNT_DETACH),
 		os.Remove(e.fs),
 	)
-	if e.place.host.Mode == ModeUnified {
-		// Uncover the host's view of the tree: the folder cannot be removed from within.
-		if e2 := unix.Unmount(cgroupRoot, unix.MNT_DETACH); e2 != nil {
-			return errors.Join(err, fmt.Errorf("runc: uncover the cgroup tree: %w", e2))
-		}
-	}
-	return errors.Join(err, removeFolder(ctx, e.place))
 }
 
 // CheckEgress tries what sandboxes with NetworkEgress need of the host. It leaves nothing.

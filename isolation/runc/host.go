@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/isolation"
 )
 
 // A Mode is how a host mounts its cgroup controllers.
@@ -41,6 +45,7 @@ var needed = []string{"cpu", "memory", "pids"}
 type Host struct {
 	Mode        Mode
 	Hierarchies map[string]string // v1 controller, or name=x, to the path of its mount; empty on ModeUnified
+	V2          string            // path of the v2 tree's mount; "" on ModeLegacy
 	Systemd     bool              // a systemd manages the host
 	Own         string            // this process's cgroup in the v2 tree, absolute below its mount; "" if there is none
 	Delegated   bool              // systemd has handed Own to this process
@@ -52,7 +57,6 @@ func DetectHost() (Host, error) {
 	if fi, err := os.Stat("/run/systemd/system"); err == nil && fi.IsDir() {
 		h.Systemd = true
 	}
-	var v2 string
 	mounts, err := os.Open("/proc/self/mounts")
 	if err != nil {
 		return h, fmt.Errorf("runc: read mounts: %w", err)
@@ -65,7 +69,7 @@ func DetectHost() (Host, error) {
 		}
 		switch f[2] {
 		case "cgroup2":
-			v2 = f[1]
+			h.V2 = f[1]
 		case "cgroup":
 			for _, o := range strings.Split(f[3], ",") {
 				if strings.HasPrefix(o, "name=") || filepath.Base(f[1]) == o || slices.Contains(strings.Split(filepath.Base(f[1]), ","), o) {
@@ -75,19 +79,19 @@ func DetectHost() (Host, error) {
 		}
 	}
 	switch {
-	case v2 == cgroupRoot:
+	case h.V2 == cgroupRoot:
 		h.Mode = ModeUnified
-	case v2 == unifiedRoot && len(h.Hierarchies) > 0:
+	case h.V2 == unifiedRoot && len(h.Hierarchies) > 0:
 		h.Mode = ModeHybrid
 	case len(h.Hierarchies) > 0:
 		h.Mode = ModeLegacy
 	}
-	if v2 != "" {
+	if h.V2 != "" {
 		if h.Own, err = ownCgroup(); err != nil {
 			return h, err
 		}
 		var buf [8]byte
-		n, err := unix.Getxattr(filepath.Join(v2, h.Own), "trusted.delegate", buf[:])
+		n, err := unix.Getxattr(filepath.Join(h.V2, h.Own), "trusted.delegate", buf[:])
 		h.Delegated = err == nil && string(buf[:n]) == "1"
 	}
 	return h, nil
@@ -100,6 +104,7 @@ func (h Host) NeedsScope() bool { return h.Mode == ModeUnified && h.Systemd && !
 // Missing names the controllers that sandboxd needs and the host does not offer.
 func (h Host) Missing() []string {
 	var have []string
+	want := slices.Clone(needed)
 	switch h.Mode {
 	case ModeUnified:
 		b, _ := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
@@ -108,8 +113,9 @@ func (h Host) Missing() []string {
 		for name := range h.Hierarchies {
 			have = append(have, name)
 		}
+		want = append(want, "devices") // v2 asks a program of the cgroup instead
 	}
-	return slices.DeleteFunc(slices.Clone(needed), func(c string) bool { return slices.Contains(have, c) })
+	return slices.DeleteFunc(want, func(c string) bool { return slices.Contains(have, c) })
 }
 
 // roots are the mount points of the trees that sandboxes may have cgroups in.
@@ -118,7 +124,7 @@ func (h Host) roots() []string { return h.rootsOf(func(string) bool { return tru
 // rootsOf are those of the v1 controllers that want approves of, and of the v2 tree.
 func (h Host) rootsOf(want func(controller string) bool) (roots []string) {
 	if h.Mode == ModeUnified {
-		return []string{cgroupRoot}
+		return []string{h.V2}
 	}
 	for controller, root := range h.Hierarchies {
 		if want(controller) && !slices.Contains(roots, root) {
@@ -126,67 +132,35 @@ func (h Host) rootsOf(want func(controller string) bool) (roots []string) {
 		}
 	}
 	if h.Mode == ModeHybrid {
-		roots = append(roots, unifiedRoot)
+		roots = append(roots, h.V2)
 	}
 	slices.Sort(roots)
 	return roots
 }
 
-// uses tells whether a sandbox needs a cgroup of the v1 controller: each costs its
-// creation two cgroups, made, entered and removed.
+// uses tells whether a sandbox needs cgroups of the v1 controller: each costs its
+// creation two, made, entered and removed.
 func (h Host) uses(controller string) bool {
 	switch controller {
-	case "devices", "cpuacct":
-		return true
-	case "freezer":
-		return h.Mode == ModeLegacy // elsewhere the v2 tree freezes
+	case "freezer", "cpuacct":
+		return h.Mode == ModeLegacy // elsewhere the v2 tree freezes, and counts the CPU time
 	case "name=systemd":
 		return h.Mode == ModeLegacy // systemd ends what it finds in the daemon's; elsewhere it looks at the v2 tree
 	}
 	return slices.Contains(needed, controller)
 }
 
-// hideUnused unmounts the v1 trees that sandboxes need no cgroup in, in the daemon's
-// own mount namespace: libcontainer makes one in every tree that it sees. There, the
-// sandboxes' processes stay where the daemon is.
-func (h Host) hideUnused() error {
-	used := h.rootsOf(h.uses)
-	for _, root := range h.roots() {
-		if slices.Contains(used, root) {
-			continue
-		}
-		if shared, err := isShared(root); err != nil || shared {
-			return errors.Join(err, fmt.Errorf("runc: %s is not unmounted: the host would lose it too; the daemon is in no mount namespace of its own", root))
-		}
-		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
-			return &os.PathError{Op: "unmount", Path: root, Err: err}
-		}
+// at is h as it is seen where what is at /sys/fs/cgroup is shown at dir.
+func (h Host) at(dir string) Host {
+	move := func(path string) string { return filepath.Join(dir, strings.TrimPrefix(path, cgroupRoot)) }
+	h.Hierarchies = maps.Clone(h.Hierarchies)
+	for controller, path := range h.Hierarchies {
+		h.Hierarchies[controller] = move(path)
 	}
-	return nil
-}
-
-// isShared tells whether what is unmounted at path is unmounted elsewhere too
-// (proc_pid_mountinfo(5): the optional field shared).
-func isShared(path string) (bool, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false, fmt.Errorf("runc: %w", err)
+	if h.V2 != "" {
+		h.V2 = move(h.V2)
 	}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 7 || f[4] != path {
-			continue
-		}
-		for _, option := range f[6:] {
-			if option == "-" {
-				break
-			}
-			if strings.HasPrefix(option, "shared:") {
-				return true, nil
-			}
-		}
-	}
-	return false, nil
+	return h
 }
 
 func ownCgroup() (string, error) {
@@ -216,65 +190,180 @@ func (h Host) CgroupFolder(instance string) string {
 type placement struct {
 	host   Host
 	hosted string   // the daemon's folder as the host sees it, absolute below the tree's mount
-	group  string   // the same as this process sees it: "/" once the folder is mounted over /sys/fs/cgroup
+	group  string   // the same below the mounts of host: "/" where they show only the folder
 	roots  []string // mount points of the trees that hold the folder
-
-	own *foothold // see beginMove; may be nil
+	trees  []string // those of them in which each sandbox has cgroups of its own
 }
 
-// place makes the folder of the named daemon in every tree. On a unified host it
-// then mounts that folder over /sys/fs/cgroup in the daemon's private mount
-// namespace: cgroup libraries write cgroup.subtree_control of every ancestor that
-// they can see, and above the own folder nothing may be written.
-func place(h Host, instance string) (_ *placement, err error) {
-	p := &placement{host: h, roots: h.rootsOf(h.uses)}
+// place makes the folder of the named daemon in every tree that it uses, and shows it
+// those trees at view, in its private mount namespace. On a unified host it sees only its
+// own folder: cgroup libraries write cgroup.subtree_control of every ancestor that they can
+// see, and above the own folder nothing may be written.
+//
+// What libcontainer looks at, /sys/fs/cgroup, is covered by something read-only, so that
+// it makes and enters no cgroup: the domains' processes do it themselves (decision 25).
+func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
 		return nil, errors.New("runc: no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
 	}
 	if missing := h.Missing(); len(missing) > 0 {
 		return nil, fmt.Errorf("runc: the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
 	}
-	if err := h.hideUnused(); err != nil {
-		return nil, fmt.Errorf("runc: hide the cgroup trees that sandboxes do not use: %w", err)
-	}
-	p.hosted = h.CgroupFolder(instance)
-	p.group = p.hosted
-	parent := filepath.Dir(filepath.Dir(p.hosted))
+	outer := &placement{host: h, hosted: h.CgroupFolder(instance)}
+	outer.roots = h.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })
+	parent := filepath.Dir(filepath.Dir(outer.hosted))
 	if h.Delegated && h.Mode == ModeUnified {
-		if err := moveSelf(filepath.Join(cgroupRoot, parent), "daemon"); err != nil {
+		if err := moveSelf(filepath.Join(h.V2, parent), "daemon"); err != nil {
 			return nil, err
 		}
 	}
-	p.own = newFoothold(h)
 	defer func() {
 		if err != nil {
-			p.own.close()
+			ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
+			defer cancel()
+			err = errors.Join(err, removeFolder(ctx, outer))
 		}
 	}()
-	for _, root := range p.roots {
-		if err := makeFolder(filepath.Join(root, p.hosted)); err != nil {
+	for _, root := range outer.roots {
+		if err := makeFolder(filepath.Join(root, outer.hosted)); err != nil {
 			return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
 		}
 	}
+	if h.Mode == ModeUnified {
+		for _, d := range []string{parent, filepath.Dir(outer.hosted), outer.hosted} {
+			if err := enableControllers(filepath.Join(h.V2, d)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	p := &placement{host: h.at(view), hosted: outer.hosted, group: outer.hosted}
+	if h.Mode == ModeUnified {
+		p.group = "/"
+	}
+	p.roots = p.host.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })
+	p.trees = p.host.rootsOf(h.uses)
+	if err := outer.showAt(view); err != nil {
+		return nil, fmt.Errorf("runc: show the cgroup trees to the daemon: %w", err)
+	}
+	if err := p.cover(h); err != nil {
+		return nil, fmt.Errorf("runc: make what libcontainer sees of the cgroups read-only: %w", err)
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeFolder(context.Background(), p))
+			err = errors.Join(err, p.uncover())
 		}
 	}()
-	if h.Mode != ModeUnified {
-		return p, nil
+	if err := p.allowDevices(); err != nil {
+		return nil, fmt.Errorf("runc: devices that sandboxes may use: %w", err)
 	}
-	dir := filepath.Join(cgroupRoot, p.hosted)
-	for _, d := range []string{parent, filepath.Dir(p.hosted), p.hosted} {
-		if err := enableControllers(filepath.Join(cgroupRoot, d)); err != nil {
-			return nil, err
+	return p, nil
+}
+
+// showAt mounts the trees of p at view, each below the name of its mount and its
+// controllers; on a unified host the daemon's folder alone.
+func (p *placement) showAt(view string) error {
+	if err := os.Mkdir(view, 0o700); err != nil {
+		return err
+	}
+	if p.host.Mode == ModeUnified {
+		return bind(filepath.Join(p.host.V2, p.hosted), view)
+	}
+	for _, root := range p.roots {
+		dir := filepath.Join(view, filepath.Base(root))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		if err := bind(root, dir); err != nil {
+			return err
 		}
 	}
-	if err := unix.Mount(dir, cgroupRoot, "", unix.MS_BIND, ""); err != nil {
-		return nil, fmt.Errorf("runc: show only the own cgroups: %w", err)
+	for controller, root := range p.host.Hierarchies {
+		name := filepath.Base(root)
+		if slices.Contains(p.roots, root) && name != controller {
+			if err := os.Symlink(name, filepath.Join(view, controller)); err != nil {
+				return err
+			}
+		}
 	}
-	p.group = "/"
-	return p, nil
+	return nil
+}
+
+// cover mounts over /sys/fs/cgroup what libcontainer gets to see in place of h: the least
+// in which it recognizes the host's cgroups. It is private, so that nothing that the host
+// mounts there later appears. libcontainer must not hear of the v1 trees from the list of
+// mounts either.
+func (p *placement) cover(h Host) (err error) {
+	if p.host.Mode != ModeUnified {
+		for _, root := range h.roots() {
+			if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+				return &os.PathError{Op: "unmount", Path: root, Err: err}
+			}
+		}
+	}
+	if p.host.Mode == ModeUnified {
+		err = bind(p.host.V2, cgroupRoot)
+	} else if err = unix.Mount("cgroups", cgroupRoot, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=4"); err != nil {
+		err = &os.PathError{Op: "mount", Path: cgroupRoot, Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.uncover())
+		}
+	}()
+	if p.host.Mode != ModeUnified {
+		devices := filepath.Join(cgroupRoot, "devices") // without it, libcontainer makes no container
+		if err := os.Mkdir(devices, 0o755); err != nil {
+			return err
+		}
+		if err := bind(p.host.Hierarchies["devices"], devices); err != nil {
+			return err
+		}
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(unix.AT_FDCWD, cgroupRoot, unix.AT_RECURSIVE, &attr); err != nil {
+		return &os.PathError{Op: "mount_setattr", Path: cgroupRoot, Err: err}
+	}
+	return nil
+}
+
+func (p *placement) uncover() error {
+	if err := unix.Unmount(cgroupRoot, unix.MNT_DETACH); err != nil {
+		return &os.PathError{Op: "unmount", Path: cgroupRoot, Err: err}
+	}
+	return nil
+}
+
+func bind(from, to string) error {
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "bind " + from + " to", Path: to, Err: err}
+	}
+	return nil
+}
+
+// remove removes the folder that place has made. The view stays, for whoever mounted what
+// it is in.
+func (p *placement) remove(ctx context.Context) error {
+	if err := p.uncover(); err != nil {
+		return fmt.Errorf("runc: uncover the cgroup trees: %w", err)
+	}
+	outer := &placement{hosted: p.hosted, roots: p.roots}
+	if p.host.Mode == ModeUnified {
+		outer.roots = []string{cgroupRoot} // the folder cannot be removed from within
+	}
+	return removeFolder(ctx, outer)
+}
+
+// allowDevices lets what is below the daemon's folder use the devices of a domain and no
+// others: what a cgroup denies, none below it can allow.
+func (p *placement) allowDevices() error {
+	rules := &cgroups.Resources{Devices: isolation.DeviceRules()}
+	if p.host.Mode == ModeUnified {
+		return cgroups.DevicesSetV2(p.host.V2, rules)
+	}
+	return cgroups.DevicesSetV1(filepath.Join(p.host.Hierarchies["devices"], p.group), rules)
 }
 
 // makeFolder makes dir and its parent. Another daemon that ends may remove the parent

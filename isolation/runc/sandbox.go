@@ -32,7 +32,6 @@ type Sandbox struct {
 	port   *egress.Port               // nil without NetworkEgress
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
 	owners func() (mapper, error)     // likewise
-	moving func()                     // waits until the cgroup can be entered; nil if nothing waits for that
 
 	root   string     // mount point of the root as long as domains are to be started
 	closer sync.Mutex // held by Close, which may wait for long
@@ -79,13 +78,7 @@ const rollbackTime = 5 * time.Second
 // Create makes the cgroup, the network namespace with its listener, the root and the
 // /tmp of a sandbox. No process runs yet. The caller must Close the sandbox.
 // The error may be a *RemainsError, whose Remove is then for the caller to call.
-func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (*Sandbox, error) {
-	return e.create(ctx, spec, true)
-}
-
-// create is Create. Only if somebody waits for the sandbox, a wait of the kernel's is begun
-// early: see beginMove.
-func (e *Engine) create(ctx context.Context, spec isolation.Spec, awaited bool) (_ *Sandbox, err error) {
+func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, err error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -119,10 +112,6 @@ func (e *Engine) create(ctx context.Context, spec isolation.Spec, awaited bool) 
 		return err
 	})
 	failpoint.Pass(failpoint.CgroupMade)
-	if err == nil && awaited {
-		s.moving = sync.OnceFunc(func() { _ = e.place.own.beginMove() }) // if it fails, libcontainer's move waits
-		go s.moving()
-	}
 	if _, e := connected(); err == nil {
 		err = e
 	}
@@ -377,9 +366,6 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		delete(s.domains, name)
 		s.mu.Unlock()
 	}
-	if s.moving != nil {
-		s.moving()
-	}
 	failpoint.Pass(failpoint.HalfTornDown)
 	errs = append(errs, s.release())
 	if s.port != nil {
@@ -389,7 +375,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 		s.net.Close()
 	}
 	if s.group != nil {
-		errs = append(errs, s.group.remove(ctx))
+		errs = append(errs, s.group.remove(ctx, s.spec.Domains))
 	}
 	for _, t := range failed {
 		errs = append(errs, t.reapOrphans(ctx))

@@ -564,3 +564,79 @@ func TestMountTargetsAreNotFollowed(t *testing.T) {
 		t.Errorf("mount over a symbolic link: %v, want ELOOP", err)
 	}
 }
+
+// Whoever is in a domain's cgroups may use the domain's devices and no others, whatever
+// its privileges are (REQUIREMENTS section 3).
+func TestDevicesByCgroup(t *testing.T) {
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
+	start(t, s, isolation.RuntimeDomain)
+	const script = `for d; do if true 2>&- <"$d"; then echo "$d opens"; else echo "$d does not"; fi; done`
+	cmd := exec.Command("/bin/sh", "-c", script, "sh", "/dev/zero", "/dev/loop-control")
+	if out, err := exec.Command(cmd.Path, cmd.Args[1:]...).CombinedOutput(); err != nil || strings.Contains(string(out), "not") {
+		t.Fatalf("root elsewhere: %v\n%s", err, out)
+	}
+	if root, ok := engine.place.host.Hierarchies["devices"]; ok {
+		tasks := filepath.Join(s.group.domainDir(root, isolation.RuntimeDomain), "tasks")
+		cmd.Args[2] = "echo 0 >" + tasks + "\n" + script
+	} else {
+		dir, err := os.Open(filepath.Join(s.group.core, isolation.RuntimeDomain))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "/dev/zero opens\n/dev/loop-control does not\n" {
+		t.Errorf("root in the domain's cgroups: %v\n%s", err, out)
+	}
+}
+
+// The init handler is in the domain's cgroups, has kept nothing of the way there, and the
+// daemon sees who is not (decision 25).
+func TestEntersCgroups(t *testing.T) {
+	s := create(t, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
+	for _, name := range s.spec.Domains {
+		start(t, s, name)
+		pid := s.PIDs()[name]
+		if err := s.group.entered(pid, name); err != nil {
+			t.Error(err)
+		}
+		for _, fd := range glob(t, fmt.Sprintf("/proc/%d/fd/*", pid)) {
+			var fs unix.Statfs_t
+			if err := unix.Statfs(fd, &fs); err != nil {
+				t.Error(err)
+			} else if fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC {
+				t.Errorf("the init handler of the %s domain has %s of a cgroup", name, fd)
+			}
+		}
+	}
+	for _, outside := range []struct {
+		pid    int
+		domain string
+	}{{os.Getpid(), isolation.RuntimeDomain}, {s.PIDs()[isolation.RuntimeDomain], isolation.ExtensionDomain}} {
+		if err := s.group.entered(outside.pid, outside.domain); err == nil {
+			t.Errorf("process %d is said to be in the %s domain", outside.pid, outside.domain)
+		}
+	}
+}
+
+// libcontainer can make no cgroup, and move nobody into one (decision 25).
+func TestCgroupsAreReadOnly(t *testing.T) {
+	dir := cgroupRoot
+	if engine.place.host.Mode != ModeUnified {
+		dir = filepath.Join(cgroupRoot, "devices")
+		if names := glob(t, cgroupRoot+"/*"); len(names) != 1 || names[0] != dir {
+			t.Errorf("libcontainer sees %q, want %s alone", names, dir)
+		}
+	}
+	for _, parent := range []string{cgroupRoot, dir} {
+		if err := os.Mkdir(filepath.Join(parent, "of-libcontainer"), 0o755); !errors.Is(err, unix.EROFS) {
+			t.Errorf("a cgroup in %s: %v, want EROFS", parent, err)
+		}
+	}
+	if f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0); !errors.Is(err, unix.EROFS) {
+		t.Errorf("cgroup.procs of %s: %v, want EROFS", dir, err)
+		f.Close()
+	}
+}
