@@ -93,7 +93,7 @@ var onlyIn = map[string][]string{
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
 	"go.opentelemetry.io/otel/sdk":                        {"cmd/sandboxd"},
 	"github.com/spf13/":                                   {"cmd/sandboxd"},
-	"C":                                                   {"isolation/runc/stage"},
+	"C":                                                   {"isolation/runc/reexec", "isolation/runc/stage"},
 }
 
 // file is one Go file of the project.
