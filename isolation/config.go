@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -126,10 +127,11 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		NoNewPrivileges: true,
 		Rlimits:         rlimits(),
 		OomScoreAdj:     &score,
-		Scheduler:       &configs.Scheduler{Policy: "SCHED_BATCH"}, // decision 24
+		Scheduler:       &configs.Scheduler{Policy: specs.SchedBatch}, // decision 24
 		Mounts:          mounts(p),
 		// None: the domain's processes enter its cgroups by themselves. libcontainer always
-		// makes some; that it may not is nothing to it if they are said to be those of a user other than root.
+		// makes some; that it may not is nothing to it if they are said to be those of a
+		// user other than root.
 		Cgroups: &cgroups.Cgroup{Parent: "/", Name: noCgroup, Rootless: true, Resources: &cgroups.Resources{}},
 	}, nil
 }

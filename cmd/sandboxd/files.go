@@ -6,9 +6,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filesOfSandbox is what a sandbox has open in the supervisor, and in the worker, rounded
-// up: 16 and 14 were counted, to which come those of a domain for external extensions.
-const filesOfSandbox = 32
+const (
+	// filesOfSandbox is what a sandbox has open in the supervisor, and in the worker, at
+	// most: 16 and 14 were counted, to which come those of a domain for external extensions.
+	filesOfSandbox = 24
+	// filesOfDaemon is what each of them has open besides, with some connections.
+	filesOfDaemon = 64
+)
+
+// filesAtOnce is how many descriptors each of the daemon's processes comes to.
+func filesAtOnce(concurrency int) int {
+	return filesOfDaemon + sandboxesAtOnce(concurrency)*filesOfSandbox
+}
 
 // growFileTable makes the kernel's table of this process's descriptors large enough for n
 // of them, at eight bytes each, or for as many as the process may open. It would grow when

@@ -75,7 +75,7 @@ func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os
 	if err != nil {
 		return err
 	}
-	growFileTable(o.Concurrency * filesOfSandbox) // if it fails, some sandbox waits
+	growFileTable(filesAtOnce(o.Concurrency)) // if it fails, some sandbox waits
 	worker, ended, err := s.startWorker(&o, base, line, stdin, listener, std)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the worker: %w", err), server.Close())

@@ -119,7 +119,7 @@ func work(stderr *lineWriter) (err error) {
 	if err := boundWorker(uint64(sandboxes)); err != nil {
 		return err
 	}
-	growFileTable(w.order.Concurrency * filesOfSandbox) // if it fails, some sandbox waits
+	growFileTable(filesAtOnce(w.order.Concurrency)) // if it fails, some sandbox waits
 	if err := confine.Process(); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/failpoint"
@@ -107,6 +108,9 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
 		defer remote.Close()
 		d.creator = t
+		if err := inheritScheduling(cfg); err != nil {
+			return err
+		}
 		if d.container, err = libcontainer.Create(s.engine.state, id, cfg); err != nil {
 			return err
 		}
@@ -161,10 +165,25 @@ func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) 
 	return d, nil
 }
 
+// inheritScheduling has a domain keep the nice value of the thread that creates it, and its
+// policy if that is an uncommon one: without privileges a domain may leave neither.
+func inheritScheduling(cfg *configs.Config) error {
+	own, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return os.NewSyscallError("sched_getattr", err)
+	}
+	if own.Policy != unix.SCHED_NORMAL {
+		cfg.Scheduler = nil
+	} else {
+		cfg.Scheduler.Nice = own.Nice
+	}
+	return nil
+}
+
 // shortOfMemory is err, why a domain could not be made, with the reason for it if the
 // kernel has killed one of its processes.
 func (s *Sandbox) shortOfMemory(err error) error {
-	if u, e := s.Usage(); e == nil && u.OOMKills > 0 {
+	if u, e := s.Usage(); e == nil && u.OOMKills > 0 && s.spec.Limits.MemoryBytes > 0 {
 		return fmt.Errorf("out of memory; the limit of %d bytes may be too low: %w", s.spec.Limits.MemoryBytes, err)
 	}
 	return err

@@ -84,7 +84,7 @@ func DetectHost() (Host, error) {
 	case h.V2 == unifiedRoot && len(h.Hierarchies) > 0:
 		h.Mode = ModeHybrid
 	case len(h.Hierarchies) > 0:
-		h.Mode = ModeLegacy
+		h.Mode, h.V2 = ModeLegacy, "" // there may be one elsewhere, for systemd's own use
 	}
 	if h.V2 != "" {
 		if h.Own, err = ownCgroup(); err != nil {
@@ -150,9 +150,15 @@ func (h Host) uses(controller string) bool {
 	return slices.Contains(needed, controller)
 }
 
-// at is h as it is seen where what is at /sys/fs/cgroup is shown at dir.
+// at is h as it is seen where each of its trees is shown in dir, by the name of its
+// mount, or as dir if there is only one.
 func (h Host) at(dir string) Host {
-	move := func(path string) string { return filepath.Join(dir, strings.TrimPrefix(path, cgroupRoot)) }
+	move := func(path string) string {
+		if path == cgroupRoot {
+			return dir
+		}
+		return filepath.Join(dir, filepath.Base(path))
+	}
 	h.Hierarchies = maps.Clone(h.Hierarchies)
 	for controller, path := range h.Hierarchies {
 		h.Hierarchies[controller] = move(path)
@@ -161,6 +167,30 @@ func (h Host) at(dir string) Host {
 		h.V2 = move(h.V2)
 	}
 	return h
+}
+
+// isShared tells whether what is mounted and unmounted at path is so elsewhere too
+// (proc_pid_mountinfo(5): the optional field shared).
+func isShared(path string) (bool, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, fmt.Errorf("runc: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 7 || f[4] != path {
+			continue
+		}
+		for _, option := range f[6:] {
+			if option == "-" {
+				break
+			}
+			if strings.HasPrefix(option, "shared:") {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 func ownCgroup() (string, error) {
@@ -242,8 +272,16 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 	}
 	p.roots = p.host.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })
 	p.trees = p.host.rootsOf(h.uses)
+	for _, root := range append(h.roots(), cgroupRoot) {
+		if shared, err := isShared(root); err != nil || shared {
+			return nil, errors.Join(err, fmt.Errorf("runc: %s is not covered: the host's would be too; the daemon is in no mount namespace of its own", root))
+		}
+	}
 	if err := outer.showAt(view); err != nil {
 		return nil, fmt.Errorf("runc: show the cgroup trees to the daemon: %w", err)
+	}
+	if h.Mode != ModeUnified {
+		outer.roots = p.roots // where the folder still is if cover fails
 	}
 	if err := p.cover(h); err != nil {
 		return nil, fmt.Errorf("runc: make what libcontainer sees of the cgroups read-only: %w", err)
@@ -346,14 +384,12 @@ func bind(from, to string) error {
 // remove removes the folder that place has made. The view stays, for whoever mounted what
 // it is in.
 func (p *placement) remove(ctx context.Context) error {
-	if err := p.uncover(); err != nil {
-		return fmt.Errorf("runc: uncover the cgroup trees: %w", err)
-	}
+	err := p.uncover()
 	outer := &placement{hosted: p.hosted, roots: p.roots}
 	if p.host.Mode == ModeUnified {
 		outer.roots = []string{cgroupRoot} // the folder cannot be removed from within
 	}
-	return removeFolder(ctx, outer)
+	return errors.Join(err, removeFolder(ctx, outer))
 }
 
 // allowDevices lets what is below the daemon's folder use the devices of a domain and no

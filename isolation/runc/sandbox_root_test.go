@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -638,5 +639,49 @@ func TestCgroupsAreReadOnly(t *testing.T) {
 	if f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0); !errors.Is(err, unix.EROFS) {
 		t.Errorf("cgroup.procs of %s: %v, want EROFS", dir, err)
 		f.Close()
+	}
+}
+
+// A sandbox can be made whatever the scheduler thinks of the daemon: its nice value and
+// another class than the usual are inherited (decision 24).
+func TestSchedulingIsInherited(t *testing.T) {
+	onCreators := func(f func() error) {
+		t.Helper()
+		var all, met sync.WaitGroup
+		met.Add(runtime.NumCPU()) // so that each thread takes one
+		for range runtime.NumCPU() {
+			all.Go(func() {
+				err := engine.creator.do(t.Context(), func(*thread) error {
+					met.Done()
+					met.Wait()
+					return f()
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	policy := func(p uint32) error {
+		return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: p}, 0)
+	}
+	for _, c := range []struct {
+		name string
+		set  func() error
+		want string // nice and policy, fields 19 and 41 of proc_pid_stat(5)
+	}{
+		{"nice", func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, 5) }, "5 3\n"},
+		{"idle", func() error { return policy(unix.SCHED_IDLE) }, "0 5\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onCreators(c.set)
+			defer onCreators(func() error { return errors.Join(policy(unix.SCHED_NORMAL), unix.Setpriority(unix.PRIO_PROCESS, 0, 0)) })
+			s := create(t, hostSpec(t, isolation.RuntimeDomain))
+			conn := start(t, s, isolation.RuntimeDomain)
+			if got, _ := shell(t, s, conn, "cut -d' ' -f19,41 /proc/self/stat"); got != c.want {
+				t.Errorf("nice value and policy are %q, want %q", got, c.want)
+			}
+		})
 	}
 }
