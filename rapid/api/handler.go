@@ -221,6 +221,9 @@ func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated b
 				err = nil
 			}
 		}
+	} else if n > limit { // too large, or cut short before it is: not worth its memory
+		seen, err = io.Copy(io.Discard, io.LimitReader(r.Body, limit+1+maxDiscard))
+		return nil, seen, seen > limit, seen <= limit && err != nil
 	} else {
 		b, err = io.ReadAll(io.LimitReader(r.Body, limit+1))
 		seen = int64(len(b))
