@@ -25,9 +25,9 @@ import (
 var (
 	// ErrTooMany says that Max invocations wait for their answers already; the
 	// front makes a 429 of it (INV-23).
-	ErrTooMany = errors.New("fleet: every sandbox is busy")
+	ErrTooMany = errors.New("every sandbox is busy")
 	// ErrClosed says that Shutdown was called before a sandbox took the invocation.
-	ErrClosed = errors.New("fleet: shut down")
+	ErrClosed = errors.New("shut down")
 )
 
 // patience is how long a request that could have a new sandbox waits for one that
@@ -228,7 +228,7 @@ func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 				}
 			}
 			f.mu.Unlock()
-			return nil, fmt.Errorf("fleet: wait for a sandbox: %w", ctx.Err())
+			return nil, fmt.Errorf("wait for a sandbox: %w", ctx.Err())
 		}
 	}
 }

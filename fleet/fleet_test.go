@@ -310,7 +310,7 @@ func TestWaiterThatLeavesGivesItsPlaceBack(t *testing.T) {
 		left := r.start(ctx, "2")
 		synctest.Wait()
 		cancel()
-		r.want(left, "! fleet: wait for a sandbox: context canceled")
+		r.want(left, "! wait for a sandbox: context canceled")
 		r.want(r.start(t.Context(), "3"), "a")
 		time.Sleep(time.Second)
 		if got, _ := r.boxes[0].history(); !slices.Equal(got, []string{"1", "3"}) {
@@ -387,7 +387,7 @@ func (a *asked) Done() <-chan struct{} {
 }
 
 func TestDeath(t *testing.T) {
-	host := errors.New("rapid: the host is to blame")
+	host := errors.New("the host is to blame")
 	tests := []struct {
 		name string
 		max  int
@@ -409,7 +409,7 @@ func TestDeath(t *testing.T) {
 		}, []string{"a", "b"}, []string{"1", "2"}},
 		{"with an error that may mean it ran", 1, func(s *fake) {
 			s.invoke = func(s *fake) error { return host }
-		}, []string{"! fleet: invoke sandbox a: " + host.Error(), "b"}, []string{"1"}},
+		}, []string{"! invoke sandbox a: " + host.Error(), "b"}, []string{"1"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -440,8 +440,8 @@ func TestDeath(t *testing.T) {
 func TestStillbornSandbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, Config{Max: 1}, func(s *fake) { s.invoke = func(*fake) error { return rapid.ErrDead } })
-		r.want(r.start(t.Context(), "1"), "! fleet: invoke sandbox a: "+rapid.ErrDead.Error())
-		r.want(r.start(t.Context(), "2"), "! fleet: invoke sandbox b: "+rapid.ErrDead.Error())
+		r.want(r.start(t.Context(), "1"), "! invoke sandbox a: "+rapid.ErrDead.Error())
+		r.want(r.start(t.Context(), "2"), "! invoke sandbox b: "+rapid.ErrDead.Error())
 		r.shutdown()
 	})
 }

@@ -26,7 +26,7 @@ func (f *Fleet) keep(m *member) {
 	defer cancel()
 	err := m.sandbox.Close(ctx)
 	if err != nil {
-		err = fmt.Errorf("fleet: close sandbox %s: %w", m.sandbox.ID(), err)
+		err = fmt.Errorf("close sandbox %s: %w", m.sandbox.ID(), err)
 	}
 	f.mu.Lock()
 	closing := f.closing

@@ -42,7 +42,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 		}
 		if errors.Is(err, rapid.ErrUnavailable) || errors.Is(err, rapid.ErrDuplicate) { // the sandbox is well
 			l.unused()
-			return nil, fmt.Errorf("fleet: invoke sandbox %s: %w", l.m.sandbox.ID(), err)
+			return nil, fmt.Errorf("invoke sandbox %s: %w", l.m.sandbox.ID(), err)
 		}
 		l.broke()
 		if l.f.life.Err() != nil {
@@ -53,7 +53,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 		// take its first invocation is a fault to tell, not to repeat.
 		unseen := errors.Is(err, rapid.ErrDead) || errors.Is(err, rapid.ErrBusy)
 		if fresh || !unseen {
-			return nil, fmt.Errorf("fleet: invoke sandbox %s: %w", l.m.sandbox.ID(), err)
+			return nil, fmt.Errorf("invoke sandbox %s: %w", l.m.sandbox.ID(), err)
 		}
 		if err := l.exchange(); err != nil {
 			return nil, err
@@ -77,7 +77,7 @@ func (l *Lease) make() error {
 		if f.life.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrClosed, err)
 		}
-		return fmt.Errorf("fleet: make a sandbox: %w", err)
+		return fmt.Errorf("make a sandbox: %w", err)
 	}
 	m.sandbox, m.made = s, time.Now()
 	go f.keep(m)

@@ -49,11 +49,11 @@ func (f *Fleet) provision(ctx context.Context, m *member) error {
 	select {
 	case <-m.sandbox.Ready():
 	case <-m.sandbox.Ended():
-		return fmt.Errorf("fleet: provision sandbox %s: %w", m.sandbox.ID(), ErrNotReady)
+		return fmt.Errorf("provision sandbox %s: %w", m.sandbox.ID(), ErrNotReady)
 	case <-f.life.Done():
 		return ErrClosed
 	case <-ctx.Done():
-		return fmt.Errorf("fleet: provision sandbox %s: %w", m.sandbox.ID(), ctx.Err())
+		return fmt.Errorf("provision sandbox %s: %w", m.sandbox.ID(), ctx.Err())
 	}
 	f.mu.Lock()
 	if m.phase == warming { // else its keeper has found it dead

@@ -43,7 +43,7 @@ func (f *Fleet) cutShort(why error) {
 	select {
 	case <-f.drained:
 	default:
-		f.cut = cmp.Or(f.cut, fmt.Errorf("fleet: running invocations were cut short: %w", why))
+		f.cut = cmp.Or(f.cut, fmt.Errorf("running invocations were cut short: %w", why))
 	}
 }
 

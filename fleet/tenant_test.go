@@ -202,7 +202,7 @@ func TestSuccessorThatNeverComes(t *testing.T) {
 		time.Sleep(time.Hour)
 		select {
 		case answer := <-got:
-			if want := "! fleet: wait for a sandbox: context deadline exceeded"; answer != want {
+			if want := "! wait for a sandbox: context deadline exceeded"; answer != want {
 				t.Errorf("got %q, want %q", answer, want)
 			}
 		default:

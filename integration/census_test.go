@@ -19,7 +19,7 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // census counts what a daemon holds, and what the host holds of it, by kind: the

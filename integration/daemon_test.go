@@ -21,8 +21,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // folders are the places where a daemon keeps what it has. Several daemons of a

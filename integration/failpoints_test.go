@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // faultyBuild makes the build of sandboxd that has fail-points, unless it came with the

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,13 +113,13 @@ func ownedEntries(t *testing.T, folder string) []string {
 // folder that all daemons of the host share, and are links to their owners.
 func leases(t *testing.T, marked func(string) bool) []string {
 	t.Helper()
-	entries, err := os.ReadDir(instance.DefaultLeaseDir)
+	entries, err := os.ReadDir(subid.DefaultLeaseDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	var left []string
 	for _, e := range entries {
-		path := filepath.Join(instance.DefaultLeaseDir, e.Name())
+		path := filepath.Join(subid.DefaultLeaseDir, e.Name())
 		if owner, err := os.Readlink(path); err == nil && marked(owner) {
 			left = append(left, "lease "+path+" of "+owner)
 		}

@@ -9,8 +9,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sandboxd/sandboxd/failpoint"
 	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // soakFaults are what a faulted cycle may suffer. Of 1,000, weight many do; the rest

@@ -32,32 +32,32 @@ var idPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile
 // Validate reports the first thing that makes s unusable.
 func (s Spec) Validate() error {
 	if !idPattern().MatchString(s.ID) {
-		return fmt.Errorf("isolation: sandbox id %q: want 1 to 40 of a-z, 0-9 and -, not starting with -", s.ID)
+		return fmt.Errorf("sandbox id %q: want 1 to 40 of a-z, 0-9 and -, not starting with -", s.ID)
 	}
 	if s.IDBase < IDCount {
-		return fmt.Errorf("isolation: sandbox %s: host id base %d would map host system users; use at least %d", s.ID, s.IDBase, IDCount)
+		return fmt.Errorf("sandbox %s: host id base %d would map host system users; use at least %d", s.ID, s.IDBase, IDCount)
 	}
 	if len(s.Domains) == 0 {
-		return fmt.Errorf("isolation: sandbox %s has no domain", s.ID)
+		return fmt.Errorf("sandbox %s has no domain", s.ID)
 	}
 	for _, d := range s.Domains {
 		if d != RuntimeDomain && d != ExtensionDomain {
-			return fmt.Errorf("isolation: sandbox %s: unknown domain %q", s.ID, d)
+			return fmt.Errorf("sandbox %s: unknown domain %q", s.ID, d)
 		}
 	}
 	for _, m := range s.Mounts {
 		if !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" {
-			return fmt.Errorf("isolation: sandbox %s: mount target %q is not a clean absolute path below /", s.ID, m.Target)
+			return fmt.Errorf("sandbox %s: mount target %q is not a clean absolute path below /", s.ID, m.Target)
 		}
 		if len(m.Sources) == 0 {
-			return fmt.Errorf("isolation: sandbox %s: mount %s has no source", s.ID, m.Target)
+			return fmt.Errorf("sandbox %s: mount %s has no source", s.ID, m.Target)
 		}
 	}
 	if _, ok := profiles[s.Profile()]; !ok {
-		return fmt.Errorf("isolation: sandbox %s: unknown seccomp profile %q", s.ID, s.Seccomp)
+		return fmt.Errorf("sandbox %s: unknown seccomp profile %q", s.ID, s.Seccomp)
 	}
 	if err := s.Network.validate(); err != nil {
-		return fmt.Errorf("isolation: sandbox %s: network: %w", s.ID, err)
+		return fmt.Errorf("sandbox %s: network: %w", s.ID, err)
 	}
 	return nil
 }
@@ -102,10 +102,10 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		return nil, err
 	}
 	if !slices.Contains(s.Domains, domain) {
-		return nil, fmt.Errorf("isolation: sandbox %s has no domain %q", s.ID, domain)
+		return nil, fmt.Errorf("sandbox %s has no domain %q", s.ID, domain)
 	}
 	if p.Rootfs == "" || (p.NetNS == "") != (s.Network.Mode == NetworkHost) || p.Init == "" || p.Dev == "" {
-		return nil, errors.New("isolation: config needs root, network namespace, init handler and devices")
+		return nil, errors.New("config needs root, network namespace, init handler and devices")
 	}
 	hostname := s.Hostname
 	if hostname == "" {

@@ -61,10 +61,10 @@ func without(groups, others []ruleGroup) []ruleGroup {
 func SeccompConfig(name, arch string) (*configs.Seccomp, error) {
 	p, ok := profiles[name]
 	if !ok {
-		return nil, fmt.Errorf("isolation: unknown seccomp profile %q", name)
+		return nil, fmt.Errorf("unknown seccomp profile %q", name)
 	}
 	if arch != amd64 && arch != arm64 {
-		return nil, fmt.Errorf("isolation: no seccomp profile for %s", arch)
+		return nil, fmt.Errorf("no seccomp profile for %s", arch)
 	}
 	enosys, eperm := uint(unix.ENOSYS), uint(unix.EPERM)
 	c := &configs.Seccomp{DefaultAction: configs.Errno, DefaultErrnoRet: &enosys, Architectures: []string{arch}}

@@ -25,7 +25,7 @@ type Client struct {
 func (s *Sandbox) NewClient() *Client { return &Client{s: s, gen: s.gen.Load()} }
 
 // ErrClosed says that the caller's generation of processes is gone: close its connection.
-var ErrClosed = errors.New("rapid: the processes that made the connection are gone")
+var ErrClosed = errors.New("the processes that made the connection are gone")
 
 // Next blocks until the runtime has an event (section 1.3). When ctx ends first, an
 // event that was on its way is delivered again (RT-25).

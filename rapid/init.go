@@ -253,4 +253,4 @@ func (s *Sandbox) lastWords(done func() bool) {
 
 // ErrLost is what Run returns after a domain was lost: out of memory, or killed from
 // outside.
-var ErrLost = errors.New("rapid: the processes of the sandbox are gone: out of memory, or killed from outside")
+var ErrLost = errors.New("the processes of the sandbox are gone: out of memory, or killed from outside")

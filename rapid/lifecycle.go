@@ -5,9 +5,9 @@ import (
 	"errors"
 	"time"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
-	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // State is where a sandbox is in its life.

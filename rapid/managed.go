@@ -29,7 +29,7 @@ const (
 var managedAgentType = regexp.MustCompile(`Extension\.[A-Z][a-zA-Z]+`)
 
 // ErrTooManyWorkers says that no more calls of next can wait (RT-60).
-var ErrTooManyWorkers = errors.New("rapid: Runtime.TooManyIdleRuntimes: too many calls of next wait")
+var ErrTooManyWorkers = errors.New("Runtime.TooManyIdleRuntimes: too many calls of next wait")
 
 // answerBody says which answer of an invocation has begun.
 type answerBody int

@@ -119,7 +119,7 @@ func (m *restoreNextMsg) serve(s *Sandbox) {
 }
 
 // ErrUnknownToken says that nobody in the sandbox has that token.
-var ErrUnknownToken = errors.New("rapid: unknown token")
+var ErrUnknownToken = errors.New("unknown token")
 
 type credentialsMsg struct {
 	token string

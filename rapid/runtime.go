@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // runtimeState is the protocol state of the runtime, with the names of section 1.8.

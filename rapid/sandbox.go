@@ -297,12 +297,12 @@ func (s *Sandbox) Running() <-chan struct{} { return s.clock.Running() }
 
 // Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
 var (
-	ErrBusy = errors.New("rapid: the sandbox has an invocation already")
-	ErrDead = errors.New("rapid: the sandbox has ended")
+	ErrBusy = errors.New("the sandbox has an invocation already")
+	ErrDead = errors.New("the sandbox has ended")
 	// ErrUnavailable and ErrDuplicate are of managed mode: no worker of the runtime asks
 	// for an event, or an invocation has the id of one that runs (RT-65).
-	ErrUnavailable = errors.New("rapid: no worker of the runtime asks for an event")
-	ErrDuplicate   = errors.New("rapid: an invocation with this id runs already")
+	ErrUnavailable = errors.New("no worker of the runtime asks for an event")
+	ErrDuplicate   = errors.New("an invocation with this id runs already")
 )
 
 // Invoke runs one invocation and returns when the runtime's answer is complete
@@ -412,4 +412,4 @@ func (o *over) end() {
 func (r *Result) Tail() []byte { return r.tail }
 
 // hostError wraps a fault of the host, not of the function.
-func hostError(what string, err error) error { return fmt.Errorf("rapid: %s: %w", what, err) }
+func hostError(what string, err error) error { return fmt.Errorf("%s: %w", what, err) }

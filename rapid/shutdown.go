@@ -105,7 +105,7 @@ func (s *Sandbox) stopDomains() error {
 	if len(errs) == 0 {
 		s.timer.Reset(exitEventWait)
 		if !s.waitForExits(func() bool { return !s.alive(false) }) {
-			errs = append(errs, errors.New("rapid: exits are missing though the domains have stopped"))
+			errs = append(errs, errors.New("exits are missing though the domains have stopped"))
 		}
 	}
 	return errors.Join(errs...)

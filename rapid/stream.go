@@ -71,7 +71,7 @@ const streamPiece = 64 << 10
 
 // ErrStreamLimit is what ReadFrom returns when there are more bytes than
 // StreamLimits.Bytes.
-var ErrStreamLimit = errors.New("rapid: the streamed response exceeds its limit")
+var ErrStreamLimit = errors.New("the streamed response exceeds its limit")
 
 func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
 	st := &Stream{limits: limits, left: left, lent: make(chan *loan)}

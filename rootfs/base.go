@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // HostBase is the name of the base that shows the host's own programs.
@@ -40,7 +42,7 @@ type BaseOptions struct {
 // Of a directory tree every directory of its root is shown, and of its /var; links
 // there become links of the sandbox's root, where they cannot leave it. proc, sys,
 // dev and tmp are not even looked at. etc, var, opt, var/task and var/runtime are
-// directories of ours: an [InvalidError] if the tree has a link there. /etc is
+// directories of ours: an [invalid.Error] if the tree has a link there. /etc is
 // copied without what only root may read, and gets our users and host names.
 // Files at the tree's root and in its /var are left out.
 func Base(ctx context.Context, opts BaseOptions) (*Tree, error) {
@@ -76,12 +78,12 @@ type baseDir struct {
 func (b *baseDir) take(ctx context.Context, dir, scratch string) (*Tree, error) {
 	dir, err := realDir(dir)
 	if err != nil {
-		return nil, &InvalidError{Kind: ErrNotFound, File: b.given, Reason: "base tree cannot be opened", Err: unwrapPath(err),
+		return nil, &invalid.Error{Kind: invalid.NotFound, File: b.given, Reason: "base tree cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory, or " + HostBase}
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, fmt.Errorf("rootfs: open base: %w", err)
+		return nil, fmt.Errorf("open base: %w", err)
 	}
 	defer root.Close()
 	b.dir, b.root = dir, root
@@ -105,11 +107,11 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
-			return fmt.Errorf("rootfs: look at the host's root: %w", err)
+			return fmt.Errorf("look at the host's root: %w", err)
 		case info.Mode()&fs.ModeSymlink != 0: // a host with merged /usr
 			target, err := os.Readlink("/" + name)
 			if err != nil {
-				return fmt.Errorf("rootfs: look at the host's root: %w", err)
+				return fmt.Errorf("look at the host's root: %w", err)
 			}
 			t.Links = append(t.Links, Link{Path: "/" + name, Target: target})
 		case info.IsDir():
@@ -118,7 +120,7 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 	}
 	src, err := os.OpenRoot("/etc")
 	if err != nil {
-		return fmt.Errorf("rootfs: open the host's /etc: %w", err)
+		return fmt.Errorf("open the host's /etc: %w", err)
 	}
 	defer src.Close()
 	etc, err := makeEtc(ctx, scratch, "/etc", src, hostEtc)
@@ -145,7 +147,7 @@ func (b *baseDir) addLevel(level string) error {
 		return b.invalid(level, fmt.Sprintf("has more than %d entries", maxBaseNames), "give the root of a Linux system's files", nil)
 	}
 	if err != nil {
-		return b.invalid(level, "cannot be listed", "", unwrapPath(err))
+		return b.invalid(level, "cannot be listed", "", invalid.Cause(err))
 	}
 	for _, name := range names {
 		rel := path.Join(level, name)
@@ -154,7 +156,7 @@ func (b *baseDir) addLevel(level string) error {
 		}
 		info, err := b.root.Lstat(rel)
 		if err != nil {
-			return b.invalid(rel, "cannot be examined", "", unwrapPath(err))
+			return b.invalid(rel, "cannot be examined", "", invalid.Cause(err))
 		}
 		if err := b.addEntry(rel, info); err != nil {
 			return err
@@ -172,7 +174,7 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 	case info.Mode()&fs.ModeSymlink != 0:
 		target, err := b.root.Readlink(rel)
 		if err != nil {
-			return b.invalid(rel, "cannot be examined", "", unwrapPath(err))
+			return b.invalid(rel, "cannot be examined", "", invalid.Cause(err))
 		}
 		b.tree.Links = append(b.tree.Links, Link{Path: "/" + rel, Target: target})
 	case info.IsDir():
@@ -182,7 +184,7 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 			return nil
 		}
 		if err != nil && !errors.Is(err, errBound) {
-			return b.invalid(rel, "cannot be listed", "", unwrapPath(err))
+			return b.invalid(rel, "cannot be listed", "", invalid.Cause(err))
 		}
 		b.tree.addMount("/"+rel, filepath.Join(b.dir, rel))
 	case info.Mode().IsRegular() && b.whole:
@@ -195,7 +197,7 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
 	src, err := b.root.OpenRoot("etc")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return b.invalid("etc", "cannot be opened", "", unwrapPath(err))
+		return b.invalid("etc", "cannot be opened", "", invalid.Cause(err))
 	}
 	if src != nil {
 		defer src.Close()
@@ -209,7 +211,7 @@ func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
 }
 
 func (b *baseDir) invalid(rel, reason, fix string, err error) error {
-	return &InvalidError{Kind: ErrBase, File: b.given, Entry: rel, Reason: reason, Fix: fix, Err: err}
+	return &invalid.Error{Kind: invalid.Base, File: b.given, Entry: rel, Reason: reason, Fix: fix, Err: err}
 }
 
 // realDir gives a directory's absolute path without links in it.
@@ -230,6 +232,9 @@ func realDir(dir string) (string, error) {
 	}
 	return abs, nil
 }
+
+// errBound says that a directory has more entries than are looked at.
+var errBound = errors.New("too many entries")
 
 // readNames lists an open directory, sorted, or fails with errBound above most.
 func readNames(f *os.File, most int) ([]string, error) {

@@ -11,30 +11,33 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // makeTree makes files, folders (names that end with a slash) and links below a new
 // folder.
-func makeTree(t testing.TB, files ...file) string {
+func makeTree(t testing.TB, files ...ziptest.File) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, f := range files {
-		name := filepath.Join(dir, f.name)
+		name := filepath.Join(dir, f.Name)
 		err := os.MkdirAll(filepath.Dir(name), 0o755)
 		switch {
 		case err != nil:
-		case f.mode&fs.ModeSymlink != 0:
-			err = os.Symlink(f.body, name)
-		case strings.HasSuffix(f.name, "/"):
+		case f.Mode&fs.ModeSymlink != 0:
+			err = os.Symlink(f.Body, name)
+		case strings.HasSuffix(f.Name, "/"):
 			err = os.MkdirAll(name, 0o755)
-		case f.mode&fs.ModeNamedPipe != 0:
+		case f.Mode&fs.ModeNamedPipe != 0:
 			err = unix.Mkfifo(name, 0o644)
 		default:
-			mode := f.mode
+			mode := f.Mode
 			if mode == 0 {
 				mode = 0o644
 			}
-			if err = os.WriteFile(name, []byte(f.body), 0o600); err == nil {
+			if err = os.WriteFile(name, []byte(f.Body), 0o600); err == nil {
 				err = os.Chmod(name, mode)
 			}
 		}
@@ -140,30 +143,30 @@ func TestBaseHost(t *testing.T) {
 func TestBaseDirHostile(t *testing.T) {
 	tests := []struct {
 		name  string
-		files []file
+		files []ziptest.File
 		entry string // named by the error; "" means that the tree is taken
 	}{
-		{"etc is a link", []file{{"etc", link, "/etc"}}, "etc"},
-		{"var is a link", []file{{"var", link, "/var"}}, "var"},
-		{"opt is a link", []file{{"opt", link, "/root"}}, "opt"},
-		{"var/task is a link", []file{{"var/task", link, "/etc"}}, "var/task"},
-		{"var/runtime is a link", []file{{"var/runtime", link, "../../.."}}, "var/runtime"},
-		{"etc is a file", []file{{name: "etc"}}, "etc"},
-		{"var is a fifo", []file{{name: "var", mode: fs.ModeNamedPipe}}, "var"},
-		{"proc, sys, dev and tmp are links", []file{{"proc", link, "/etc"}, {"sys", link, "/"}, {"dev", link, "/dev"}, {"tmp", link, "/root"}}, ""},
-		{"links in etc", []file{{"etc/shadow", link, "/etc/shadow"}, {"etc/passwd", link, "/etc/passwd"}, {"etc/hosts", link, "../../../../etc/hosts"}}, ""},
-		{"fifo in etc", []file{{name: "etc/pipe", mode: fs.ModeNamedPipe}}, ""},
+		{"etc is a link", []ziptest.File{{Name: "etc", Mode: link, Body: "/etc"}}, "etc"},
+		{"var is a link", []ziptest.File{{Name: "var", Mode: link, Body: "/var"}}, "var"},
+		{"opt is a link", []ziptest.File{{Name: "opt", Mode: link, Body: "/root"}}, "opt"},
+		{"var/task is a link", []ziptest.File{{Name: "var/task", Mode: link, Body: "/etc"}}, "var/task"},
+		{"var/runtime is a link", []ziptest.File{{Name: "var/runtime", Mode: link, Body: "../../.."}}, "var/runtime"},
+		{"etc is a file", []ziptest.File{{Name: "etc"}}, "etc"},
+		{"var is a fifo", []ziptest.File{{Name: "var", Mode: fs.ModeNamedPipe}}, "var"},
+		{"proc, sys, dev and tmp are links", []ziptest.File{{Name: "proc", Mode: link, Body: "/etc"}, {Name: "sys", Mode: link, Body: "/"}, {Name: "dev", Mode: link, Body: "/dev"}, {Name: "tmp", Mode: link, Body: "/root"}}, ""},
+		{"links in etc", []ziptest.File{{Name: "etc/shadow", Mode: link, Body: "/etc/shadow"}, {Name: "etc/passwd", Mode: link, Body: "/etc/passwd"}, {Name: "etc/hosts", Mode: link, Body: "../../../../etc/hosts"}}, ""},
+		{"fifo in etc", []ziptest.File{{Name: "etc/pipe", Mode: fs.ModeNamedPipe}}, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, scratch := makeTree(t, tt.files...), t.TempDir()
 			tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
 			if tt.entry != "" {
-				invalid, ok := errors.AsType[*InvalidError](err)
-				if !ok || invalid.Kind != ErrBase || invalid.Entry != tt.entry {
-					t.Errorf("error %v, want ErrBase for %s", err, tt.entry)
+				bad, ok := errors.AsType[*invalid.Error](err)
+				if !ok || bad.Kind != invalid.Base || bad.Entry != tt.entry {
+					t.Errorf("error %v, want invalid.Base for %s", err, tt.entry)
 				}
-				wantTree(t, scratch)
+				ziptest.WantTree(t, scratch)
 				return
 			}
 			if err != nil {
@@ -183,11 +186,11 @@ func TestBaseDirHostile(t *testing.T) {
 
 func TestBaseDir(t *testing.T) {
 	dir := makeTree(t,
-		file{name: "usr/bin/sh", mode: 0o755, body: "x"}, file{"bin", link, "usr/bin"}, file{name: "home/"}, file{name: ".marker"},
-		file{name: "etc/app/conf", body: "1"}, file{name: "etc/key", mode: 0o600}, file{name: "etc/hostname", body: "image"},
-		file{name: "etc/tool", mode: 0o755 | fs.ModeSetuid},
-		file{name: "opt/low", body: "1"}, file{name: "var/lang/bin/python3.12", mode: 0o755}, file{name: "var/task/old"},
-		file{"var/run", link, "../run"}, file{name: "var/runtime/bootstrap", mode: 0o755, body: "#!/bin/sh\n"}, file{name: "run/x"})
+		ziptest.File{Name: "usr/bin/sh", Mode: 0o755, Body: "x"}, ziptest.File{Name: "bin", Mode: link, Body: "usr/bin"}, ziptest.File{Name: "home/"}, ziptest.File{Name: ".marker"},
+		ziptest.File{Name: "etc/app/conf", Body: "1"}, ziptest.File{Name: "etc/key", Mode: 0o600}, ziptest.File{Name: "etc/hostname", Body: "image"},
+		ziptest.File{Name: "etc/tool", Mode: 0o755 | fs.ModeSetuid},
+		ziptest.File{Name: "opt/low", Body: "1"}, ziptest.File{Name: "var/lang/bin/python3.12", Mode: 0o755}, ziptest.File{Name: "var/task/old"},
+		ziptest.File{Name: "var/run", Mode: link, Body: "../run"}, ziptest.File{Name: "var/runtime/bootstrap", Mode: 0o755, Body: "#!/bin/sh\n"}, ziptest.File{Name: "run/x"})
 	tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +212,7 @@ func TestBaseDir(t *testing.T) {
 		t.Errorf("directories %q", tree.Dirs)
 	}
 	etc := mountOf(tree, "/etc")[0]
-	wantTree(t, etc, "app", "app/conf", "hostname", "tool", "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf")
+	ziptest.WantTree(t, etc, "app", "app/conf", "hostname", "tool", "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf")
 	if info, err := os.Stat(filepath.Join(etc, "tool")); err != nil || info.Mode() != 0o755 {
 		t.Errorf("tool: %v, %v", info.Mode(), err)
 	}
@@ -217,34 +220,34 @@ func TestBaseDir(t *testing.T) {
 
 func TestBaseDirCaps(t *testing.T) {
 	t.Run("sparse giant in etc", func(t *testing.T) {
-		dir, scratch := makeTree(t, file{name: "etc/big"}), t.TempDir()
+		dir, scratch := makeTree(t, ziptest.File{Name: "etc/big"}), t.TempDir()
 		if err := os.Truncate(filepath.Join(dir, "etc/big"), 1<<40); err != nil {
 			t.Fatal(err)
 		}
 		_, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
-		if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "big") {
-			t.Errorf("error %v, want ErrTooLarge for big", err)
+		if !errors.Is(err, invalid.TooLarge) || !strings.Contains(err.Error(), "big") {
+			t.Errorf("error %v, want invalid.TooLarge for big", err)
 		}
-		wantTree(t, scratch)
+		ziptest.WantTree(t, scratch)
 	})
 	t.Run("deep etc", func(t *testing.T) {
-		dir := makeTree(t, file{name: "etc/" + strings.Repeat("d/", 40)})
-		if _, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()}); !errors.Is(err, ErrTooLarge) {
-			t.Errorf("error %v, want ErrTooLarge", err)
+		dir := makeTree(t, ziptest.File{Name: "etc/" + strings.Repeat("d/", 40)})
+		if _, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()}); !errors.Is(err, invalid.TooLarge) {
+			t.Errorf("error %v, want invalid.TooLarge", err)
 		}
 	})
 	t.Run("wide root", func(t *testing.T) {
-		var files []file
+		var files []ziptest.File
 		for i := range maxBaseNames + 1 {
-			files = append(files, file{name: "d" + strings.Repeat("x", i%200) + string(rune('a'+i/200)) + "/"})
+			files = append(files, ziptest.File{Name: "d" + strings.Repeat("x", i%200) + string(rune('a'+i/200)) + "/"})
 		}
-		if _, err := Base(t.Context(), BaseOptions{Base: makeTree(t, files...), Scratch: t.TempDir()}); !errors.Is(err, ErrBase) {
-			t.Errorf("error %v, want ErrBase", err)
+		if _, err := Base(t.Context(), BaseOptions{Base: makeTree(t, files...), Scratch: t.TempDir()}); !errors.Is(err, invalid.Base) {
+			t.Errorf("error %v, want invalid.Base", err)
 		}
 	})
 	t.Run("missing", func(t *testing.T) {
-		if _, err := Base(t.Context(), BaseOptions{Base: filepath.Join(t.TempDir(), "none"), Scratch: t.TempDir()}); !errors.Is(err, ErrNotFound) {
-			t.Errorf("error %v, want ErrNotFound", err)
+		if _, err := Base(t.Context(), BaseOptions{Base: filepath.Join(t.TempDir(), "none"), Scratch: t.TempDir()}); !errors.Is(err, invalid.NotFound) {
+			t.Errorf("error %v, want invalid.NotFound", err)
 		}
 	})
 }

@@ -10,6 +10,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // Caps of one copied /etc; far above what systems have.
@@ -39,14 +41,14 @@ func newCopier(ctx context.Context, from string, src, dst *os.Root, skip func(st
 }
 
 func (c *copier) tooLarge(rel, what string) error {
-	return &InvalidError{Kind: ErrTooLarge, File: c.from, Entry: rel, Reason: "has " + what,
+	return &invalid.Error{Kind: invalid.TooLarge, File: c.from, Entry: rel, Reason: "has " + what,
 		Fix: "this folder is copied for every function: leave out what does not belong in /etc"}
 }
 
 // copy takes over rel, which need not exist, with everything below it.
 func (c *copier) copy(rel string, depth int) error {
 	if err := c.ctx.Err(); err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	if c.skip(rel) {
 		return nil
@@ -56,7 +58,7 @@ func (c *copier) copy(rel string, depth int) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	if c.entries--; c.entries < 0 {
 		return c.tooLarge(rel, fmt.Sprintf("more than %d files", maxCopyEntries))
@@ -78,7 +80,7 @@ func (c *copier) copyLink(rel string) error {
 		err = c.dst.Symlink(target, rel)
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	return nil
 }
@@ -89,10 +91,10 @@ func (c *copier) copyDir(rel string, depth int) error {
 	}
 	if rel != "." {
 		if err := c.dst.Mkdir(rel, 0o755); err != nil {
-			return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+			return fmt.Errorf("copy %s: %w", c.from, err)
 		}
 		if err := c.dst.Chmod(rel, 0o755); err != nil {
-			return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+			return fmt.Errorf("copy %s: %w", c.from, err)
 		}
 	}
 	names, err := dirNames(c.src, rel, c.entries)
@@ -100,7 +102,7 @@ func (c *copier) copyDir(rel string, depth int) error {
 		return c.tooLarge(rel, fmt.Sprintf("more than %d files", maxCopyEntries))
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	for _, name := range names {
 		if err := c.copy(path.Join(rel, name), depth+1); err != nil {
@@ -116,34 +118,34 @@ func (c *copier) copyFile(rel string) (err error) {
 		return nil // removed meanwhile
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	defer in.Close()
 	info, err := in.Stat()
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
 		return nil // replaced meanwhile
 	}
 	if info.Size() > c.bytes { // also a sparse giant, before it is read
-		return c.tooLarge(rel, "more than "+megabytes(maxCopyBytes))
+		return c.tooLarge(rel, "more than "+invalid.Megabytes(maxCopyBytes))
 	}
 	out, err := c.dst.OpenFile(rel, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	defer func() {
 		if cerr := out.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("rootfs: copy %s: %w", c.from, cerr)
+			err = fmt.Errorf("copy %s: %w", c.from, cerr)
 		}
 	}()
 	n, err := io.Copy(out, io.LimitReader(in, c.bytes+1))
 	if err != nil {
-		return fmt.Errorf("rootfs: copy %s: %w", c.from, err)
+		return fmt.Errorf("copy %s: %w", c.from, err)
 	}
 	if c.bytes -= n; c.bytes < 0 {
-		return c.tooLarge(rel, "more than "+megabytes(maxCopyBytes))
+		return c.tooLarge(rel, "more than "+invalid.Megabytes(maxCopyBytes))
 	}
 	return out.Chmod(0o644 | info.Mode().Perm()&0o111)
 }

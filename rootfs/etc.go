@@ -46,7 +46,7 @@ var hostEtc = []string{
 func makeEtc(ctx context.Context, scratch, from string, src *os.Root, patterns []string) (dir string, err error) {
 	made, err := os.MkdirTemp(scratch, "etc-")
 	if err != nil {
-		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+		return "", fmt.Errorf("make /etc: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -54,11 +54,11 @@ func makeEtc(ctx context.Context, scratch, from string, src *os.Root, patterns [
 		}
 	}()
 	if err := os.Chmod(made, 0o755); err != nil {
-		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+		return "", fmt.Errorf("make /etc: %w", err)
 	}
 	dst, err := os.OpenRoot(made)
 	if err != nil {
-		return "", fmt.Errorf("rootfs: make /etc: %w", err)
+		return "", fmt.Errorf("make /etc: %w", err)
 	}
 	defer dst.Close()
 	if src != nil {
@@ -83,7 +83,7 @@ func (c *copier) copyMatching(patterns []string) error {
 	}
 	names, err := dirNames(c.src, ".", maxCopyEntries)
 	if err != nil {
-		return fmt.Errorf("rootfs: list %s: %w", c.from, err)
+		return fmt.Errorf("list %s: %w", c.from, err)
 	}
 	for _, pattern := range patterns {
 		matches := []string{pattern}
@@ -120,7 +120,7 @@ func (c *copier) makeParents(rel string) error {
 			err = c.dst.Chmod(rel[:i], 0o755)
 		}
 		if err != nil {
-			return fmt.Errorf("rootfs: make /etc: %w", err)
+			return fmt.Errorf("make /etc: %w", err)
 		}
 	}
 	return nil
@@ -130,14 +130,14 @@ func (c *copier) makeParents(rel string) error {
 func writeFile(name, content string, perm os.FileMode) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("rootfs: make file: %w", err)
+		return fmt.Errorf("make file: %w", err)
 	}
 	defer f.Close()
 	if _, err := io.WriteString(f, content); err != nil {
-		return fmt.Errorf("rootfs: make file: %w", err)
+		return fmt.Errorf("make file: %w", err)
 	}
 	if err := f.Chmod(perm); err != nil {
-		return fmt.Errorf("rootfs: make file: %w", err)
+		return fmt.Errorf("make file: %w", err)
 	}
 	return f.Close()
 }

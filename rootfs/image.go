@@ -11,6 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // ImageOptions say what to run of a container image whose files are in a folder.
@@ -35,14 +38,14 @@ type ImageOptions struct {
 // whole tree is shown as [Base] shows a directory tree, and besides its /var/task and
 // the files of its root and of its /var. Layers of Lambda do not exist for images.
 //
-// Digest is left to the caller. What is wrong with the image is an [InvalidError]: of
-// kind ErrNoBootstrap, ErrNotExecutable or ErrArchitecture if its program could not be
-// started, ErrWorkingDir if not there, ErrBase if its tree has no form that can be
+// Digest is left to the caller. What is wrong with the image is an [invalid.Error]: of
+// kind invalid.NoBootstrap, invalid.NotExecutable or invalid.Architecture if its program could not be
+// started, invalid.WorkingDir if not there, invalid.Base if its tree has no form that can be
 // shown. On error nothing is left in Scratch.
 func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
 	scratch, err := os.MkdirTemp(opts.Scratch, "image-")
 	if err != nil {
-		return nil, fmt.Errorf("rootfs: prepare %s: %w", opts.Image, err)
+		return nil, fmt.Errorf("prepare %s: %w", opts.Image, err)
 	}
 	defer func() {
 		if err != nil {
@@ -78,7 +81,7 @@ func (f *Function) scanCode(ctx context.Context, opts ImageOptions) error {
 	for _, m := range f.Mounts {
 		if m.Target == taskDir {
 			code := pkg{given: opts.Image, dir: m.Sources[0], inside: taskDir}
-			return f.scanPackages(ctx, []pkg{code}, Limits{UnzippedBytes: math.MaxInt64})
+			return f.scanPackages(ctx, []pkg{code}, extract.Limits{UnzippedBytes: math.MaxInt64})
 		}
 	}
 	return nil
@@ -93,20 +96,20 @@ func findWorkingDir(v *view, opts ImageOptions) (string, error) {
 	if slices.Contains(engineDirs, first) {
 		return dir, nil
 	}
-	invalid := func(reason string) error {
-		return &InvalidError{Kind: ErrWorkingDir, File: opts.Image, Entry: dir, Reason: "the image's WorkingDir " + reason,
+	bad := func(reason string) error {
+		return &invalid.Error{Kind: invalid.WorkingDir, File: opts.Image, Entry: dir, Reason: "the image's WorkingDir " + reason,
 			Fix: "make the directory in the image, readable for all, or change WORKDIR"}
 	}
 	n, err := v.resolve(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", invalid("does not exist")
+		return "", bad("does not exist")
 	case err != nil:
-		return "", fmt.Errorf("rootfs: look at the working directory of %s: %w", opts.Image, err)
+		return "", fmt.Errorf("look at the working directory of %s: %w", opts.Image, err)
 	case !n.mode.IsDir():
-		return "", invalid("is no directory")
+		return "", bad("is no directory")
 	case n.blocked != "" || n.mode&sandboxOthers == 0:
-		return "", invalid("is out of the sandbox user's reach")
+		return "", bad("is out of the sandbox user's reach")
 	}
 	return dir, nil
 }
@@ -114,7 +117,7 @@ func findWorkingDir(v *view, opts ImageOptions) (string, error) {
 // findEntrypoint gives the absolute path of the program to start (FE-02). As execvp
 // does, it goes on past files in the search path that cannot be executed.
 func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
-	missing := &InvalidError{Kind: ErrNoBootstrap, File: opts.Image, Reason: "the image has neither an Entrypoint nor a Cmd",
+	missing := &invalid.Error{Kind: invalid.NoBootstrap, File: opts.Image, Reason: "the image has neither an Entrypoint nor a Cmd",
 		Fix: "set ENTRYPOINT when the image is built"}
 	if len(opts.Argv) == 0 || opts.Argv[0] == "" {
 		return "", missing
@@ -124,7 +127,7 @@ func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
 	missing.Entry, missing.Reason = program, "the image's program does not exist"
 	missing.Fix = "correct ENTRYPOINT and CMD, or put the program into the image"
 	if !strings.Contains(program, "/") {
-		missing.Reason = fmt.Sprintf("the image's program is not in its PATH %q", shorten(opts.SearchPath))
+		missing.Reason = fmt.Sprintf("the image's program is not in its PATH %q", invalid.Shorten(opts.SearchPath))
 		candidates = nil
 		for _, d := range filepath.SplitList(opts.SearchPath) {
 			if path.IsAbs(d) {
@@ -141,7 +144,7 @@ func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
 			continue
 		}
 		if err != nil {
-			return "", fmt.Errorf("rootfs: look for the program of %s: %w", opts.Image, err)
+			return "", fmt.Errorf("look for the program of %s: %w", opts.Image, err)
 		}
 		if err = checkProgram(v, opts.Image, n); err == nil {
 			return c, nil

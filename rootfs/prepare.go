@@ -7,6 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // FunctionOptions say what a function is made of.
@@ -22,9 +26,9 @@ type FunctionOptions struct {
 	// Handler is needed by runtimes other than provided.*.
 	Handler string
 	// Limits bound code and layers; the zero value means the defaults.
-	Limits Limits
+	Limits extract.Limits
 	// Store keeps the extracted zips. It may be nil if nothing is a zip.
-	Store *Store
+	Store *store.Store
 	// Scratch is as in BaseOptions.
 	Scratch string
 	// Progress, if not nil, is told how far the extraction of a zip is, in bytes.
@@ -53,20 +57,20 @@ type Function struct {
 }
 
 // Prepare makes everything of a function that its sandboxes share. What is wrong
-// with the input is an [InvalidError]. On error nothing is left in Scratch; zips
+// with the input is an [invalid.Error]. On error nothing is left in Scratch; zips
 // that have been extracted stay in the Store.
 func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error) {
-	limits := opts.Limits.withDefaults()
+	limits := opts.Limits.WithDefaults()
 	lang, version, err := findRuntime(opts.Runtime)
 	if err != nil {
 		return nil, err
 	}
 	if lang != nil && opts.Handler == "" {
-		return nil, &InvalidError{Kind: ErrHandler, File: "handler", Reason: "is needed by runtime " + opts.Runtime,
+		return nil, &invalid.Error{Kind: invalid.Handler, File: "handler", Reason: "is needed by runtime " + opts.Runtime,
 			Fix: "name it, such as index.handler"}
 	}
 	if len(opts.Layers) > limits.Layers {
-		return nil, &InvalidError{Kind: ErrTooLarge, File: "layers",
+		return nil, &invalid.Error{Kind: invalid.TooLarge, File: "layers",
 			Reason: fmt.Sprintf("are %d, %d are allowed (ENV-36)", len(opts.Layers), limits.Layers), Fix: "merge some of them"}
 	}
 	packages, err := openPackages(ctx, opts, limits)
@@ -75,7 +79,7 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 	}
 	scratch, err := os.MkdirTemp(opts.Scratch, "function-")
 	if err != nil {
-		return nil, fmt.Errorf("rootfs: prepare %s: %w", opts.Code, err)
+		return nil, fmt.Errorf("prepare %s: %w", opts.Code, err)
 	}
 	defer func() {
 		if err != nil {
@@ -104,7 +108,7 @@ type pkg struct {
 }
 
 // openPackages opens the code, which comes first, and the layers.
-func openPackages(ctx context.Context, opts FunctionOptions, limits Limits) ([]pkg, error) {
+func openPackages(ctx context.Context, opts FunctionOptions, limits extract.Limits) ([]pkg, error) {
 	var packages []pkg
 	for i, given := range append([]string{opts.Code}, opts.Layers...) {
 		p := pkg{given: given, inside: optDir}
@@ -120,20 +124,20 @@ func openPackages(ctx context.Context, opts FunctionOptions, limits Limits) ([]p
 	return packages, nil
 }
 
-func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits Limits) error {
+func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits extract.Limits) error {
 	info, err := os.Stat(p.given)
 	if err != nil {
-		return &InvalidError{Kind: ErrNotFound, File: p.given, Reason: "cannot be opened", Err: unwrapPath(err),
+		return &invalid.Error{Kind: invalid.NotFound, File: p.given, Reason: "cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory or a zip file"}
 	}
 	if info.IsDir() {
 		if p.dir, err = realDir(p.given); err != nil {
-			return fmt.Errorf("rootfs: open %s: %w", p.given, err)
+			return fmt.Errorf("open %s: %w", p.given, err)
 		}
 		return nil
 	}
 	if opts.Store == nil {
-		return fmt.Errorf("rootfs: open %s: no store for zips was given", p.given)
+		return fmt.Errorf("open %s: no store for zips was given", p.given)
 	}
 	var progress func(done, total int64)
 	if opts.Progress != nil {
@@ -200,15 +204,15 @@ func (f *Function) findExtensions(v *view) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: look for extensions: %w", err)
+		return fmt.Errorf("look for extensions: %w", err)
 	}
 	names, err := v.list(dir)
 	if errors.Is(err, errBound) {
-		return &InvalidError{Kind: ErrTooLarge, File: "layers", Entry: optDir + "/extensions",
+		return &invalid.Error{Kind: invalid.TooLarge, File: "layers", Entry: optDir + "/extensions",
 			Reason: fmt.Sprintf("has more than %d entries in one layer", maxViewNames), Fix: "10 extensions are allowed (EX-04)"}
 	}
 	if err != nil {
-		return fmt.Errorf("rootfs: list extensions: %w", err)
+		return fmt.Errorf("list extensions: %w", err)
 	}
 	for _, name := range names {
 		n, _, err := v.lstat(path.Join(dir.path, name))
@@ -216,7 +220,7 @@ func (f *Function) findExtensions(v *view) error {
 			continue // whited out
 		}
 		if err != nil {
-			return fmt.Errorf("rootfs: look at extension %s: %w", name, err)
+			return fmt.Errorf("look at extension %s: %w", name, err)
 		}
 		if !n.mode.IsDir() {
 			f.Extensions = append(f.Extensions, name)

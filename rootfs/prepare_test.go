@@ -16,18 +16,23 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 const shell = "#!/bin/sh\n"
 
 // testBase is a small base tree with a shell and all interpreters.
-func testBase(t testing.TB, more ...file) string {
-	return makeTree(t, append([]file{
-		{name: "bin/sh", mode: 0o755, body: program(machines[runtime.GOARCH], elf.ELFCLASS64)},
-		{name: "usr/bin/python3.11", mode: 0o755, body: "x"}, {"usr/bin/python3", link, "python3.11"},
-		{name: "usr/bin/node", mode: 0o755, body: "junk v18 /download/release/v20.20.2/node-v20.20.2.tar.gz"},
-		{name: "usr/lib/jvm/java-17/bin/java", mode: 0o755, body: "x"}, {"usr/bin/java", link, "../lib/jvm/java-17/bin/java"},
-		{name: "usr/lib/jvm/java-17/release", body: "JAVA_RUNTIME_VERSION=\"21\"\nJAVA_VERSION=\"17.0.15\"\n"},
+func testBase(t testing.TB, more ...ziptest.File) string {
+	return makeTree(t, append([]ziptest.File{
+		{Name: "bin/sh", Mode: 0o755, Body: program(machines[runtime.GOARCH], elf.ELFCLASS64)},
+		{Name: "usr/bin/python3.11", Mode: 0o755, Body: "x"}, {Name: "usr/bin/python3", Mode: link, Body: "python3.11"},
+		{Name: "usr/bin/node", Mode: 0o755, Body: "junk v18 /download/release/v20.20.2/node-v20.20.2.tar.gz"},
+		{Name: "usr/lib/jvm/java-17/bin/java", Mode: 0o755, Body: "x"}, {Name: "usr/bin/java", Mode: link, Body: "../lib/jvm/java-17/bin/java"},
+		{Name: "usr/lib/jvm/java-17/release", Body: "JAVA_RUNTIME_VERSION=\"21\"\nJAVA_VERSION=\"17.0.15\"\n"},
 	}, more...)...)
 }
 
@@ -45,12 +50,15 @@ func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
 		opts.Base = testBase(t)
 	}
 	if opts.Store == nil {
-		opts.Store = openTestStore(t, t.TempDir())
+		var err error
+		if opts.Store, err = store.Open(t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	opts.Scratch = t.TempDir()
 	f, err := Prepare(t.Context(), opts)
 	if err != nil {
-		wantTree(t, opts.Scratch)
+		ziptest.WantTree(t, opts.Scratch)
 	}
 	return f, err
 }
@@ -58,20 +66,20 @@ func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
 // TestBootstrapLookup (ENV-23): code, then layers with the topmost first, then the
 // base; links are followed inside.
 func TestBootstrapLookup(t *testing.T) {
-	boot := func(body string) file { return file{name: "bootstrap", mode: 0o755, body: shell + body} }
-	with, without := makeTree(t, boot("")), makeTree(t, file{name: "x"})
+	boot := func(body string) ziptest.File { return ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell + body} }
+	with, without := makeTree(t, boot("")), makeTree(t, ziptest.File{Name: "x"})
 	tests := []struct {
 		name, code string
 		layers     []string
-		base       []file
+		base       []ziptest.File
 		want       string
 	}{
 		{"code", with, []string{with}, nil, "/var/task/bootstrap"},
 		{"layer", without, []string{with, without}, nil, "/opt/bootstrap"},
-		{"opt of the base", without, []string{without}, []file{{name: "opt/bootstrap", mode: 0o755, body: shell}}, "/opt/bootstrap"},
-		{"base", without, nil, []file{{name: "var/runtime/bootstrap", mode: 0o755, body: shell}}, "/var/runtime/bootstrap"},
-		{"link to a layer", makeTree(t, file{"bootstrap", link, "/opt/bootstrap"}), []string{with}, nil, "/var/task/bootstrap"},
-		{"dangling link", makeTree(t, file{"bootstrap", link, "/root/x"}), []string{with}, nil, "/opt/bootstrap"},
+		{"opt of the base", without, []string{without}, []ziptest.File{{Name: "opt/bootstrap", Mode: 0o755, Body: shell}}, "/opt/bootstrap"},
+		{"base", without, nil, []ziptest.File{{Name: "var/runtime/bootstrap", Mode: 0o755, Body: shell}}, "/var/runtime/bootstrap"},
+		{"link to a layer", makeTree(t, ziptest.File{Name: "bootstrap", Mode: link, Body: "/opt/bootstrap"}), []string{with}, nil, "/var/task/bootstrap"},
+		{"dangling link", makeTree(t, ziptest.File{Name: "bootstrap", Mode: link, Body: "/root/x"}), []string{with}, nil, "/opt/bootstrap"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -89,12 +97,12 @@ func TestBootstrapLookup(t *testing.T) {
 
 func TestPrepareZip(t *testing.T) {
 	dir := t.TempDir()
-	code := writeZip(t, dir, makeZip(t, file{name: "bootstrap", mode: 0o755, body: shell}, file{name: "key", mode: 0o600}))
+	code := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell}, ziptest.File{Name: "key", Mode: 0o600}))
 	layer := filepath.Join(dir, "layer.zip")
-	if err := os.WriteFile(layer, makeZip(t, file{name: "extensions/b", mode: 0o755}, file{name: "extensions/a"}, file{name: "extensions/d/x"}), 0o600); err != nil {
+	if err := os.WriteFile(layer, ziptest.Make(t, ziptest.File{Name: "extensions/b", Mode: 0o755}, ziptest.File{Name: "extensions/a"}, ziptest.File{Name: "extensions/d/x"}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	low := makeTree(t, file{name: "extensions/c"}, file{"extensions/l", link, "/etc/passwd"})
+	low := makeTree(t, ziptest.File{Name: "extensions/c"}, ziptest.File{Name: "extensions/l", Mode: link, Body: "/etc/passwd"})
 	f, err := prepareDir(t, FunctionOptions{Code: code, Layers: []string{low, layer}})
 	if err != nil {
 		t.Fatal(err)
@@ -115,18 +123,18 @@ func TestPrepareZip(t *testing.T) {
 }
 
 func TestExtensionsDisabled(t *testing.T) { // EX-05
-	layer := makeTree(t, file{name: "disable-extensions-jwigqn8j"}, file{name: "extensions/a"})
-	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "bootstrap", mode: 0o755, body: shell}), Layers: []string{layer}})
+	layer := makeTree(t, ziptest.File{Name: "disable-extensions-jwigqn8j"}, ziptest.File{Name: "extensions/a"})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell}), Layers: []string{layer}})
 	if err != nil || !f.ExtensionsDisabled {
 		t.Errorf("%+v, %v", f, err)
 	}
 }
 
 func TestPrepareErrors(t *testing.T) {
-	good := makeTree(t, file{name: "bootstrap", mode: 0o755, body: shell})
-	code := func(f ...file) string { return makeTree(t, f...) }
+	good := makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell})
+	code := func(f ...ziptest.File) string { return makeTree(t, f...) }
 	boot := func(mode fs.FileMode, body string) string {
-		return code(file{name: "bootstrap", mode: mode, body: body})
+		return code(ziptest.File{Name: "bootstrap", Mode: mode, Body: body})
 	}
 	locked := boot(0o755, shell)
 	if err := os.Chmod(locked, 0o700); err != nil {
@@ -136,46 +144,46 @@ func TestPrepareErrors(t *testing.T) {
 	if runtime.GOARCH == "arm64" {
 		other = elf.EM_X86_64
 	}
-	tooBig := writeZip(t, t.TempDir(), makeZip(t, file{name: "bootstrap", mode: 0o755, body: strings.Repeat("x", 100)}))
+	tooBig := ziptest.Write(t, t.TempDir(), ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: strings.Repeat("x", 100)}))
 	tests := []struct {
 		name string
 		opts FunctionOptions
 		kind error
 		says string
 	}{
-		{"no code", FunctionOptions{Code: filepath.Join(good, "none")}, ErrNotFound, "none"},
-		{"code is no zip", FunctionOptions{Code: filepath.Join(good, "bootstrap")}, ErrPackage, "zip -r"},
-		{"no bootstrap", FunctionOptions{Code: code(file{name: "main.py"})}, ErrNoBootstrap, "/var/task/bootstrap"},
-		{"bootstrap not executable", FunctionOptions{Code: boot(0o644, shell)}, ErrNotExecutable, "chmod 755"},
-		{"executable for its owner only", FunctionOptions{Code: boot(0o744, shell)}, ErrNotExecutable, "chmod 755"},
-		{"script that cannot be read", FunctionOptions{Code: boot(0o751, shell)}, ErrNotExecutable, "may not read"},
-		{"folder that cannot be entered", FunctionOptions{Code: locked}, ErrNotExecutable, "/var/task"},
-		{"bootstrap is a folder", FunctionOptions{Code: code(file{name: "bootstrap/x"})}, ErrNotExecutable, "is no file"},
-		{"bootstrap is a fifo", FunctionOptions{Code: code(file{name: "bootstrap", mode: fs.ModeNamedPipe})}, ErrNotExecutable, "is no file"},
-		{"bootstrap is text", FunctionOptions{Code: boot(0o755, "echo hello\n")}, ErrNotExecutable, "#!/bin/sh"},
-		{"bootstrap is empty", FunctionOptions{Code: boot(0o755, "")}, ErrNotExecutable, "#!/bin/sh"},
-		{"Windows line ends", FunctionOptions{Code: boot(0o755, "#!/bin/sh\r\necho\r\n")}, ErrNotExecutable, "dos2unix"},
-		{"interpreter is not there", FunctionOptions{Code: boot(0o755, "#! /usr/bin/zsh -e\n")}, ErrNotExecutable, "/usr/bin/zsh"},
-		{"interpreter is not named", FunctionOptions{Code: boot(0o755, "#!\n")}, ErrNotExecutable, "first line"},
-		{"other architecture", FunctionOptions{Code: boot(0o755, program(other, elf.ELFCLASS64))}, ErrArchitecture, archName(other)},
-		{"32 bit", FunctionOptions{Code: boot(0o755, program(machines[runtime.GOARCH], elf.ELFCLASS32))}, ErrArchitecture, "32-bit"},
-		{"stump of a program", FunctionOptions{Code: boot(0o755, elf.ELFMAG)}, ErrArchitecture, "beginning"},
-		{"unknown runtime", FunctionOptions{Code: good, Runtime: "cobol1.x", Handler: "h"}, ErrRuntime, "nodejs20.x"},
-		{"no handler", FunctionOptions{Code: good, Runtime: "nodejs20.x"}, ErrHandler, "nodejs20.x"},
-		{"no interpreter", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h"}, ErrRuntime, "version 3.11"},
-		{"no shell", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h", Base: t.TempDir()}, ErrRuntime, "/bin/sh"},
-		{"no Java client", FunctionOptions{Code: good, Runtime: "java17", Handler: "h"}, ErrClient, "mvn dependency:copy-dependencies"},
-		{"no Python client", FunctionOptions{Code: good, Runtime: "python3.11", Handler: "h"}, ErrClient, "pip install awslambdaric -t ."},
-		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, ErrClient, "npm install aws-lambda-ric"},
-		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, ErrTooLarge, "ENV-36"},
-		{"missing layer", FunctionOptions{Code: good, Layers: []string{"/nonexistent/layer"}}, ErrNotFound, "/nonexistent/layer"},
-		{"code and layer together", FunctionOptions{Code: tooBig, Layers: []string{tooBig}, Limits: Limits{UnzippedBytes: 150}}, ErrTooLarge, "50 bytes"},
-		{"no base", FunctionOptions{Code: good, Base: "/nonexistent/base"}, ErrNotFound, "/nonexistent/base"},
+		{"no code", FunctionOptions{Code: filepath.Join(good, "none")}, invalid.NotFound, "none"},
+		{"code is no zip", FunctionOptions{Code: filepath.Join(good, "bootstrap")}, invalid.Package, "zip -r"},
+		{"no bootstrap", FunctionOptions{Code: code(ziptest.File{Name: "main.py"})}, invalid.NoBootstrap, "/var/task/bootstrap"},
+		{"bootstrap not executable", FunctionOptions{Code: boot(0o644, shell)}, invalid.NotExecutable, "chmod 755"},
+		{"executable for its owner only", FunctionOptions{Code: boot(0o744, shell)}, invalid.NotExecutable, "chmod 755"},
+		{"script that cannot be read", FunctionOptions{Code: boot(0o751, shell)}, invalid.NotExecutable, "may not read"},
+		{"folder that cannot be entered", FunctionOptions{Code: locked}, invalid.NotExecutable, "/var/task"},
+		{"bootstrap is a folder", FunctionOptions{Code: code(ziptest.File{Name: "bootstrap/x"})}, invalid.NotExecutable, "is no file"},
+		{"bootstrap is a fifo", FunctionOptions{Code: code(ziptest.File{Name: "bootstrap", Mode: fs.ModeNamedPipe})}, invalid.NotExecutable, "is no file"},
+		{"bootstrap is text", FunctionOptions{Code: boot(0o755, "echo hello\n")}, invalid.NotExecutable, "#!/bin/sh"},
+		{"bootstrap is empty", FunctionOptions{Code: boot(0o755, "")}, invalid.NotExecutable, "#!/bin/sh"},
+		{"Windows line ends", FunctionOptions{Code: boot(0o755, "#!/bin/sh\r\necho\r\n")}, invalid.NotExecutable, "dos2unix"},
+		{"interpreter is not there", FunctionOptions{Code: boot(0o755, "#! /usr/bin/zsh -e\n")}, invalid.NotExecutable, "/usr/bin/zsh"},
+		{"interpreter is not named", FunctionOptions{Code: boot(0o755, "#!\n")}, invalid.NotExecutable, "first line"},
+		{"other architecture", FunctionOptions{Code: boot(0o755, program(other, elf.ELFCLASS64))}, invalid.Architecture, archName(other)},
+		{"32 bit", FunctionOptions{Code: boot(0o755, program(machines[runtime.GOARCH], elf.ELFCLASS32))}, invalid.Architecture, "32-bit"},
+		{"stump of a program", FunctionOptions{Code: boot(0o755, elf.ELFMAG)}, invalid.Architecture, "beginning"},
+		{"unknown runtime", FunctionOptions{Code: good, Runtime: "cobol1.x", Handler: "h"}, invalid.Runtime, "nodejs20.x"},
+		{"no handler", FunctionOptions{Code: good, Runtime: "nodejs20.x"}, invalid.Handler, "nodejs20.x"},
+		{"no interpreter", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h"}, invalid.Runtime, "version 3.11"},
+		{"no shell", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h", Base: t.TempDir()}, invalid.Runtime, "/bin/sh"},
+		{"no Java client", FunctionOptions{Code: good, Runtime: "java17", Handler: "h"}, invalid.Client, "mvn dependency:copy-dependencies"},
+		{"no Python client", FunctionOptions{Code: good, Runtime: "python3.11", Handler: "h"}, invalid.Client, "pip install awslambdaric -t ."},
+		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, invalid.Client, "npm install aws-lambda-ric"},
+		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, invalid.TooLarge, "ENV-36"},
+		{"missing layer", FunctionOptions{Code: good, Layers: []string{"/nonexistent/layer"}}, invalid.NotFound, "/nonexistent/layer"},
+		{"code and layer together", FunctionOptions{Code: tooBig, Layers: []string{tooBig}, Limits: extract.Limits{UnzippedBytes: 150}}, invalid.TooLarge, "50 bytes"},
+		{"no base", FunctionOptions{Code: good, Base: "/nonexistent/base"}, invalid.NotFound, "/nonexistent/base"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := prepareDir(t, tt.opts)
-			if !errors.As(err, new(*InvalidError)) || !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.says) {
+			if !errors.As(err, new(*invalid.Error)) || !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("error %v, want kind %q that says %q", err, tt.kind, tt.says)
 			}
 		})
@@ -183,7 +191,7 @@ func TestPrepareErrors(t *testing.T) {
 }
 
 func TestBootstrapArchitecture(t *testing.T) {
-	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "bootstrap", mode: 0o711, body: program(machines[runtime.GOARCH], elf.ELFCLASS64)})})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o711, Body: program(machines[runtime.GOARCH], elf.ELFCLASS64)})})
 	if err != nil || f.Bootstrap != "/var/task/bootstrap" {
 		t.Errorf("%+v, %v", f, err)
 	}
@@ -192,16 +200,16 @@ func TestBootstrapArchitecture(t *testing.T) {
 // TestLanguageBootstrap runs the made script with a wrapper (ENV-26) that shows what
 // would be started: RIC-02, RIC-03, RIC-04, RIC-05.
 func TestLanguageBootstrap(t *testing.T) {
-	show := filepath.Join(makeTree(t, file{name: "show", mode: 0o755, body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH"`}), "show")
-	node3 := makeTree(t, file{name: "node_modules/aws-lambda-ric/bin/index.mjs"})
-	node4 := makeTree(t, file{name: "nodejs/node_modules/aws-lambda-ric/index.mjs"})
-	python := makeTree(t, file{name: "awslambdaric/__main__.py"})
-	pythonLayer := makeTree(t, file{name: "python/lib/python3.11/site-packages/awslambdaric/__main__.py"})
-	node22 := makeTree(t, file{name: "bin/node", mode: 0o755, body: "/download/release/v22.1.0/"})
-	java := makeTree(t, file{name: "lib/aws-lambda-java-core-1.jar"}, file{name: "lib/aws-lambda-java-runtime-interface-client-2.10.1.jar"})
-	javaUnpacked := makeTree(t, file{name: "com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"})
+	show := filepath.Join(makeTree(t, ziptest.File{Name: "show", Mode: 0o755, Body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH"`}), "show")
+	node3 := makeTree(t, ziptest.File{Name: "node_modules/aws-lambda-ric/bin/index.mjs"})
+	node4 := makeTree(t, ziptest.File{Name: "nodejs/node_modules/aws-lambda-ric/index.mjs"})
+	python := makeTree(t, ziptest.File{Name: "awslambdaric/__main__.py"})
+	pythonLayer := makeTree(t, ziptest.File{Name: "python/lib/python3.11/site-packages/awslambdaric/__main__.py"})
+	node22 := makeTree(t, ziptest.File{Name: "bin/node", Mode: 0o755, Body: "/download/release/v22.1.0/"})
+	java := makeTree(t, ziptest.File{Name: "lib/aws-lambda-java-core-1.jar"}, ziptest.File{Name: "lib/aws-lambda-java-runtime-interface-client-2.10.1.jar"})
+	javaUnpacked := makeTree(t, ziptest.File{Name: "com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"})
 	const javaMain = "com.amazonaws.services.lambda.runtime.api.client.AWSLambda a b.c"
-	empty := makeTree(t, file{name: "main"})
+	empty := makeTree(t, ziptest.File{Name: "main"})
 	tests := []struct {
 		name string
 		opts FunctionOptions
@@ -256,8 +264,8 @@ func TestLanguageBootstrap(t *testing.T) {
 
 // TestLanguageImage: a base with a bootstrap of its own for the language keeps it.
 func TestLanguageImage(t *testing.T) {
-	base := testBase(t, file{name: "var/runtime/bootstrap", mode: 0o755, body: shell})
-	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, file{name: "x"}), Runtime: "nodejs22.x", Handler: "h", Base: base})
+	base := testBase(t, ziptest.File{Name: "var/runtime/bootstrap", Mode: 0o755, Body: shell})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, ziptest.File{Name: "x"}), Runtime: "nodejs22.x", Handler: "h", Base: base})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,11 +275,11 @@ func TestLanguageImage(t *testing.T) {
 }
 
 func TestScanWarnings(t *testing.T) {
-	files := []file{{name: "bootstrap", mode: 0o755, body: shell}, {name: "big", body: strings.Repeat("x", 1000)}}
+	files := []ziptest.File{{Name: "bootstrap", Mode: 0o755, Body: shell}, {Name: "big", Body: strings.Repeat("x", 1000)}}
 	for i := range 15 {
-		files = append(files, file{name: fmt.Sprintf("private%02d", i), mode: 0o600})
+		files = append(files, ziptest.File{Name: fmt.Sprintf("private%02d", i), Mode: 0o600})
 	}
-	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, files...), Limits: Limits{UnzippedBytes: 500}})
+	f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, files...), Limits: extract.Limits{UnzippedBytes: 500}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,8 +301,8 @@ func TestScanWarnings(t *testing.T) {
 func TestUmask(t *testing.T) {
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
-	code := writeZip(t, t.TempDir(), makeZip(t, file{name: "bootstrap", mode: 0o755, body: shell}, file{name: "a/b/awslambdaric"},
-		file{name: "awslambdaric/__main__.py"}))
+	code := ziptest.Write(t, t.TempDir(), ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell}, ziptest.File{Name: "a/b/awslambdaric"},
+		ziptest.File{Name: "awslambdaric/__main__.py"}))
 	f, err := prepareDir(t, FunctionOptions{Code: code, Base: HostBase})
 	if err != nil {
 		t.Fatal(err)

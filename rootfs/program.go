@@ -9,6 +9,8 @@ import (
 	"path"
 	"runtime"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // machines are the ELF machines that sandboxes run, by Go's name of the host's
@@ -32,13 +34,13 @@ func archName(m elf.Machine) string {
 // file is what the operator gave.
 func checkProgram(v *view, file string, prog node) error {
 	refuse := func(reason, fix string) error {
-		return &InvalidError{Kind: ErrNotExecutable, File: file, Entry: prog.path, Reason: reason, Fix: fix}
+		return &invalid.Error{Kind: invalid.NotExecutable, File: file, Entry: prog.path, Reason: reason, Fix: fix}
 	}
 	switch {
 	case !prog.mode.IsRegular():
 		return refuse("is no file", "put the program itself there")
 	case prog.blocked != "":
-		return refuse(fmt.Sprintf("is out of the sandbox user's reach: others may not search %q", shorten(prog.blocked)),
+		return refuse(fmt.Sprintf("is out of the sandbox user's reach: others may not search %q", invalid.Shorten(prog.blocked)),
 			"chmod o+rx that directory (and make the zip anew, if it is one)")
 	case prog.mode.Perm()&0o001 == 0:
 		return refuse(fmt.Sprintf("is not executable for others (mode %04o)", prog.mode.Perm()),
@@ -46,13 +48,13 @@ func checkProgram(v *view, file string, prog node) error {
 	}
 	f, err := prog.open()
 	if err != nil {
-		return refuse("cannot be read: "+unwrapPath(err).Error(), "")
+		return refuse("cannot be read: "+invalid.Cause(err).Error(), "")
 	}
 	defer f.Close()
 	head := make([]byte, 256) // the kernel's BINPRM_BUF_SIZE
 	n, err := io.ReadFull(f, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return fmt.Errorf("rootfs: read %s of %s: %w", prog.path, file, err)
+		return fmt.Errorf("read %s of %s: %w", prog.path, file, err)
 	}
 	head = head[:n]
 	switch {
@@ -74,7 +76,7 @@ func checkProgram(v *view, file string, prog node) error {
 		from = taskDir
 	}
 	if _, err := v.resolve(from + "/" + interpreter); err != nil || interpreter == "" {
-		return refuse(fmt.Sprintf("wants the interpreter %q, which the base does not have", shorten(interpreter)),
+		return refuse(fmt.Sprintf("wants the interpreter %q, which the base does not have", invalid.Shorten(interpreter)),
 			"correct its first line, or give another base")
 	}
 	return nil
@@ -83,12 +85,12 @@ func checkProgram(v *view, file string, prog node) error {
 // checkMachine compares the machine of an ELF header with the host's.
 func checkMachine(file, entry string, head []byte) error {
 	const classAt, dataAt, machineAt = elf.EI_CLASS, elf.EI_DATA, 18
-	invalid := func(reason string) error {
-		return &InvalidError{Kind: ErrArchitecture, File: file, Entry: entry, Reason: reason,
+	bad := func(reason string) error {
+		return &invalid.Error{Kind: invalid.Architecture, File: file, Entry: entry, Reason: reason,
 			Fix: "build it for GOOS=linux GOARCH=" + runtime.GOARCH}
 	}
 	if len(head) < machineAt+2 {
-		return invalid("is the beginning of a program only")
+		return bad("is the beginning of a program only")
 	}
 	var order binary.ByteOrder = binary.LittleEndian
 	if elf.Data(head[dataAt]) == elf.ELFDATA2MSB {
@@ -97,10 +99,10 @@ func checkMachine(file, entry string, head []byte) error {
 	found := elf.Machine(order.Uint16(head[machineAt:]))
 	needed := machines[runtime.GOARCH]
 	if found != needed {
-		return invalid(fmt.Sprintf("is built for %s, this host runs %s", archName(found), archName(needed)))
+		return bad(fmt.Sprintf("is built for %s, this host runs %s", archName(found), archName(needed)))
 	}
 	if elf.Class(head[classAt]) != elf.ELFCLASS64 {
-		return invalid("is a 32-bit program, this host runs " + archName(needed))
+		return bad("is a 32-bit program, this host runs " + archName(needed))
 	}
 	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // Where things are inside (ENV-05, ENV-23, ENV-29).
@@ -135,7 +137,7 @@ func findRuntime(name string) (lang *language, version string, err error) {
 			known = append(known, full)
 		}
 	}
-	return nil, "", &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name, Reason: "is not known",
+	return nil, "", &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name, Reason: "is not known",
 		Fix: "known are " + strings.Join(known, ", ")}
 }
 
@@ -148,11 +150,11 @@ func findBootstrap(v *view, code string) (string, error) {
 			continue
 		}
 		if err != nil {
-			return "", fmt.Errorf("rootfs: look for the bootstrap of %s: %w", code, err)
+			return "", fmt.Errorf("look for the bootstrap of %s: %w", code, err)
 		}
 		return dir + "/bootstrap", checkProgram(v, code, n)
 	}
-	return "", &InvalidError{Kind: ErrNoBootstrap, File: code, Entry: taskDir + "/bootstrap",
+	return "", &invalid.Error{Kind: invalid.NoBootstrap, File: code, Entry: taskDir + "/bootstrap",
 		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",
 		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x, python3.11 or java17"}
 }
@@ -162,7 +164,7 @@ func findBootstrap(v *view, code string) (string, error) {
 func makeBootstrap(v *view, scratch, code, name, version string, lang *language) (dir string, warnings []string, err error) {
 	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
 	if _, err := v.resolve("/bin/sh"); err != nil {
-		return "", nil, &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
+		return "", nil, &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
 			Fix: "give a base with a shell"}
 	}
 	interpreter, warnings, err := findInterpreter(v, name, version, lang)
@@ -176,16 +178,16 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 		}
 	}
 	if client == "" {
-		return "", nil, &InvalidError{Kind: ErrClient, File: code, Entry: name,
+		return "", nil, &invalid.Error{Kind: invalid.Client, File: code, Entry: name,
 			Reason: "the runtime client is neither in the package nor in a layer nor in the base", Fix: "in the package's folder: " + lang.install}
 	}
 	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + lang.script + bootstrapEnd
 	script = strings.NewReplacer("$V", version, "'$I'", shellQuote(interpreter), "'$C'", shellQuote(client)).Replace(script)
 	if dir, err = os.MkdirTemp(scratch, "runtime-"); err != nil {
-		return "", nil, fmt.Errorf("rootfs: make bootstrap: %w", err)
+		return "", nil, fmt.Errorf("make bootstrap: %w", err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", nil, fmt.Errorf("rootfs: make bootstrap: %w", err)
+		return "", nil, fmt.Errorf("make bootstrap: %w", err)
 	}
 	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), script, 0o755)
 }
@@ -231,7 +233,7 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 			}
 			has, err := lang.version(v, prog)
 			if err != nil {
-				return "", nil, fmt.Errorf("rootfs: version of %s: %w", candidate, err)
+				return "", nil, fmt.Errorf("version of %s: %w", candidate, err)
 			}
 			if has == version {
 				return candidate, nil, nil
@@ -249,7 +251,7 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 	if found != "" {
 		return found, warnings, nil
 	}
-	return "", nil, &InvalidError{Kind: ErrRuntime, File: "runtime", Entry: name,
+	return "", nil, &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name,
 		Reason: "its interpreter is not in the base" + other,
 		Fix:    "install it below /usr of the base, give another base, or name the runtime that the base has"}
 }

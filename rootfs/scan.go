@@ -7,6 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // Bounds of what is said of one package, and looked at in it.
@@ -20,7 +23,7 @@ var errScanEnd = errors.New("scanned enough")
 // scanPackages warns of files that the sandbox user cannot read, which fail on
 // Lambda too, and of code that would be too large for it. What zips hold is bounded
 // already; directories of the operator are only warned about.
-func (f *Function) scanPackages(ctx context.Context, packages []pkg, limits Limits) error {
+func (f *Function) scanPackages(ctx context.Context, packages []pkg, limits extract.Limits) error {
 	var total int64
 	for _, p := range packages {
 		s := scan{ctx: ctx, pkg: p}
@@ -35,7 +38,7 @@ func (f *Function) scanPackages(ctx context.Context, packages []pkg, limits Limi
 	}
 	if total > limits.UnzippedBytes {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("code and layers have %s, Lambda takes %s unzipped (ENV-36)",
-			megabytes(total), megabytes(limits.UnzippedBytes)))
+			invalid.Megabytes(total), invalid.Megabytes(limits.UnzippedBytes)))
 	}
 	return nil
 }
@@ -53,12 +56,12 @@ type scan struct {
 func (s *scan) run() error {
 	root, err := os.OpenRoot(s.pkg.dir)
 	if err != nil {
-		return fmt.Errorf("rootfs: scan %s: %w", s.pkg.given, err)
+		return fmt.Errorf("scan %s: %w", s.pkg.given, err)
 	}
 	defer root.Close()
 	err = fs.WalkDir(root.FS(), ".", s.visit)
 	if err != nil && !errors.Is(err, errScanEnd) {
-		return fmt.Errorf("rootfs: scan %s: %w", s.pkg.given, err)
+		return fmt.Errorf("scan %s: %w", s.pkg.given, err)
 	}
 	return nil
 }
@@ -98,7 +101,7 @@ func (s *scan) visit(rel string, d fs.DirEntry, err error) error {
 func (s *scan) warn(rel, fix string, perm fs.FileMode) {
 	if s.unreadable++; s.unreadable <= maxScanWarnings {
 		s.warnings = append(s.warnings, fmt.Sprintf("%s: %q cannot be read by the sandbox user (mode %04o); %s it",
-			s.pkg.given, shorten(path.Join(s.pkg.inside, rel)), perm, fix))
+			s.pkg.given, invalid.Shorten(path.Join(s.pkg.inside, rel)), perm, fix))
 	}
 }
 

@@ -57,7 +57,7 @@ func newView(t *Tree) (*view, error) {
 		for _, source := range m.Sources {
 			if err := v.addSource(m.Target, source); err != nil {
 				v.close()
-				return nil, fmt.Errorf("rootfs: open source of %s: %w", m.Target, err)
+				return nil, fmt.Errorf("open source of %s: %w", m.Target, err)
 			}
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
 )
 
 // viewOf makes a view of /opt over layers, lowest first, and of /var/task.
@@ -30,15 +32,15 @@ func TestViewResolve(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("host"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	task := makeTree(t, file{name: "plain"}, file{"host", link, secret}, file{"up", link, "../../../../../.." + secret},
-		file{"layer", link, "/opt/bin/tool"}, file{"dir", link, "../../opt/bin/"}, file{"self", link, "self"},
-		file{name: "locked/x", mode: 0o755}, file{"around", link, "../task/./plain"})
+	task := makeTree(t, ziptest.File{Name: "plain"}, ziptest.File{Name: "host", Mode: link, Body: secret}, ziptest.File{Name: "up", Mode: link, Body: "../../../../../.." + secret},
+		ziptest.File{Name: "layer", Mode: link, Body: "/opt/bin/tool"}, ziptest.File{Name: "dir", Mode: link, Body: "../../opt/bin/"}, ziptest.File{Name: "self", Mode: link, Body: "self"},
+		ziptest.File{Name: "locked/x", Mode: 0o755}, ziptest.File{Name: "around", Mode: link, Body: "../task/./plain"})
 	if err := os.Chmod(filepath.Join(task, "locked"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	low := makeTree(t, file{name: "bin/tool", body: "low"}, file{name: "bin/only-low"}, file{name: "hidden/x"}, file{name: "x/y"}, file{name: "file"})
-	mid := makeTree(t, file{name: "hidden"}, file{"x", link, "bin"}, file{name: "bin/mid"})
-	top := makeTree(t, file{name: "bin/tool", body: "top"}, file{name: "hidden/z"}, file{name: "x/top"}, file{name: "file/now-a-folder"})
+	low := makeTree(t, ziptest.File{Name: "bin/tool", Body: "low"}, ziptest.File{Name: "bin/only-low"}, ziptest.File{Name: "hidden/x"}, ziptest.File{Name: "x/y"}, ziptest.File{Name: "file"})
+	mid := makeTree(t, ziptest.File{Name: "hidden"}, ziptest.File{Name: "x", Mode: link, Body: "bin"}, ziptest.File{Name: "bin/mid"})
+	top := makeTree(t, ziptest.File{Name: "bin/tool", Body: "top"}, ziptest.File{Name: "hidden/z"}, ziptest.File{Name: "x/top"}, ziptest.File{Name: "file/now-a-folder"})
 	v := viewOf(t, task, low, mid, top)
 	tests := []struct{ path, want, blocked string }{
 		{"/var/task/plain", "/var/task/plain", ""},
@@ -99,7 +101,7 @@ func TestViewResolve(t *testing.T) {
 
 // TestViewLinkBomb: links whose targets grow end in an error, not in memory.
 func TestViewLinkBomb(t *testing.T) {
-	task := makeTree(t, file{"b", link, strings.Repeat("./b/", 900) + "b"})
+	task := makeTree(t, ziptest.File{Name: "b", Mode: link, Body: strings.Repeat("./b/", 900) + "b"})
 	if _, err := viewOf(t, task, t.TempDir()).resolve("/var/task/b"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v, want fs.ErrNotExist", err)
 	}

@@ -42,7 +42,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	text := "supervisor: " + e.Op + " in " + e.Sandbox
+	text := "" + e.Op + " in " + e.Sandbox
 	if e.Domain != "" {
 		text += "/" + e.Domain
 	}

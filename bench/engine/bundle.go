@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/rootfs"
 )
@@ -89,7 +89,7 @@ func leastOf(spec *specs.Spec) {
 // ociSpec describes the container.
 func ociSpec(tree *rootfs.Tree) *specs.Spec {
 	bytes, period, quota, most := int64(memory), uint64(100_000), int64(cpus*100_000), int64(pids)
-	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: instance.DefaultIDBase, Size: isolation.IDCount}}
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: subid.DefaultIDBase, Size: isolation.IDCount}}
 	spec := &specs.Spec{
 		Version:  "1.0.2",
 		Root:     &specs.Root{Path: "rootfs", Readonly: true},

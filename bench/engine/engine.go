@@ -13,10 +13,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
@@ -38,7 +40,7 @@ const (
 // host is what a daemon holds for its sandboxes.
 type host struct {
 	instance *instance.Instance
-	leases   *instance.Leases
+	leases   *subid.Leases
 	engine   *runc.Engine
 	spec     isolation.Spec
 	null     *os.File // where sandboxes write to
@@ -52,11 +54,11 @@ func open(ctx context.Context, o Options) (h *host, err error) {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	pool, err := instance.NewPool(instance.DefaultIDBase, "/")
+	pool, err := subid.NewPool(subid.DefaultIDBase, "/")
 	if err != nil {
 		return h, err
 	}
-	if h.leases, err = instance.OpenLeases(instance.DefaultLeaseDir, pool); err != nil {
+	if h.leases, err = subid.OpenLeases(subid.DefaultLeaseDir, pool); err != nil {
 		return h, err
 	}
 	if h.instance, err = instance.Acquire(filepath.Join(o.Dir, "run")); err != nil {
@@ -83,7 +85,7 @@ func open(ctx context.Context, o Options) (h *host, err error) {
 	if err != nil {
 		return h, err
 	}
-	template, err := rootfs.TmpTemplate(ctx, filepath.Join(o.Dir, "tmp"), 512<<20)
+	template, err := store.TmpTemplate(ctx, filepath.Join(o.Dir, "tmp"), 512<<20)
 	if err != nil {
 		return h, err
 	}
@@ -141,7 +143,7 @@ func (h *host) sandbox(ctx context.Context) (sup *supervisor.Sandbox, close func
 		return nil, nil, err
 	}
 	spec.ID = "bench-" + hex.EncodeToString(id[:])
-	if spec.IDBase, err = h.leases.Acquire(h.instance); err != nil {
+	if spec.IDBase, err = h.leases.Acquire(h.instance.Dir()); err != nil {
 		return nil, nil, err
 	}
 	box, err := h.engine.Create(ctx, spec)

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/instance"
 )
 
 // maxListBytes bounds the list that a daemon gives: 4,094 sandboxes take 2 MB.

@@ -17,9 +17,9 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sandboxd/sandboxd/fleet"
-	"github.com/sandboxd/sandboxd/inspect"
-	"github.com/sandboxd/sandboxd/instance"
-	"github.com/sandboxd/sandboxd/privsep"
+	"github.com/sandboxd/sandboxd/host/inspect"
+	"github.com/sandboxd/sandboxd/host/instance"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // serveList is a daemon that answers with a list.

@@ -5,8 +5,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sandboxd/sandboxd/doctor"
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/doctor"
+	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
@@ -40,7 +40,7 @@ func cgroupTrees(h runc.Host) []string {
 
 func doctorCommand() *cobra.Command {
 	var format string
-	idBase := instance.DefaultIDBase
+	idBase := subid.DefaultIDBase
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what this host offers and lacks",

@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/sandboxd/sandboxd/doctor"
+	"github.com/sandboxd/sandboxd/host/doctor"
 )
 
 // command runs one command line in this process.

@@ -8,8 +8,8 @@ import (
 	"strings"
 
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/privsep"
-	"github.com/sandboxd/sandboxd/resolver"
+	"github.com/sandboxd/sandboxd/isolation/egress/dns"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // hostResolvConf names the host's name servers.
@@ -90,15 +90,15 @@ func networkOf(o *options) isolation.Network {
 
 // upstream connects to a name server of the host. See privsep.Config.
 func upstream(ctx context.Context, network string, server int) (net.Conn, error) {
-	return resolver.DialHost(ctx, hostResolvConf, network, server)
+	return dns.DialHost(ctx, hostResolvConf, network, server)
 }
 
 // newResolver makes the resolver of a sandbox, nil if it has nothing to look up.
-func newResolver(client *privsep.Client, box *privsep.Box, policy isolation.Policy) *resolver.Resolver {
+func newResolver(client *privsep.Client, box *privsep.Box, policy isolation.Policy) *dns.Resolver {
 	if udp, _ := box.Lookups(); udp == nil {
 		return nil
 	}
-	return resolver.New(resolver.Config{Match: policy.Match, Open: box.Allow, Dial: client.Upstream})
+	return dns.New(dns.Config{Match: policy.Match, Open: box.Allow, Dial: client.Upstream})
 }
 
 // serveLookups answers the sandbox's lookups until ctx ends.

@@ -9,7 +9,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
+	"github.com/sandboxd/sandboxd/internal/runfolder"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
@@ -113,8 +114,8 @@ func newOptions() *options {
 		linger:   rapidDefaults.Linger,
 		pool:     1,
 		stateDir: defaultStateDir,
-		runDir:   instance.DefaultRunDir,
-		idBase:   instance.DefaultIDBase,
+		runDir:   runfolder.Default,
+		idBase:   subid.DefaultIDBase,
 
 		settings: settings{
 			region: "us-east-1", accountID: "123456789012",
@@ -230,7 +231,7 @@ func (o *options) complete() error {
 	if dir, err := filepath.Abs(o.runDir); err != nil || len(dir) > maxRunDir {
 		return fmt.Errorf("--run-dir %s: at most %d bytes are allowed, for the sockets in it", o.runDir, maxRunDir)
 	}
-	if _, err := instance.NewPool(uint32(o.idBase), "/"); err != nil {
+	if _, err := subid.NewPool(uint32(o.idBase), "/"); err != nil {
 		return err
 	}
 	if err := o.initialization(); err != nil {

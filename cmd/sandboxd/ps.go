@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/internal/runfolder"
 )
 
 // addOutput defines --output, which ps, inspect and doctor share.
@@ -24,7 +24,7 @@ func addOutput(f *pflag.FlagSet, format *string) {
 
 // addRunDir defines --run-dir of ps and inspect.
 func addRunDir(f *pflag.FlagSet, dir *string) {
-	f.StringVar(dir, "run-dir", instance.DefaultRunDir, "folder for the running daemons")
+	f.StringVar(dir, "run-dir", runfolder.Default, "folder for the running daemons")
 }
 
 // printJSON writes v as indented JSON.

@@ -9,13 +9,14 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/sandboxd/sandboxd/failpoint"
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
+	"github.com/sandboxd/sandboxd/internal/pool"
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
-	"github.com/sandboxd/sandboxd/pool"
-	"github.com/sandboxd/sandboxd/privsep"
-	"github.com/sandboxd/sandboxd/tracing"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // pressureShare is the part of the host's memory, in percent, that must be available
@@ -32,7 +33,7 @@ type blank struct {
 // supervisor's process.
 type maker struct {
 	instance *instance.Instance
-	leases   *instance.Leases
+	leases   *subid.Leases
 	engine   *runc.Engine
 	log      *logrus.Logger
 
@@ -75,7 +76,7 @@ func (m *maker) prepare(ctx context.Context) (b blank, err error) {
 	if spec.ID, err = sandboxID(m.name); err != nil {
 		return b, err
 	}
-	if spec.IDBase, err = m.leases.Acquire(m.instance); err != nil {
+	if spec.IDBase, err = m.leases.Acquire(m.instance.Dir()); err != nil {
 		return b, err
 	}
 	b.base = spec.IDBase
@@ -170,7 +171,7 @@ func (m *maker) make(ctx context.Context) (_ privsep.Hosted, err error) {
 	if spec.ID, err = sandboxID(m.name); err != nil {
 		return nil, err
 	}
-	if spec.IDBase, err = m.leases.Acquire(m.instance); err != nil {
+	if spec.IDBase, err = m.leases.Acquire(m.instance.Dir()); err != nil {
 		return nil, err
 	}
 	ctx, end := tracing.Step(ctx, "new sandbox")

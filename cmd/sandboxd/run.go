@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/sandboxd/sandboxd/doctor"
+	"github.com/sandboxd/sandboxd/host/doctor"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )

@@ -13,11 +13,11 @@ import (
 
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/privsep"
+	"github.com/sandboxd/sandboxd/isolation/egress/dns"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rapid/api"
-	"github.com/sandboxd/sandboxd/resolver"
 	"github.com/sandboxd/sandboxd/supervisor"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // factory makes the sandboxes of one function.
@@ -72,7 +72,7 @@ type sandbox struct {
 	id       string
 	box      *privsep.Box
 	sup      *supervisor.Sandbox
-	resolver *resolver.Resolver // nil without network egress
+	resolver *dns.Resolver // nil without network egress
 	life     *rapid.Sandbox
 	factory  *factory
 

@@ -12,7 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
 
-	"github.com/sandboxd/sandboxd/front"
+	"github.com/sandboxd/sandboxd/invoke"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -23,7 +23,7 @@ const maxEventBytes = 6 << 20
 // answers what still runs when the time for that is up.
 func (w *worker) serve(ctx context.Context, l net.Listener) error {
 	o := &w.order
-	server := front.New(front.Config{
+	server := invoke.New(invoke.Config{
 		Fleet: w.fleet, Name: o.Function.Name, Version: functionVersion, ARN: o.Function.ARN, Tenants: o.Tenants,
 		DrainTimeout: o.DrainTimeout + teardownTime,
 		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },

@@ -14,12 +14,14 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/sandboxd/sandboxd/instance"
+	"github.com/sandboxd/sandboxd/host/instance"
+	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/rootfs/image"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // embedded holds the init handler and sandbox-stage, which the build puts there.
@@ -45,7 +47,7 @@ type session struct {
 	moves atomic.Int64 // of the processes that take apart what strangers have made
 
 	instance *instance.Instance
-	leases   *instance.Leases
+	leases   *subid.Leases
 	memory   meminfo
 	engine   *runc.Engine
 	maker    *maker
@@ -53,11 +55,11 @@ type session struct {
 
 // open acquires all that sandboxes need, but makes none.
 func (s *session) open(ctx context.Context) (_ *rootfs.Function, err error) {
-	pool, err := instance.NewPool(uint32(s.o.idBase), "/")
+	pool, err := subid.NewPool(uint32(s.o.idBase), "/")
 	if err != nil {
 		return nil, err
 	}
-	if s.leases, err = instance.OpenLeases(instance.DefaultLeaseDir, pool); err != nil {
+	if s.leases, err = subid.OpenLeases(subid.DefaultLeaseDir, pool); err != nil {
 		return nil, err
 	}
 	if err := s.reconcile(ctx); err != nil {
@@ -148,38 +150,38 @@ func (s *session) recordCgroups(path string) error {
 // prepare makes what all sandboxes of the function share: the function's files and
 // the image behind /tmp.
 func (s *session) prepare(ctx context.Context) (*rootfs.Function, string, error) {
-	store, err := rootfs.OpenStore(filepath.Join(s.o.stateDir, "packages"))
+	packages, err := store.Open(filepath.Join(s.o.stateDir, "packages"))
 	if err != nil {
 		return nil, "", err
 	}
-	if err := store.Leftover(); err != nil {
+	if err := packages.Leftover(); err != nil {
 		s.log.WithError(err).Warn("a partial extraction of an earlier daemon stays; remove it by hand")
 	}
-	store.Unzip = s.unzip
+	packages.Unzip = s.unzip
 	scratch := filepath.Join(s.instance.Dir(), "scratch")
 	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return nil, "", err
 	}
 	var function *rootfs.Function
 	if s.o.image != "" {
-		function, err = s.prepareImage(ctx, store, scratch)
+		function, err = s.prepareImage(ctx, packages, scratch)
 	} else {
 		function, err = rootfs.Prepare(ctx, rootfs.FunctionOptions{
 			Code: s.o.code, Layers: s.o.layers, Base: s.o.rootfs, Runtime: s.o.runtime, Handler: s.o.handler,
-			Store: store, Scratch: scratch,
+			Store: packages, Scratch: scratch,
 		})
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	template, err := rootfs.TmpTemplate(ctx, filepath.Join(s.o.stateDir, "tmp"), int64(s.o.ephemeralMB)<<20)
+	template, err := store.TmpTemplate(ctx, filepath.Join(s.o.stateDir, "tmp"), int64(s.o.ephemeralMB)<<20)
 	return function, template, err
 }
 
 // prepareImage makes a function of the image; what the image says of variables and
 // handler becomes the function's.
-func (s *session) prepareImage(ctx context.Context, store *rootfs.Store, scratch string) (*rootfs.Function, error) {
-	f, err := image.Prepare(ctx, image.Options{Image: s.o.image, Env: s.o.env, Layers: s.o.layers, Store: store, Scratch: scratch,
+func (s *session) prepareImage(ctx context.Context, packages *store.Store, scratch string) (*rootfs.Function, error) {
+	f, err := image.Prepare(ctx, image.Options{Image: s.o.image, Env: s.o.env, Layers: s.o.layers, Store: packages, Scratch: scratch,
 		Read: s.readImage, Unpack: s.unpackImage})
 	if err != nil {
 		return nil, err

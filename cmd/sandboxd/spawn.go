@@ -16,11 +16,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/confine"
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/confine"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/privsep"
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // workerPatience is how long the worker may take to end, once told, beyond the time for
@@ -52,7 +52,7 @@ func orderOf(s *session, function *rootfs.Function) order {
 // work runs the worker, and does what it asks until it has ended. stdin becomes its
 // standard input; listener is the endpoint, which work closes, or nil.
 func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os.File, listener net.Listener, std streams) error {
-	base, err := s.leases.Acquire(s.instance) // its user is nobody else's on this host
+	base, err := s.leases.Acquire(s.instance.Dir()) // its user is nobody else's on this host
 	if err != nil {
 		return err
 	}

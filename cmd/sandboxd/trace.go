@@ -19,8 +19,8 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
-	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // traceFile, below the state folder, keeps the spans of the last daemon that traced:

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
-	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // traced runs f in a traced cold start and returns what was logged, and the names of the

@@ -21,10 +21,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/confine"
+	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/isolation/runc"
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/image"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // unpackCommand is the name under which the binary takes apart what strangers have made:
@@ -35,7 +36,7 @@ const unpackCommand = "sandboxd-unpack"
 // The files that the job needs are descriptors from firstFD on. On standard output the
 // process says what is wrong.
 type unpackOrder struct {
-	Zip    *rootfs.ZipJob
+	Zip    *extract.ZipJob
 	Read   *image.ReadJob
 	Unpack *image.UnpackJob
 }
@@ -56,7 +57,7 @@ func runUnpack() int {
 		err = o.run(context.Background())
 	}
 	if err != nil {
-		_, _ = os.Stdout.Write(rootfs.EncodeError(err))
+		_, _ = os.Stdout.Write(invalid.Encode(err))
 		return exitFunction
 	}
 	return exitOK
@@ -135,7 +136,7 @@ func (w *bounded) Write(p []byte) (int, error) {
 }
 
 // unzip runs the job in a process of its own.
-func (s *session) unzip(ctx context.Context, job rootfs.ZipJob, zip, tree *os.File) error {
+func (s *session) unzip(ctx context.Context, job extract.ZipJob, zip, tree *os.File) error {
 	p := unprivileged{what: "zip", about: job.File, order: unpackOrder{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone}
 	return s.runUnprivileged(ctx, &p)
 }
@@ -164,7 +165,7 @@ func idleOf(s image.Source) idleness {
 }
 
 func (s *session) runUnprivileged(ctx context.Context, p *unprivileged) (err error) {
-	uid, err := s.leases.Acquire(s.instance)
+	uid, err := s.leases.Acquire(s.instance.Dir())
 	if err != nil {
 		return err
 	}
@@ -316,7 +317,7 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	case ctx.Err() != nil:
 		return fmt.Errorf("extract %s: %w", p.about, ctx.Err())
 	case errors.As(err, &exit) && exit.ExitCode() == exitFunction:
-		return rootfs.DecodeError(p.about, said.b)
+		return invalid.Decode(p.about, said.b)
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL:
 		return fmt.Errorf("extract %s: the process was killed: the host is out of memory, or it took more than %v of CPU time", p.about, maxUnpackCPU)
 	case err != nil:

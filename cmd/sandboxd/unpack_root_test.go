@@ -24,10 +24,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/confine"
+	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/isolation/runc"
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/image"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // TestMain is also the process that takes apart what strangers have made: it tries what
@@ -63,7 +64,7 @@ func TestMain(m *testing.M) {
 		default:
 			err = errors.New(attempts(o.about(), privileges))
 		}
-		os.Stdout.Write(rootfs.EncodeError(err))
+		os.Stdout.Write(invalid.Encode(err))
 		os.Exit(exitFunction)
 	}
 	if err := runc.SealSelf(); err != nil {
@@ -209,7 +210,7 @@ func TestUnpackConfinement(t *testing.T) {
 		want string
 		p    unprivileged
 	}{
-		{"folder link", unprivileged{what: "zip", order: unpackOrder{Zip: &rootfs.ZipJob{File: addr, Limits: rootfs.Limits{UnzippedBytes: 1}}}}},
+		{"folder link", unprivileged{what: "zip", order: unpackOrder{Zip: &extract.ZipJob{File: addr, Limits: extract.Limits{UnzippedBytes: 1}}}}},
 		{"folder link", unprivileged{what: "layers", order: unpackOrder{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
 		{"", unprivileged{what: "image", order: unpackOrder{Read: &image.ReadJob{Image: addr}}}},
 		{"hosts connect", unprivileged{what: "image", order: unpackOrder{Read: &image.ReadJob{Image: addr, Source: image.Registry}}, network: true}},
@@ -279,7 +280,7 @@ func TestUnpackHangs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := unprivileged{what: "zip", about: about, order: unpackOrder{Zip: &rootfs.ZipJob{File: about, Limits: rootfs.Limits{UnzippedBytes: 1}}},
+		p := unprivileged{what: "zip", about: about, order: unpackOrder{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1}}},
 			files: []*os.File{from}, idle: idleness{2 * time.Second, time.Millisecond}, moves: moves}
 		ended = make(chan error, 1)
 		go func() {

@@ -16,11 +16,11 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/confine"
 	"github.com/sandboxd/sandboxd/fleet"
+	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/privsep"
 	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
 // order is what the supervisor tells the worker: all that it knows of the host.

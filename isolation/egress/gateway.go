@@ -63,11 +63,11 @@ var ourLink = regexp.MustCompile(`^sb[0-9a-f]{8}-[0-9a-f]{4}$`)
 // error that says so, on a goroutine of its own.
 func Open(instance string, n isolation.Network, lost func(error)) (*Gateway, error) {
 	if !instanceForm.MatchString(instance) {
-		return nil, fmt.Errorf("egress: instance id %q: want 8 hexadecimal digits", instance)
+		return nil, fmt.Errorf("instance id %q: want 8 hexadecimal digits", instance)
 	}
 	ipv6, err := examine(n)
 	if err != nil {
-		return nil, fmt.Errorf("egress: %w", err)
+		return nil, err
 	}
 	g := &Gateway{
 		instance: instance, ipv6: ipv6,
@@ -75,11 +75,11 @@ func Open(instance string, n isolation.Network, lost func(error)) (*Gateway, err
 	}
 	w, err := newWatch(instance)
 	if err != nil {
-		return nil, fmt.Errorf("egress: watch the packet filter: %w", err)
+		return nil, fmt.Errorf("watch the packet filter: %w", err)
 	}
 	if err := g.commit(g.create); err != nil {
 		w.close()
-		return nil, fmt.Errorf("egress: table of the packet filter: %w", err)
+		return nil, fmt.Errorf("table of the packet filter: %w", err)
 	}
 	g.watch = w
 	w.start(lost)
@@ -162,7 +162,7 @@ func Remove(instance string) error {
 		err = removeTable(c, tableName(instance))
 	}
 	if err != nil && !unsupported(err) {
-		return fmt.Errorf("egress: remove the table of the packet filter: %w", err)
+		return fmt.Errorf("remove the table of the packet filter: %w", err)
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func removeTable(c *nftables.Conn, name string) error {
 func removeLinks(instance string) error {
 	links, err := netlink.LinkList()
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // others come and go, ours stay
-		return fmt.Errorf("egress: list interfaces: %w", err)
+		return fmt.Errorf("list interfaces: %w", err)
 	}
 	var errs []error
 	for _, l := range links {
@@ -198,7 +198,7 @@ func removeLinks(instance string) error {
 // removeLink removes an interface; one that is gone is no error.
 func removeLink(l netlink.Link) error {
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("egress: remove interface %s: %w", l.Attrs().Name, err)
+		return fmt.Errorf("remove interface %s: %w", l.Attrs().Name, err)
 	}
 	return nil
 }

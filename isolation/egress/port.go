@@ -16,7 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -77,7 +77,7 @@ func (g *Gateway) Attach(space *os.File, idBase uint32, n isolation.Network) (_ 
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("egress: connect %s: %w", p.name, err)
+			err = fmt.Errorf("connect %s: %w", p.name, err)
 		}
 	}()
 	// The addresses were another sandbox's once. What the host's table of connections
@@ -289,14 +289,14 @@ func (p *Port) Allow(services []int, addrs []netip.Addr, valid time.Duration) er
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return errors.New("egress: the sandbox is closed")
+		return errors.New("the sandbox is closed")
 	}
 	var add, renew []opening
 	for _, i := range services {
 		for _, a := range addrs {
 			o := opening{i, a.Unmap()}
 			if i < 0 || i >= len(p.named) {
-				return fmt.Errorf("egress: %s: no service %d", p.name, i)
+				return fmt.Errorf("%s: no service %d", p.name, i)
 			}
 			if until, ok := p.opened[o]; !ok || !now.Before(until) {
 				add = append(add, o)
@@ -313,7 +313,7 @@ func (p *Port) Allow(services []int, addrs []netip.Addr, valid time.Duration) er
 		err = p.gateway.commit(func(c *nftables.Conn) error { return p.open(c, nil, append(add, renew...), valid) })
 	}
 	if err != nil {
-		return fmt.Errorf("egress: open an address for %s: %w", p.name, err)
+		return fmt.Errorf("open an address for %s: %w", p.name, err)
 	}
 	for o, until := range p.opened {
 		if !now.Before(until) {
@@ -346,13 +346,13 @@ func (p *Port) Traffic() (isolation.Traffic, error) {
 	t := isolation.Traffic{IPv4: p.v4, IPv6: p.v6}
 	c, err := nftables.New()
 	if err != nil {
-		return t, fmt.Errorf("egress: counters of %s: %w", p.name, err)
+		return t, fmt.Errorf("counters of %s: %w", p.name, err)
 	}
 	for name, to := range map[string][2]*uint64{p.allowed: {&t.AllowedPackets, &t.AllowedBytes}, p.dropped: {&t.DroppedPackets, &t.DroppedBytes}} {
 		o, err := c.GetObject(&nftables.CounterObj{Table: p.gateway.table, Name: name})
 		counter, ok := o.(*nftables.CounterObj)
 		if err != nil || !ok {
-			return t, fmt.Errorf("egress: counter %s: %w", name, err)
+			return t, fmt.Errorf("counter %s: %w", name, err)
 		}
 		*to[0], *to[1] = counter.Packets, counter.Bytes
 	}
@@ -371,7 +371,7 @@ func (p *Port) Close() error {
 	switch {
 	case errors.As(err, &missing): // it went with the network namespace
 	case err != nil:
-		return fmt.Errorf("egress: find interface %s: %w", p.name, err)
+		return fmt.Errorf("find interface %s: %w", p.name, err)
 	default:
 		if err := failpoint.Do(failpoint.RemoveLink, func() error { return removeLink(l) }); err != nil {
 			return err
@@ -384,7 +384,7 @@ func (p *Port) Close() error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("egress: packet filter of %s: %w", p.name, err)
+		return fmt.Errorf("packet filter of %s: %w", p.name, err)
 	}
 	p.closed = true
 	return nil

@@ -198,7 +198,7 @@ func (p *Port) matches(f isolation.Filter) ([][]expr.Any, error) {
 		s := p.named[f.Named]
 		return slices.Concat(each(toSet(s.v4, true), services(f.Service)), each(toSet(s.v6, false), services(f.Service))), nil
 	}
-	return nil, fmt.Errorf("egress: unknown test %d of the packet filter", f.Test)
+	return nil, fmt.Errorf("unknown test %d of the packet filter", f.Test)
 }
 
 // each puts first before every one of the ways.

@@ -2,7 +2,6 @@ package egress
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -56,7 +55,7 @@ func (w *watch) start(lost func(error)) {
 		}
 		w.lost.Store(true) // before the interfaces are looked for: see Attach
 		if lost != nil {
-			lost(fmt.Errorf("egress: %w", errLost))
+			lost(errLost)
 		}
 		for removeLinks(w.instance) != nil {
 			select {

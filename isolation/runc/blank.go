@@ -25,7 +25,7 @@ func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Blank, erro
 	b := &Blank{s}
 	for _, name := range spec.Domains {
 		if _, err := s.boot(ctx, name); err != nil {
-			return nil, s.rollBack(ctx, fmt.Errorf("runc: prepare %s of %s: %w", name, spec.ID, err))
+			return nil, s.rollBack(ctx, fmt.Errorf("prepare %s of %s: %w", name, spec.ID, err))
 		}
 	}
 	if s.tmp != nil {
@@ -58,7 +58,7 @@ func (b *Blank) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, erro
 		}
 	}
 	if err != nil {
-		return nil, s.rollBack(ctx, fmt.Errorf("runc: assign %s: %w", s.spec.ID, err))
+		return nil, s.rollBack(ctx, fmt.Errorf("assign %s: %w", s.spec.ID, err))
 	}
 	return s, nil
 }

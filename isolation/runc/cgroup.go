@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/isolation/group"
+	"github.com/sandboxd/sandboxd/isolation/cgroup"
 )
 
 const (
@@ -33,24 +33,24 @@ const (
 	handlerPIDs = 16
 )
 
-// cgroup is the parent cgroup of one sandbox: the limits that its domains share,
+// parentCgroup is the parent cgroup of one sandbox: the limits that its domains share,
 // its usage, and the switch that freezes and kills all of it. Each domain has a cgroup
 // below it.
-type cgroup struct {
+type parentCgroup struct {
 	place  *placement
 	path   string // as this process sees it, absolute below each tree's mount
 	limits isolation.Limits
 	v2     *cgroup2.Manager // limits on a unified host
 	v1     cgroup1.Cgroup   // limits elsewhere
 	core   string           // directory in the v2 tree for freeze and kill; "" on a legacy host
-	handle *group.Handle
+	handle *cgroup.Handle
 	oom    *oomWatch // on v1, where the kernel does not kill the whole group by itself
 }
 
 // newCgroup makes the parent cgroup of a sandbox with its limits in force and the
 // CPU unthrottled. A cgroup that comes with an error is half made: the caller removes it.
-func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgroup, err error) {
-	c := &cgroup{place: p, path: filepath.Join(p.group, id), limits: l}
+func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *parentCgroup, err error) {
+	c := &parentCgroup{place: p, path: filepath.Join(p.group, id), limits: l}
 	// Making a cgroup that exists is no error for the libraries: an id in use, or one
 	// whose remains could not be removed, must be refused before anything is rolled back.
 	claim := p.host.V2
@@ -58,11 +58,11 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 		claim = p.host.Hierarchies["memory"]
 	}
 	if err := os.Mkdir(filepath.Join(claim, c.path), 0o755); err != nil {
-		return nil, fmt.Errorf("runc: sandbox id %s is in use: %w", id, err)
+		return nil, fmt.Errorf("sandbox id %s is in use: %w", id, err)
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("runc: cgroup of %s: %w", id, err)
+			err = fmt.Errorf("cgroup of %s: %w", id, err)
 		}
 	}()
 	if p.host.Mode == ModeUnified {
@@ -78,43 +78,43 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *cgr
 }
 
 // open opens the files by which the sandbox is frozen and measured.
-func (c *cgroup) open() (*group.Handle, error) {
-	var files []group.File
+func (c *parentCgroup) open() (*cgroup.Handle, error) {
+	var files []cgroup.File
 	var err error
-	add := func(role group.Role, flag int, dir, name string) {
+	add := func(role cgroup.Role, flag int, dir, name string) {
 		if err != nil {
 			return
 		}
 		var f *os.File
 		if f, err = openPlain(filepath.Join(dir, name), flag); err == nil {
-			files = append(files, group.File{Role: role, File: f})
+			files = append(files, cgroup.File{Role: role, File: f})
 		}
 	}
 	if c.core != "" {
-		add(group.Freeze, os.O_RDWR, c.core, "cgroup.freeze")
-		add(group.Events, os.O_RDONLY, c.core, "cgroup.events")
+		add(cgroup.Freeze, os.O_RDWR, c.core, "cgroup.freeze")
+		add(cgroup.Events, os.O_RDONLY, c.core, "cgroup.events")
 	} else {
-		add(group.FreezeState, os.O_RDWR, c.dirV1("freezer"), "freezer.state")
+		add(cgroup.FreezeState, os.O_RDWR, c.dirV1("freezer"), "freezer.state")
 	}
 	if c.core != "" {
-		add(group.CPUStat, os.O_RDONLY, c.core, "cpu.stat")
+		add(cgroup.CPUStat, os.O_RDONLY, c.core, "cpu.stat")
 	} else if acct := c.place.host.Hierarchies["cpuacct"]; acct != "" {
-		add(group.CPUUsage, os.O_RDONLY, filepath.Join(acct, c.path), "cpuacct.usage")
+		add(cgroup.CPUUsage, os.O_RDONLY, filepath.Join(acct, c.path), "cpuacct.usage")
 	}
 	if c.v2 != nil {
-		add(group.Memory, os.O_RDONLY, c.core, "memory.current")
-		add(group.MemoryPeak, os.O_RDONLY, c.core, "memory.peak")
-		add(group.OOMEvents, os.O_RDONLY, c.core, "memory.events")
-		add(group.PIDs, os.O_RDONLY, c.core, "pids.current")
+		add(cgroup.Memory, os.O_RDONLY, c.core, "memory.current")
+		add(cgroup.MemoryPeak, os.O_RDONLY, c.core, "memory.peak")
+		add(cgroup.OOMEvents, os.O_RDONLY, c.core, "memory.events")
+		add(cgroup.PIDs, os.O_RDONLY, c.core, "pids.current")
 	} else {
-		add(group.Memory, os.O_RDONLY, c.dirV1("memory"), "memory.usage_in_bytes")
-		add(group.MemoryPeak, os.O_RDONLY, c.dirV1("memory"), "memory.max_usage_in_bytes")
-		add(group.OOMEvents, os.O_RDONLY, c.dirV1("memory"), "memory.oom_control")
-		add(group.PIDs, os.O_RDONLY, c.dirV1("pids"), "pids.current")
+		add(cgroup.Memory, os.O_RDONLY, c.dirV1("memory"), "memory.usage_in_bytes")
+		add(cgroup.MemoryPeak, os.O_RDONLY, c.dirV1("memory"), "memory.max_usage_in_bytes")
+		add(cgroup.OOMEvents, os.O_RDONLY, c.dirV1("memory"), "memory.oom_control")
+		add(cgroup.PIDs, os.O_RDONLY, c.dirV1("pids"), "pids.current")
 		if err == nil {
 			var f *os.File
 			if f, err = c.oom.reader(); err == nil {
-				files = append(files, group.File{Role: group.OOMSeen, File: f})
+				files = append(files, cgroup.File{Role: cgroup.OOMSeen, File: f})
 			}
 		}
 	}
@@ -124,7 +124,7 @@ func (c *cgroup) open() (*group.Handle, error) {
 		}
 		return nil, err
 	}
-	return group.Open(files)
+	return cgroup.Open(files)
 }
 
 // openPlain opens a kernel file outside the netpoller, which os.Open would have watch
@@ -139,20 +139,20 @@ func openPlain(name string, flag int) (*os.File, error) {
 
 // measure takes the file of a new domain that counts its out-of-memory kills: v1
 // counts a kill where the victim was, not above.
-func (c *cgroup) measure(domain string) error {
+func (c *parentCgroup) measure(domain string) error {
 	if c.v2 != nil {
 		return nil
 	}
 	f, err := openPlain(filepath.Join(c.dirV1("memory"), domain, "memory.oom_control"), os.O_RDONLY)
 	if err != nil {
-		return fmt.Errorf("runc: %w", err)
+		return err
 	}
 	c.handle.AddOOMEvents(f)
 	return nil
 }
 
 // limit puts other limits in force, but that of the CPU.
-func (c *cgroup) limit(l isolation.Limits, domains int) error {
+func (c *parentCgroup) limit(l isolation.Limits, domains int) error {
 	was := c.limits
 	c.limits = l
 	if l.MemoryBytes == was.MemoryBytes && l.PIDs == was.PIDs { // the CPU's is throttle's
@@ -165,7 +165,7 @@ func (c *cgroup) limit(l isolation.Limits, domains int) error {
 		err = c.v1.Update(resourcesV1(l, domains))
 	}
 	if err != nil {
-		return fmt.Errorf("runc: limits of %s: %w", c.path, err)
+		return fmt.Errorf("limits of %s: %w", c.path, err)
 	}
 	return nil
 }
@@ -206,7 +206,7 @@ func resourcesV1(l isolation.Limits, domains int) *specs.LinuxResources {
 	return r
 }
 
-func (c *cgroup) newV1(domains int) (err error) {
+func (c *parentCgroup) newV1(domains int) (err error) {
 	subsystems := func() ([]cgroup1.Subsystem, error) {
 		h := c.place.host.Hierarchies
 		s := []cgroup1.Subsystem{
@@ -236,7 +236,7 @@ func (c *cgroup) newV1(domains int) (err error) {
 
 // doors makes the cgroups of a domain and opens what its first process enters them by
 // (reexec.CgroupFD). The caller closes them.
-func (c *cgroup) doors(domain string) (doors []*os.File, err error) {
+func (c *parentCgroup) doors(domain string) (doors []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(doors)
@@ -265,7 +265,7 @@ func (c *cgroup) doors(domain string) (doors []*os.File, err error) {
 
 // domainDir is where the processes of a domain are in the tree mounted at root: the
 // daemon's folder where sandboxes have no cgroups of their own.
-func (c *cgroup) domainDir(root, domain string) string {
+func (c *parentCgroup) domainDir(root, domain string) string {
 	if !slices.Contains(c.place.trees, root) {
 		return filepath.Join(root, c.place.group)
 	}
@@ -273,7 +273,7 @@ func (c *cgroup) domainDir(root, domain string) string {
 }
 
 // entered says why the process pid is not in the cgroups of a domain.
-func (c *cgroup) entered(pid int, domain string) error {
+func (c *parentCgroup) entered(pid int, domain string) error {
 	file := fmt.Sprintf("/proc/%d/cgroup", pid)
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -313,7 +313,7 @@ func closeAll(files []*os.File) {
 }
 
 // throttle puts the sandbox on its CPU share, or lets it run freely (decision 11).
-func (c *cgroup) throttle(on bool) error {
+func (c *parentCgroup) throttle(on bool) error {
 	quota := int64(-1)
 	if on && c.limits.CPU > 0 {
 		quota = max(int64(c.limits.CPU*cpuPeriod), minQuota)
@@ -330,25 +330,25 @@ func (c *cgroup) throttle(on bool) error {
 		err = c.v1.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}})
 	}
 	if err != nil {
-		return fmt.Errorf("runc: CPU quota of %s: %w", c.path, err)
+		return fmt.Errorf("CPU quota of %s: %w", c.path, err)
 	}
 	return nil
 }
 
-func (c *cgroup) dirV1(controller string) string {
+func (c *parentCgroup) dirV1(controller string) string {
 	return filepath.Join(c.place.host.Hierarchies[controller], c.path)
 }
 
 // kill sends SIGKILL to every process of the sandbox, frozen or not. New processes
 // cannot escape it.
-func (c *cgroup) kill() error {
+func (c *parentCgroup) kill() error {
 	if c.core != "" {
 		err := os.WriteFile(filepath.Join(c.core, "cgroup.kill"), []byte("1"), 0)
 		if err == nil || errors.Is(err, fs.ErrNotExist) && !fileExists(c.core) {
 			return nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("runc: kill %s: %w", c.path, err)
+			return fmt.Errorf("kill %s: %w", c.path, err)
 		}
 	}
 	return killTree(c.path, c.place, c.handle) // before Linux 5.14, and on v1
@@ -356,7 +356,7 @@ func (c *cgroup) kill() error {
 
 // killTree stops everything below path from forking, signals what is there, and
 // lets it run into the signal.
-func killTree(path string, p *placement, h *group.Handle) error {
+func killTree(path string, p *placement, h *cgroup.Handle) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if h != nil {
@@ -366,7 +366,7 @@ func killTree(path string, p *placement, h *group.Handle) error {
 	pids, err := pidsBelow(p, path)
 	for _, pid := range pids {
 		if e := killIn(pid, path); e != nil {
-			err = errors.Join(err, fmt.Errorf("runc: kill process %d: %w", pid, e))
+			err = errors.Join(err, fmt.Errorf("kill process %d: %w", pid, e))
 		}
 	}
 	return err
@@ -427,7 +427,7 @@ func pidsBelow(p *placement, path string) (pids []int, err error) {
 
 // remove deletes the cgroup, those of the domains, and whatever else is below it in every
 // tree, waiting while killed processes still leave.
-func (c *cgroup) remove(ctx context.Context, domains []string) error {
+func (c *parentCgroup) remove(ctx context.Context, domains []string) error {
 	if c.oom != nil {
 		c.oom.Close()
 	}

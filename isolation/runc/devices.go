@@ -25,7 +25,7 @@ func newDevices(dir string) (*devices, error) {
 	d := &devices{dir: dir}
 	var err error
 	if d.null, err = os.OpenFile(filepath.Join(dir, "null"), os.O_RDWR, 0); err != nil {
-		return nil, errors.Join(fmt.Errorf("runc: devices of sandboxes: %w", err), d.close())
+		return nil, errors.Join(fmt.Errorf("devices of sandboxes: %w", err), d.close())
 	}
 	return d, nil
 }
@@ -49,7 +49,7 @@ func (d *devices) close() error {
 func makeDevices(dir string) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("runc: devices of sandboxes: %w", err)
+			err = fmt.Errorf("devices of sandboxes: %w", err)
 		}
 	}()
 	if err := os.Mkdir(dir, 0o755); err != nil {

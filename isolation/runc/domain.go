@@ -14,10 +14,10 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/wire"
-	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // libcontainerErrors is the level at which libcontainer's process tells errors alone. It
@@ -45,14 +45,14 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 			err = s.furnish(ctx, name, d)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("runc: start %s of %s: %w", name, s.spec.ID, err)
+			return nil, fmt.Errorf("start %s of %s: %w", name, s.spec.ID, err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	conn := d.conn
 	if conn == nil {
-		return nil, fmt.Errorf("runc: start %s of %s: it was started before", name, s.spec.ID)
+		return nil, fmt.Errorf("start %s of %s: it was started before", name, s.spec.ID)
 	}
 	d.conn = nil
 	return conn, nil

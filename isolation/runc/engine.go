@@ -57,10 +57,10 @@ type Engine struct {
 // other cgroups afterwards. The caller must Close it.
 func New(cfg Config) (_ *Engine, err error) {
 	if !exeseal.IsSelfExeCloned() { // what is mounted and unmounted would be so for the host
-		return nil, errors.New("runc: the daemon is in no mount namespace of its own: SealSelf was not called")
+		return nil, errors.New("the daemon is in no mount namespace of its own: SealSelf was not called")
 	}
 	if len(cfg.InitBinary) == 0 {
-		return nil, errors.New("runc: built without the init handler; build with make build")
+		return nil, errors.New("built without the init handler; build with make build")
 	}
 	if err := searchable(cfg.RunDir); err != nil {
 		return nil, err
@@ -69,10 +69,10 @@ func New(cfg Config) (_ *Engine, err error) {
 	e := &Engine{fs: filepath.Join(cfg.RunDir, "fs")}
 	e.state = filepath.Join(e.fs, "containers")
 	if err := os.MkdirAll(e.fs, 0o711); err != nil {
-		return nil, fmt.Errorf("runc: folder for roots: %w", err)
+		return nil, fmt.Errorf("folder for roots: %w", err)
 	}
 	if err := unix.Mount("sandboxd", e.fs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711,size=64m"); err != nil {
-		return nil, fmt.Errorf("runc: file system for roots: %w", err)
+		return nil, fmt.Errorf("file system for roots: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -86,7 +86,7 @@ func New(cfg Config) (_ *Engine, err error) {
 	}
 	for _, dir := range []string{e.scratch(), e.empty(), filepath.Join(e.fs, "roots")} {
 		if err := os.Mkdir(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("runc: %w", err)
+			return nil, err
 		}
 	}
 	// A file system of its own, so that no path of the daemon's shows where it hides others.
@@ -97,11 +97,11 @@ func New(cfg Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	if err := os.WriteFile(e.initBinary(), cfg.InitBinary, 0o555); err != nil {
-		return nil, fmt.Errorf("runc: init handler: %w", err)
+		return nil, fmt.Errorf("init handler: %w", err)
 	}
 	if len(cfg.Stage) > 0 {
 		if e.stage, err = exeseal.CloneBinary(bytes.NewReader(cfg.Stage), int64(len(cfg.Stage)), "sandbox-stage", e.fs); err != nil {
-			return nil, fmt.Errorf("runc: sealed copy of sandbox-stage: %w", err)
+			return nil, fmt.Errorf("sealed copy of sandbox-stage: %w", err)
 		}
 	}
 	if e.place, err = place(cfg.Host, cfg.Instance, filepath.Join(e.fs, "cgroup")); err != nil {
@@ -214,7 +214,7 @@ func (p *placement) find(instance string) (folders []string, err error) {
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("runc: look for the cgroups of %s: %w", instance, err)
+			return nil, fmt.Errorf("look for the cgroups of %s: %w", instance, err)
 		}
 	}
 	return folders, nil
@@ -251,10 +251,10 @@ func searchable(dir string) error {
 	for p := dir; ; p = filepath.Dir(p) {
 		info, err := os.Stat(p)
 		if err != nil {
-			return fmt.Errorf("runc: run folder: %w", err)
+			return fmt.Errorf("run folder: %w", err)
 		}
 		if info.Mode()&0o001 == 0 {
-			return fmt.Errorf("runc: run folder %s: others may not pass through %s; use a folder such as /run/sandboxd, or chmod o+x %s", dir, p, p)
+			return fmt.Errorf("run folder %s: others may not pass through %s; use a folder such as /run/sandboxd, or chmod o+x %s", dir, p, p)
 		}
 		if p == filepath.Dir(p) {
 			return nil
@@ -337,6 +337,6 @@ func (c *creator) close(ctx context.Context) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("runc: the creation of a domain hangs: %w", ctx.Err())
+		return fmt.Errorf("the creation of a domain hangs: %w", ctx.Err())
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/seccomp/libseccomp-golang"
+	seccomp "github.com/seccomp/libseccomp-golang"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -41,7 +41,7 @@ func (f *filters) file(profile string) (*os.File, error) {
 	}
 	file, err := sealed("seccomp-"+profile, program)
 	if err != nil {
-		return nil, fmt.Errorf("runc: seccomp filter: %w", err)
+		return nil, fmt.Errorf("seccomp filter: %w", err)
 	}
 	if f.files == nil {
 		f.files = map[string]*os.File{}
@@ -90,7 +90,7 @@ func compile(profile string) ([]byte, error) {
 	}
 	program, err := compileConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("runc: compile seccomp profile %s: %w", profile, err)
+		return nil, fmt.Errorf("compile seccomp profile %s: %w", profile, err)
 	}
 	return program, nil
 }
@@ -185,7 +185,7 @@ func FilterThread() error {
 		return err
 	}
 	if err := setFilter(program); err != nil {
-		return fmt.Errorf("runc: seccomp filter of a thread: %w", err)
+		return fmt.Errorf("seccomp filter of a thread: %w", err)
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func DetectHost() (Host, error) {
 	}
 	mounts, err := os.Open("/proc/self/mounts")
 	if err != nil {
-		return h, fmt.Errorf("runc: read mounts: %w", err)
+		return h, fmt.Errorf("read mounts: %w", err)
 	}
 	defer mounts.Close()
 	for sc := bufio.NewScanner(mounts); sc.Scan(); {
@@ -174,7 +174,7 @@ func (h Host) at(dir string) Host {
 func isShared(path string) (bool, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return false, fmt.Errorf("runc: %w", err)
+		return false, err
 	}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
@@ -196,14 +196,14 @@ func isShared(path string) (bool, error) {
 func ownCgroup() (string, error) {
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return "", fmt.Errorf("runc: own cgroup: %w", err)
+		return "", fmt.Errorf("own cgroup: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
 			return p, nil
 		}
 	}
-	return "", errors.New("runc: own cgroup: no v2 line in /proc/self/cgroup")
+	return "", errors.New("own cgroup: no v2 line in /proc/self/cgroup")
 }
 
 // CgroupFolder is the folder of the named daemon in the host's cgroup trees, absolute
@@ -234,10 +234,10 @@ type placement struct {
 // it makes and enters no cgroup: the domains' processes do it themselves (decision 25).
 func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
-		return nil, errors.New("runc: no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
+		return nil, errors.New("no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
 	}
 	if missing := h.Missing(); len(missing) > 0 {
-		return nil, fmt.Errorf("runc: the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
+		return nil, fmt.Errorf("the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
 	}
 	outer := &placement{host: h, hosted: h.CgroupFolder(instance)}
 	outer.roots = h.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })
@@ -256,7 +256,7 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 	}()
 	for _, root := range outer.roots {
 		if err := makeFolder(filepath.Join(root, outer.hosted)); err != nil {
-			return nil, fmt.Errorf("runc: cgroup of the daemon: %w", err)
+			return nil, fmt.Errorf("cgroup of the daemon: %w", err)
 		}
 	}
 	if h.Mode == ModeUnified {
@@ -274,17 +274,17 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 	p.trees = p.host.rootsOf(h.uses)
 	for _, root := range append(h.roots(), cgroupRoot) {
 		if shared, err := isShared(root); err != nil || shared {
-			return nil, errors.Join(err, fmt.Errorf("runc: %s is not covered: the host's would be too; the daemon is in no mount namespace of its own", root))
+			return nil, errors.Join(err, fmt.Errorf("%s is not covered: the host's would be too; the daemon is in no mount namespace of its own", root))
 		}
 	}
 	if err := outer.showAt(view); err != nil {
-		return nil, fmt.Errorf("runc: show the cgroup trees to the daemon: %w", err)
+		return nil, fmt.Errorf("show the cgroup trees to the daemon: %w", err)
 	}
 	if h.Mode != ModeUnified {
 		outer.roots = p.roots // where the folder still is if cover fails
 	}
 	if err := p.cover(h); err != nil {
-		return nil, fmt.Errorf("runc: make what libcontainer sees of the cgroups read-only: %w", err)
+		return nil, fmt.Errorf("make what libcontainer sees of the cgroups read-only: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -292,7 +292,7 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 		}
 	}()
 	if err := p.allowDevices(); err != nil {
-		return nil, fmt.Errorf("runc: devices that sandboxes may use: %w", err)
+		return nil, fmt.Errorf("devices that sandboxes may use: %w", err)
 	}
 	return p, nil
 }
@@ -424,11 +424,11 @@ func enableControllers(dir string) error {
 	file := filepath.Join(dir, "cgroup.subtree_control")
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("runc: controllers of %s: %w", dir, err)
+		return fmt.Errorf("controllers of %s: %w", dir, err)
 	}
 	offered, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("runc: controllers of %s: %w", dir, err)
+		return fmt.Errorf("controllers of %s: %w", dir, err)
 	}
 	wanted := needed
 	if slices.Contains(strings.Fields(string(offered)), "io") {
@@ -440,7 +440,7 @@ func enableControllers(dir string) error {
 			continue
 		}
 		if err := os.WriteFile(file, []byte("+"+c), 0o644); err != nil {
-			return fmt.Errorf("runc: enable the controller %s in %s: %w", c, dir, err)
+			return fmt.Errorf("enable the controller %s in %s: %w", c, dir, err)
 		}
 	}
 	return nil
@@ -453,15 +453,15 @@ func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
 func moveSelf(dir, child string) error {
 	sub := filepath.Join(dir, child)
 	if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("runc: cgroup for the daemon itself: %w", err)
+		return fmt.Errorf("cgroup for the daemon itself: %w", err)
 	}
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
-		return fmt.Errorf("runc: processes of %s: %w", dir, err)
+		return fmt.Errorf("processes of %s: %w", dir, err)
 	}
 	for pid := range strings.Lines(string(procs)) {
 		if err := os.WriteFile(filepath.Join(sub, "cgroup.procs"), []byte(strings.TrimSpace(pid)), 0o644); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("runc: move process %s to %s: %w", strings.TrimSpace(pid), sub, err)
+			return fmt.Errorf("move process %s to %s: %w", strings.TrimSpace(pid), sub, err)
 		}
 	}
 	return nil

@@ -40,7 +40,7 @@ func inMounts(pid int, f func() error) error {
 func (e *Engine) mask(pid int, hello <-chan bool) error {
 	empty, err := unix.OpenTree(unix.AT_FDCWD, e.empty(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("runc: mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
+		return fmt.Errorf("mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
 	}
 	defer unix.Close(empty)
 	err = inMounts(pid, func() error {
@@ -66,7 +66,7 @@ func (e *Engine) mask(pid int, hello <-chan bool) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("runc: mask: %w", err)
+		return fmt.Errorf("mask: %w", err)
 	}
 	return nil
 }

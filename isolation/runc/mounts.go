@@ -157,7 +157,7 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 			fd, err = owners.stack(m.Sources, e.scratch())
 		}
 		if err != nil {
-			return fmt.Errorf("runc: prepare %s: %w", m.Target, err)
+			return fmt.Errorf("prepare %s: %w", m.Target, err)
 		}
 		ready = append(ready, detached{fd, m.Target})
 	}
@@ -173,7 +173,7 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 		return detached{tmp, "/tmp"}.move()
 	})
 	if err != nil {
-		return fmt.Errorf("runc: attach: %w", err)
+		return fmt.Errorf("attach: %w", err)
 	}
 	return nil
 }

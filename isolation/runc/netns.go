@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -56,7 +56,7 @@ func newNetNS(mode string) (_ *netns, err error) {
 	n := &netns{}
 	if mode == isolation.NetworkHost {
 		if n.listener, err = net.Listen("tcp4", "127.0.0.1:0"); err != nil {
-			return nil, fmt.Errorf("runc: listen in the host's network namespace: %w", err)
+			return nil, fmt.Errorf("listen in the host's network namespace: %w", err)
 		}
 		return n, nil
 	}
@@ -86,7 +86,7 @@ func newNetNS(mode string) (_ *netns, err error) {
 	})
 	if err != nil {
 		n.Close()
-		return nil, fmt.Errorf("runc: %w", err)
+		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	return n, nil
 }
@@ -143,7 +143,7 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 		err = fmt.Errorf("%q is not an IP address", host)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
+		return nil, fmt.Errorf("dial into the sandbox: %w", err)
 	}
 	err = onOwnThread(func() error {
 		if err := n.enter(); err != nil {
@@ -153,7 +153,7 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("runc: dial into the sandbox: %w", err)
+		return nil, fmt.Errorf("dial into the sandbox: %w", err)
 	}
 	return conn, nil
 }

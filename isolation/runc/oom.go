@@ -19,7 +19,7 @@ type oomWatch struct {
 	done   chan struct{}
 }
 
-func watchOOM(c *cgroup) (*oomWatch, error) {
+func watchOOM(c *parentCgroup) (*oomWatch, error) {
 	fd, err := c.v1.RegisterMemoryEvent(cgroup1.OOMEvent())
 	if err != nil {
 		return nil, fmt.Errorf("watch for out of memory: %w", err)

@@ -26,7 +26,7 @@ import (
 func (s *Sandbox) Domain(conn net.Conn) (string, error) {
 	id, err := s.net.originOf(conn)
 	if err != nil {
-		return "", fmt.Errorf("runc: origin of a connection in %s: %w", s.spec.ID, err)
+		return "", fmt.Errorf("origin of a connection in %s: %w", s.spec.ID, err)
 	}
 	for _, name := range s.spec.Domains {
 		var st unix.Stat_t
@@ -34,7 +34,7 @@ func (s *Sandbox) Domain(conn net.Conn) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("runc: origin of a connection in %s: cgroup %d is no domain's", s.spec.ID, id)
+	return "", fmt.Errorf("origin of a connection in %s: cgroup %d is no domain's", s.spec.ID, id)
 }
 
 // TellsDomains reports why [Sandbox.Domain] cannot work on this host, nil if it can.

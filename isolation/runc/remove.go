@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // removeTree deletes the folder path from every tree, deepest first. EBUSY means
@@ -30,7 +30,7 @@ func removeTree(ctx context.Context, p *placement, path string) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("runc: remove cgroup %s: %w", path, errors.Join(err, ctx.Err()))
+			return fmt.Errorf("remove cgroup %s: %w", path, errors.Join(err, ctx.Err()))
 		}
 	}
 }

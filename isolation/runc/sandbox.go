@@ -15,11 +15,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/failpoint"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
+	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/cgroup"
 	"github.com/sandboxd/sandboxd/isolation/egress"
-	"github.com/sandboxd/sandboxd/isolation/group"
-	"github.com/sandboxd/sandboxd/tracing"
 )
 
 // Sandbox holds the kernel objects of one sandbox. It implements supervisor.Box;
@@ -27,7 +27,7 @@ import (
 type Sandbox struct {
 	engine *Engine
 	spec   isolation.Spec
-	group  *cgroup
+	group  *parentCgroup
 	net    *netns
 	port   *egress.Port               // nil without NetworkEgress
 	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
@@ -83,7 +83,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("runc: create %s: %w", spec.ID, err)
+		return nil, fmt.Errorf("create %s: %w", spec.ID, err)
 	}
 	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
 	defer func() {
@@ -144,7 +144,7 @@ func (s *Sandbox) connect() (err error) {
 		return err
 	}
 	if s.engine.gateway == nil {
-		return fmt.Errorf("runc: create %s: the engine was made without a gateway", s.spec.ID)
+		return fmt.Errorf("create %s: the engine was made without a gateway", s.spec.ID)
 	}
 	s.port, err = s.engine.gateway.Attach(s.net.file, s.spec.IDBase, s.spec.Network)
 	return err
@@ -162,7 +162,7 @@ func inBackground[T any](f func() (T, error)) func() (T, error) {
 func (s *Sandbox) mountRoot() error {
 	root := filepath.Join(s.engine.fs, "roots", s.spec.ID)
 	if err := os.Mkdir(root, 0o711); err != nil {
-		return fmt.Errorf("runc: root of %s: %w", s.spec.ID, err)
+		return fmt.Errorf("root of %s: %w", s.spec.ID, err)
 	}
 	data := fmt.Sprintf("mode=755,size=256k,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
 	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
@@ -176,7 +176,7 @@ func (s *Sandbox) mountRoot() error {
 func (s *Sandbox) fillRoot() (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("runc: root of %s: %w", s.spec.ID, err)
+			err = fmt.Errorf("root of %s: %w", s.spec.ID, err)
 		}
 	}()
 	tree, err := openRootTree(s.root, s.spec.IDBase)
@@ -246,7 +246,7 @@ func (s *Sandbox) GivePipes(pipes ...*os.File) error {
 	uid, gid := s.ids()
 	for _, f := range pipes {
 		if err := f.Chown(int(uid), int(gid)); err != nil {
-			return fmt.Errorf("runc: give a pipe to %s: %w", s.spec.ID, err)
+			return fmt.Errorf("give a pipe to %s: %w", s.spec.ID, err)
 		}
 	}
 	return nil
@@ -254,7 +254,7 @@ func (s *Sandbox) GivePipes(pipes ...*os.File) error {
 
 // Files are what the sandbox is frozen and measured with. They stay the sandbox's.
 // A domain's start may add to them, at the end.
-func (s *Sandbox) Files() []group.File { return s.group.handle.Files() }
+func (s *Sandbox) Files() []cgroup.File { return s.group.handle.Files() }
 
 // ID is the id that the sandbox was made with.
 func (s *Sandbox) ID() string { return s.spec.ID }
@@ -305,7 +305,7 @@ func (s *Sandbox) Traffic() (isolation.Traffic, error) {
 }
 
 func (s *Sandbox) noEgress() error {
-	return fmt.Errorf("runc: sandbox %s has no network egress", s.spec.ID)
+	return fmt.Errorf("sandbox %s has no network egress", s.spec.ID)
 }
 
 // Dial connects from inside the sandbox's network namespace.
@@ -359,7 +359,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			failed = append(failed, d.creator)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("runc: end %s of %s: %w", name, s.spec.ID, err))
+			errs = append(errs, fmt.Errorf("end %s of %s: %w", name, s.spec.ID, err))
 			continue
 		}
 		s.mu.Lock()

@@ -28,27 +28,27 @@ func SealSelf() error {
 	}
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
-		return fmt.Errorf("runc: open own binary: %w", err)
+		return fmt.Errorf("open own binary: %w", err)
 	}
 	info, err := self.Stat()
 	if err != nil {
-		return fmt.Errorf("runc: size of own binary: %w", err)
+		return fmt.Errorf("size of own binary: %w", err)
 	}
 	sealed, err := exeseal.CloneBinary(self, info.Size(), "sandboxd", os.TempDir())
 	if err != nil {
-		return fmt.Errorf("runc: sealed copy of own binary: %w", err)
+		return fmt.Errorf("sealed copy of own binary: %w", err)
 	}
 	if !exeseal.IsCloned(sealed) { // it would do this again for ever
-		return errors.New("runc: sealed copy of own binary: the kernel gives no file in memory that can be executed; set vm.memfd_noexec to 0 or 1")
+		return errors.New("sealed copy of own binary: the kernel gives no file in memory that can be executed; set vm.memfd_noexec to 0 or 1")
 	}
 	runtime.LockOSThread() // the namespace is this thread's until exec makes it the process's
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("runc: private mount namespace: %w (sandboxd needs root with CAP_SYS_ADMIN)", err)
+		return fmt.Errorf("private mount namespace: %w (sandboxd needs root with CAP_SYS_ADMIN)", err)
 	}
 	// Unmounts on the host still arrive here, so that nothing of the host is kept busy.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("runc: make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w", err)
 	}
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(int(sealed.Fd())), os.Args, os.Environ())
-	return fmt.Errorf("runc: execute sealed copy of own binary: %w", err)
+	return fmt.Errorf("execute sealed copy of own binary: %w", err)
 }

@@ -22,12 +22,12 @@ type tmpVolume struct {
 func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err error) {
 	image, err := copyTemplate(template)
 	if err != nil {
-		return nil, fmt.Errorf("runc: /tmp: %w", err)
+		return nil, fmt.Errorf("/tmp: %w", err)
 	}
 	defer image.Close()
 	loop, err := attachLoop(image)
 	if err != nil {
-		return nil, fmt.Errorf("runc: /tmp: %w", err)
+		return nil, fmt.Errorf("/tmp: %w", err)
 	}
 	defer loop.Close() // the mounts hold the device from here on
 	v := &tmpVolume{}
@@ -42,12 +42,12 @@ func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err erro
 		// would be an fsync of the image.
 		fd, err := newFS("ext4", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "source", loop.Name(), "barrier", "0")
 		if err != nil {
-			return nil, fmt.Errorf("runc: /tmp: %w", err)
+			return nil, fmt.Errorf("/tmp: %w", err)
 		}
 		v.mounts = append(v.mounts, fd)
 	}
 	if err := unix.Fchownat(v.mounts[0], "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
-		return nil, fmt.Errorf("runc: owner of /tmp: %w", err)
+		return nil, fmt.Errorf("owner of /tmp: %w", err)
 	}
 	return v, nil
 }

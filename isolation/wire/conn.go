@@ -37,7 +37,7 @@ type Error struct {
 	Err error
 }
 
-func (e *Error) Error() string { return "wire: " + e.Op + ": " + e.Err.Error() }
+func (e *Error) Error() string { return "" + e.Op + ": " + e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/hot"
+	"github.com/sandboxd/sandboxd/internal/httpfast"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -27,7 +27,7 @@ type guard struct {
 	origin  Origin // nil: not asked
 	ctx     context.Context
 	handler http.Handler
-	hot     *hot.Server
+	hot     *httpfast.Server
 	headers atomic.Int64  // sum of the connections' headers
 	large   chan struct{} // a turn for each large body of an extension that is read
 
@@ -164,7 +164,7 @@ func (c *conn) release() {
 	c.headers = 0
 }
 
-var errHeaders = errors.New("api: the sandbox has too many bytes of headers in requests that are not over")
+var errHeaders = errors.New("the sandbox has too many bytes of headers in requests that are not over")
 
 // handle notes that the headers of a request are complete.
 func (c *conn) handle() {
@@ -180,7 +180,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.hot { // the first Read
 		var n int
 		var err error
-		if len(p) >= hot.MinRead {
+		if len(p) >= httpfast.MinRead {
 			n, err = c.guard.hot.Serve(c, p)
 		}
 		c.hot = false

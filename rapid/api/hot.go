@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/sandboxd/sandboxd/hot"
+	"github.com/sandboxd/sandboxd/internal/httpfast"
 )
 
 // hotServer serves what a runtime asks all day long: the next event, and that its
 // answer be taken.
-func hotServer(h http.Handler) *hot.Server {
-	return &hot.Server{Handler: h, Wants: isHot, Trailers: []string{"Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"}}
+func hotServer(h http.Handler) *httpfast.Server {
+	return &httpfast.Server{Handler: h, Wants: isHot, Trailers: []string{"Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"}}
 }
 
 func isHot(method, path string) bool {

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/sandboxd/sandboxd/hot"
+	"github.com/sandboxd/sandboxd/internal/httpfast"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -124,7 +124,7 @@ func (r *request) mode() string {
 func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool, err error) {
 	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already
 	defer stop()
-	if body, ok := r.arrival.ReadCloser.(*hot.Body); ok {
+	if body, ok := r.arrival.ReadCloser.(*httpfast.Body); ok {
 		body.Widen()
 	}
 	seen, err = to.ReadFrom(r.Body)

@@ -74,7 +74,7 @@ func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits,
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
-	return fmt.Errorf("api: serve %s: %w", l.Addr(), err)
+	return fmt.Errorf("serve %s: %w", l.Addr(), err)
 }
 
 type connKey struct{}

@@ -56,7 +56,7 @@ func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 		r, w, err := pair(kind)
 		if err != nil {
 			_ = e.Close()
-			return nil, fmt.Errorf("telemetry: make %s for the output of a process: %w", kind, err)
+			return nil, fmt.Errorf("make %s for the output of a process: %w", kind, err)
 		}
 		e.ends = append(e.ends, w)
 		s, err := newStream(r, c)
@@ -179,11 +179,11 @@ type stream struct {
 func newStream(r *os.File, c cutter) (*stream, error) {
 	raw, err := r.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
+		return nil, fmt.Errorf("watch the output of a process: %w", err)
 	}
 	s := &stream{file: r, raw: raw, fd: -1, cutter: c, closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes)}
 	if err := raw.Control(func(fd uintptr) { s.fd = int32(fd) }); err != nil {
-		return nil, fmt.Errorf("telemetry: watch the output of a process: %w", err)
+		return nil, fmt.Errorf("watch the output of a process: %w", err)
 	}
 	go func() {
 		defer close(s.ended)

@@ -141,7 +141,7 @@ func (h *Hub) Add(r *Record) {
 
 // Errors of a subscription that is well-formed.
 var (
-	ErrClosedWindow = errors.New("telemetry: subscription is closed already")
+	ErrClosedWindow = errors.New("subscription is closed already")
 	ErrOtherAPI     = errors.New("the extension has subscribed with the other API already") // TL-12
 )
 

@@ -121,7 +121,7 @@ func (l *Log) Close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		l.giveUp()
-		return fmt.Errorf("telemetry: close log: the reader of the log is stuck: %w", ctx.Err())
+		return fmt.Errorf("close log: the reader of the log is stuck: %w", ctx.Err())
 	}
 }
 

@@ -46,12 +46,12 @@ func (h *httpSender) send(ctx context.Context, b *batch) error {
 	}
 	resp, err := h.transport.RoundTrip(req)
 	if err != nil {
-		return fmt.Errorf("telemetry: deliver to %s: %w", h.sub.URI, err)
+		return fmt.Errorf("deliver to %s: %w", h.sub.URI, err)
 	}
 	_, _ = io.CopyN(io.Discard, resp.Body, answerBytes) // what it says is of no interest
 	_ = resp.Body.Close()
 	if resp.StatusCode >= http.StatusBadRequest {
-		return fmt.Errorf("telemetry: deliver to %s: %s", h.sub.URI, resp.Status)
+		return fmt.Errorf("deliver to %s: %s", h.sub.URI, resp.Status)
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func (h *httpSender) send(ctx context.Context, b *batch) error {
 func (h *httpSender) request(ctx context.Context, body []byte) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, h.sub.Method, h.sub.URI, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("telemetry: deliver to %s: %w", h.sub.URI, err)
+		return nil, fmt.Errorf("deliver to %s: %w", h.sub.URI, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	return req, nil
@@ -80,7 +80,7 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 	if t.conn == nil {
 		conn, err := t.dial(ctx, t.port)
 		if err != nil {
-			return fmt.Errorf("telemetry: deliver to sandbox:%d: %w", t.port, err)
+			return fmt.Errorf("deliver to sandbox:%d: %w", t.port, err)
 		}
 		t.conn = conn
 	}
@@ -93,7 +93,7 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 		t.sent = bytes.LastIndexByte(b.body[:t.sent], '\n') + 1
 		t.close()
 		t.conn = nil
-		return fmt.Errorf("telemetry: deliver to sandbox:%d: %w", t.port, err)
+		return fmt.Errorf("deliver to sandbox:%d: %w", t.port, err)
 	}
 	t.sent = 0
 	return nil

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // maxArchiveFiles bounds the files of an archive, which are listed in memory.
@@ -34,14 +34,14 @@ type extent struct{ start, size int64 }
 func openArchive(given string) (_ *os.File, err error) {
 	f, err := os.OpenFile(given, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
+		return nil, &invalid.Error{Kind: invalid.NotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
 	}
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		err = fmt.Errorf("image: %s: %w", given, err)
+		err = fmt.Errorf("%s: %w", given, err)
 	case !info.Mode().IsRegular():
-		err = &rootfs.InvalidError{Kind: rootfs.ErrImage, File: given, Reason: "is neither a directory nor a file",
+		err = &invalid.Error{Kind: invalid.Image, File: given, Reason: "is neither a directory nor a file",
 			Fix: "give an OCI layout or an archive"}
 	default:
 		return f, nil
@@ -54,7 +54,7 @@ func openArchive(given string) (_ *os.File, err error) {
 func listArchive(ctx context.Context, given string, f *os.File) (files, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("image: %s: %w", given, err)
+		return nil, fmt.Errorf("%s: %w", given, err)
 	}
 	a := &archiveFiles{f: f, at: map[string]extent{}, same: map[string]string{}}
 	return a, a.list(ctx, given, info.Size())
@@ -62,43 +62,43 @@ func listArchive(ctx context.Context, given string, f *os.File) (files, error) {
 
 // list finds the archive's files.
 func (a *archiveFiles) list(ctx context.Context, given string, size int64) error {
-	invalid := func(kind error, entry, reason string, err error) error {
-		return &rootfs.InvalidError{Kind: kind, File: given, Entry: entry, Reason: reason, Err: err,
+	bad := func(kind error, entry, reason string, err error) error {
+		return &invalid.Error{Kind: kind, File: given, Entry: entry, Reason: reason, Err: err,
 			Fix: "make it with docker save, or as a tar of an OCI layout, uncompressed"}
 	}
 	tr := tar.NewReader(a.f)
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("image: list %s: %w", given, err)
+			return fmt.Errorf("list %s: %w", given, err)
 		}
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
-			return invalid(rootfs.ErrImage, "", "cannot be read as an archive", err)
+			return bad(invalid.Image, "", "cannot be read as an archive", err)
 		}
 		if n >= maxArchiveFiles {
-			return invalid(rootfs.ErrTooLarge, "", fmt.Sprintf("has more than %d files", maxArchiveFiles), nil)
+			return bad(invalid.TooLarge, "", fmt.Sprintf("has more than %d files", maxArchiveFiles), nil)
 		}
 		name, why := cleanName(hdr.Name)
 		if why != "" {
-			return invalid(rootfs.ErrUnsafe, hdr.Name, why, nil)
+			return bad(invalid.Unsafe, hdr.Name, why, nil)
 		}
 		if len(hdr.Linkname) > maxPath {
-			return invalid(rootfs.ErrUnsafe, hdr.Name, "is a link with a target that is too long", nil)
+			return bad(invalid.Unsafe, hdr.Name, "is a link with a target that is too long", nil)
 		}
 		switch hdr.Typeflag {
 		case tar.TypeReg:
 			start, err := a.f.Seek(0, io.SeekCurrent) // the tar reader reads no further than the header
 			if err != nil {
-				return fmt.Errorf("image: list %s: %w", given, err)
+				return fmt.Errorf("list %s: %w", given, err)
 			}
 			if sparse(hdr) {
-				return invalid(rootfs.ErrImage, hdr.Name, "is stored as a sparse file", nil)
+				return bad(invalid.Image, hdr.Name, "is stored as a sparse file", nil)
 			}
 			if hdr.Size > size-start {
-				return invalid(rootfs.ErrImage, hdr.Name, "is cut off", nil)
+				return bad(invalid.Image, hdr.Name, "is cut off", nil)
 			}
 			a.at[name] = extent{start, hdr.Size}
 		case tar.TypeSymlink: // a layer that docker save has written before
@@ -107,7 +107,7 @@ func (a *archiveFiles) list(ctx context.Context, given string, size int64) error
 			a.same[name] = path.Clean(hdr.Linkname)
 		case tar.TypeDir, tar.TypeXGlobalHeader:
 		default:
-			return invalid(rootfs.ErrImage, hdr.Name, fmt.Sprintf("is of the type %q, which no image archive has", hdr.Typeflag), nil)
+			return bad(invalid.Image, hdr.Name, fmt.Sprintf("is of the type %q, which no image archive has", hdr.Typeflag), nil)
 		}
 	}
 }

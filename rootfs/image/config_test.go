@@ -13,6 +13,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // TestConfig (ENV-24, ENV-25, FE-02, FE-03): what is started, where, and with what.
@@ -47,25 +49,25 @@ func TestConfig(t *testing.T) {
 		{name: "relative working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "home/user/"}, bootstrap: "/main", dir: "/home/user"},
 		{name: "in /tmp", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/tmp"}, bootstrap: "/main", dir: "/tmp"},
 
-		{name: "nothing to start", kind: rootfs.ErrNoBootstrap},
-		{name: "empty name", cfg: v1.Config{Cmd: []string{""}}, kind: rootfs.ErrNoBootstrap},
-		{name: "missing", cfg: v1.Config{Cmd: []string{"/no/such"}}, kind: rootfs.ErrNoBootstrap},
-		{name: "not in PATH", cfg: v1.Config{Cmd: []string{"no-such"}}, kind: rootfs.ErrNoBootstrap},
-		{name: "not executable in PATH", cfg: v1.Config{Cmd: []string{"tool"}, Env: []string{"PATH=/usr/bin"}}, kind: rootfs.ErrNotExecutable},
-		{name: "a directory in PATH", cfg: v1.Config{Cmd: []string{"adir"}, Env: []string{"PATH=/usr/bin"}}, kind: rootfs.ErrNotExecutable},
-		{name: "not executable", cfg: v1.Config{Cmd: []string{"/notes"}}, kind: rootfs.ErrNotExecutable},
-		{name: "no program", cfg: v1.Config{Cmd: []string{"/junk"}}, kind: rootfs.ErrNotExecutable},
-		{name: "for its owner only", cfg: v1.Config{Cmd: []string{"/secret/main"}}, kind: rootfs.ErrNotExecutable},
-		{name: "no such working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/no/such"}, kind: rootfs.ErrWorkingDir},
-		{name: "working directory is a file", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/notes"}, kind: rootfs.ErrWorkingDir},
-		{name: "working directory of another user", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/secret"}, kind: rootfs.ErrWorkingDir},
+		{name: "nothing to start", kind: invalid.NoBootstrap},
+		{name: "empty name", cfg: v1.Config{Cmd: []string{""}}, kind: invalid.NoBootstrap},
+		{name: "missing", cfg: v1.Config{Cmd: []string{"/no/such"}}, kind: invalid.NoBootstrap},
+		{name: "not in PATH", cfg: v1.Config{Cmd: []string{"no-such"}}, kind: invalid.NoBootstrap},
+		{name: "not executable in PATH", cfg: v1.Config{Cmd: []string{"tool"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.NotExecutable},
+		{name: "a directory in PATH", cfg: v1.Config{Cmd: []string{"adir"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.NotExecutable},
+		{name: "not executable", cfg: v1.Config{Cmd: []string{"/notes"}}, kind: invalid.NotExecutable},
+		{name: "no program", cfg: v1.Config{Cmd: []string{"/junk"}}, kind: invalid.NotExecutable},
+		{name: "for its owner only", cfg: v1.Config{Cmd: []string{"/secret/main"}}, kind: invalid.NotExecutable},
+		{name: "no such working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/no/such"}, kind: invalid.WorkingDir},
+		{name: "working directory is a file", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/notes"}, kind: invalid.WorkingDir},
+		{name: "working directory of another user", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/secret"}, kind: invalid.WorkingDir},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.cfg.User = "1234:1234" // ENV-28: ignored
 			f, err := newEnv(t).prepare(t, Options{Image: writeLayout(t, indexOf(makeImage(t, test.cfg, layer))), Env: test.env})
 			if test.kind != nil {
-				var invalid *rootfs.InvalidError
-				if !errors.As(err, &invalid) || invalid.Kind != test.kind {
+				var bad *invalid.Error
+				if !errors.As(err, &bad) || bad.Kind != test.kind {
 					t.Errorf("got %v, want kind %v", err, test.kind)
 				}
 				return
@@ -164,7 +166,7 @@ func TestHostileRootTree(t *testing.T) {
 						t.Errorf("%s -> %s became a link of the sandbox", name, target)
 					}
 				}
-			} else if !errors.Is(err, rootfs.ErrBase) {
+			} else if !errors.Is(err, invalid.Base) {
 				t.Errorf("%s -> %s: got %v", name, target, err)
 			}
 		}
@@ -173,7 +175,7 @@ func TestHostileRootTree(t *testing.T) {
 
 func TestLayersAreRefused(t *testing.T) {
 	_, err := newEnv(t).prepare(t, Options{Image: writeLayout(t, indexOf(makeImage(t, mainConfig, baseLayer(t)))), Layers: []string{"layer.zip"}})
-	if !errors.Is(err, rootfs.ErrImage) {
+	if !errors.Is(err, invalid.Image) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -200,7 +202,7 @@ func TestLimitsHoldForKeptTrees(t *testing.T) {
 	if _, err := e.prepare(t, Options{Image: given}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.prepare(t, Options{Image: given, Limits: Limits{Bytes: 100}}); !errors.Is(err, rootfs.ErrTooLarge) {
+	if _, err := e.prepare(t, Options{Image: given, Limits: Limits{Bytes: 100}}); !errors.Is(err, invalid.TooLarge) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -234,7 +236,7 @@ func TestConcurrently(t *testing.T) {
 	const daemons = 4
 	for range daemons {
 		go func() {
-			store, err := rootfs.OpenStore(e.state)
+			store, err := store.Open(e.state)
 			if err == nil {
 				_, err = Prepare(t.Context(), Options{Image: given, Store: store, Scratch: e.scratch})
 			}

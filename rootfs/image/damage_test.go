@@ -19,7 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // edit changes a JSON file of a layout.
@@ -98,42 +98,42 @@ func TestDamagedLayouts(t *testing.T) {
 		damage func(dir, manifest, config, layer string)
 		kind   error
 	}{
-		{"manifest changed", img, func(_, manifest, _, _ string) { flip(t, manifest) }, rootfs.ErrDigest},
-		{"configuration changed", img, func(_, _, config, _ string) { flip(t, config) }, rootfs.ErrDigest},
-		{"layer changed", img, func(_, _, _, layer string) { flip(t, layer) }, rootfs.ErrDigest},
-		{"layer cut", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 512)) }, rootfs.ErrDigest},
-		{"layer longer", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 1<<20)) }, rootfs.ErrDigest},
-		{"layer missing", img, func(_, _, _, layer string) { must(t, os.Remove(layer)) }, rootfs.ErrImage},
+		{"manifest changed", img, func(_, manifest, _, _ string) { flip(t, manifest) }, invalid.Digest},
+		{"configuration changed", img, func(_, _, config, _ string) { flip(t, config) }, invalid.Digest},
+		{"layer changed", img, func(_, _, _, layer string) { flip(t, layer) }, invalid.Digest},
+		{"layer cut", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 512)) }, invalid.Digest},
+		{"layer longer", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 1<<20)) }, invalid.Digest},
+		{"layer missing", img, func(_, _, _, layer string) { must(t, os.Remove(layer)) }, invalid.Image},
 		{"layer is a link to the host", img, func(_, _, _, layer string) { must(t, errors.Join(os.Remove(layer), os.Symlink("/etc/passwd", layer))) }, nil},
-		{"configuration missing", img, func(_, _, config, _ string) { must(t, os.Remove(config)) }, rootfs.ErrImage},
-		{"wrong diffID", wrongDiff, nil, rootfs.ErrDigest},
-		{"more diffIDs than layers", moreDiffs, nil, rootfs.ErrImage},
+		{"configuration missing", img, func(_, _, config, _ string) { must(t, os.Remove(config)) }, invalid.Image},
+		{"wrong diffID", wrongDiff, nil, invalid.Digest},
+		{"more diffIDs than layers", moreDiffs, nil, invalid.Image},
 		{"lying size of the manifest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["size"] = 7 })
-		}, rootfs.ErrDigest},
+		}, invalid.Digest},
 		{"giant manifest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["size"] = 1 << 40 })
-		}, rootfs.ErrTooLarge},
-		{"giant index", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 1<<40)) }, rootfs.ErrTooLarge},
+		}, invalid.TooLarge},
+		{"giant index", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 1<<40)) }, invalid.TooLarge},
 		{"no digest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { delete(firstManifest(doc), "digest") })
-		}, rootfs.ErrImage},
+		}, invalid.Image},
 		{"digest that is a path", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["digest"] = "sha256:../../../etc/passwd" })
-		}, rootfs.ErrImage},
+		}, invalid.Image},
 		{"old schema", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { doc["schemaVersion"] = 1 })
-		}, rootfs.ErrImage},
+		}, invalid.Image},
 		{"no images", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { doc["manifests"] = []any{} })
-		}, rootfs.ErrImage},
-		{"no JSON", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 10)) }, rootfs.ErrImage},
+		}, invalid.Image},
+		{"no JSON", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 10)) }, invalid.Image},
 		{"two images", img, func(dir, _, _, _ string) {
 			p, err := layout.FromPath(dir)
 			must(t, err)
 			must(t, p.AppendImage(second, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "second"})))
-		}, rootfs.ErrImage},
-		{"no layout", img, func(dir, _, _, _ string) { must(t, os.Remove(filepath.Join(dir, "index.json"))) }, rootfs.ErrImage},
+		}, invalid.Image},
+		{"no layout", img, func(dir, _, _, _ string) { must(t, os.Remove(filepath.Join(dir, "index.json"))) }, invalid.Image},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := writeLayout(t, indexOf(test.img))
@@ -181,23 +181,23 @@ func TestArchives(t *testing.T) {
 	}{
 		{"repeated layer as a link", entries(link("2/layer.tar", "../1/layer.tar")), nil},
 		{"repeated layer as a hard link", entries(hard("2/layer.tar", "1/layer.tar")), nil},
-		{"layer missing", entries(), rootfs.ErrImage},
-		{"layer is a link to the host", entries(link("2/layer.tar", "/etc/passwd")), rootfs.ErrImage},
-		{"links in a circle", entries(link("2/layer.tar", "../3/layer.tar"), link("3/layer.tar", "../2/layer.tar")), rootfs.ErrImage},
-		{"other layer", entries(file("2/layer.tar", string(baseLayer(t, file("other", ""))))), rootfs.ErrDigest},
-		{"two images", mustRead(t, dockerSave(t, map[string]v1.Image{"a:1": img, "a:2": second})), rootfs.ErrImage},
-		{"gzip", gzipped(t, saved), rootfs.ErrImage},
-		{"cut in a file", saved[:len(saved)/2], rootfs.ErrImage},
-		{"empty", nil, rootfs.ErrImage},
-		{"no archive", []byte("hello"), rootfs.ErrImage},
-		{"device", tarOf(t, device("manifest.json", tar.TypeChar)), rootfs.ErrImage},
-		{"name outside", tarOf(t, file("../manifest.json", "[]")), rootfs.ErrUnsafe},
-		{"sparse", sparseFile(100_000), rootfs.ErrImage},
-		{"configuration outside", tarOf(t, file("manifest.json", `[{"Config":"../../etc/passwd"}]`)), rootfs.ErrImage},
-		{"configuration missing", tarOf(t, file("manifest.json", `[{"Config":"config.json"}]`)), rootfs.ErrImage},
+		{"layer missing", entries(), invalid.Image},
+		{"layer is a link to the host", entries(link("2/layer.tar", "/etc/passwd")), invalid.Image},
+		{"links in a circle", entries(link("2/layer.tar", "../3/layer.tar"), link("3/layer.tar", "../2/layer.tar")), invalid.Image},
+		{"other layer", entries(file("2/layer.tar", string(baseLayer(t, file("other", ""))))), invalid.Digest},
+		{"two images", mustRead(t, dockerSave(t, map[string]v1.Image{"a:1": img, "a:2": second})), invalid.Image},
+		{"gzip", gzipped(t, saved), invalid.Image},
+		{"cut in a file", saved[:len(saved)/2], invalid.Image},
+		{"empty", nil, invalid.Image},
+		{"no archive", []byte("hello"), invalid.Image},
+		{"device", tarOf(t, device("manifest.json", tar.TypeChar)), invalid.Image},
+		{"name outside", tarOf(t, file("../manifest.json", "[]")), invalid.Unsafe},
+		{"sparse", sparseFile(100_000), invalid.Image},
+		{"configuration outside", tarOf(t, file("manifest.json", `[{"Config":"../../etc/passwd"}]`)), invalid.Image},
+		{"configuration missing", tarOf(t, file("manifest.json", `[{"Config":"config.json"}]`)), invalid.Image},
 		{"configuration with another digest", tarOf(t, file("manifest.json", `[{"Config":"`+strings.Repeat("a", 64)+`.json"}]`),
-			file(strings.Repeat("a", 64)+".json", "{}")), rootfs.ErrDigest},
-		{"no list", tarOf(t, file("manifest.json", `{}`)), rootfs.ErrImage},
+			file(strings.Repeat("a", 64)+".json", "{}")), invalid.Digest},
+		{"no list", tarOf(t, file("manifest.json", `{}`)), invalid.Image},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := newEnv(t)
@@ -224,7 +224,7 @@ func TestSparseArchive(t *testing.T) {
 	f, err := openArchive(writeFile(t, sparseFile(100_000)))
 	must(t, err)
 	defer f.Close()
-	if _, err := listArchive(t.Context(), "x.tar", f); !errors.Is(err, rootfs.ErrImage) {
+	if _, err := listArchive(t.Context(), "x.tar", f); !errors.Is(err, invalid.Image) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -255,25 +255,25 @@ func TestRegistryErrors(t *testing.T) {
 		wrap func(http.Handler) http.Handler
 		kind error // nil: an error of no kind
 	}{
-		{"unknown name", answer("/manifests/1", status(http.StatusNotFound)), rootfs.ErrNotFound},
-		{"denied", answer("/manifests/1", status(http.StatusForbidden)), rootfs.ErrNotFound},
-		{"layer gone", answer(layerPath, status(http.StatusNotFound)), rootfs.ErrNotFound},
+		{"unknown name", answer("/manifests/1", status(http.StatusNotFound)), invalid.NotFound},
+		{"denied", answer("/manifests/1", status(http.StatusForbidden)), invalid.NotFound},
+		{"layer gone", answer(layerPath, status(http.StatusNotFound)), invalid.NotFound},
 		{"layer broken off", answer(layerPath, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100000")
 			w.Write(make([]byte, 700))
 		}), nil},
 		{"layer replaced", answer(layerPath, func(w http.ResponseWriter, _ *http.Request) {
 			w.Write(make([]byte, m.Layers[0].Size))
-		}), rootfs.ErrDigest},
-		{"manifest is no manifest", answer("/manifests/1", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }), rootfs.ErrImage},
+		}), invalid.Digest},
+		{"manifest is no manifest", answer("/manifests/1", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }), invalid.Image},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			reg := newRegistry(t, test.wrap)
 			given := reg.pushImage(t, "a:1", img)
 			e := newEnv(t)
 			_, err := e.prepare(t, Options{Image: given})
-			var invalid *rootfs.InvalidError
-			if test.kind == nil && (err == nil || errors.As(err, &invalid)) || !errors.Is(err, test.kind) && test.kind != nil {
+			var bad *invalid.Error
+			if test.kind == nil && (err == nil || errors.As(err, &bad)) || !errors.Is(err, test.kind) && test.kind != nil {
 				t.Errorf("got %v, want kind %v", err, test.kind)
 			}
 			if trees := e.trees(t); len(trees) > 0 {
@@ -286,8 +286,8 @@ func TestRegistryErrors(t *testing.T) {
 		must(t, err)
 		must(t, l.Close())
 		_, err = newEnv(t).prepare(t, Options{Image: l.Addr().String() + "/a:1"})
-		var invalid *rootfs.InvalidError
-		if err == nil || errors.As(err, &invalid) {
+		var bad *invalid.Error
+		if err == nil || errors.As(err, &bad) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -296,13 +296,13 @@ func TestRegistryErrors(t *testing.T) {
 func TestNoSuchImage(t *testing.T) {
 	for _, given := range []string{"/no/such/layout", "./no-such", "../no-such.tar", "NOT A REFERENCE", ""} {
 		_, err := newEnv(t).prepare(t, Options{Image: given})
-		if !errors.Is(err, rootfs.ErrNotFound) {
+		if !errors.Is(err, invalid.NotFound) {
 			t.Errorf("%q: got %v", given, err)
 		}
 	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))
-	if _, err := newEnv(t).prepare(t, Options{Image: fifo}); !errors.Is(err, rootfs.ErrImage) {
+	if _, err := newEnv(t).prepare(t, Options{Image: fifo}); !errors.Is(err, invalid.Image) {
 		t.Errorf("pipe: got %v", err)
 	}
 }

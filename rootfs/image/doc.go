@@ -1,5 +1,5 @@
 // Package image makes functions of container images: it finds the image, checks it,
-// unpacks it into a [rootfs.Store] and reads off its configuration what has to be
+// unpacks it into a [store.Store] and reads off its configuration what has to be
 // started (ENV-24, ENV-25, ENV-36).
 //
 // An image comes from an OCI layout or the output of docker save, each as a directory

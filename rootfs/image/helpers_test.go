@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // entry is one entry of a layer. What it holds is body, unless the header says more.
@@ -136,14 +136,14 @@ var mainConfig = v1.Config{Entrypoint: []string{"/main"}}
 
 // env is where a test prepares images.
 type env struct {
-	store          *rootfs.Store
+	store          *store.Store
 	state, scratch string
 }
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
 	state := t.TempDir()
-	store, err := rootfs.OpenStore(state)
+	store, err := store.Open(state)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // Options say which image becomes a function.
@@ -31,7 +33,7 @@ type Options struct {
 	// Limits bound the image; the zero value means the defaults.
 	Limits Limits
 	// Store keeps the unpacked tree.
-	Store *rootfs.Store
+	Store *store.Store
 	// Scratch is as in rootfs.BaseOptions.
 	Scratch string
 	// Read and Unpack run a job in a process of its own, which has ended when they return.
@@ -86,13 +88,13 @@ const (
 )
 
 // Prepare makes everything of a function that its sandboxes share. The image's User is
-// ignored (ENV-28). What is wrong with the image is a [rootfs.InvalidError], whose
-// kinds are those of [rootfs.PrepareImage] and ErrNotFound, ErrImage, ErrPlatform,
-// ErrDigest, ErrUnsafe and ErrTooLarge; a registry that cannot be reached is not. On
+// ignored (ENV-28). What is wrong with the image is a [invalid.Error], whose
+// kinds are those of [rootfs.PrepareImage] and invalid.NotFound, invalid.Image, invalid.Platform,
+// invalid.Digest, invalid.Unsafe and invalid.TooLarge; a registry that cannot be reached is not. On
 // error nothing is left in Scratch, and in the Store only an image that is whole.
 func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if len(opts.Layers) > 0 {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: opts.Image, Reason: "cannot have layers: it is an image",
+		return nil, &invalid.Error{Kind: invalid.Image, File: opts.Image, Reason: "cannot have layers: it is an image",
 			Fix: "copy them into the image's /opt when it is built"}
 	}
 	if opts.Arch == "" {
@@ -173,11 +175,11 @@ type image struct {
 
 // invalid is an error about the image.
 func (i *image) invalid(kind error, reason, fix string, err error) error {
-	return &rootfs.InvalidError{Kind: kind, File: i.given, Reason: reason, Fix: fix, Err: err}
+	return &invalid.Error{Kind: kind, File: i.given, Reason: reason, Fix: fix, Err: err}
 }
 
 func tooLarge(given string, limit int64) error {
-	return &rootfs.InvalidError{Kind: rootfs.ErrTooLarge, File: given, Fix: "leave out what the function does not need",
+	return &invalid.Error{Kind: invalid.TooLarge, File: given, Fix: "leave out what the function does not need",
 		Reason: fmt.Sprintf("its layers have more than %d bytes uncompressed (ENV-36)", limit)}
 }
 
@@ -186,19 +188,19 @@ func tooLarge(given string, limit int64) error {
 func (i *image) check(arch string) error {
 	cfg := i.config
 	if cfg.OS != "" && cfg.OS != "linux" || cfg.Architecture != "" && cfg.Architecture != arch {
-		return i.invalid(rootfs.ErrPlatform, fmt.Sprintf("is for %s/%s, needed is linux/%s", cfg.OS, cfg.Architecture, arch),
+		return i.invalid(invalid.Platform, fmt.Sprintf("is for %s/%s, needed is linux/%s", cfg.OS, cfg.Architecture, arch),
 			"build it with --platform linux/"+arch, nil)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(i.layers) {
-		return i.invalid(rootfs.ErrImage, fmt.Sprintf("has %d layers, its configuration names %d", len(i.layers), len(cfg.RootFS.DiffIDs)), fixBuild, nil)
+		return i.invalid(invalid.Image, fmt.Sprintf("has %d layers, its configuration names %d", len(i.layers), len(cfg.RootFS.DiffIDs)), fixBuild, nil)
 	}
 	if len(i.layers) > maxLayers {
-		return i.invalid(rootfs.ErrTooLarge, fmt.Sprintf("has %d layers, %d are allowed", len(i.layers), maxLayers), "merge some of them", nil)
+		return i.invalid(invalid.TooLarge, fmt.Sprintf("has %d layers, %d are allowed", len(i.layers), maxLayers), "merge some of them", nil)
 	}
 	for n := range i.layers {
 		i.layers[n].diffID = cfg.RootFS.DiffIDs[n]
 		if _, err := v1.Hasher(cfg.RootFS.DiffIDs[n].Algorithm); err != nil {
-			return invalidLayer(i.given, n+1, rootfs.ErrImage, "has a diffID of an unknown kind", err)
+			return invalidLayer(i.given, n+1, invalid.Image, "has a diffID of an unknown kind", err)
 		}
 	}
 	return nil

@@ -14,7 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // Source says where an image comes from.
@@ -50,7 +51,7 @@ type UnpackJob struct {
 func (j ReadJob) Run(ctx context.Context, conn, archive *os.File) error {
 	c, err := unixConn(conn)
 	if err != nil {
-		return fmt.Errorf("image: read %s: %w", j.Image, err)
+		return fmt.Errorf("read %s: %w", j.Image, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(longAgo) })()
@@ -102,7 +103,7 @@ func (j ReadJob) open(ctx context.Context, layout files, archive *os.File) (*ima
 	case Registry:
 		return j.openReference(ctx)
 	}
-	return nil, fmt.Errorf("image: %s: source %d is unknown", j.Image, j.Source)
+	return nil, fmt.Errorf("%s: source %d is unknown", j.Image, j.Source)
 }
 
 // send sends one layer.
@@ -137,7 +138,7 @@ func (r *layerReader) send(ctx context.Context, w io.Writer) error {
 func (j UnpackJob) Run(ctx context.Context, layers, tree *os.File) error {
 	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
 	if err != nil {
-		return fmt.Errorf("image: unpack %s: %w", j.Image, err)
+		return fmt.Errorf("unpack %s: %w", j.Image, err)
 	}
 	defer root.Close()
 	u := newUnpacker(j.Image, root, j.Limits)
@@ -153,8 +154,8 @@ func (j UnpackJob) Run(ctx context.Context, layers, tree *os.File) error {
 }
 
 // bounds are those of the folder that is unpacked into.
-func (j UnpackJob) bounds() rootfs.Bounds {
-	return rootfs.Bounds{File: j.Image, Bytes: j.Limits.Bytes, Entries: j.Limits.Entries, Depth: maxDepth + 1, HardLinks: true}
+func (j UnpackJob) bounds() extract.Bounds {
+	return extract.Bounds{File: j.Image, Bytes: j.Limits.Bytes, Entries: j.Limits.Entries, Depth: maxDepth + 1, HardLinks: true}
 }
 
 // description is what a ReadJob says of its image.
@@ -182,10 +183,10 @@ func (i *image) describe() ([]byte, error) {
 	}
 	text, err := json.Marshal(d)
 	if err != nil {
-		return nil, fmt.Errorf("image: describe %s: %w", i.given, err)
+		return nil, fmt.Errorf("describe %s: %w", i.given, err)
 	}
 	if len(text) > maxDescription {
-		return nil, i.invalid(rootfs.ErrTooLarge, fmt.Sprintf("its program, arguments and variables have more than %d bytes", maxDescription),
+		return nil, i.invalid(invalid.TooLarge, fmt.Sprintf("its program, arguments and variables have more than %d bytes", maxDescription),
 			"leave out what the function does not need", nil)
 	}
 	return text, nil

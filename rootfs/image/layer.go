@@ -14,7 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // layer is one layer of an image. Only what it holds decides how it is compressed.
@@ -84,7 +84,7 @@ func (r *layerReader) explain(stored *verifier, err error) error {
 	if _, rest := io.Copy(io.Discard, stored); rest == nil && errors.Is(stored.check(), errDigest) {
 		return r.wrap(stored.check()) // not made so, but changed on its way
 	}
-	return invalidLayer(r.image.given, r.number, rootfs.ErrImage, "is damaged", err)
+	return invalidLayer(r.image.given, r.number, invalid.Image, "is damaged", err)
 }
 
 // wrap says where an error came from; of a wrong digest it says that too.
@@ -93,13 +93,13 @@ func (r *layerReader) wrap(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errDigest):
-		return invalidLayer(r.image.given, r.number, rootfs.ErrDigest, "is not what the image names", err)
+		return invalidLayer(r.image.given, r.number, invalid.Digest, "is not what the image names", err)
 	}
-	return fmt.Errorf("image: layer %d of %s: %w", r.number, r.image.given, err)
+	return fmt.Errorf("layer %d of %s: %w", r.number, r.image.given, err)
 }
 
 func invalidLayer(given string, number int, kind error, reason string, err error) error {
-	return &rootfs.InvalidError{Kind: kind, File: given, Reason: fmt.Sprintf("its layer %d %s", number, reason), Fix: fixBuild, Err: err}
+	return &invalid.Error{Kind: kind, File: given, Reason: fmt.Sprintf("its layer %d %s", number, reason), Fix: fixBuild, Err: err}
 }
 
 // hostError is an error of the place that the files are written to.

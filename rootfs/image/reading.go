@@ -19,7 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // reading is a ReadJob that runs, as seen by who gave it. It parses nothing of the
@@ -47,7 +47,7 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 	if r.conn, theirs, err = connected(); err != nil {
 		archive.Close()
 		r.close()
-		return nil, fmt.Errorf("image: read %s: %w", opts.Image, err)
+		return nil, fmt.Errorf("read %s: %w", opts.Image, err)
 	}
 	r.in = bufio.NewReaderSize(r.conn, 2*maxData)
 	run := opts.Read
@@ -71,7 +71,7 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err error) {
 	r.job = ReadJob{Image: opts.Image, Arch: opts.Arch}
 	notFound := func(reason, fix string, err error) error {
-		return &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
+		return &invalid.Error{Kind: invalid.NotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
 	}
 	const fix = "give an OCI layout, an archive, or a reference such as repository:tag"
 	info, err := os.Stat(opts.Image)
@@ -97,11 +97,11 @@ func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err
 	}
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, ref.Context())
 	if err != nil {
-		return nil, fmt.Errorf("image: there is no file %s, and the credentials for a registry cannot be read: %w", opts.Image, err)
+		return nil, fmt.Errorf("there is no file %s, and the credentials for a registry cannot be read: %w", opts.Image, err)
 	}
 	who, err := authn.Authorization(ctx, auth)
 	if err != nil {
-		return nil, fmt.Errorf("image: there is no file %s, and there are no credentials for a registry: %w", opts.Image, err)
+		return nil, fmt.Errorf("there is no file %s, and there are no credentials for a registry: %w", opts.Image, err)
 	}
 	r.job.Auth = *who
 	return nil, nil
@@ -129,13 +129,13 @@ func (r *reading) failed(ctx context.Context, err error) error {
 	ended := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET)
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("image: read %s: %w", r.job.Image, ctx.Err())
+		return fmt.Errorf("read %s: %w", r.job.Image, ctx.Err())
 	case ended && r.err != nil:
 		return r.err
 	case ended:
 		err = errors.New("it ended early")
 	}
-	return fmt.Errorf("image: the process that reads %s failed: %w", r.job.Image, err)
+	return fmt.Errorf("the process that reads %s failed: %w", r.job.Image, err)
 }
 
 // next gives the next message that is for others than this function, which opens files
@@ -194,7 +194,7 @@ func (r *reading) describe(ctx context.Context) (*description, error) {
 func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, err error) {
 	tree, err := root.Open(".")
 	if err != nil {
-		return 0, fmt.Errorf("image: unpack %s: %w", r.job.Image, err)
+		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
 	}
 	defer tree.Close()
 	if opts.Progress != nil {
@@ -231,7 +231,7 @@ var errGone = errors.New("the layers are not read")
 func (r *reading) pour(ctx context.Context, d *description, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
 	from, to, err := os.Pipe()
 	if err != nil {
-		return 0, fmt.Errorf("image: unpack %s: %w", r.job.Image, err)
+		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -286,7 +286,7 @@ func (r *reading) pourLayer(ctx context.Context, number int, l layerClaim, to io
 			}
 		case msgEnd:
 			if got := hex.EncodeToString(sum.Sum(nil)); got != l.DiffID.Hex {
-				return invalidLayer(r.job.Image, number, rootfs.ErrDigest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, l.DiffID), nil)
+				return invalidLayer(r.job.Image, number, invalid.Digest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, l.DiffID), nil)
 			}
 			_ = writeMessage(to, msgEnd, nil) // if that fails, so does the rest
 			return nil
@@ -300,9 +300,9 @@ func (r *reading) pourLayer(ctx context.Context, number int, l layerClaim, to io
 // than it should be, which who reads it finds out at its end.
 func (r *reading) explain(ctx context.Context, fault error, left int64) error {
 	if fault == nil {
-		return fmt.Errorf("image: the process that unpacks %s ended early", r.job.Image)
+		return fmt.Errorf("the process that unpacks %s ended early", r.job.Image)
 	}
-	if !errors.Is(fault, rootfs.ErrImage) {
+	if !errors.Is(fault, invalid.Image) {
 		return fault
 	}
 	for kind := byte(msgData); kind == msgData && left >= 0; {

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // openReference opens an image of a registry, over HTTPS. Private addresses are spoken to
@@ -27,11 +27,11 @@ func (j ReadJob) openReference(ctx context.Context) (*image, error) {
 	given := j.Image
 	ref, err := name.ParseReference(given)
 	if err != nil {
-		return nil, fmt.Errorf("image: pull %s: %w", given, err)
+		return nil, fmt.Errorf("pull %s: %w", given, err)
 	}
 	puller, err := remote.NewPuller(remote.WithAuth(auth))
 	if err != nil {
-		return nil, fmt.Errorf("image: pull %s: %w", given, err)
+		return nil, fmt.Errorf("pull %s: %w", given, err)
 	}
 	r := &repository{given: given, name: ref.Context(), puller: puller}
 	desc, err := puller.Get(ctx, ref)
@@ -82,16 +82,16 @@ func (r *repository) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, 
 func (r *repository) explain(err error) error {
 	var answer *transport.Error
 	if !errors.As(err, &answer) {
-		return fmt.Errorf("image: there is no file %s, and it cannot be pulled: %w", r.given, err)
+		return fmt.Errorf("there is no file %s, and it cannot be pulled: %w", r.given, err)
 	}
-	invalid := &rootfs.InvalidError{Kind: rootfs.ErrNotFound, File: r.given, Err: err}
+	bad := &invalid.Error{Kind: invalid.NotFound, File: r.given, Err: err}
 	switch answer.StatusCode {
 	case http.StatusNotFound:
-		invalid.Reason, invalid.Fix = "the registry does not have it", "correct the name"
+		bad.Reason, bad.Fix = "the registry does not have it", "correct the name"
 	case http.StatusUnauthorized, http.StatusForbidden:
-		invalid.Reason, invalid.Fix = "the registry does not give it", "correct the name, or log in as the daemon's user with docker login"
+		bad.Reason, bad.Fix = "the registry does not give it", "correct the name, or log in as the daemon's user with docker login"
 	default:
-		return fmt.Errorf("image: pull %s: %w", r.given, err)
+		return fmt.Errorf("pull %s: %w", r.given, err)
 	}
-	return invalid
+	return bad
 }

@@ -13,7 +13,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // maxMetadata bounds manifests, indexes and configurations, which are kept in memory.
@@ -51,7 +51,7 @@ type local struct {
 func (l *local) read(ctx context.Context, name string) ([]byte, error) {
 	rc, size, err := l.files.open(name)
 	if err != nil {
-		return nil, fmt.Errorf("image: %s of %s: %w", name, l.given, err)
+		return nil, fmt.Errorf("%s of %s: %w", name, l.given, err)
 	}
 	defer rc.Close()
 	return readSmall(ctx, l.given, name, rc, v1.Descriptor{Size: size})
@@ -65,7 +65,7 @@ func (l *local) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, e
 func (l *local) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 	rc, _, err := l.files.open("blobs/" + d.Digest.Algorithm + "/" + d.Digest.Hex)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: d.Digest.String(), Reason: "is missing", Fix: fixBuild}
+		return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: d.Digest.String(), Reason: "is missing", Fix: fixBuild}
 	}
 	return rc, err
 }
@@ -79,12 +79,12 @@ type dockerManifest struct {
 
 // dockerImage reads what docker save has written.
 func (l *local) dockerImage(ctx context.Context) (*image, error) {
-	invalid := func(reason, fix string, err error) error {
-		return &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Reason: reason, Fix: fix, Err: err}
+	bad := func(reason, fix string, err error) error {
+		return &invalid.Error{Kind: invalid.Image, File: l.given, Reason: reason, Fix: fix, Err: err}
 	}
 	data, err := l.read(ctx, "manifest.json")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, invalid("has neither index.json nor manifest.json",
+		return nil, bad("has neither index.json nor manifest.json",
 			"give an OCI layout or the output of docker save; for a tree of files use --rootfs", nil)
 	}
 	if err != nil {
@@ -92,34 +92,34 @@ func (l *local) dockerImage(ctx context.Context) (*image, error) {
 	}
 	var list []dockerManifest
 	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, invalid("has a damaged manifest.json", fixBuild, err)
+		return nil, bad("has a damaged manifest.json", fixBuild, err)
 	}
 	if len(list) != 1 {
 		var tags []string
 		for _, m := range list {
 			tags = append(tags, m.RepoTags...)
 		}
-		return nil, invalid(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), "save the one that is wanted", nil)
+		return nil, bad(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), "save the one that is wanted", nil)
 	}
 	name, why := cleanName(list[0].Config)
 	if why != "" {
-		return nil, invalid("names a configuration that "+why, fixBuild, nil)
+		return nil, bad("names a configuration that "+why, fixBuild, nil)
 	}
 	if data, err = l.read(ctx, name); errors.Is(err, fs.ErrNotExist) {
-		return nil, invalid("has no configuration "+name, fixBuild, nil)
+		return nil, bad("has no configuration "+name, fixBuild, nil)
 	} else if err != nil {
 		return nil, err
 	}
 	img := &image{given: l.given}
 	if img.id, _, err = v1.SHA256(bytes.NewReader(data)); err != nil {
-		return nil, fmt.Errorf("image: %s: %w", l.given, err)
+		return nil, fmt.Errorf("%s: %w", l.given, err)
 	}
 	base := strings.TrimSuffix(filepath.Base(name), ".json")
 	if len(base) == len(img.id.Hex) && base != img.id.Hex {
-		return nil, &rootfs.InvalidError{Kind: rootfs.ErrDigest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
+		return nil, &invalid.Error{Kind: invalid.Digest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
 	}
 	if img.config, err = v1.ParseConfigFile(bytes.NewReader(data)); err != nil {
-		return nil, invalid("has a damaged configuration", fixBuild, err)
+		return nil, bad("has a damaged configuration", fixBuild, err)
 	}
 	for _, file := range list[0].Layers {
 		img.layers = append(img.layers, l.dockerLayer(file))
@@ -132,11 +132,11 @@ func (l *local) dockerLayer(file string) layer {
 	return layer{size: -1, open: func(context.Context) (io.ReadCloser, error) {
 		name, why := cleanName(file)
 		if why != "" {
-			return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: file, Reason: "is a layer that " + why, Fix: fixBuild}
+			return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: file, Reason: "is a layer that " + why, Fix: fixBuild}
 		}
 		rc, _, err := l.files.open(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &rootfs.InvalidError{Kind: rootfs.ErrImage, File: l.given, Entry: file, Reason: "is missing", Fix: fixBuild}
+			return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: file, Reason: "is missing", Fix: fixBuild}
 		}
 		return rc, err
 	}}
@@ -144,25 +144,25 @@ func (l *local) dockerLayer(file string) layer {
 
 // readSmall reads metadata and checks it against what d has of size and digest.
 func readSmall(ctx context.Context, given, name string, r io.Reader, d v1.Descriptor) ([]byte, error) {
-	invalid := func(kind error, reason string, err error) error {
-		return &rootfs.InvalidError{Kind: kind, File: given, Entry: name, Reason: reason, Fix: fixBuild, Err: err}
+	bad := func(kind error, reason string, err error) error {
+		return &invalid.Error{Kind: kind, File: given, Entry: name, Reason: reason, Fix: fixBuild, Err: err}
 	}
 	if d.Size > maxMetadata {
-		return nil, invalid(rootfs.ErrTooLarge, fmt.Sprintf("has %d bytes, %d are allowed", d.Size, maxMetadata), nil)
+		return nil, bad(invalid.TooLarge, fmt.Sprintf("has %d bytes, %d are allowed", d.Size, maxMetadata), nil)
 	}
 	v, err := newVerifier(ctx, r, d.Digest, d.Size, func(int64) {})
 	if err != nil {
-		return nil, invalid(rootfs.ErrImage, "has a digest of an unknown kind", err)
+		return nil, bad(invalid.Image, "has a digest of an unknown kind", err)
 	}
 	data, err := io.ReadAll(v)
 	if err == nil {
 		err = v.check()
 	}
 	if errors.Is(err, errDigest) {
-		return nil, invalid(rootfs.ErrDigest, "is not what the image names", err)
+		return nil, bad(invalid.Digest, "is not what the image names", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("image: %s of %s: %w", name, given, err)
+		return nil, fmt.Errorf("%s of %s: %w", name, given, err)
 	}
 	return data, nil
 }

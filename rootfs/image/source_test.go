@@ -27,7 +27,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
 // writeLayout writes an index as an OCI layout.
@@ -319,8 +319,8 @@ func TestPlatforms(t *testing.T) {
 				}
 				return
 			}
-			var invalid *rootfs.InvalidError
-			if !errors.As(err, &invalid) || !strings.Contains(err.Error(), test.want) {
+			var bad *invalid.Error
+			if !errors.As(err, &bad) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 			if len(e.trees(t)) > 0 {

@@ -1,0 +1,155 @@
+package invoke
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// A budget bounds the memory that clients fill. The zero budget has nothing to take.
+type budget struct {
+	max  int64
+	used atomic.Int64
+}
+
+// take takes n bytes, or nothing if there are not as many.
+func (b *budget) take(n int64) bool {
+	if b.used.Add(n) > b.max {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (b *budget) give(n int64) { b.used.Add(-n) }
+
+// Sizes of readBody.
+const (
+	firstRead  = 8 << 10  // what a declared length is believed without the bytes
+	countLimit = 64 << 20 // how far a payload that is too large is counted
+)
+
+// readBody reads and checks the payload. The bytes held of the budget are the
+// caller's to give back, also with a refusal. Memory grows with what has come, not with
+// what is announced.
+func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad *refusal) {
+	limit := k.limit()
+	if r.ContentLength > int64(limit) {
+		return nil, 0, tooLarge(k, r.ContentLength)
+	}
+	most := limit + 1 // one more than allowed tells
+	if r.ContentLength >= 0 {
+		most = int(r.ContentLength)
+	}
+	grow := func(size int) bool {
+		n := int64(size - cap(body))
+		if !s.buffered.take(n) {
+			return false
+		}
+		held += n
+		body = append(make([]byte, 0, size), body...)
+		return true
+	}
+	for {
+		if len(body) == cap(body) && len(body) < most && !grow(min(max(2*cap(body), firstRead), most)) {
+			return nil, held, errBuffers
+		}
+		n, err := r.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if len(body) > limit {
+			more, _ := io.Copy(io.Discard, io.LimitReader(r.Body, countLimit))
+			return nil, held, tooLarge(k, int64(len(body))+more)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, held, unread(err)
+		}
+	}
+	if len(body) == 0 {
+		return []byte("{}"), held, nil // INV-09
+	}
+	if !json.Valid(body) {
+		var v json.RawMessage
+		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: %v", json.Unmarshal(body, &v)))
+	}
+	return body, held, nil
+}
+
+// tooLarge is the refusal of INV-08.
+func tooLarge(k kind, n int64) *refusal {
+	return &refusal{status: http.StatusRequestEntityTooLarge, name: "RequestTooLargeException", hangUp: true,
+		text: fmt.Sprintf("%d byte payload is too large for the %s invocation type (limit %d bytes)", n, k, k.limit())}
+}
+
+// unread is the refusal of a request whose body did not come.
+func unread(err error) *refusal {
+	text := "The request body ends before its declared end."
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		text = "The request body did not come in time."
+	}
+	bad := badContent(text)
+	bad.hangUp = true
+	return bad
+}
+
+// ids are the names that the front gives a request: here, and nowhere else.
+type ids struct {
+	request string // a random UUID
+	trace   string // an X-Ray header value (RT-16), not sampled
+}
+
+func newIDs() ids {
+	var b [36]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	var u [36]byte
+	for i, p := range uuidGroups {
+		hex.Encode(u[p.at:], b[p.from:p.to])
+		if i > 0 {
+			u[p.at-1] = '-'
+		}
+	}
+	trace := make([]byte, 0, 80)
+	trace = append(trace, "Root=1-"...)
+	trace = hex.AppendEncode(trace, binary.BigEndian.AppendUint32(nil, uint32(time.Now().Unix())))
+	trace = append(trace, '-')
+	trace = hex.AppendEncode(trace, b[16:28])
+	trace = append(trace, ";Parent="...)
+	trace = hex.AppendEncode(trace, b[28:36])
+	trace = append(trace, ";Sampled=0"...)
+	return ids{request: string(u[:]), trace: string(trace)}
+}
+
+// uuidGroups maps the bytes of a UUID to the places of its text.
+var uuidGroups = [...]struct{ at, from, to int }{{0, 0, 4}, {9, 4, 6}, {14, 6, 8}, {19, 8, 10}, {24, 10, 16}}
+
+// isUUID tells whether s is the text form of a UUID.
+func isUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+			if c != '-' {
+				return false
+			}
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'f', c >= 'A' && c <= 'F':
+		default:
+			return false
+		}
+	}
+	return true
+}

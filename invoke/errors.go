@@ -1,0 +1,89 @@
+package invoke
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// A refusal is an error of the service itself (section 5.2), not of the function.
+type refusal struct {
+	status int
+	name   string // the exception, with its suffix
+	text   string
+	reason string // INV-26; TooManyRequests only
+	allow  string // header Allow
+	hangUp bool   // the rest of the request is not worth reading
+}
+
+var (
+	errRequestID = badContent("The proposed x-amzn-RequestId is not a UUID.")
+
+	// The limit is the function's own, as reserved concurrency is on Lambda.
+	errTooMany = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
+		text: "Rate Exceeded.", reason: "ReservedFunctionConcurrentInvocationLimitExceeded"}
+	// The server's memory for request bodies is used up.
+	errBuffers = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
+		text: "Rate Exceeded.", reason: "CallerRateLimitExceeded", hangUp: true}
+	errService = &refusal{status: http.StatusInternalServerError, name: "ServiceException",
+		text: "An internal error occurred. The log of sandboxd has the cause under this request id."}
+	errShutdown = &refusal{status: http.StatusInternalServerError, name: "ServiceException",
+		text: "sandboxd is shutting down."}
+	// Managed mode only (RT-65, FE-19).
+	errUnavailable = &refusal{status: http.StatusBadRequest, name: "Runtime.Unavailable",
+		text: "No worker of the function's runtime asks for an event."}
+	errDuplicate = &refusal{status: http.StatusBadRequest, name: "Client.DuplicatedInvokeId",
+		text: "An invocation with this request id runs already."}
+	errUnknownPath = &refusal{status: http.StatusNotFound, name: "UnknownOperationException",
+		text: "No operation of the Lambda API that sandboxd serves has this path. Invoke is POST /2015-03-31/functions/{name}/invocations, InvokeWithResponseStream is POST /2021-11-15/functions/{name}/response-streaming-invocations."}
+	errMethod = &refusal{status: http.StatusMethodNotAllowed, name: "MethodNotAllowedException",
+		text: "This operation takes POST only.", allow: http.MethodPost}
+)
+
+func badContent(text string) *refusal {
+	return &refusal{status: http.StatusBadRequest, name: "InvalidRequestContentException", text: text}
+}
+
+func badParameter(text string) *refusal {
+	return &refusal{status: http.StatusBadRequest, name: "InvalidParameterValueException", text: text}
+}
+
+func notFound(arn string) *refusal { // INV-19
+	return &refusal{status: http.StatusNotFound, name: "ResourceNotFoundException", text: "Function not found: " + arn}
+}
+
+// write sends the refusal in the form of INV-16.
+func (e *refusal) write(w http.ResponseWriter) {
+	body := struct {
+		Reason  string `json:"Reason,omitempty"`
+		Type    string `json:"Type"`
+		Lower   string `json:"message,omitempty"`
+		Capital string `json:"Message,omitempty"`
+	}{Reason: e.reason, Type: "User"}
+	if e.status >= http.StatusInternalServerError {
+		body.Type = "Service"
+	}
+	switch e.name { // clients match the member's case
+	case "InvalidParameterValueException", "InvalidRequestContentException", "RequestTooLargeException",
+		"UnsupportedMediaTypeException", "TooManyRequestsException":
+		body.Lower = e.text
+	default:
+		body.Capital = e.text
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Amzn-Errortype", e.name)
+	if e.status == http.StatusTooManyRequests {
+		h.Set("Retry-After", "1") // seconds (INV-23)
+	}
+	if e.allow != "" {
+		h.Set("Allow", e.allow)
+	}
+	if e.hangUp {
+		h.Set("Connection", "close")
+	}
+	w.WriteHeader(e.status)
+	b, err := json.Marshal(body)
+	if err == nil { // strings always marshal
+		_, _ = w.Write(b)
+	}
+}

@@ -1,0 +1,233 @@
+package invoke
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// An operation of the Lambda API.
+type operation int
+
+const (
+	invoke       operation = iota // INV-01
+	invokeAsync                   // INV-34
+	invokeStream                  // INV-28
+)
+
+var paths = []struct {
+	prefix, suffix string
+	op             operation
+}{
+	{"/2015-03-31/functions/", "/invocations", invoke},
+	{"/2014-11-13/functions/", "/invoke-async/", invokeAsync},
+	{"/2014-11-13/functions/", "/invoke-async", invokeAsync},
+	{"/2021-11-15/functions/", "/response-streaming-invocations", invokeStream},
+}
+
+// route finds the operation and the function's name, still URL-encoded.
+func route(r *http.Request) (operation, string, *refusal) {
+	path := r.URL.EscapedPath()
+	for _, p := range paths {
+		rest, ok := strings.CutPrefix(path, p.prefix)
+		if !ok {
+			continue
+		}
+		name, ok := strings.CutSuffix(rest, p.suffix)
+		if !ok || name == "" || strings.Contains(name, "/") {
+			continue
+		}
+		if r.Method != http.MethodPost {
+			return 0, "", errMethod
+		}
+		return p.op, name, nil
+	}
+	return 0, "", errUnknownPath
+}
+
+// A kind is how a request wants its invocation (INV-02), in the words of the API.
+type kind string
+
+const (
+	requestResponse kind = "RequestResponse"
+	event           kind = "Event"
+	dryRun          kind = "DryRun"
+)
+
+// limit is the most payload bytes (INV-08).
+func (k kind) limit() int {
+	if k == event {
+		return 1 << 20
+	}
+	return 6 << 20
+}
+
+// A request is what is known of an invocation before its body.
+type request struct {
+	kind          kind
+	legacy        bool // invoke-async
+	stream        bool // InvokeWithResponseStream
+	tail          bool
+	arn           string // as invoked
+	contentType   string
+	clientContext string // decoded
+	traceID       string // "" if the caller gave none
+	tenant        string // "" without tenant isolation
+}
+
+// Limits of header values.
+const (
+	maxClientContext = 3583 // base64 characters (INV-04)
+	maxTenantID      = 256  // INV-05
+	maxTraceID       = 512  // a CHOICE: root, parent, sampled and a lineage are less than 200
+)
+
+// parse checks everything but the body.
+func (s *Server) parse(r *http.Request, op operation, name string) (req request, err *refusal) {
+	h := r.Header
+	req.contentType = "application/json" // RT-20
+	if v := h.Get("Content-Type"); v != "" {
+		req.contentType = v
+	}
+	if v := h.Get("Content-Encoding"); v != "" && v != "identity" {
+		return req, &refusal{status: http.StatusUnsupportedMediaType, name: "UnsupportedMediaTypeException",
+			text: "The request body has the content encoding " + v + ". Send plain JSON."}
+	}
+	if req.arn, err = s.resolve(name, r.URL); err != nil {
+		return req, err
+	}
+	req.tenant = h.Get("X-Amz-Tenant-Id")
+	switch n := len(req.tenant); { // INV-05
+	case !s.cfg.Tenants && n > 0:
+		return req, badParameter("The function is not configured with tenant isolation: remove X-Amz-Tenant-Id.")
+	case s.cfg.Tenants && n == 0:
+		return req, badParameter("The function is configured with tenant isolation: X-Amz-Tenant-Id is missing.")
+	case n > maxTenantID:
+		return req, badParameter(fmt.Sprintf("X-Amz-Tenant-Id has more than %d characters.", maxTenantID))
+	}
+	if v := h.Get("X-Amzn-Trace-Id"); len(v) <= maxTraceID {
+		req.traceID = v
+	}
+	if op == invokeAsync {
+		req.kind, req.legacy = event, true
+		return req, nil
+	}
+	req.stream = op == invokeStream
+	switch k := kind(h.Get("X-Amz-Invocation-Type")); {
+	case k == "":
+		req.kind = requestResponse
+	case k == requestResponse, k == dryRun, k == event && !req.stream:
+		req.kind = k
+	case req.stream: // INV-28
+		return req, badParameter("X-Amz-Invocation-Type must be RequestResponse or DryRun.")
+	default:
+		return req, badParameter("X-Amz-Invocation-Type must be RequestResponse, Event or DryRun.")
+	}
+	switch h.Get("X-Amz-Log-Type") {
+	case "", "None":
+	case "Tail":
+		req.tail = req.kind == requestResponse
+	default:
+		return req, badParameter("X-Amz-Log-Type must be None or Tail.")
+	}
+	if req.kind != event { // INV-04: not passed for Event
+		req.clientContext, err = decodeClientContext(h.Get("X-Amz-Client-Context"))
+	}
+	return req, err
+}
+
+// decodeClientContext returns the JSON of INV-04 on one line, as RT-17 makes a header of it.
+func decodeClientContext(v string) (string, *refusal) {
+	if v == "" {
+		return "", nil
+	}
+	if len(v) > maxClientContext {
+		return "", badContent("The client context has more than 3583 bytes.")
+	}
+	decoded, err := base64.StdEncoding.DecodeString(v)
+	if err != nil {
+		return "", badContent("The client context is not valid base64: " + err.Error() + ".")
+	}
+	if !json.Valid(decoded) {
+		return "", badContent("The client context is not base64 of JSON.")
+	}
+	if bytes.ContainsAny(decoded, "\r\n") { // between tokens only: strings hold none
+		var line bytes.Buffer
+		if err := json.Compact(&line, decoded); err != nil {
+			return "", badContent("The client context is not base64 of JSON.")
+		}
+		decoded = line.Bytes()
+	}
+	return string(decoded), nil
+}
+
+// resolve returns the ARN that was invoked if encoded and the query name the function
+// (INV-01, INV-19): name, name:qualifier, account:function:name[:qualifier] or an ARN.
+func (s *Server) resolve(encoded string, u *url.URL) (string, *refusal) {
+	if (encoded == s.cfg.Name || encoded == "function") && u.RawQuery == "" { // as most callers do
+		return s.cfg.ARN, nil
+	}
+	full, err := url.PathUnescape(encoded)
+	parts := strings.Split(full, ":")
+	base, own, _ := strings.Cut(s.cfg.ARN, ":function:") // arn:aws:lambda:region:account
+	prefix := base
+	var rest []string
+	switch {
+	case err != nil:
+	case len(parts) <= 2:
+		rest = parts
+	case len(parts) <= 4 && parts[1] == "function":
+		prefix = base[:strings.LastIndexByte(base, ':')+1] + parts[0]
+		rest = parts[2:]
+	case (len(parts) == 7 || len(parts) == 8) && parts[0] == "arn" && parts[2] == "lambda" && parts[5] == "function":
+		prefix = strings.Join(parts[:5], ":")
+		rest = parts[6:]
+	}
+	if len(rest) == 0 || !isName(rest[0], 64) || !isPrefix(prefix) {
+		return "", badParameter("The function name must be a name of at most 64 letters, digits, - and _, name:qualifier, account:function:name or an ARN.")
+	}
+	name, qualifier := rest[0], ""
+	if u.RawQuery != "" {
+		qualifier = u.Query().Get("Qualifier")
+	}
+	if len(rest) == 2 {
+		if qualifier != "" && qualifier != rest[1] {
+			return "", badParameter("The qualifier of the function name is not the one of the query.")
+		}
+		qualifier = rest[1]
+		if qualifier == "" {
+			return "", badParameter("The qualifier after the function name is empty.")
+		}
+	}
+	if qualifier != "" && qualifier != "$LATEST" && !isName(qualifier, 128) {
+		return "", badParameter("The qualifier must be $LATEST or at most 128 letters, digits, - and _.")
+	}
+	suffix := ""
+	if qualifier != "" {
+		suffix = ":" + qualifier
+	}
+	known := name == s.cfg.Name || name == "function" || name == own
+	if prefix != base || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != s.cfg.Version {
+		return "", notFound(prefix + ":function:" + name + suffix)
+	}
+	return s.cfg.ARN + suffix, nil
+}
+
+func isName(s string, longest int) bool {
+	return s != "" && len(s) <= longest && onlyOf(s, letters+"0123456789-_")
+}
+
+// isPrefix tells whether s may stand before ":function:" in an ARN that is echoed.
+func isPrefix(s string) bool {
+	return len(s) <= 128 && onlyOf(s, letters+"0123456789-:")
+}
+
+const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+func onlyOf(s, set string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(set, r) }) < 0
+}

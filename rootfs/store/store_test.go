@@ -1,0 +1,251 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+)
+
+func TestAddZipTwice(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: "#!/bin/sh\n"}))
+	store := openTestStore(t, filepath.Join(dir, "store"))
+	var done, total int64
+	first, err := store.AddZip(t.Context(), zipPath, extract.Limits{}, func(d, n int64) { done, total = d, n })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Size != 10 || done != 10 || total != 10 {
+		t.Errorf("size %d, progress %d of %d, want 10", first.Size, done, total)
+	}
+	if err := os.Rename(zipPath, zipPath+"2"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{}, func(int64, int64) { t.Error("extracted again") })
+	if err != nil || again != first {
+		t.Errorf("second time %+v, %v; first %+v", again, err, first)
+	}
+	if _, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{UnzippedBytes: 9}, nil); !errors.Is(err, invalid.TooLarge) {
+		t.Errorf("an entry of 10 bytes passes a limit of 9: %v", err)
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "store"), "sha256", "sha256/"+first.Digest, "sha256/"+first.Digest+"/entry.json",
+		"sha256/"+first.Digest+"/tree", "sha256/"+first.Digest+"/tree/bootstrap", "staging")
+}
+
+// TestDamagedEntry (S-11): an entry whose description is lost or garbled is made
+// anew.
+func TestDamagedEntry(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "a", Body: "a"}))
+	store := openTestStore(t, filepath.Join(dir, "store"))
+	first, err := store.AddZip(t.Context(), zipPath, extract.Limits{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta := filepath.Join(filepath.Dir(first.Dir), "entry.json")
+	for name, damage := range map[string]func() error{
+		"lost":    func() error { return os.Remove(meta) },
+		"garbled": func() error { return os.WriteFile(meta, []byte("{"), 0o600) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := store.AddZip(t.Context(), zipPath, extract.Limits{}, nil); err != nil || again != first {
+			t.Errorf("%s: %+v, %v, want %+v", name, again, err, first)
+		}
+		ziptest.WantTree(t, first.Dir, "a")
+		ziptest.WantTree(t, filepath.Join(dir, "store", "staging"))
+	}
+}
+
+func TestAddZipConcurrently(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "a", Body: strings.Repeat("a", 1<<20)}, ziptest.File{Name: "b/c", Body: "c"}))
+	var wg sync.WaitGroup
+	entries := make([]Entry, 8)
+	for i := range entries {
+		store := openTestStore(t, filepath.Join(dir, "store")) // each opening sweeps, too
+		wg.Go(func() {
+			var err error
+			if entries[i], err = store.AddZip(t.Context(), zipPath, extract.Limits{}, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, e := range entries {
+		if e != entries[0] {
+			t.Errorf("%+v differs from %+v", e, entries[0])
+		}
+		ziptest.WantTree(t, e.Dir, "a", "b", "b/c")
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "store", "staging"))
+}
+
+// TestOpenSweeps (S-01): what a dead daemon left is removed, what a live one
+// works on is not.
+func TestOpenSweeps(t *testing.T) {
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	alive, err := store.staging.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := store.staging.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dead.dir, "entry", "tree", "half"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dead.lock.Close() // as the kernel does for a process that dies
+	openTestStore(t, dir)
+	ziptest.WantTree(t, filepath.Join(dir, "staging"), filepath.Base(alive.dir))
+	if err := alive.close(); err != nil {
+		t.Fatal(err)
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "staging"))
+}
+
+// A tree deeper than descriptors go, which an extractor that was taken over can make by
+// renaming, is removed like any other; what cannot be removed stops no daemon (S-01).
+func TestStageDeep(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = 256
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	deep := func() *stage {
+		st, err := store.staging.begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"1", "2/x", "3/4/5", "entry/tree" + strings.Repeat("/d", 1500)} {
+			err = errors.Join(err, os.MkdirAll(filepath.Join(st.dir, name), 0o755))
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(st.dir, "entry/tree/d/d/file"), nil, 0o644), os.WriteFile(filepath.Join(st.dir, "4"), nil, 0o644),
+			os.Symlink("/", filepath.Join(st.dir, "entry/tree/d/link")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	control := deep()
+	if err := os.RemoveAll(control.dir); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("control: %v", err)
+	}
+	if err := control.close(); err != nil {
+		t.Error(err)
+	}
+	deep().lock.Close()
+	if err := os.WriteFile(filepath.Join(dir, "staging", "no-stage"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if store = openTestStore(t, dir); store.Leftover() == nil || !strings.Contains(store.Leftover().Error(), "no-stage") {
+		t.Errorf("%v", store.Leftover())
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "staging"), "no-stage")
+}
+
+func TestAddZipCancelled(t *testing.T) {
+	dir := t.TempDir()
+	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "a", Body: strings.Repeat("a", 1<<20)}))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := openTestStore(t, filepath.Join(dir, "store")).AddZip(ctx, zipPath, extract.Limits{}, func(int64, int64) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want context.Canceled", err)
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "store"), "sha256", "staging")
+}
+
+func TestAddZipOpening(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	big := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "a", Body: "a"}))
+	tests := []struct {
+		name, path string
+		limits     extract.Limits
+		kind       error
+	}{
+		{"missing", filepath.Join(dir, "none.zip"), extract.Limits{}, invalid.NotFound},
+		{"pipe", pipe, extract.Limits{}, invalid.Package},
+		{"directory", dir, extract.Limits{}, invalid.Package},
+		{"over the limit of the zip", big, extract.Limits{ZipBytes: 20}, invalid.TooLarge},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := openTestStore(t, t.TempDir()).AddZip(t.Context(), tt.path, tt.limits, nil)
+			if !errors.Is(err, tt.kind) || !strings.Contains(err.Error(), tt.path) {
+				t.Errorf("error %v, want %q that names %s", err, tt.kind, tt.path)
+			}
+		})
+	}
+}
+
+// TestAddTree: a tree is made once, whole or not at all, and anew if it is damaged.
+func TestAddTree(t *testing.T) {
+	dir := t.TempDir()
+	store := openTestStore(t, dir)
+	calls := 0
+	fill := func(root *os.Root) (int64, error) {
+		calls++
+		return 3, root.WriteFile("x", []byte("abc"), 0o600)
+	}
+	broken := errors.New("broken")
+	if _, err := store.AddTree("a", func(root *os.Root) (int64, error) { _, _ = fill(root); return 0, broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "staging"))
+	ziptest.WantTree(t, filepath.Join(dir, "sha256"))
+
+	calls = 0
+	first, err := store.AddTree("a", fill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := store.AddTree("a", fill)
+	if err != nil || again != first || calls != 1 || first.Size != 3 {
+		t.Errorf("got %+v then %+v after %d calls: %v", first, again, calls, err)
+	}
+	if other, err := store.AddTree("b", fill); err != nil || other.Dir == first.Dir {
+		t.Errorf("two names have the folder %s: %v", other.Dir, err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(first.Dir), entryFile), []byte("{"), 0o600); err != nil { // S-11
+		t.Fatal(err)
+	}
+	if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 3 {
+		t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+	}
+	for _, damage := range []func(string) error{os.Remove, func(x string) error { return os.Truncate(x, 1) }} { // S-11
+		calls = 0
+		if err := damage(filepath.Join(first.Dir, "x")); err != nil {
+			t.Fatal(err)
+		}
+		if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 1 {
+			t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+		}
+		if text, err := os.ReadFile(filepath.Join(first.Dir, "x")); err != nil || string(text) != "abc" {
+			t.Errorf("healed file: %q, %v", text, err)
+		}
+	}
+}

@@ -1,0 +1,324 @@
+package store
+
+import (
+	"archive/zip"
+	"bytes"
+	"compress/flate"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sandboxd/sandboxd/rootfs/extract"
+	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
+)
+
+// rawZip makes an archive of one stored entry whose header says what change wants.
+func rawZip(t testing.TB, body string, change func(*zip.FileHeader)) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := zip.NewWriter(&buf)
+	h := &zip.FileHeader{Name: "liar", Method: zip.Store, CRC32: crc32.ChecksumIEEE([]byte(body)),
+		CompressedSize64: uint64(len(body)), UncompressedSize64: uint64(len(body))}
+	h.SetMode(0o644)
+	change(h)
+	fw, err := w.CreateRaw(h)
+	if err == nil {
+		_, err = io.WriteString(fw, body)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// deflated gives n zeros, a multiple of 1 MiB and two at least, as deflate stores
+// them. All mebibytes but the first compress to the same bytes.
+func deflated(t testing.TB, n int64) string {
+	t.Helper()
+	const mebi = 1 << 20
+	var out bytes.Buffer
+	fw, err := flate.NewWriter(&out, flate.BestSpeed)
+	mark := func(step func() error) int {
+		if err == nil {
+			err = step()
+		}
+		return out.Len()
+	}
+	write := func() error {
+		if _, err := fw.Write(make([]byte, mebi)); err != nil {
+			return err
+		}
+		return fw.Flush()
+	}
+	first, second := mark(write), mark(write)
+	mark(fw.Close)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := out.String()
+	return data[:first] + strings.Repeat(data[first:second], int(n/mebi)-1) + data[second:]
+}
+
+// TestDeflated makes sure of the test's own zeros.
+func TestDeflated(t *testing.T) {
+	n, err := io.Copy(io.Discard, flate.NewReader(strings.NewReader(deflated(t, 16<<20))))
+	if n != 16<<20 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// patchCentral changes the n-th central directory header (from 0).
+func patchCentral(t testing.TB, data []byte, n int, change func(header []byte)) []byte {
+	t.Helper()
+	data = bytes.Clone(data)
+	at := 0
+	for i := 0; ; i++ {
+		next := bytes.Index(data[at:], []byte("PK\x01\x02"))
+		if next < 0 {
+			t.Fatalf("no central header %d", n)
+		}
+		at += next
+		if i == n {
+			change(data[at:])
+			return data
+		}
+		at += 4
+	}
+}
+
+func manyFiles(t testing.TB, n int) []byte {
+	files := make([]ziptest.File, n)
+	for i := range files {
+		files[i].Name = fmt.Sprintf("f%06d", i)
+	}
+	return ziptest.Make(t, files...)
+}
+
+// TestHostileZips is the list "Archives" of REQUIREMENTS section 4: every one is
+// refused with its kind and its name, and nothing of it is left.
+func TestHostileZips(t *testing.T) {
+	le := binary.LittleEndian
+	plain := ziptest.Make(t, ziptest.File{Name: "a", Body: strings.Repeat("x", 1000)}, ziptest.File{Name: "b", Body: "b"})
+	tests := []struct {
+		name  string
+		data  []byte
+		kind  error
+		entry string // named in the message
+	}{
+		{"slip", ziptest.Make(t, ziptest.File{Name: "../evil"}), invalid.Unsafe, "../evil"},
+		{"slip below a folder", ziptest.Make(t, ziptest.File{Name: "a/../../evil"}), invalid.Unsafe, "a/../../evil"},
+		{"slip that comes back", ziptest.Make(t, ziptest.File{Name: "a/../evil"}), invalid.Unsafe, "a/../evil"},
+		{"absolute", ziptest.Make(t, ziptest.File{Name: "/etc/evil"}), invalid.Unsafe, "/etc/evil"},
+		{"NUL", ziptest.Make(t, ziptest.File{Name: "a\x00b"}), invalid.Unsafe, `a\x00b`},
+		{"backslash", ziptest.Make(t, ziptest.File{Name: `..\evil`}), invalid.Unsafe, `evil`},
+		{"no name", ziptest.Make(t, ziptest.File{Name: ""}), invalid.Unsafe, "has no name"},
+		{"write through a link", ziptest.Make(t, ziptest.File{Name: "d", Mode: 0o777 | fs.ModeSymlink, Body: "/tmp"}, ziptest.File{Name: "d/evil"}), invalid.Unsafe, "d/evil"},
+		{"link over a folder", ziptest.Make(t, ziptest.File{Name: "d/x"}, ziptest.File{Name: "d", Mode: 0o777 | fs.ModeSymlink, Body: "/tmp"}), invalid.Unsafe, `"d"`},
+		{"folder over a link", ziptest.Make(t, ziptest.File{Name: "d", Mode: 0o777 | fs.ModeSymlink, Body: "/tmp"}, ziptest.File{Name: "d/", Mode: 0o755 | fs.ModeDir, Body: ""}), invalid.Unsafe, "d/"},
+		{"link chain", ziptest.Make(t, ziptest.File{Name: "a", Mode: 0o777 | fs.ModeSymlink, Body: "."}, ziptest.File{Name: "a/b", Mode: 0o777 | fs.ModeSymlink, Body: ".."}, ziptest.File{Name: "a/b/evil"}), invalid.Unsafe, "a/b"},
+		{"write below a file", ziptest.Make(t, ziptest.File{Name: "d"}, ziptest.File{Name: "d/evil"}), invalid.Unsafe, "d/evil"},
+		{"link out", ziptest.Make(t, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "../../etc/passwd"}), invalid.Unsafe, `"l"`},
+		{"link out by detour", ziptest.Make(t, ziptest.File{Name: "a/l", Mode: 0o777 | fs.ModeSymlink, Body: "b/../../../x"}), invalid.Unsafe, "a/l"},
+		{"link without target", ziptest.Make(t, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: ""}), invalid.Unsafe, `"l"`},
+		{"link with NUL", ziptest.Make(t, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "a\x00b"}), invalid.Unsafe, `"l"`},
+		{"long link", ziptest.Make(t, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: strings.Repeat("x", 5000)}), invalid.Unsafe, `"l"`},
+		{"duplicate", ziptest.Make(t, ziptest.File{Name: "same"}, ziptest.File{Name: "same"}), invalid.Unsafe, "same"},
+		{"duplicate in disguise", ziptest.Make(t, ziptest.File{Name: "same"}, ziptest.File{Name: "./same"}), invalid.Unsafe, "same"},
+		{"file and folder", ziptest.Make(t, ziptest.File{Name: "same"}, ziptest.File{Name: "same/", Mode: 0o755 | fs.ModeDir, Body: ""}), invalid.Unsafe, "same"},
+		{"device", ziptest.Make(t, ziptest.File{Name: "null", Mode: 0o666 | fs.ModeDevice | fs.ModeCharDevice, Body: ""}), invalid.Unsafe, "null"},
+		{"disk", ziptest.Make(t, ziptest.File{Name: "sda", Mode: 0o666 | fs.ModeDevice, Body: ""}), invalid.Unsafe, "sda"},
+		{"fifo", ziptest.Make(t, ziptest.File{Name: "pipe", Mode: 0o666 | fs.ModeNamedPipe, Body: ""}), invalid.Unsafe, "pipe"},
+		{"socket", ziptest.Make(t, ziptest.File{Name: "sock", Mode: 0o666 | fs.ModeSocket, Body: ""}), invalid.Unsafe, "sock"},
+		{"depth 1,500", ziptest.Make(t, ziptest.File{Name: strings.Repeat("d/", 1500) + "f"}), invalid.Unsafe, "d/d/d"},
+		{"long component", ziptest.Make(t, ziptest.File{Name: strings.Repeat("n", 256)}), invalid.Unsafe, "nnn"},
+		{"long path", ziptest.Make(t, ziptest.File{Name: strings.Repeat("nnnnnnnn/", 1000)}), invalid.Unsafe, "nnn"},
+		{"120,000 files", manyFiles(t, 120_000), invalid.TooLarge, "120000"},
+		{"1 GiB of zeros", rawZip(t, deflated(t, 1<<30), func(h *zip.FileHeader) {
+			h.Method, h.UncompressedSize64 = zip.Deflate, 1<<30
+		}), invalid.TooLarge, "250.0 MiB"},
+		{"overlap", patchCentral(t, plain, 1, func(h []byte) { le.PutUint32(h[42:], 0) }), invalid.Unsafe, `shares`},
+		{"overlap by length", patchCentral(t, plain, 0, func(h []byte) { le.PutUint32(h[20:], le.Uint32(h[20:])+40) }), invalid.Unsafe, `shares`},
+		{"declares too little", rawZip(t, deflated(t, 8<<20), func(h *zip.FileHeader) {
+			h.Method, h.UncompressedSize64 = zip.Deflate, 10
+		}), invalid.Package, "liar"},
+		{"declares too much", rawZip(t, "short", func(h *zip.FileHeader) { h.UncompressedSize64 = 100 }), invalid.Package, "liar"},
+		{"declares 2^63", rawZip(t, "short", func(h *zip.FileHeader) { h.UncompressedSize64 = 1 << 63 }), invalid.TooLarge, "MiB"},
+		{"compressed size 2^63", rawZip(t, "short", func(h *zip.FileHeader) { h.CompressedSize64 = 1<<63 + 5 }), invalid.Package, ""},
+		{"wrong CRC", rawZip(t, "short", func(h *zip.FileHeader) { h.CRC32++ }), invalid.Package, "liar"},
+		{"CRC zero", rawZip(t, "short", func(h *zip.FileHeader) { h.CRC32 = 0 }), invalid.Package, "liar"},
+		{"folder with content", patchCentral(t, rawZip(t, "short", func(h *zip.FileHeader) { h.Name = "dirx" }), 0, func(h []byte) { h[49] = '/' }), invalid.Unsafe, "dir/"},
+		{"encrypted", rawZip(t, "short", func(h *zip.FileHeader) { h.Flags |= 1 }), invalid.Package, "encrypted"},
+		{"strongly encrypted", rawZip(t, "short", func(h *zip.FileHeader) { h.Flags |= 1 << 6 }), invalid.Package, "encrypted"},
+		{"unknown method", rawZip(t, "short", func(h *zip.FileHeader) { h.Method = 14 }), invalid.Package, "method 14"},
+		{"zip64 without its field", patchCentral(t, plain, 0, func(h []byte) { le.PutUint32(h[20:], 0xFFFFFFFF) }), invalid.Package, ""},
+		{"zip64 size without its field", patchCentral(t, plain, 0, func(h []byte) { le.PutUint32(h[24:], 0xFFFFFFFF) }), invalid.TooLarge, "MiB"},
+		{"count too low", patchEnd(plain, func(e []byte) { le.PutUint16(e[10:], 1) }), invalid.Package, ""},
+		{"count too high", patchEnd(plain, func(e []byte) { le.PutUint16(e[10:], 60_000) }), invalid.Package, ""},
+		{"directory elsewhere", patchEnd(plain, func(e []byte) { le.PutUint32(e[16:], 1<<31) }), invalid.Package, ""},
+		{"corrupt data", corruptData(plain), invalid.Package, `"a"`},
+		{"truncated", plain[:len(plain)-10], invalid.Package, ""},
+		{"no zip", []byte("#!/bin/sh\n"), invalid.Package, ""},
+		{"empty file", nil, invalid.Package, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			outside := t.TempDir()
+			zipPath := filepath.Join(outside, "code.zip")
+			if err := os.WriteFile(zipPath, tt.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			store := openTestStore(t, filepath.Join(outside, "store"))
+			_, err := store.AddZip(context.Background(), zipPath, extract.Limits{}, nil)
+			bad, ok := errors.AsType[*invalid.Error](err)
+			if !ok || !errors.Is(err, tt.kind) {
+				t.Fatalf("error %v, want an invalid.Error of kind %q", err, tt.kind)
+			}
+			if bad.File != zipPath || !strings.Contains(err.Error(), tt.entry) {
+				t.Errorf("message %q does not name %q and %q", err, zipPath, tt.entry)
+			}
+			if len(err.Error()) > 1000 {
+				t.Errorf("message has %d bytes", len(err.Error()))
+			}
+			ziptest.WantTree(t, outside, "code.zip", "store", "store/sha256", "store/staging")
+		})
+	}
+}
+
+func patchEnd(data []byte, change func(end []byte)) []byte {
+	data = bytes.Clone(data)
+	change(data[bytes.LastIndex(data, []byte("PK\x05\x06")):])
+	return data
+}
+
+// corruptData flips a bit of the first entry's compressed data.
+func corruptData(data []byte) []byte {
+	data = bytes.Clone(data)
+	data[30+1+2] ^= 0x10
+	return data
+}
+
+func TestExtractModes(t *testing.T) {
+	unixless := rawZip(t, "MZ", func(h *zip.FileHeader) { h.CreatorVersion, h.ExternalAttrs = 0, 0 })
+	tests := []struct {
+		name string
+		data []byte
+		path string
+		want fs.FileMode
+	}{
+		{"kept", ziptest.Make(t, ziptest.File{Name: "x", Mode: 0o640}), "x", 0o640},
+		{"executable", ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755}), "bootstrap", 0o755},
+		{"set-id dropped", ziptest.Make(t, ziptest.File{Name: "x", Mode: 0o755 | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky}), "x", 0o755},
+		{"no Unix modes", unixless, "liar", 0o755},
+		{"folder", ziptest.Make(t, ziptest.File{Name: "d/", Mode: 0o750 | fs.ModeDir}), "d", 0o750 | fs.ModeDir},
+		{"folder listed after its files", ziptest.Make(t, ziptest.File{Name: "d/x"}, ziptest.File{Name: "d/", Mode: 0o711 | fs.ModeDir}), "d", 0o711 | fs.ModeDir},
+		{"folder listed twice", ziptest.Make(t, ziptest.File{Name: "d/", Mode: 0o700 | fs.ModeDir}, ziptest.File{Name: "d/", Mode: 0o755 | fs.ModeDir}), "d", 0o755 | fs.ModeDir},
+		{"folder that its owner may not use", ziptest.Make(t, ziptest.File{Name: "d/", Mode: 0o005 | fs.ModeDir}, ziptest.File{Name: "d/x"}), "d", 0o705 | fs.ModeDir},
+		{"implied folder", ziptest.Make(t, ziptest.File{Name: "d/x"}), "d", 0o755 | fs.ModeDir},
+		{"dot names", ziptest.Make(t, ziptest.File{Name: "./", Mode: 0o755 | fs.ModeDir}, ziptest.File{Name: "./x"}), "x", 0o644},
+		{"absolute link", ziptest.Make(t, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "/opt/bootstrap"}), "l", 0o777 | fs.ModeSymlink},
+		{"link inside", ziptest.Make(t, ziptest.File{Name: "a/l", Mode: 0o777 | fs.ModeSymlink, Body: "../b"}), "a/l", 0o777 | fs.ModeSymlink},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			entry, err := openTestStore(t, filepath.Join(dir, "store")).AddZip(t.Context(), ziptest.Write(t, dir, tt.data), extract.Limits{}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Lstat(filepath.Join(entry.Dir, tt.path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode() != tt.want {
+				t.Errorf("mode %v, want %v", info.Mode(), tt.want)
+			}
+		})
+	}
+	t.Run("names that differ in case are two files", func(t *testing.T) {
+		dir := t.TempDir()
+		data := ziptest.Make(t, ziptest.File{Name: "Readme", Body: "1"}, ziptest.File{Name: "README", Body: "2"})
+		entry, err := openTestStore(t, filepath.Join(dir, "store")).AddZip(t.Context(), ziptest.Write(t, dir, data), extract.Limits{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ziptest.WantTree(t, entry.Dir, "README", "Readme")
+	})
+}
+
+func openTestStore(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// FuzzAddZip: whatever the bytes, extraction makes files, folders and links below
+// the entry and nothing else, and leaves nothing when it fails.
+func FuzzAddZip(f *testing.F) {
+	f.Add(ziptest.Make(f, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: "#!/bin/sh\n"}, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "bootstrap"}))
+	f.Add(ziptest.Make(f, ziptest.File{Name: "../evil", Body: "x"}))
+	f.Add(ziptest.Make(f, ziptest.File{Name: "d", Mode: 0o777 | fs.ModeSymlink, Body: "/tmp"}, ziptest.File{Name: "d/evil", Body: "x"}))
+	f.Add(ziptest.Make(f, ziptest.File{Name: "d/", Mode: 0o700 | fs.ModeDir}, ziptest.File{Name: "d/x", Mode: 0o755 | fs.ModeSetuid}))
+	f.Add(rawZip(f, "short", func(h *zip.FileHeader) { h.UncompressedSize64 = 1 << 40 }))
+	f.Add(ziptest.Make(f, ziptest.File{Name: "null", Mode: 0o666 | fs.ModeDevice | fs.ModeCharDevice, Body: ""}))
+	limits := extract.Limits{UnzippedBytes: 1 << 20, Entries: 100, Depth: 10}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		outside := t.TempDir()
+		store := openTestStore(t, filepath.Join(outside, "store"))
+		entry, err := store.AddZip(context.Background(), ziptest.Write(t, outside, data), limits, nil)
+		if err != nil {
+			ziptest.WantTree(t, outside, "code.zip", "store", "store/sha256", "store/staging")
+			if !errors.As(err, new(*invalid.Error)) {
+				t.Errorf("%v is no invalid.Error", err)
+			}
+			return
+		}
+		if left, _ := os.ReadDir(filepath.Join(outside, "store", "staging")); len(left) > 0 {
+			t.Errorf("staging holds %v", left)
+		}
+		if names, _ := os.ReadDir(outside); len(names) != 2 {
+			t.Errorf("%v outside of the store", names)
+		}
+		var size int64
+		err = filepath.WalkDir(entry.Dir, func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			switch info.Mode().Type() {
+			case 0:
+				size += info.Size()
+			case fs.ModeDir, fs.ModeSymlink:
+			default:
+				t.Errorf("%s is %v", p, info.Mode())
+			}
+			if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0 {
+				t.Errorf("%s has mode %v", p, info.Mode())
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if size > limits.UnzippedBytes {
+			t.Errorf("%d bytes extracted", size)
+		}
+	})
+}

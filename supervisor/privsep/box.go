@@ -1,0 +1,292 @@
+package privsep
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sandboxd/sandboxd/internal/tracing"
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/cgroup"
+	"github.com/sandboxd/sandboxd/isolation/wire"
+)
+
+// Box is a sandbox whose privileged side is in the supervisor's process. It implements
+// supervisor.Box; see there. Freezing and measuring need no request.
+type Box struct {
+	client     *Client
+	number     uint32
+	id, cgroup string
+	group      *cgroup.Handle
+	listener   net.Listener
+	udp        net.PacketConn // for lookups; nil without
+	tcp        net.Listener
+
+	mu    sync.Mutex
+	pids  map[string]int
+	steps tracing.Replay
+}
+
+var errMalformed = errors.New("malformed answer")
+
+// Create asks for a sandbox. The caller must Close it.
+func (c *Client) Create(ctx context.Context) (_ *Box, err error) {
+	a, err := c.call(ctx, request{op: opCreate})
+	b := &Box{client: c, number: a.n, pids: map[string]int{}}
+	defer func() {
+		if err != nil && b.number != 0 {
+			err = errors.Join(err, b.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err != nil {
+		return nil, err // with a number if there is one, but its files are lost
+	}
+	if len(a.text) != 5 {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	b.id, b.cgroup = a.text[0], a.text[1]
+	sockets, err := strconv.Atoi(a.text[4])
+	if err != nil || sockets < 1 || sockets > len(a.files) {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	defer closeAll(a.files[:sockets])
+	files, err := withRoles(a.files[sockets:], a.text[2])
+	if err != nil {
+		return nil, err
+	}
+	if b.group, err = cgroup.Open(files); err != nil {
+		return nil, err
+	}
+	if err := b.listen(a.files[:sockets]); err != nil {
+		return nil, err
+	}
+	return b, b.took(ctx, a.text[3])
+}
+
+// listen makes listeners of the sockets, which stay the caller's.
+func (b *Box) listen(sockets []*os.File) (err error) {
+	if b.listener, err = net.FileListener(sockets[0]); err != nil {
+		return fmt.Errorf("listener: %w", err)
+	}
+	if len(sockets) != 3 {
+		return nil
+	}
+	if b.udp, err = net.FilePacketConn(sockets[1]); err == nil {
+		b.tcp, err = net.FileListener(sockets[2])
+	}
+	if err != nil {
+		return fmt.Errorf("sockets for lookups: %w", err)
+	}
+	return nil
+}
+
+// took makes the steps that the supervisor has taken parts of the step in ctx.
+func (b *Box) took(ctx context.Context, steps string) error {
+	if steps == "" {
+		return nil
+	}
+	var marks []tracing.Mark
+	if err := json.Unmarshal([]byte(steps), &marks); err != nil {
+		return fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.steps.Add(ctx, marks)
+	return nil
+}
+
+// withRoles says what the files are for. With an error it closes them.
+func withRoles(files []*os.File, roles string) (list []cgroup.File, err error) {
+	if len(files) != len(roles) {
+		closeAll(files)
+		return nil, errMalformed
+	}
+	for i, f := range files {
+		list = append(list, cgroup.File{Role: cgroup.Role(roles[i]), File: f})
+	}
+	return list, nil
+}
+
+// ID is the sandbox's id.
+func (b *Box) ID() string { return b.id }
+
+// CgroupPath is the sandbox's parent cgroup, absolute below the mount of each tree.
+func (b *Box) CgroupPath() string { return b.cgroup }
+
+// PIDs are the host's process ids of the domains' init handlers.
+func (b *Box) PIDs() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.pids)
+}
+
+func (b *Box) call(ctx context.Context, op op, arg uint32, files ...*os.File) (answer, error) {
+	return b.client.call(ctx, request{op: op, sandbox: b.number, arg: arg}, files...)
+}
+
+// Start makes a domain.
+func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
+	i := slices.Index(domains, domain)
+	if i < 0 {
+		return nil, fmt.Errorf("there is no domain %q", domain)
+	}
+	a, err := b.call(ctx, opStart, uint32(i))
+	if err != nil {
+		return nil, err
+	}
+	if len(a.files) == 0 || len(a.text) != 2 {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	files, err := withRoles(a.files[1:], a.text[0])
+	if err != nil {
+		a.files[0].Close()
+		return nil, err
+	}
+	for _, f := range files {
+		b.group.AddOOMEvents(f.File)
+	}
+	b.mu.Lock()
+	b.pids[domain] = int(a.n)
+	b.mu.Unlock()
+	conn, err := wire.Take(a.files[0])
+	if err != nil {
+		return nil, err
+	}
+	if err := b.took(ctx, a.text[1]); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// GivePipes makes the sandbox user the owner of pipes.
+func (b *Box) GivePipes(pipes ...*os.File) error {
+	_, err := b.call(context.Background(), opGivePipes, 0, pipes...)
+	return err
+}
+
+// Freeze stops every process of the sandbox.
+func (b *Box) Freeze(ctx context.Context) error { return b.group.SetFrozen(ctx, true) }
+
+// Thaw undoes Freeze.
+func (b *Box) Thaw(ctx context.Context) error { return b.group.SetFrozen(ctx, false) }
+
+// SetThrottled turns the CPU quota on or off.
+func (b *Box) SetThrottled(on bool) error {
+	arg := uint32(0)
+	if on {
+		arg = 1
+	}
+	_, err := b.call(context.Background(), opThrottle, arg)
+	return err
+}
+
+// Kill sends SIGKILL to every process of the sandbox.
+func (b *Box) Kill() error {
+	_, err := b.call(context.Background(), opKill, 0)
+	return err
+}
+
+// MemoryPeak returns the most memory that the sandbox ever had, in bytes.
+func (b *Box) MemoryPeak() (uint64, error) { return b.group.MemoryPeak() }
+
+// Usage returns what the sandbox has used so far.
+func (b *Box) Usage() (isolation.Usage, error) { return b.group.Usage() }
+
+// Listener is the socket of the Runtime API inside the sandbox.
+func (b *Box) Listener() net.Listener { return b.listener }
+
+// Dial connects to a TCP port on the sandbox's loopback, 127.0.0.1, and nowhere else.
+func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, text, err := net.SplitHostPort(addr)
+	port, err2 := strconv.ParseUint(text, 10, 16)
+	if err != nil || err2 != nil || host != "127.0.0.1" || network != "tcp" || port == 0 {
+		return nil, fmt.Errorf("%s %s is no TCP port of 127.0.0.1", network, addr)
+	}
+	a, err := b.call(ctx, opDial, uint32(port))
+	if err != nil {
+		return nil, err
+	}
+	return a.conn()
+}
+
+// Domain says which domain made the other end of conn, a connection of Listener.
+func (b *Box) Domain(conn net.Conn) (string, error) {
+	socket, ok := conn.(interface{ File() (*os.File, error) })
+	if !ok {
+		return "", fmt.Errorf("%T is no socket", conn)
+	}
+	f, err := socket.File()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	a, err := b.call(context.Background(), opDomain, 0, f)
+	if err != nil {
+		return "", err
+	}
+	if len(a.text) != 1 {
+		return "", errMalformed
+	}
+	return a.text[0], nil
+}
+
+// Lookups are the sockets at which the sandbox asks for names, nil if it has none. The
+// box owns them and closes them in Close.
+func (b *Box) Lookups() (udp net.PacketConn, tcp net.Listener) { return b.udp, b.tcp }
+
+// Allow opens the services of those numbers, 0 to 63, at addresses that were found for a
+// name, for as long as their record is valid.
+func (b *Box) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+	r := request{op: opAllow, sandbox: b.number, arg: uint32(min(max(valid/time.Second, 0), math.MaxUint32))}
+	for _, n := range services {
+		if n < 0 || n > 63 {
+			return fmt.Errorf("no service has the number %d", n)
+		}
+		r.services |= 1 << n
+	}
+	for _, r.addr = range addrs {
+		if _, err := b.client.call(context.Background(), r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Traffic is what the sandbox has sent, with network egress.
+func (b *Box) Traffic() (t isolation.Traffic, err error) {
+	a, err := b.call(context.Background(), opTraffic, 0)
+	if err != nil {
+		return t, err
+	}
+	return t, a.decode(&t)
+}
+
+// Close removes the sandbox. What cannot be removed is the supervisor's process to see
+// to: the box is of no use after an error either.
+func (b *Box) Close(ctx context.Context) error {
+	_, err := b.call(ctx, opClose, 0)
+	for _, c := range []io.Closer{b.listener, b.udp, b.tcp} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	if b.group != nil {
+		b.group.Close()
+	}
+	return err
+}

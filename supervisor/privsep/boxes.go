@@ -1,0 +1,301 @@
+package privsep
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/tracing"
+)
+
+// box is a sandbox of the worker's.
+type box struct {
+	Hosted
+	life   context.Context // ends when it is to be closed
+	end    context.CancelFunc
+	dials  chan struct{}     // full when no more connections may be made at once
+	steps  *tracing.Recorder // nil if nobody wants to know them
+	closed bool              // guarded by Server.mu
+
+	turn chan struct{} // full while somebody does what must not be done twice at once
+	sent int           // how many of its files the worker has; of who has the turn
+}
+
+// What connecting into sandboxes may take: each connection holds a thread until whoever
+// listens inside has taken it.
+const (
+	maxDials    = 128 // at once
+	maxBoxDials = 2   // at once, in one sandbox
+	dialTime    = 5 * time.Second
+)
+
+// inJSON is an answer of one text.
+func inJSON(v any) ([]string, error) {
+	b, err := json.Marshal(v)
+	return []string{string(b)}, err
+}
+
+// numbers are those of the bits that are set.
+func numbers(set uint64) (list []int) {
+	for ; set != 0; set &= set - 1 {
+		list = append(list, bits.TrailingZeros64(set))
+	}
+	return list
+}
+
+// domain says which domain made a connection, which the worker has accepted.
+func (b *box) domain(f *os.File) ([]string, error) {
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("not a connection: %w", err)
+	}
+	defer conn.Close()
+	domain, err := b.Domain(conn)
+	return []string{domain}, err
+}
+
+// upstream makes a socket to a name server.
+func (s *Server) upstream(ctx context.Context, arg uint32) ([]*os.File, error) {
+	if s.cfg.Upstream == nil {
+		return nil, errors.New("no sandbox may look up names")
+	}
+	network := "udp"
+	if arg&streamed != 0 {
+		network = "tcp"
+	}
+	conn, err := s.cfg.Upstream(ctx, network, int(arg&^streamed))
+	if err != nil {
+		return nil, err
+	}
+	return socketsOf(conn)
+}
+
+// socketsOf takes the sockets from the list, which it closes: this process is not woken
+// for them any more.
+func socketsOf(list ...io.Closer) (files []*os.File, err error) {
+	for _, s := range list {
+		if socket, ok := s.(interface{ File() (*os.File, error) }); !ok {
+			err = errors.Join(err, fmt.Errorf("%T is no socket", s))
+		} else if f, e := socket.File(); e != nil {
+			err = errors.Join(err, e)
+		} else {
+			files = append(files, f)
+		}
+		s.Close()
+	}
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+// create makes a sandbox.
+func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
+	b := &box{turn: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
+	b.turn <- struct{}{} // until the worker can know of it
+	if s.cfg.Traced {
+		b.steps = new(tracing.Recorder)
+	}
+	hosted, err := s.cfg.Create(b.recorded(ctx))
+	s.mu.Lock()
+	s.creating--
+	if err != nil {
+		s.mu.Unlock()
+		return reply{}, nil, err
+	}
+	b.Hosted = hosted
+	b.life, b.end = context.WithCancel(s.life)
+	s.last++
+	n := s.last
+	s.boxes[n] = b
+	s.mu.Unlock()
+
+	give, err := b.sockets()
+	sockets := len(give)
+	var files []*os.File
+	var roles, steps string
+	if err == nil {
+		files, roles, err = b.newFiles()
+		give = append(give, files...)
+	}
+	if err == nil {
+		steps, err = b.newSteps()
+	}
+	<-b.turn
+	if err != nil {
+		closeAll(give)
+		return reply{}, nil, errors.Join(err, s.close(n, b))
+	}
+	return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles, steps, strconv.Itoa(sockets)}}, give, nil
+}
+
+// take waits for b's turn, which who has it gives back. A box that is closed has none.
+func (s *Server) take(ctx context.Context, b *box) error {
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.closed {
+		<-b.turn
+		return errors.New("the sandbox is closed")
+	}
+	return nil
+}
+
+// sockets are those at which the sandbox is served: the listener of the Runtime API, and
+// with network egress those for lookups, UDP first.
+func (b *box) sockets() ([]*os.File, error) {
+	if udp, tcp := b.Lookups(); udp != nil {
+		return socketsOf(b.Listener(), udp, tcp)
+	}
+	return socketsOf(b.Listener())
+}
+
+// recorded is ctx, with which steps are recorded if somebody wants to know them.
+func (b *box) recorded(ctx context.Context) context.Context {
+	if b.steps == nil {
+		return ctx
+	}
+	return b.steps.Context(ctx)
+}
+
+// newSteps are the steps that have ended since, as the worker understands them.
+func (b *box) newSteps() (string, error) {
+	if b.steps == nil {
+		return "", nil
+	}
+	text, err := json.Marshal(b.steps.Take())
+	return string(text), err
+}
+
+// newFiles returns copies of the files that the worker does not have yet, and their
+// roles.
+func (b *box) newFiles() (files []*os.File, roles string, err error) {
+	all := b.Files()
+	for _, f := range all[b.sent:] {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(files)
+			return nil, "", os.NewSyscallError("fcntl", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), f.Name()))
+		roles += string(rune(f.Role))
+	}
+	b.sent = len(all)
+	return files, roles, nil
+}
+
+// start makes a domain. The caller has the turn.
+func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, error) {
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	conn, err := b.Start(b.recorded(ctx), domain)
+	if err != nil {
+		return reply{}, nil, err
+	}
+	defer conn.Close() // the worker carries on with the copy
+	steps, err := b.newSteps()
+	if err != nil {
+		return reply{}, nil, err
+	}
+	control, err := conn.File()
+	if err != nil {
+		return reply{}, nil, err
+	}
+	files, roles, err := b.newFiles()
+	if err != nil {
+		control.Close()
+		return reply{}, nil, err
+	}
+	return reply{n: uint32(b.PIDs()[domain]), text: []string{roles, steps}}, append([]*os.File{control}, files...), nil
+}
+
+// whileAlive returns a context that ends with ctx and with the box.
+func (b *box) whileAlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(b.life, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// dial connects to a port on the sandbox's loopback.
+func (s *Server) dial(ctx context.Context, b *box, port uint32) ([]*os.File, error) {
+	ctx, cancel := b.whileAlive(ctx)
+	defer cancel()
+	ctx, cancelTime := context.WithTimeout(ctx, dialTime)
+	defer cancelTime()
+	for _, free := range []chan struct{}{b.dials, s.dials} {
+		select {
+		case free <- struct{}{}:
+			defer func() { <-free }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	conn, err := b.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+	if err != nil {
+		return nil, err
+	}
+	return socketsOf(conn)
+}
+
+// pipeFS is the file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
+const pipeFS = 0x50495045
+
+// mayGive says why the worker may not give one of the files away: it is not a pipe that
+// the worker made.
+func (s *Server) mayGive(files []*os.File) error {
+	for _, f := range files {
+		var st unix.Stat_t
+		var fs unix.Statfs_t
+		fd := int(f.Fd())
+		if err := errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &fs)); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFIFO || fs.Type != pipeFS || st.Uid != s.cfg.UID {
+			return errors.New("not a pipe of the worker's own")
+		}
+	}
+	return nil
+}
+
+// close removes a sandbox. One whose start hangs is not waited for: its processes are
+// killed, which is all that can be done about it.
+func (s *Server) close(number uint32, b *box) error {
+	s.mu.Lock()
+	again := b.closed
+	b.closed = true
+	s.mu.Unlock()
+	if again {
+		return fmt.Errorf("there is no sandbox %d", number)
+	}
+	b.end()
+	timer := time.NewTimer(removalTime)
+	defer timer.Stop()
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-timer.C:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
+	defer cancel()
+	err := b.Close(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.boxes, number)
+	return err
+}
