@@ -69,7 +69,7 @@ vagrant-check: ## check the Vagrantfile
 
 .PHONY: unit
 unit: tools ## tests that need no privilege and no cgo, run as nobody
-	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor/... ./isolation ./architecture
+	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor ./isolation ./architecture
 
 .PHONY: race
 race: tools $(EMBEDDED) ## the same and all other unit tests with the race detector

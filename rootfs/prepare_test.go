@@ -66,7 +66,9 @@ func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
 // TestBootstrapLookup (ENV-23): code, then layers with the topmost first, then the
 // base; links are followed inside.
 func TestBootstrapLookup(t *testing.T) {
-	boot := func(body string) ziptest.File { return ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell + body} }
+	boot := func(body string) ziptest.File {
+		return ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell + body}
+	}
 	with, without := makeTree(t, boot("")), makeTree(t, ziptest.File{Name: "x"})
 	tests := []struct {
 		name, code string
