@@ -154,7 +154,7 @@ func (s *Sandbox) throttle() {
 	if s.throttled {
 		return
 	}
-	if err := s.sup.Throttle(true); err == nil {
+	if err := s.sup.Throttle(s.runCtx, true); err == nil {
 		s.throttled = true // else again with the next
 	}
 }

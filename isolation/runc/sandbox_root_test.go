@@ -263,7 +263,7 @@ func TestFreezeAndKill(t *testing.T) {
 	if err := s.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Kill(); err != nil {
+	if err := s.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for { // the socket ends because PID 1 is dead, frozen or not
@@ -365,7 +365,7 @@ func TestThrottle(t *testing.T) { // decision 11
 		return float64(after.CPU-before.CPU) / float64(time.Since(begin))
 	}
 	free := share()
-	if err := s.SetThrottled(true); err != nil {
+	if err := s.SetThrottled(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	if got := share(); got > 0.2 || got > free/2 {
@@ -504,7 +504,7 @@ func TestKillDuringStart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(after, func() { _ = s.Kill() })
+		timer := time.AfterFunc(after, func() { _ = s.Kill(context.Background()) })
 		defer timer.Stop()
 		if conn, err := s.Start(t.Context(), isolation.RuntimeDomain); err == nil {
 			conn.Close()
