@@ -79,7 +79,7 @@ var allowed = map[string][]string{
 	"isolation/runc/reexec":       {},
 	"isolation/runc/stage":        {},
 	"isolation/wire":              {},
-	"rapid":                       {"internal/failpoint", "internal/tracing", "isolation", "rapid/telemetry", "supervisor"},
+	"rapid":                       {"function", "internal/failpoint", "internal/tracing", "isolation", "rapid/telemetry", "supervisor"},
 	"rapid/api":                   {"internal/httpfast", "rapid", "rapid/telemetry"},
 	"rapid/internal/fakesup":      {"isolation", "supervisor"},
 	"rapid/telemetry":             {},

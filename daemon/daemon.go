@@ -44,7 +44,7 @@ const (
 	cgroupRecord  = "cgroup"         // file of an instance folder: where its cgroups are
 )
 
-// Config says what a daemon is, and which function it serves.
+// Config says what a daemon is.
 type Config struct {
 	Host     runc.Host // as Become has returned it
 	StateDir string    // keeps what outlives the daemon: extracted code, images of /tmp
@@ -52,9 +52,6 @@ type Config struct {
 	IDBase   uint32    // first host id for sandboxes
 	Pool     int       // sandboxes to keep ready, of each shape; 0 keeps none
 	Networks []Network // that functions may have
-
-	Function function.Settings
-	Source   Source
 
 	// Worker is what the worker is told. The daemon sets Instance, Revisions, Networks and
 	// Concurrency.
@@ -71,9 +68,9 @@ type Config struct {
 // Streams are what a daemon writes: Out gets the response to an event, Err all lines.
 type Streams struct{ Out, Err io.Writer }
 
-// daemon is everything that the root side holds. open acquires it step by step, close
-// releases it in reverse, however far open came.
-type daemon struct {
+// Daemon is everything that the root side holds. Its methods are safe for concurrent use,
+// unless they say otherwise.
+type Daemon struct {
 	cfg Config
 	log *logrus.Logger
 
@@ -85,33 +82,34 @@ type daemon struct {
 	maker    *maker
 	line     atomic.Pointer[privsep.Server] // to the worker; nil before there is one
 
-	concurrency int // most sandboxes at once
+	concurrency int           // most sandboxes at once
+	epoch       uint64        // of its revisions
+	last        atomic.Uint64 // number of a revision
 }
 
-// Run runs a daemon until its work is done or ctx ends; see exit.OnSignals for the faster
-// way. The error has an exit code other than exit.Usage if it is an *exit.Error.
-func Run(ctx context.Context, cfg Config, std Streams) (err error) {
+// Run runs a daemon that serves one function, until its work is done or ctx ends; see
+// exit.OnSignals for the faster way. The error has an exit code other than exit.Usage if it
+// is an *exit.Error.
+func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) {
 	if cfg.Listener != nil {
 		defer cfg.Listener.Close() // again, if nothing took it
 	}
 	messages := logging.NewAsyncWriter(std.Err)
 	defer messages.Close(exit.FlushTime)
-	d := &daemon{cfg: cfg, log: logging.New(messages, cfg.Worker.LogLevel, cfg.Worker.LogFormat == "JSON")}
-	if err := lowerOOMScore(); err != nil {
-		d.log.WithError(err).Debug("oom_score_adj stays as it is")
+	log := logging.New(messages, cfg.Worker.LogLevel, cfg.Worker.LogFormat == "JSON")
+	d, err := Open(ctx, cfg, log)
+	if err != nil {
+		return err
 	}
 	defer func() {
-		closeErr := d.close(ctx)
+		closeErr := d.Close(ctx)
 		if coded, ok := errors.AsType[*exit.Error](err); ok && closeErr != nil {
 			err = &exit.Error{Code: coded.Code, Err: errors.Join(coded.Err, closeErr)}
 		} else {
 			err = errors.Join(err, closeErr)
 		}
 	}()
-	if err := d.open(ctx); err != nil {
-		return err
-	}
-	rev, err := d.prepare(ctx)
+	rev, err := d.Prepare(ctx, fn)
 	if err != nil {
 		return err
 	}
@@ -124,49 +122,58 @@ func lowerOOMScore() error {
 	return os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
 }
 
-// open acquires all that sandboxes need, but makes none.
-func (d *daemon) open(ctx context.Context) (err error) {
-	ids, err := subid.NewPool(d.cfg.IDBase, "/")
+// Open acquires all that sandboxes need, but makes none. Call it once in a process, after
+// [Become]. The caller must Close the daemon.
+func Open(ctx context.Context, cfg Config, log *logrus.Logger) (_ *Daemon, err error) {
+	d := &Daemon{cfg: cfg, log: log, epoch: newEpoch()}
+	if err := lowerOOMScore(); err != nil {
+		log.WithError(err).Debug("oom_score_adj stays as it is")
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close(ctx))
+		}
+	}()
+	ids, err := subid.NewPool(cfg.IDBase, "/")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if d.leases, err = subid.OpenLeases(subid.DefaultLeaseDir, ids); err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.reconcile(ctx); err != nil {
-		d.log.WithError(err).Warn("leftovers of a dead daemon could not be removed; the next start tries again")
+		log.WithError(err).Warn("leftovers of a dead daemon could not be removed; the next start tries again")
 	}
-	if d.instance, err = instance.Acquire(d.cfg.RunDir); err != nil {
-		return err
+	if d.instance, err = instance.Acquire(cfg.RunDir); err != nil {
+		return nil, err
 	}
 	if d.memory, err = memory.Open(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.openEngine(); err != nil {
-		return err
+		return nil, err
 	}
-	if d.cfg.Worker.Strict {
-		if err := d.cfg.Host.TellsDomains(); err != nil {
-			return fmt.Errorf("--strict cannot be kept on this host: %w", err)
+	if cfg.Worker.Strict {
+		if err := cfg.Host.TellsDomains(); err != nil {
+			return nil, fmt.Errorf("--strict cannot be kept on this host: %w", err)
 		}
 	}
-	for _, n := range d.cfg.Networks {
+	for _, n := range cfg.Networks {
 		if n.Mode == isolation.NetworkHost {
-			d.log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
+			log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
 		}
 	}
-	d.unpack = &unpack.Runner{Leases: d.leases, Owner: d.instance.Dir(), Log: d.log}
-	d.concurrency = d.mostSandboxes()
-	ready := poolConfig{floor: d.cfg.Pool, room: d.room}
-	if d.cfg.Event != nil {
+	d.unpack = &unpack.Runner{Leases: d.leases, Owner: d.instance.Dir(), Log: log}
+	ready := poolConfig{floor: cfg.Pool, room: d.room}
+	if cfg.Event != nil {
 		ready.floor = 0 // one sandbox is all there will be
 	}
-	d.maker = newMaker(d.instance.Dir(), d.leases, d.engine, d.cfg.Networks, ready, d.memory, d.log)
-	return nil
+	d.maker = newMaker(d.instance.Dir(), d.leases, d.engine, cfg.Networks, ready, d.memory, log)
+	return d, nil
 }
 
 // reconcile removes what killed daemons have left.
-func (d *daemon) reconcile(ctx context.Context) error {
+func (d *Daemon) reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTime)
 	defer cancel()
 	removed, err := instance.Reconcile(ctx, d.cfg.RunDir, d.leases, func(ctx context.Context, dead instance.Info) error {
@@ -187,7 +194,7 @@ func (d *daemon) reconcile(ctx context.Context) error {
 
 // openEngine starts the engine. Where its cgroups will be is on record before there are
 // any, for the daemon that may have to remove them.
-func (d *daemon) openEngine() error {
+func (d *Daemon) openEngine() error {
 	binary, err := embedded.ReadFile("embedded/sandbox-init")
 	if err != nil {
 		return errors.New("this sandboxd was built without its init handler; build it with 'make build'")
@@ -221,7 +228,7 @@ func gatewayOf(networks []Network) isolation.Network {
 	return all
 }
 
-func (d *daemon) recordCgroups(path string) error {
+func (d *Daemon) recordCgroups(path string) error {
 	record := filepath.Join(d.instance.Dir(), cgroupRecord)
 	err := os.WriteFile(record+".new", []byte(path), 0o600)
 	if err == nil {
@@ -233,10 +240,9 @@ func (d *daemon) recordCgroups(path string) error {
 	return nil
 }
 
-// mostSandboxes is the most sandboxes at once: as configured, else what memory allows, at
-// most 10, or as many as are provisioned.
-func (d *daemon) mostSandboxes() int {
-	f := &d.cfg.Function
+// mostSandboxes is the most sandboxes at once of a daemon that serves one function: as
+// configured, else what memory allows, at most 10, or as many as are provisioned.
+func (d *Daemon) mostSandboxes(f *function.Settings) int {
 	if f.Concurrency > 0 {
 		return f.Concurrency
 	}
@@ -247,15 +253,15 @@ func (d *daemon) mostSandboxes() int {
 
 // room is how many more sandboxes the worker may come to. It is the pool's to ask, before
 // there is a worker too.
-func (d *daemon) room() int {
+func (d *Daemon) room() int {
 	if server := d.line.Load(); server != nil {
 		return d.concurrency - server.Count()
 	}
 	return 0
 }
 
-// facts are what commands are told of the sandboxes.
-func (d *daemon) facts() []admin.Fact {
+// Facts are what commands are told of the sandboxes.
+func (d *Daemon) Facts() []admin.Fact {
 	facts := []admin.Fact{}
 	if server := d.line.Load(); server != nil {
 		for _, s := range server.Sandboxes() {
@@ -268,9 +274,9 @@ func (d *daemon) facts() []admin.Fact {
 	return facts
 }
 
-// close releases all that open has acquired, once the worker has ended. What cannot be
-// removed is left to the next daemon's reconcile, with a warning.
-func (d *daemon) close(ctx context.Context) error {
+// Close releases all that Open has acquired, in reverse, once the worker has ended. What
+// cannot be removed is left to the next daemon's start, with a warning. Call it once.
+func (d *Daemon) Close(ctx context.Context) error {
 	var errs []error
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()

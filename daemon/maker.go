@@ -64,6 +64,13 @@ func newMaker(owner string, leases *subid.Leases, engine *runc.Engine, networks 
 	return m
 }
 
+// fill has sandboxes made ahead of need, if there is room.
+func (m *maker) fill() {
+	if m.pool != nil {
+		m.pool.Look()
+	}
+}
+
 // report logs an error that has no caller.
 func (m *maker) report(what string, err error) {
 	if err != nil {

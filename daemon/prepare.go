@@ -25,25 +25,30 @@ type Source struct {
 	Base   string   // rootfs.HostBase or a directory; of no meaning with Image
 }
 
-// prepare makes what all sandboxes of the function share, and registers the function as the
-// revision that it returns.
-func (d *daemon) prepare(ctx context.Context) (*function.Revision, error) {
+// Function is a function and its code.
+type Function struct {
+	Settings function.Settings
+	Source   Source
+}
+
+// Prepare makes what all sandboxes of the function share, and registers the function as a
+// new revision, which it returns.
+func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, error) {
 	rev := &function.Revision{
-		ID: function.ID{Epoch: newEpoch(), Number: 1}, Version: function.Latest,
-		ARN:      function.ARN(d.cfg.Worker.Region, d.cfg.Worker.AccountID, d.cfg.Function.Name),
-		Settings: d.cfg.Function,
+		ID: function.ID{Epoch: d.epoch, Number: d.last.Add(1)}, Version: function.Latest,
+		ARN:      function.ARN(d.cfg.Worker.Region, d.cfg.Worker.AccountID, fn.Settings.Name),
+		Settings: fn.Settings,
 	}
-	files := Files{Prefix: idPrefix(rev.Name)}
-	prepared, err := d.prepareCode(ctx, rev)
+	prepared, err := d.prepareCode(ctx, rev, fn.Source)
 	if err != nil {
 		return nil, err
 	}
 	for _, w := range prepared.Warnings {
 		d.log.Warn(w)
 	}
-	files.Tree = prepared.Tree
 	rev.Program.Bootstrap = function.Entry{Path: prepared.Bootstrap, Args: prepared.BootstrapArgs, Dir: prepared.WorkingDir}
 	rev.Program.Extensions, rev.Program.ExtensionsDisabled = prepared.Extensions, prepared.ExtensionsDisabled
+	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name)}
 	if files.Tmp, err = store.TmpTemplate(ctx, filepath.Join(d.cfg.StateDir, "tmp"), int64(rev.EphemeralMB)<<20); err != nil {
 		return nil, err
 	}
@@ -54,6 +59,10 @@ func (d *daemon) prepare(ctx context.Context) (*function.Revision, error) {
 	return rev, d.maker.revisions.register(form, files)
 }
 
+// Retire ends a revision: no more sandboxes are made of it, and its files are given back
+// when the last that it has is gone. The error is message.ErrUnknownRevision.
+func (d *Daemon) Retire(id function.ID) error { return d.maker.revisions.retire(id.Number) }
+
 // newEpoch returns a number that no other run of a daemon has.
 func newEpoch() uint64 {
 	var b [8]byte
@@ -62,7 +71,7 @@ func newEpoch() uint64 {
 }
 
 // formOf is what root has to know of the revision.
-func (d *daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]byte, error) {
+func (d *Daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]byte, error) {
 	profile := slices.Index(isolation.Profiles(), rev.Seccomp)
 	network := slices.IndexFunc(d.cfg.Networks, func(n Network) bool { return n.Name == rev.Network })
 	if profile < 0 || network < 0 {
@@ -89,7 +98,7 @@ func (d *daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]by
 
 // prepareCode makes the function's files. An image's handler becomes that of rev, and what
 // the image says of its program part of rev.
-func (d *daemon) prepareCode(ctx context.Context, rev *function.Revision) (*rootfs.Function, error) {
+func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src Source) (*rootfs.Function, error) {
 	packages, err := store.Open(filepath.Join(d.cfg.StateDir, "packages"))
 	if err != nil {
 		return nil, err
@@ -99,10 +108,9 @@ func (d *daemon) prepareCode(ctx context.Context, rev *function.Revision) (*root
 	}
 	packages.Unzip = d.unpack.Zip
 	scratch := filepath.Join(d.instance.Dir(), "scratch")
-	if err := os.Mkdir(scratch, 0o700); err != nil {
+	if err := os.MkdirAll(scratch, 0o700); err != nil {
 		return nil, err
 	}
-	src := d.cfg.Source
 	if src.Image == "" {
 		return rootfs.Prepare(ctx, rootfs.FunctionOptions{
 			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler,

@@ -43,40 +43,26 @@ const (
 
 // work runs the worker, which serves the function rev, and does what it asks until it has
 // ended.
-func (d *daemon) work(ctx context.Context, rev *function.Revision, std Streams) error {
+func (d *Daemon) work(ctx context.Context, rev *function.Revision, std Streams) error {
 	uid, err := d.leases.Acquire(d.instance.Dir()) // its user is nobody else's on this host
 	if err != nil {
 		return err
 	}
 	defer func() { d.maker.report("end the lease of the worker's user", d.leases.Release(uid)) }()
-	ours, line, err := privsep.Pair()
+	server, line, err := d.Line(uid, d.mostSandboxes(&rev.Settings))
 	if err != nil {
 		return err
 	}
 	defer line.Close()
-	config := d.workerConfig(rev)
-	server, err := privsep.NewServer(ours, d.serverConfig(uid))
-	if err != nil {
-		return err
-	}
 	filetable.Grow(filetable.For(message.Sandboxes(d.concurrency))) // if it fails, some sandbox waits
-	worker, ended, err := d.startWorker(config, uid, line, std)
+	worker, ended, err := d.startWorker(d.workerConfig(rev), uid, line, std)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the worker: %w", err), server.Close())
 	}
 	line.Close() // so that its end is seen
-	d.line.Store(server)
-	facts, err := admin.Listen(d.instance.Info().FactSocket())
-	if err != nil {
-		return errors.Join(err, worker.Kill(), server.Serve(func() {}))
-	}
-	commands := admin.ServeFacts(facts, d.facts, func(err error) {
-		d.log.WithError(err).Error("the supervisor's socket is not served any more: ps and inspect will not work")
-	})
-	defer commands.Close()
 	stop := d.passOn(ctx, server, worker)
 	// A worker of ours leaves the line by its end alone, and its status is set by then.
-	err = server.Serve(func() { _ = worker.Kill() })
+	err = d.Serve(server, func() { _ = worker.Kill() })
 	status := <-ended
 	stop()
 	switch exited, ok := errors.AsType[*exec.ExitError](status); {
@@ -90,8 +76,42 @@ func (d *daemon) work(ctx context.Context, rev *function.Revision, std Streams) 
 	return nil
 }
 
+// Line makes the line to a worker whose user is uid and which may have concurrency sandboxes
+// that serve, and returns both of its ends, which are the caller's: the server for [Daemon.Serve], or
+// to be closed. It is not safe for concurrent use.
+func (d *Daemon) Line(uid uint32, concurrency int) (*privsep.Server, *os.File, error) {
+	ours, line, err := privsep.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	d.concurrency = concurrency
+	server, err := privsep.NewServer(ours, d.serverConfig(uid))
+	if err != nil {
+		line.Close()
+		return nil, nil, err
+	}
+	return server, line, nil
+}
+
+// Serve does what the worker asks, and answers commands, until the worker has left the line,
+// when it calls gone. Then it removes every sandbox that is left.
+func (d *Daemon) Serve(server *privsep.Server, gone func()) error {
+	d.line.Store(server)
+	d.maker.fill() // there is room from now on
+	facts, err := admin.Listen(d.instance.Info().FactSocket())
+	if err != nil {
+		gone()
+		return errors.Join(err, server.Close())
+	}
+	commands := admin.ServeFacts(facts, d.Facts, func(err error) {
+		d.log.WithError(err).Error("the supervisor's socket is not served any more: ps and inspect will not work")
+	})
+	defer commands.Close()
+	return server.Serve(gone)
+}
+
 // workerConfig is what the worker is told.
-func (d *daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
+func (d *Daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
 	config := d.cfg.Worker
 	config.Instance, config.Concurrency = d.instance.ID(), d.concurrency
 	config.Revisions = []function.Revision{*rev}
@@ -103,7 +123,7 @@ func (d *daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
 }
 
 // serverConfig says what the worker, whose user is uid, may ask for.
-func (d *daemon) serverConfig(uid uint32) privsep.Config {
+func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	config := privsep.Config{
 		Create: d.maker.make, Renew: d.renew, Traced: d.cfg.Worker.TraceInit,
 		OnError:   func(err error) { d.log.WithError(err).Error("sandbox did not end cleanly") },
@@ -120,14 +140,14 @@ func (d *daemon) serverConfig(uid uint32) privsep.Config {
 }
 
 // renew returns the credentials as the operator has them now.
-func (d *daemon) renew(context.Context) ([]string, error) {
+func (d *Daemon) renew(context.Context) ([]string, error) {
 	c, err := d.cfg.Renew()
 	return []string{c.AccessKeyID, c.SecretAccessKey, c.SessionToken}, err
 }
 
 // passOn tells the worker when the daemon is to end, and ends it if it does not. The
 // function that it returns ends that.
-func (d *daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.Process) (stop func()) {
+func (d *Daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.Process) (stop func()) {
 	over := make(chan struct{})
 	go func() {
 		select {
@@ -158,7 +178,7 @@ func (d *daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.
 
 // startWorker starts the worker with its configuration. The channel yields how it has
 // ended. Nothing here waits for the worker.
-func (d *daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.File, std Streams) (_ *os.Process, _ <-chan error, err error) {
+func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.File, std Streams) (_ *os.Process, _ <-chan error, err error) {
 	files := make([]*os.File, message.EndpointFD+1) // by descriptor
 	defer func() {
 		for _, fd := range []int{message.ConfigFD, message.ControlFD, message.TraceFD, message.EndpointFD} {
@@ -238,7 +258,7 @@ func workerEnv() []string {
 // startConfined starts w as the user uid, who is in no other group, with no capability
 // and no way to one. It is killed when this process ends. The channel yields what its
 // Wait has returned.
-func (d *daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
+func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 	w.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,

@@ -222,7 +222,6 @@ func (o *options) daemonConfig(host runc.Host) daemon.Config {
 	return daemon.Config{
 		Host: host, StateDir: o.stateDir, RunDir: o.runDir, IDBase: uint32(o.idBase),
 		Pool: o.pool, Networks: o.networks(),
-		Function: o.function, Source: o.source,
 		Worker: message.WorkerConfig{
 			Event: o.event, LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Descriptors: o.logDescriptors,
 			Region: s.region, AccountID: s.accountID, Credentials: s.credentials,

@@ -200,7 +200,7 @@ func TestDaemonConfig(t *testing.T) {
 	if w := cfg.Worker; w.AccountID != "000000000000" || w.Life.RuntimeShare != 0.5 || w.Life.Linger != 0 || w.Descriptors != "socket" || w.LogFormat != "JSON" || !w.Strict {
 		t.Errorf("%+v", w)
 	}
-	if cfg.Function.Name != "fn" || cfg.Pool != 0 || cfg.IDBase != 0x70000000 || cfg.Networks[0].Name != cfg.Function.Network {
+	if o.function.Name != "fn" || cfg.Pool != 0 || cfg.IDBase != 0x70000000 || cfg.Networks[0].Name != o.function.Network {
 		t.Errorf("%+v", cfg)
 	}
 	if c, err := cfg.Renew(); err != nil || c.SessionToken != "s" {

@@ -101,7 +101,7 @@ func (o *options) execute(ctx context.Context, host runc.Host, std daemon.Stream
 	} else if cfg.Listener, err = listen(o.listen); err != nil {
 		return err
 	}
-	return daemon.Run(ctx, cfg, std)
+	return daemon.Run(ctx, cfg, daemon.Function{Settings: o.function, Source: o.source}, std)
 }
 
 // openEvent opens the event of --event: "-" is standard input.

@@ -85,12 +85,12 @@ func (p *Pool[K, T]) Use(shape K) (done func()) {
 	p.mu.Lock()
 	p.shelf(shape).users++
 	p.mu.Unlock()
-	p.nudge()
+	p.Look()
 	return sync.OnceFunc(func() {
 		p.mu.Lock()
 		p.shelf(shape).users--
 		p.mu.Unlock()
-		p.nudge()
+		p.Look()
 	})
 }
 
@@ -105,8 +105,9 @@ func (p *Pool[K, T]) shelf(shape K) *shelf[T] {
 	return s
 }
 
-// nudge has the pool's goroutine look whether there is something to do.
-func (p *Pool[K, T]) nudge() {
+// Look has the pool look at once whether there is something to do. Call it when what Ceiling
+// returns has risen and demand may wait for it.
+func (p *Pool[K, T]) Look() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -140,7 +141,7 @@ func (p *Pool[K, T]) Take(shape K) (thing T, finish func(), ok bool) {
 		s.ready = s.ready[:n-1]
 	}
 	p.mu.Unlock()
-	p.nudge()
+	p.Look()
 	return thing, sync.OnceFunc(p.finish), ok
 }
 

@@ -197,8 +197,11 @@ func (s *Supervisor) OutOfMemory() {
 
 func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
 func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
-func (s *Supervisor) Throttle(_ context.Context, on bool) error       { s.note("throttle %v", on); return nil }
-func (s *Supervisor) MemoryPeak() (uint64, error)  { return s.Peak, nil }
+func (s *Supervisor) Throttle(_ context.Context, on bool) error {
+	s.note("throttle %v", on)
+	return nil
+}
+func (s *Supervisor) MemoryPeak() (uint64, error) { return s.Peak, nil }
 
 // Dial connects as Connect does.
 func (s *Supervisor) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
