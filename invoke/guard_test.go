@@ -9,7 +9,7 @@ import (
 	"github.com/sandboxd/sandboxd/fleet"
 )
 
-// Threat A4: a web page must not reach the endpoint through the operator's browser.
+// SEC-62: a web page must not reach the endpoint through the operator's browser.
 func TestBrowsers(t *testing.T) {
 	tests := []struct {
 		host, origin, site string

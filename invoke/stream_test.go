@@ -223,7 +223,7 @@ func TestStreamServiceError(t *testing.T) {
 	}
 }
 
-// Threat A4: a client that goes, or that reads nothing, lets the function run to its
+// SEC-62: a client that goes, or that reads nothing, lets the function run to its
 // end, and the sandbox serves on.
 func TestStreamWithoutReader(t *testing.T) {
 	const size = 32 << 20 // more than the sockets hold

@@ -238,7 +238,7 @@ func (s *Sandbox) kill() error {
 }
 
 // noteOOM ends the sandbox when the first out-of-memory kill shows: where the kernel
-// does not kill all of it together, the supervisor does (ARCHITECTURE decision 12).
+// does not kill all of it together, the supervisor does (docs/decisions/0037).
 func (s *Sandbox) noteOOM(kills uint64) bool {
 	s.mu.Lock()
 	first := kills > 0 && !s.oom

@@ -79,7 +79,7 @@ func (s *Sandbox) givePipes(ctx context.Context, files []*os.File) error {
 	return s.box.GivePipes(ctx, pipes...)
 }
 
-// register makes the handle, before there is a process (ARCHITECTURE decision 6),
+// register makes the handle, before there is a process (docs/decisions/0034),
 // and the message that asks for it.
 func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wire.Exec, error) {
 	s.mu.Lock()

@@ -229,8 +229,8 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	return nil
 }
 
-// Throttle turns the CPU quota on or off. A new sandbox has none (ARCHITECTURE
-// decision 11).
+// Throttle turns the CPU quota on or off. A new sandbox has none
+// (docs/decisions/0036).
 func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	fail := s.failer("throttle")
 	ctx, cancel := s.whileAlive(ctx)

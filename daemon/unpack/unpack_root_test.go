@@ -175,7 +175,7 @@ func privileges() []string {
 
 // What takes apart a zip or an image can do no more than it must: the files of the host,
 // other processes, and the network are out of its reach, the network but for one that
-// asks a registry (REQUIREMENTS section 1, archive/extractor). The same attempts of this
+// asks a registry (SEC-16, SEC-61). The same attempts of this
 // process show what there would be to have.
 func TestUnpackConfinement(t *testing.T) {
 	if confine.LandlockVersion() < 4 {

@@ -64,7 +64,7 @@ func Main() int {
 // ballastBytes count as in use, but take no memory, as nobody touches them. A small daemon
 // has 2 MB in use, of which an invocation makes 15 KB: with the ballast the collector runs
 // after some 4 MB. One that strangers make hold 10 MB grows by 6 more, not by another 10
-// (REQUIREMENTS section 4 allows an attack 16 in all).
+// (SEC-51 allows an attack 16 in all).
 const (
 	ballastBytes   = 9 << 20
 	collectPercent = 33

@@ -1,5 +1,5 @@
 // Package pool keeps things ready that take long to make, so that whoever needs one does
-// not wait (ARCHITECTURE decision 2). Things come in shapes: one is of use only to those who
+// not wait (docs/decisions/0008). Things come in shapes: one is of use only to those who
 // ask for its shape. The package knows nothing of what things and shapes are.
 package pool
 

@@ -654,7 +654,7 @@ func TestStop(t *testing.T) {
 }
 
 // A worker that has been taken over: what breaks the protocol ends the server, with all
-// sandboxes, and nothing else happens (REQUIREMENTS section 4).
+// sandboxes, and nothing else happens (SEC-17, SEC-60).
 func TestHostileWorker(t *testing.T) {
 	passwd, err := os.Open("/etc/passwd")
 	if err != nil {

@@ -189,7 +189,7 @@ func (s *Supervisor) Stop(ctx context.Context, domain string) (isolation.Usage, 
 	return isolation.Usage{}, s.end(ctx, domain+"/", false)
 }
 
-// OutOfMemory kills everything and loses the domains, as decision 12 does.
+// OutOfMemory kills everything and loses the domains, as docs/decisions/0037 has it.
 func (s *Supervisor) OutOfMemory() {
 	_ = s.end(context.Background(), "", true)
 	s.once.Do(func() { close(s.lost) })
