@@ -118,7 +118,7 @@ var (
 	// sectionForm is a section of the specification, unless an RFC's number precedes it.
 	sectionForm = regexp.MustCompile(`(?i)(RFC \d+,? +)?\bsections? +(\d+(?:\.\d+)*)((?:(?:, *| +and +| +to +)\d+(?:\.\d+)*)*)`)
 	number      = regexp.MustCompile(`\d+(?:\.\d+)*`)
-	recordForm  = regexp.MustCompile(`\bdecisions/(\d{4})\b`)
+	recordForm  = regexp.MustCompile(`\bdecisions/(\d+)\b`)
 	recordFile  = regexp.MustCompile(`\b\d{4}-[a-z][a-z0-9-]*\.md\b`)
 	pageForm    = regexp.MustCompile(`\bdocs/[A-Za-z0-9_./-]+\.(?:md|json|svg)\b`)
 	// linkForm is a link of Markdown.
