@@ -143,7 +143,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 
 	f.Var(cli.Int(&o.pool, 0, 1000, ""), "pool", "sandboxes to keep ready for cold starts, at least; more with demand; 0 keeps none")
 	f.Var(cli.Duration(&o.linger, 0, 10*time.Second), "linger", "how long a sandbox stays unfrozen after an invocation")
-	cli.Switch(f, &o.traceInit, "trace-init", "print the steps of every cold start with their times, and keep them as OpenTelemetry spans in "+message.TraceFile+" below --state-dir")
+	cli.Switch(f, &o.traceInit, "trace-init", fmt.Sprintf("print the steps of every cold start with their times, and keep them as OpenTelemetry spans, up to %d MB, in %s below --state-dir", message.MaxTraceBytes>>20, message.TraceFile))
 	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
 	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")
 	f.Var(cli.Int(&o.idBase, 0, 1<<32-1, ""), "id-base", "first host id for sandboxes, a multiple of 65536")

@@ -18,6 +18,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/tracing"
 )
 
@@ -29,19 +30,23 @@ type coldStarts struct {
 	log      *logrus.Logger
 	table    bool // else one entry of the log with all steps
 	file     *os.File
-	exporter sdktrace.SpanExporter
+	lines    *boundedLines         // to the file
+	exporter sdktrace.SpanExporter // to lines
 
 	mu   sync.Mutex
 	open map[trace.TraceID][]sdktrace.ReadOnlySpan // those that have not ended, with their steps
+
+	full sync.Once // for the warning that the file takes no more
 }
 
 // newColdStarts keeps the spans in file, which it owns. The caller must close it.
 func newColdStarts(file *os.File, json bool, log *logrus.Logger) (*coldStarts, error) {
-	exporter, err := stdouttrace.New(stdouttrace.WithWriter(file))
+	lines := &boundedLines{w: file, left: message.MaxTraceBytes}
+	exporter, err := stdouttrace.New(stdouttrace.WithWriter(lines))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("--trace-init: %w", err), file.Close())
 	}
-	c := &coldStarts{log: log, table: !json, file: file, exporter: exporter,
+	c := &coldStarts{log: log, table: !json, file: file, lines: lines, exporter: exporter,
 		open: map[trace.TraceID][]sdktrace.ReadOnlySpan{}}
 	c.provider = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(c), sdktrace.WithResource(resource.Empty()))
 	return c, nil
@@ -80,7 +85,9 @@ func (c *coldStarts) OnEnd(s sdktrace.ReadOnlySpan) {
 	delete(c.open, id)
 	c.mu.Unlock()
 	if err := c.exporter.ExportSpans(context.Background(), append(steps, s)); err != nil {
-		c.log.WithError(err).Warnf("a trace could not be written to %s", c.file.Name())
+		c.full.Do(func() {
+			c.log.WithError(cmp.Or(c.lines.failure(), err)).Warnf("%s takes no more spans; cold starts are still printed", c.file.Name())
+		})
 	}
 	if root {
 		c.print(s, steps)

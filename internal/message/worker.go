@@ -30,6 +30,10 @@ const (
 // last daemon that traced: JSON, a span a line.
 const TraceFile = "trace.jsonl"
 
+// MaxTraceBytes bounds that file. A cold start takes some 12 KB of it, so there is room for
+// 5,000, which is more than anybody reads.
+const MaxTraceBytes = 64 << 20
+
 // WorkerConfig is what the supervisor tells the worker at its start: all that the worker
 // knows of the host and of the operator's choices.
 type WorkerConfig struct {
