@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"bench/suite":                 {"bench/engine", "bench/load", "bench/result", "isolation/runc"},
 	"cmd/sandbox-init":            {"isolation/wire"},
 	"cmd/sandbox-stage":           {"isolation/runc/reexec"},
-	"cmd/sandboxd":                {"bench/load", "daemon", "daemon/admin", "daemon/unpack", "daemon/worker", "function", "host/doctor", "host/inspect", "host/subid", "internal/cli", "internal/exit", "internal/message", "internal/runfolder", "isolation", "isolation/runc", "rapid", "rootfs"},
+	"cmd/sandboxd":                {"bench/load", "daemon", "daemon/admin", "daemon/unpack", "daemon/worker", "function", "host/doctor", "host/inspect", "host/subid", "internal/cli", "internal/exit", "internal/message", "internal/runfolder", "isolation", "isolation/runc", "rapid", "rootfs", "rootfs/store"},
 	"conformance":                 {},
 	"conformance/actor":           {"conformance/script", "integration/inside"},
 	"conformance/cases":           {"conformance/script", "conformance/suite"},

@@ -30,6 +30,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
@@ -46,12 +47,13 @@ const (
 
 // Config says what a daemon is.
 type Config struct {
-	Host     runc.Host // as Become has returned it
-	StateDir string    // keeps what outlives the daemon: extracted code, images of /tmp
-	RunDir   string    // for the running daemons
-	IDBase   uint32    // first host id for sandboxes
-	Pool     int       // sandboxes to keep ready, of each shape; 0 keeps none
-	Networks []Network // that functions may have
+	Host     runc.Host       // as Become has returned it
+	StateDir string          // keeps what outlives the daemon: extracted code, images of /tmp
+	RunDir   string          // for the running daemons
+	IDBase   uint32          // first host id for sandboxes
+	Pool     int             // sandboxes to keep ready, of each shape; 0 keeps none
+	Keep     store.Retention // what of StateDir stays that nothing uses
+	Networks []Network       // that functions may have
 
 	// Worker is what the worker is told. The daemon sets Instance, Revisions, Networks and
 	// Concurrency.
@@ -74,13 +76,15 @@ type Daemon struct {
 	cfg Config
 	log *logrus.Logger
 
-	leases   *subid.Leases
-	instance *instance.Instance
-	memory   memory.Info
-	engine   *runc.Engine
-	unpack   *unpack.Runner
-	maker    *maker
-	line     atomic.Pointer[privsep.Server] // to the worker; nil before there is one
+	leases    *subid.Leases
+	instance  *instance.Instance
+	memory    memory.Info
+	engine    *runc.Engine
+	unpack    *unpack.Runner
+	packages  *store.Store
+	maker     *maker
+	collector *store.Collector               // of packages; nil before there is a function
+	line      atomic.Pointer[privsep.Server] // to the worker; nil before there is one
 
 	concurrency int           // most sandboxes at once
 	epoch       uint64        // of its revisions
@@ -113,6 +117,7 @@ func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) 
 	if err != nil {
 		return err
 	}
+	d.startCollector()
 	return d.work(ctx, rev, std)
 }
 
@@ -164,6 +169,9 @@ func Open(ctx context.Context, cfg Config, log *logrus.Logger) (_ *Daemon, err e
 		}
 	}
 	d.unpack = &unpack.Runner{Leases: d.leases, Owner: d.instance.Dir(), Log: log}
+	if d.packages, err = d.openPackages(); err != nil {
+		return nil, err
+	}
 	ready := poolConfig{floor: cfg.Pool, room: d.room}
 	if cfg.Event != nil {
 		ready.floor = 0 // one sandbox is all there will be
@@ -291,6 +299,7 @@ func (d *Daemon) Close(ctx context.Context) error {
 		clean = clean && err == nil
 		errs = append(errs, err)
 	}
+	d.closeCollector(last)
 	if d.memory.File != nil {
 		errs = append(errs, d.memory.Close())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/rootfs"
 	"github.com/sandboxd/sandboxd/rootfs/image"
-	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // Source says where the code of a function is on the host.
@@ -48,13 +48,15 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	}
 	rev.Program.Bootstrap = function.Entry{Path: prepared.Bootstrap, Args: prepared.BootstrapArgs, Dir: prepared.WorkingDir}
 	rev.Program.Extensions, rev.Program.ExtensionsDisabled = prepared.Extensions, prepared.ExtensionsDisabled
-	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name)}
-	if files.Tmp, err = store.TmpTemplate(ctx, filepath.Join(d.cfg.StateDir, "tmp"), int64(rev.EphemeralMB)<<20); err != nil {
-		return nil, err
+	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name), Close: prepared.Close}
+	tmp, ref, err := d.packages.TmpTemplate(ctx, int64(rev.EphemeralMB)<<20)
+	if err != nil {
+		return nil, errors.Join(err, files.close())
 	}
+	files.Tmp, files.Close = tmp, func() error { return errors.Join(prepared.Close(), ref.Close()) }
 	form, err := d.formOf(rev, prepared)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, files.close())
 	}
 	return rev, d.maker.revisions.register(form, files)
 }
@@ -99,14 +101,6 @@ func (d *Daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]by
 // prepareCode makes the function's files. An image's handler becomes that of rev, and what
 // the image says of its program part of rev.
 func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src Source) (*rootfs.Function, error) {
-	packages, err := store.Open(filepath.Join(d.cfg.StateDir, "packages"))
-	if err != nil {
-		return nil, err
-	}
-	if err := packages.Leftover(); err != nil {
-		d.log.WithError(err).Warn("a partial extraction of an earlier daemon stays; remove it by hand")
-	}
-	packages.Unzip = d.unpack.Zip
 	scratch := filepath.Join(d.instance.Dir(), "scratch")
 	if err := os.MkdirAll(scratch, 0o700); err != nil {
 		return nil, err
@@ -114,10 +108,10 @@ func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src So
 	if src.Image == "" {
 		return rootfs.Prepare(ctx, rootfs.FunctionOptions{
 			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler,
-			Store: packages, Scratch: scratch,
+			Store: d.packages, Scratch: scratch,
 		})
 	}
-	f, err := image.Prepare(ctx, image.Options{Image: src.Image, Env: rev.Env, Layers: src.Layers, Store: packages, Scratch: scratch,
+	f, err := image.Prepare(ctx, image.Options{Image: src.Image, Env: rev.Env, Layers: src.Layers, Store: d.packages, Scratch: scratch,
 		Read: d.unpack.ReadImage, Unpack: d.unpack.UnpackImage})
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -80,7 +81,7 @@ func (f faults) clear(t *testing.T) {
 // the names of the points. The other one has, so the test can see them.
 func TestReleaseHasNoFailPoints(t *testing.T) {
 	words := []string{failpoint.Variable}
-	for _, p := range failpoint.Steps {
+	for _, p := range slices.Concat(failpoint.Steps, failpoint.StoreSteps) {
 		if strings.Contains(string(p), "-") { // "idle" may be anybody's
 			words = append(words, string(p))
 		}

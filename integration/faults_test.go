@@ -311,16 +311,20 @@ func TestDamagedState(t *testing.T) {
 		}},
 		{"record with a flipped bit", func(t *testing.T, f folders, d *daemon) { damage(t, filepath.Join(f.run, d.instance, "cgroup"), flip) }},
 		{"package's record cut short", func(t *testing.T, f folders, _ *daemon) {
-			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), truncate)
+			damage(t, packageRecord(t, f), truncate)
 		}},
 		{"package's record with a flipped bit", func(t *testing.T, f folders, _ *daemon) {
-			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), flip)
+			damage(t, packageRecord(t, f), flip)
 		}},
 		{"package's file cut short", func(t *testing.T, f folders, _ *daemon) {
 			damage(t, only(t, f.state, "packages/sha256/*/tree/bootstrap"), truncate)
 		}},
-		{"image of /tmp cut short", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), truncate) }},
-		{"image of /tmp with a flipped bit", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), flip) }},
+		{"image of /tmp cut short", func(t *testing.T, f folders, _ *daemon) {
+			damage(t, only(t, f.state, "packages/sha256/*/tree/tmp.ext4"), truncate)
+		}},
+		{"image of /tmp with a flipped bit", func(t *testing.T, f folders, _ *daemon) {
+			damage(t, only(t, f.state, "packages/sha256/*/tree/tmp.ext4"), flip)
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFolders(t)
@@ -336,6 +340,13 @@ func TestDamagedState(t *testing.T) {
 			}
 		})
 	}
+}
+
+// packageRecord is the description of the package in the store.
+func packageRecord(t *testing.T, f folders) string {
+	t.Helper()
+	bootstrap := only(t, f.state, "packages/sha256/*/tree/bootstrap")
+	return filepath.Join(filepath.Dir(filepath.Dir(bootstrap)), "entry.json")
 }
 
 // only is the one file that the pattern names.

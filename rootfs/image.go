@@ -14,14 +14,16 @@ import (
 
 	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
-// ImageOptions say what to run of a container image whose files are in a folder.
+// ImageOptions say what to run of a container image whose files are in the store.
 type ImageOptions struct {
 	// Image is what the operator gave; messages name it.
 	Image string
-	// Dir holds the files of the image, all layers applied.
-	Dir string
+	// Files holds the files of the image, all layers applied. PrepareImage takes it over:
+	// the Function closes it, or PrepareImage does so on error.
+	Files *store.Ref
 	// Argv is the image's entrypoint followed by its command (ENV-25). A first
 	// element without a slash is looked for in SearchPath.
 	Argv []string
@@ -43,20 +45,25 @@ type ImageOptions struct {
 // started, invalid.WorkingDir if not there, invalid.Base if its tree has no form that can be
 // shown. On error nothing is left in Scratch.
 func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
+	defer func() {
+		if err != nil {
+			f, err = nil, errors.Join(err, opts.Files.Close())
+		}
+	}()
 	scratch, err := os.MkdirTemp(opts.Scratch, "image-")
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", opts.Image, err)
 	}
 	defer func() {
 		if err != nil {
-			f, err = nil, errors.Join(err, os.RemoveAll(scratch))
+			err = errors.Join(err, os.RemoveAll(scratch))
 		}
 	}()
-	tree, err := (&baseDir{tree: newTree(), given: opts.Image, whole: true}).take(ctx, opts.Dir, scratch)
+	tree, err := (&baseDir{tree: newTree(), given: opts.Image, whole: true}).take(ctx, opts.Files.Dir, scratch)
 	if err != nil {
 		return nil, err
 	}
-	f = &Function{Tree: *tree}
+	f = &Function{Tree: *tree, refs: store.Refs{opts.Files}}
 	v, err := newView(&f.Tree)
 	if err != nil {
 		return nil, err

@@ -35,7 +35,8 @@ type FunctionOptions struct {
 	Progress func(file string, done, total int64)
 }
 
-// Function is a function as its sandboxes see it.
+// Function is a function as its sandboxes see it. It holds references to the entries of the
+// store that it is made of, so its Tree can be shown until Close.
 type Function struct {
 	Tree
 	// Bootstrap is the program of the runtime: a path inside, never empty, and
@@ -56,11 +57,23 @@ type Function struct {
 	Digest string
 	// LayerDigests are those of the layers, in order.
 	LayerDigests []string
+
+	refs store.Refs
 }
 
-// Prepare makes everything of a function that its sandboxes share. What is wrong
-// with the input is an [invalid.Error]. On error nothing is left in Scratch; zips
-// that have been extracted stay in the Store.
+// Close gives up the references to the entries of the store. What is in Scratch is left to
+// its owner. Closing again, or closing nil, does nothing.
+func (f *Function) Close() error {
+	if f == nil {
+		return nil
+	}
+	return f.refs.Close()
+}
+
+// Prepare makes everything of a function that its sandboxes share. The caller closes it
+// when no sandbox uses it any more. What is wrong with the input is an [invalid.Error]. On
+// error nothing is left in Scratch, and no reference is held; zips that have been extracted
+// stay in the Store.
 func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error) {
 	limits := opts.Limits.WithDefaults()
 	lang, version, err := findRuntime(opts.Runtime)
@@ -75,24 +88,29 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 		return nil, &invalid.Error{Kind: invalid.TooLarge, File: "layers",
 			Reason: fmt.Sprintf("are %d, %d are allowed (ENV-36)", len(opts.Layers), limits.Layers), Fix: "merge some of them"}
 	}
-	packages, err := openPackages(ctx, opts, limits)
+	packages, refs, err := openPackages(ctx, opts, limits)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			f, err = nil, errors.Join(err, refs.Close())
+		}
+	}()
 	scratch, err := os.MkdirTemp(opts.Scratch, "function-")
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", opts.Code, err)
 	}
 	defer func() {
 		if err != nil {
-			f, err = nil, errors.Join(err, os.RemoveAll(scratch))
+			err = errors.Join(err, os.RemoveAll(scratch))
 		}
 	}()
 	tree, err := Base(ctx, BaseOptions{Base: opts.Base, Scratch: scratch})
 	if err != nil {
 		return nil, err
 	}
-	f = &Function{Tree: *tree, WorkingDir: taskDir, Digest: packages[0].digest}
+	f = &Function{Tree: *tree, WorkingDir: taskDir, Digest: packages[0].digest, refs: refs}
 	for _, layer := range packages[1:] {
 		f.LayerDigests = append(f.LayerDigests, layer.digest)
 	}
@@ -112,48 +130,53 @@ type pkg struct {
 	size   int64  // of a zip's files
 }
 
-// openPackages opens the code, which comes first, and the layers.
-func openPackages(ctx context.Context, opts FunctionOptions, limits extract.Limits) ([]pkg, error) {
-	var packages []pkg
+// openPackages opens the code, which comes first, and the layers. On error it holds no
+// reference.
+func openPackages(ctx context.Context, opts FunctionOptions, limits extract.Limits) (packages []pkg, refs store.Refs, err error) {
 	for i, given := range append([]string{opts.Code}, opts.Layers...) {
 		p := pkg{given: given, inside: optDir}
 		if i == 0 {
 			p.inside = taskDir
 		}
-		if err := p.open(ctx, opts, limits); err != nil {
-			return nil, err
+		ref, err := p.open(ctx, opts, limits)
+		if err != nil {
+			return nil, nil, errors.Join(err, refs.Close())
+		}
+		if ref != nil {
+			refs = append(refs, ref)
 		}
 		limits.UnzippedBytes = max(limits.UnzippedBytes-p.size, 1) // 0 would mean the default
 		packages = append(packages, p)
 	}
-	return packages, nil
+	return packages, refs, nil
 }
 
-func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits extract.Limits) error {
+// open finds the files of the package. Those of a zip are in the store; ref refers to them,
+// and is nil for a directory.
+func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits extract.Limits) (ref *store.Ref, err error) {
 	info, err := os.Stat(p.given)
 	if err != nil {
-		return &invalid.Error{Kind: invalid.NotFound, File: p.given, Reason: "cannot be opened", Err: invalid.Cause(err),
+		return nil, &invalid.Error{Kind: invalid.NotFound, File: p.given, Reason: "cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory or a zip file"}
 	}
 	if info.IsDir() {
 		if p.dir, err = realDir(p.given); err != nil {
-			return fmt.Errorf("open %s: %w", p.given, err)
+			return nil, fmt.Errorf("open %s: %w", p.given, err)
 		}
-		return nil
+		return nil, nil
 	}
 	if opts.Store == nil {
-		return fmt.Errorf("open %s: no store for zips was given", p.given)
+		return nil, fmt.Errorf("open %s: no store for zips was given", p.given)
 	}
 	var progress func(done, total int64)
 	if opts.Progress != nil {
 		progress = func(done, total int64) { opts.Progress(p.given, done, total) }
 	}
-	entry, err := opts.Store.AddZip(ctx, p.given, limits, progress)
-	if err != nil {
-		return err
+	if ref, err = opts.Store.AddZip(ctx, p.given, limits, progress); err != nil {
+		return nil, err
 	}
-	p.dir, p.digest, p.size = entry.Dir, entry.Digest, entry.Size
-	return nil
+	p.dir, p.digest, p.size = ref.Dir, ref.Digest, ref.Size
+	return ref, nil
 }
 
 // addPackages mounts the code and the layers; /opt of the base is the lowest layer.

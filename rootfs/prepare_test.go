@@ -59,8 +59,41 @@ func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
 	f, err := Prepare(t.Context(), opts)
 	if err != nil {
 		ziptest.WantTree(t, opts.Scratch)
+		wantInUse(t, opts.Store, 0)
 	}
 	return f, err
+}
+
+// wantInUse wants that so many entries of the store are in use.
+func wantInUse(t testing.TB, s *store.Store, want int) {
+	t.Helper()
+	r, err := s.Collect(t.Context(), store.Retention{Age: store.NoAge, Bytes: store.NoBytes})
+	if err != nil || len(r.InUse) != want {
+		t.Errorf("in use are %+v, %v; want %d", r.InUse, err, want)
+	}
+}
+
+// A function holds its zips until it is closed.
+func TestFunctionHoldsItsPackages(t *testing.T) {
+	zip := func(files ...ziptest.File) string { return ziptest.Write(t, t.TempDir(), ziptest.Make(t, files...)) }
+	packages, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := prepareDir(t, FunctionOptions{Store: packages, Code: zip(ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell}), Layers: []string{zip(ziptest.File{Name: "x"}), makeTree(t)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantInUse(t, packages, 2)
+	for range 2 {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		wantInUse(t, packages, 0)
+	}
+	if err := (*Function)(nil).Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestBootstrapLookup (ENV-23): code, then layers with the topmost first, then the
@@ -146,7 +179,8 @@ func TestPrepareErrors(t *testing.T) {
 	if runtime.GOARCH == "arm64" {
 		other = elf.EM_X86_64
 	}
-	tooBig := ziptest.Write(t, t.TempDir(), ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: strings.Repeat("x", 100)}))
+	zipOf := func(f ...ziptest.File) string { return ziptest.Write(t, t.TempDir(), ziptest.Make(t, f...)) }
+	tooBig := zipOf(ziptest.File{Name: "bootstrap", Mode: 0o755, Body: strings.Repeat("x", 100)})
 	tests := []struct {
 		name string
 		opts FunctionOptions
@@ -180,6 +214,9 @@ func TestPrepareErrors(t *testing.T) {
 		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, invalid.TooLarge, "ENV-36"},
 		{"missing layer", FunctionOptions{Code: good, Layers: []string{"/nonexistent/layer"}}, invalid.NotFound, "/nonexistent/layer"},
 		{"code and layer together", FunctionOptions{Code: tooBig, Layers: []string{tooBig}, Limits: extract.Limits{UnzippedBytes: 150}}, invalid.TooLarge, "50 bytes"},
+		{"zip without bootstrap", FunctionOptions{Code: zipOf(ziptest.File{Name: "main.py"}), Layers: []string{tooBig}}, invalid.NotExecutable, "#!/bin/sh"},
+		{"zip and missing layer", FunctionOptions{Code: tooBig, Layers: []string{"/nonexistent/layer"}}, invalid.NotFound, "/nonexistent/layer"},
+		{"zip and no base", FunctionOptions{Code: tooBig, Base: "/nonexistent/base"}, invalid.NotFound, "/nonexistent/base"},
 		{"no base", FunctionOptions{Code: good, Base: "/nonexistent/base"}, invalid.NotFound, "/nonexistent/base"},
 	}
 	for _, tt := range tests {

@@ -43,7 +43,8 @@ type host struct {
 	leases   *subid.Leases
 	engine   *runc.Engine
 	spec     isolation.Spec
-	null     *os.File // where sandboxes write to
+	tmp      *store.Ref // the image behind /tmp
+	null     *os.File   // where sandboxes write to
 }
 
 // open makes what all sandboxes share. The caller must have called runc.SealSelf.
@@ -85,8 +86,12 @@ func open(ctx context.Context, o Options) (h *host, err error) {
 	if err != nil {
 		return h, err
 	}
-	template, err := store.TmpTemplate(ctx, filepath.Join(o.Dir, "tmp"), 512<<20)
+	packages, err := store.Open(filepath.Join(o.Dir, "packages"))
 	if err != nil {
+		return h, err
+	}
+	var template string
+	if template, h.tmp, err = packages.TmpTemplate(ctx, 512<<20); err != nil {
 		return h, err
 	}
 	h.spec = isolation.Spec{
@@ -132,6 +137,7 @@ func (h *host) close() error {
 	if h.null != nil {
 		errs = append(errs, h.null.Close())
 	}
+	errs = append(errs, h.tmp.Close())
 	return errors.Join(errs...)
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid"
 	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // defaultStateDir keeps what outlives a daemon: extracted code packages and images.
@@ -69,6 +70,20 @@ type settings struct {
 	billInit                           bool          // LOG-25
 	streamRate                         int           // KiB a second; 0 is unlimited (RT-71)
 	range4, range6                     netip.Prefix  // of the sandboxes' addresses, with network egress
+	unusedAge                          time.Duration // how long stays below stateDir what nothing uses; 0 for ever
+	unusedMB                           int           // how much of it; 0 any amount
+}
+
+// retention says what the daemon keeps below its state folder that nothing uses.
+func (s *settings) retention() store.Retention {
+	keep := store.Retention{Age: s.unusedAge, Bytes: int64(s.unusedMB) << 20}
+	if s.unusedAge == 0 {
+		keep.Age = store.NoAge
+	}
+	if s.unusedMB == 0 {
+		keep.Bytes = store.NoBytes
+	}
+	return keep
 }
 
 var (
@@ -105,6 +120,8 @@ func newOptions() *options {
 			billInit:         life.BillInit,
 			range4:           isolation.DefaultRange4,
 			range6:           isolation.DefaultRange6,
+			unusedAge:        7 * 24 * time.Hour, // a week's work
+			unusedMB:         5 << 10,            // a tenth of a small server's disk, or half of the largest image (ENV-36)
 		},
 	}
 }
@@ -144,7 +161,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.Var(cli.Int(&o.pool, 0, 1000, ""), "pool", "sandboxes to keep ready for cold starts, at least; more with demand; 0 keeps none")
 	f.Var(cli.Duration(&o.linger, 0, 10*time.Second), "linger", "how long a sandbox stays unfrozen after an invocation")
 	cli.Switch(f, &o.traceInit, "trace-init", fmt.Sprintf("print the steps of every cold start with their times, and keep them as OpenTelemetry spans, up to %d MB, in %s below --state-dir", message.MaxTraceBytes>>20, message.TraceFile))
-	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages, kept between runs")
+	f.StringVar(&o.stateDir, "state-dir", o.stateDir, "`DIR` for extracted packages and images, kept between runs; the settings unused-age and unused-size bound what nothing uses, and 'sandboxd prune' removes it at once")
 	f.StringVar(&o.runDir, "run-dir", o.runDir, "`DIR` for the running daemons")
 	f.Var(cli.Int(&o.idBase, 0, 1<<32-1, ""), "id-base", "first host id for sandboxes, a multiple of 65536")
 }
@@ -170,6 +187,8 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 	f.Var(cli.Choice(&o.function.ApplicationLogLevel, function.ApplicationLogLevels...), "application-log-level", "AWS_LAMBDA_LOG_LEVEL, by which the function's runtime filters what it logs")
 	f.Var(cli.Choice(&o.function.SystemLogLevel, function.SystemLogLevels...), "system-log-level", "least level of the platform's lines, if the format is JSON")
 	f.Var(cli.Choice(&o.function.Seccomp, isolation.Profiles()...), "seccomp", "profile of system calls: default, or debug, which lets a function trace its own processes")
+	f.Var(cli.Duration(&s.unusedAge, 0, 10*365*24*time.Hour), "unused-age", "how long packages and images stay below --state-dir that no daemon uses; 0 is for ever")
+	f.Var(cli.IntOrZero(&s.unusedMB, 1, 1<<30, " MB"), "unused-size", "disk in MB that they may take together, those used last stay; 0 is unlimited")
 }
 
 // complete checks what no single value can know.
@@ -220,7 +239,7 @@ func (o *options) completeSource() error {
 func (o *options) daemonConfig(host runc.Host) daemon.Config {
 	s := &o.settings
 	return daemon.Config{
-		Host: host, StateDir: o.stateDir, RunDir: o.runDir, IDBase: uint32(o.idBase),
+		Host: host, StateDir: o.stateDir, Keep: s.retention(), RunDir: o.runDir, IDBase: uint32(o.idBase),
 		Pool: o.pool, Networks: o.networks(),
 		Worker: message.WorkerConfig{
 			Event: o.event, LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Descriptors: o.logDescriptors,

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // parse parses a command line of run, with a configuration file if yaml is not "".
@@ -127,6 +128,9 @@ func TestConfigFileErrors(t *testing.T) {
 		"public range":    {"egress-range: 11.0.0.0/8\n", "private IPv4 range"},
 		"two documents":   {"memory: 256\n---\nmemory: 512\n", ":3: there is a second document"},
 		"a broken second": {"memory: 256\n---\na: b: c\n", "mapping values are not allowed"},
+		"negative age":    {"unused-age: -1h\n", "unused-age: \"-1h\" must be a duration"},
+		"no size":         {"unused-size: 1.5\n", "must be a number from 1 to"},
+		"negative size":   {"unused-size: -1\n", "or 0"},
 		"six layers":      {"layer: [a, b, c, d, e, f]\n", "at most 5"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -134,6 +138,24 @@ func TestConfigFileErrors(t *testing.T) {
 				t.Errorf("%v; want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// How much stays that nothing uses: 0 sets no bound.
+func TestRetention(t *testing.T) {
+	for yaml, want := range map[string]store.Retention{
+		"":                                   {Age: 7 * 24 * time.Hour, Bytes: 5 << 30},
+		"unused-age: 30m\nunused-size: 10\n": {Age: 30 * time.Minute, Bytes: 10 << 20},
+		"unused-age: 0\n":                    {Age: store.NoAge, Bytes: 5 << 30},
+		"unused-size: 0\n":                   {Age: 7 * 24 * time.Hour, Bytes: store.NoBytes},
+	} {
+		o, err := parse(t, yaml)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := o.daemonConfig(runc.Host{}).Keep; got != want {
+			t.Errorf("%q: %+v, want %+v", yaml, got, want)
+		}
 	}
 }
 

@@ -42,6 +42,18 @@ var Steps = []Point{
 	Idle, Invoking, ResponseReceived, ShuttingDown, HalfTornDown,
 }
 
+// The steps of an entry of the store after ZipStaged, in the order of its life.
+const (
+	EntryPublished   Point = "entry-published"    // it has its name, which is not yet durable
+	EntryClaimed     Point = "entry-claimed"      // a collector has locked it and not yet taken it out
+	EntrySetAside    Point = "entry-set-aside"    // it has left the store, nothing of it is removed
+	EntryHalfRemoved Point = "entry-half-removed" // the first of its files is removed
+)
+
+// StoreSteps are the points at which a process may be killed that makes or removes an
+// entry of the store.
+var StoreSteps = []Point{ZipStaged, EntryPublished, EntryClaimed, EntrySetAside, EntryHalfRemoved}
+
 // What is done with [Do]: a step that can fail, or be forgotten.
 const (
 	RemoveCgroup Point = "remove-cgroup" // rmdir of one cgroup folder of a sandbox

@@ -199,11 +199,30 @@ func TestNoPolyglot(t *testing.T) {
 func TestLimitsHoldForKeptTrees(t *testing.T) {
 	e := newEnv(t)
 	given := writeLayout(t, indexOf(makeImage(t, mainConfig, baseLayer(t))))
-	if _, err := e.prepare(t, Options{Image: given}); err != nil {
+	f, err := e.prepare(t, Options{Image: given})
+	if err != nil {
 		t.Fatal(err)
 	}
+	e.wantInUse(t, 1)
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	e.wantInUse(t, 0)
 	if _, err := e.prepare(t, Options{Image: given, Limits: Limits{Bytes: 100}}); !errors.Is(err, invalid.TooLarge) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestOrigin: the store knows an image by its reference, and a file by its name.
+func TestOrigin(t *testing.T) {
+	e := newEnv(t)
+	layout := writeLayout(t, indexOf(makeImage(t, mainConfig, baseLayer(t))))
+	if _, err := e.prepare(t, Options{Image: layout}); err != nil {
+		t.Fatal(err)
+	}
+	want := store.Origin{Kind: store.KindImage, From: filepath.Base(layout)}
+	if r, err := e.store.Collect(t.Context(), store.Retention{}); err != nil || len(r.InUse) != 1 || r.InUse[0].Origin != want {
+		t.Errorf("%+v, %v; want %v", r, err, want)
 	}
 }
 

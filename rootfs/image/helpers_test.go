@@ -154,15 +154,34 @@ func newEnv(t testing.TB) *env {
 func (e *env) prepare(t testing.TB, opts Options) (*Function, error) {
 	t.Helper()
 	opts.Store, opts.Scratch = e.store, e.scratch
-	before := listing(t, e.scratch)
+	before, held := listing(t, e.scratch), e.inUse(t)
 	f, err := Prepare(t.Context(), opts)
 	if staged := listing(t, filepath.Join(e.state, "staging")); len(staged) > 0 {
 		t.Errorf("staging holds %q", staged)
 	}
 	if err != nil {
 		wantLines(t, listing(t, e.scratch), before)
+		e.wantInUse(t, held)
 	}
 	return f, err
+}
+
+// inUse counts the entries of the store that are in use.
+func (e *env) inUse(t testing.TB) int {
+	t.Helper()
+	r, err := e.store.Collect(t.Context(), store.Retention{Age: store.NoAge, Bytes: store.NoBytes})
+	if err != nil {
+		t.Error(err)
+	}
+	return len(r.InUse)
+}
+
+// wantInUse wants that so many entries of the store are in use.
+func (e *env) wantInUse(t testing.TB, want int) {
+	t.Helper()
+	if got := e.inUse(t); got != want {
+		t.Errorf("%d entries are in use, want %d", got, want)
+	}
 }
 
 // trees are the trees that the store holds.

@@ -2,10 +2,12 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -91,7 +93,8 @@ const (
 // ignored (ENV-28). What is wrong with the image is a [invalid.Error], whose
 // kinds are those of [rootfs.PrepareImage] and invalid.NotFound, invalid.Image, invalid.Platform,
 // invalid.Digest, invalid.Unsafe and invalid.TooLarge; a registry that cannot be reached is not. On
-// error nothing is left in Scratch, and in the Store only an image that is whole.
+// error nothing is left in Scratch, and in the Store only an image that is whole, to which
+// no reference is held. The caller closes the Function when no sandbox uses it any more.
 func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if len(opts.Layers) > 0 {
 		return nil, &invalid.Error{Kind: invalid.Image, File: opts.Image, Reason: "cannot have layers: it is an image",
@@ -110,18 +113,22 @@ func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if err != nil {
 		return nil, err
 	}
-	entry, err := opts.Store.AddTree(d.treeName(), func(root *os.Root) (int64, error) {
+	origin := store.Origin{Kind: store.KindImage, From: opts.Image}
+	if path, err := filepath.Abs(opts.Image); err == nil && r.job.Source != Registry {
+		origin.From = filepath.Base(path)
+	}
+	files, err := opts.Store.AddTree(ctx, d.treeName(), origin, func(root *os.Root) (int64, error) {
 		return r.unpack(ctx, d, root, opts)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if entry.Size > opts.Limits.Bytes { // added under a wider limit
-		return nil, tooLarge(opts.Image, opts.Limits.Bytes)
+	if files.Size > opts.Limits.Bytes { // added under a wider limit
+		return nil, errors.Join(tooLarge(opts.Image, opts.Limits.Bytes), files.Close())
 	}
 	env := environment(d.Env, opts.Env)
 	f, err := rootfs.PrepareImage(ctx, rootfs.ImageOptions{
-		Image: opts.Image, Dir: entry.Dir, Scratch: opts.Scratch,
+		Image: opts.Image, Files: files, Scratch: opts.Scratch,
 		Argv: slices.Concat(d.Entrypoint, d.Cmd), SearchPath: env["PATH"], WorkingDir: d.WorkingDir,
 	})
 	if err != nil {

@@ -1,58 +1,91 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
-// staging is a folder of half-made things. Each is a directory that its maker holds
-// an exclusive flock on; the lock dies with the maker, so whoever can lock one has
-// found a leftover. No lock is ever waited for.
+// staging is a folder of stages: what is being made, and what is being removed. Each is
+// a directory on which the process at work holds an exclusive flock. The lock dies with
+// the process, so a stage that can be locked is a leftover. No lock is ever waited for.
 type staging struct {
 	dir      string
-	leftover error // why something stayed that a dead maker has left; nil if nothing did
+	leftover error // why a leftover could not be removed when the store was opened; nil if all were
 }
 
-// openStaging makes the folder if need be and removes what dead makers left in it.
+// The names of stages begin with what they are.
+const (
+	halfMade = "new-"  // an entry that is being made
+	setAside = "gone-" // an entry that was taken out of the store and is being removed
+)
+
+// openStaging makes the folder if need be and removes what dead processes have left half
+// made. [Store.Collect] removes the rest: a start must not wait for that, which may be large.
 func openStaging(dir string) (staging, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return staging{}, fmt.Errorf("make staging folder: %w", err)
 	}
 	s := staging{dir: dir}
-	return s, s.sweep()
+	names, err := s.names()
+	if err != nil {
+		return staging{}, err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, setAside) {
+			continue
+		}
+		if _, err := s.sweep(context.Background(), name); err != nil {
+			s.leftover = err
+		}
+	}
+	return s, nil
 }
 
-// sweep removes the stages that nobody holds. What cannot be removed stays, and is no
-// reason not to make others: leftover says why it stayed.
-func (s *staging) sweep() error {
+// names lists the stages.
+func (s staging) names() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return fmt.Errorf("list staging folder: %w", err)
+		return nil, fmt.Errorf("list staging folder: %w", err)
 	}
+	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		path := filepath.Join(s.dir, e.Name())
-		lock, err := lockDir(path)
-		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
-			continue // its maker lives, or another sweeper was faster
-		}
-		if err == nil {
-			err = removeStage(lock, path)
-			lock.Close()
-		}
-		if err != nil {
-			s.leftover = fmt.Errorf("remove leftover %s: %w", path, err)
-		}
+		names = append(names, e.Name())
 	}
-	return nil
+	return names, nil
+}
+
+// sweep removes the stage of that name unless a process works on it, and reports whether
+// it did.
+func (s staging) sweep(ctx context.Context, name string) (removed bool, err error) {
+	path := filepath.Join(s.dir, name)
+	lock, err := lockDir(path)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil // its process lives, or another sweeper was faster
+	}
+	if err == nil {
+		defer lock.Close()
+		if !sameFile(lock, path) { // another sweeper had removed it before it was locked
+			return false, nil
+		}
+		err = removeStage(ctx, lock, path)
+	}
+	if err != nil {
+		return false, fmt.Errorf("remove leftover %s: %w", path, invalid.Cause(err))
+	}
+	return true, nil
 }
 
 // stage is one half-made thing, owned by its maker until close.
@@ -64,7 +97,7 @@ type stage struct {
 // begin makes an empty stage.
 func (s staging) begin() (*stage, error) {
 	for {
-		dir, err := os.MkdirTemp(s.dir, "new-")
+		dir, err := os.MkdirTemp(s.dir, halfMade)
 		if err != nil {
 			return nil, fmt.Errorf("make stage: %w", err)
 		}
@@ -84,17 +117,40 @@ func (s staging) begin() (*stage, error) {
 	}
 }
 
+// adopt makes a stage of the directory at path, on which the caller holds the exclusive
+// lock. When adopt returns, the directory has left its old place for good, also after a
+// power cut. It needs no room on the disk, which may be full.
+func (s staging) adopt(path string, lock *os.File) (*stage, error) {
+	for {
+		dir := filepath.Join(s.dir, fmt.Sprintf("%s%08x", setAside, rand.Uint32()))
+		err := os.Rename(path, dir)
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			continue // the name is taken
+		}
+		if err != nil {
+			return nil, fmt.Errorf("set aside: %w", err)
+		}
+		if err := errors.Join(syncDir(filepath.Dir(path)), syncDir(s.dir)); err != nil {
+			return nil, err // it is a leftover now
+		}
+		return &stage{dir: dir, lock: lock}, nil
+	}
+}
+
 // close removes what is left in the stage and gives up the lock.
-func (st *stage) close() error {
+func (st *stage) close() error { return st.remove(context.Background()) }
+
+// remove is close, but stops when ctx ends. The rest is a leftover then.
+func (st *stage) remove(ctx context.Context) error {
 	defer st.lock.Close()
-	return removeStage(st.lock, st.dir)
+	return removeStage(ctx, st.lock, st.dir)
 }
 
 // removeStage removes the directory at path, which is open as top, with all that is in
 // it. Who has filled it may have made a tree deeper than descriptors or stack go, so it
 // is made flat: what a directory holds moves to the top, under a number, before it goes.
-func removeStage(top *os.File, path string) error {
-	f := flattener{top: int(top.Fd())}
+func removeStage(ctx context.Context, top *os.File, path string) error {
+	f := flattener{ctx: ctx, top: int(top.Fd())}
 	dir, err := openDir(f.top, ".")
 	if err != nil {
 		return fmt.Errorf("open stage: %w", err)
@@ -104,6 +160,7 @@ func removeStage(top *os.File, path string) error {
 		none := true
 		err := eachName(dir, func(name string) error {
 			none = false
+			defer failpoint.Pass(failpoint.EntryHalfRemoved)
 			return f.remove(name)
 		})
 		if errors.Is(err, unix.EXDEV) { // of an overlay's lower layer, which no extraction has filled
@@ -123,6 +180,7 @@ func removeStage(top *os.File, path string) error {
 
 // flattener removes what is in the open directory top.
 type flattener struct {
+	ctx   context.Context // the removal stops when it ends
 	top   int
 	moved int // the last number that was given
 }
@@ -130,6 +188,9 @@ type flattener struct {
 // remove removes what has that name in top, or, of a directory, all but the
 // directories in it, which move to the top.
 func (f *flattener) remove(name string) error {
+	if err := f.ctx.Err(); err != nil {
+		return err
+	}
 	isDir, err := unlink(f.top, name)
 	if !isDir {
 		return err
@@ -140,6 +201,9 @@ func (f *flattener) remove(name string) error {
 	}
 	defer dir.Close()
 	err = eachName(dir, func(inside string) error {
+		if err := f.ctx.Err(); err != nil {
+			return err
+		}
 		isDir, err := unlink(int(dir.Fd()), inside)
 		if !isDir {
 			return err
@@ -223,28 +287,48 @@ func (st *stage) publish(name, target string) error {
 	if err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
-	parent, err := os.Open(filepath.Dir(target))
+	failpoint.Pass(failpoint.EntryPublished)
+	return syncDir(filepath.Dir(target))
+}
+
+// syncDir makes durable which names a directory has.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("publish: %w", err)
+		return fmt.Errorf("sync: %w", err)
 	}
-	defer parent.Close()
-	if err := parent.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", parent.Name(), err)
+	defer dir.Close()
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", path, err)
 	}
 	return nil
 }
 
-// lockDir opens a directory and takes its lock, or fails at once.
-func lockDir(path string) (*os.File, error) {
+// lockDir opens a directory and locks it exclusively, or fails at once.
+func lockDir(path string) (*os.File, error) { return flockDir(path, unix.LOCK_EX) }
+
+// testHookOpened is called when a directory is open and not yet locked. Tests do there what
+// another process may do.
+var testHookOpened = func(path string) {}
+
+// flockDir opens a directory, without following a link, and locks it, or fails at once.
+func flockDir(path string, how int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	testHookOpened(path)
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// unlock gives up a lock and closes its file. Closing alone is not enough: between fork and
+// exec a child has the file open too, and the lock lasts until the last one is closed.
+func unlock(f *os.File) error {
+	return errors.Join(os.NewSyscallError("flock", unix.Flock(int(f.Fd()), unix.LOCK_UN)), f.Close())
 }
 
 func sameFile(f *os.File, path string) bool {

@@ -1,19 +1,23 @@
 // Package store keeps what is made once for many sandboxes, below the state folder of the
-// daemons: extracted zips and other trees, by what is in them, and the images behind /tmp.
-// What is made goes to a staging folder and becomes visible by one rename.
+// daemons: the files of zips and images, by what is in them, and the images behind /tmp.
+//
+// What is made goes to a staging folder and becomes visible by one rename. A lookup returns
+// a [Ref], which is a shared lock on the entry's directory. [Store.Collect] renames an entry
+// that it can lock exclusively into the staging folder, and removes it there.
 package store
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +28,8 @@ import (
 
 // Store keeps extracted zips by the digest of the zip file, and other trees by a
 // name that says what is in them. It is safe for concurrent use, and several
-// daemons may share its folder. A process that dies
-// leaves at most a staging folder that the next [Open] removes.
+// daemons may share its folder. A process that dies leaves at most a folder in staging,
+// which the next [Open] or [Store.Collect] removes.
 type Store struct {
 	// Unzip runs a job in a process of its own, which has ended when it returns. It gives
 	// the process what it needs of the folder tree; who owns what is made there is of no
@@ -34,127 +38,160 @@ type Store struct {
 
 	entries string // <dir>/sha256
 	staging staging
-}
 
-// Entry is an extracted zip, or a tree. Its files belong to the store: nobody writes
-// them.
-type Entry struct {
-	Dir    string // the folder that holds the files
-	Digest string // sha256 of the zip file, or of a tree's name, in hexadecimal
-	Size   int64  // bytes of all files
-}
+	patience time.Duration // how long to wait for an entry that another process has locked
 
-// entryMeta is written beside an entry's files.
-type entryMeta struct {
-	Size   int64 `json:"size"`
-	Stored int64 `json:"stored"` // bytes of files and links in the tree: a shorter file shows
+	mu    sync.Mutex
+	holds map[string]*hold // the entries that are in use by this Store, by digest
 }
-
-const (
-	entryTree = "tree"
-	entryFile = "entry.json"
-)
 
 // Open opens the store in dir, which it makes (mode 0700) if it is missing,
 // and removes partial extractions whose maker is dead.
 func Open(dir string) (*Store, error) {
+	s, err := at(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.entries, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if s.staging, err = openStaging(s.staging.dir); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// at returns the store in dir and touches nothing there.
+func at(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	entries := filepath.Join(dir, "sha256")
-	if err := os.MkdirAll(entries, 0o700); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	st, err := openStaging(filepath.Join(dir, "staging"))
-	if err != nil {
-		return nil, err
-	}
-	return &Store{entries: entries, staging: st}, nil
+	return &Store{
+		entries: filepath.Join(dir, "sha256"), staging: staging{dir: filepath.Join(dir, "staging")},
+		patience: lockPatience, holds: map[string]*hold{},
+	}, nil
 }
 
 // Leftover says why a partial extraction could not be removed when the store was opened,
 // nil if all were. The store can be used nevertheless; the next opening tries again.
 func (s *Store) Leftover() error { return s.staging.leftover }
 
-// AddZip extracts the zip at path once and returns its entry, at once if a zip of
-// the same content is there already. progress, which may be nil, is called with
+// AddZip extracts the zip at path once and returns a reference to its entry, at once if a
+// zip of the same content is there already. progress, which may be nil, is called with
 // extracted and total bytes. What is wrong with the zip is an [invalid.Error]; after
 // any error nothing of the zip is left.
-func (s *Store) AddZip(ctx context.Context, path string, limits extract.Limits, progress func(done, total int64)) (Entry, error) {
+func (s *Store) AddZip(ctx context.Context, path string, limits extract.Limits, progress func(done, total int64)) (*Ref, error) {
 	limits = limits.WithDefaults()
 	f, size, err := openZip(path, limits)
 	if err != nil {
-		return Entry{}, err
+		return nil, err
 	}
 	defer f.Close()
 	digest, err := hashCopy(ctx, io.Discard, f, size)
 	if err != nil {
-		return Entry{}, fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	if entry, err := s.lookup(path, digest, limits); !errors.Is(err, fs.ErrNotExist) {
-		return entry, err
+	ref, err := s.find(ctx, digest, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		ref, err = s.make(ctx, nil, func(st *stage) (string, error) {
+			return s.stageZip(ctx, st, path, f, limits, progress)
+		})
 	}
-	digest, err = s.stage(func(st *stage) (string, error) {
-		return s.stageZip(ctx, st, path, f, limits, progress)
-	})
 	if err != nil {
-		return Entry{}, err
+		return nil, err
 	}
-	return s.lookup(path, digest, limits)
+	if ref.Size > limits.UnzippedBytes { // added under wider limits
+		return nil, errors.Join(extract.TooLarge(path, limits.UnzippedBytes), ref.Close())
+	}
+	return ref, nil
 }
 
-// AddTree makes the tree of that name once and returns its entry, at once if it is
-// there already. The name must say all that the tree depends on; it is hashed apart
+// AddTree makes the tree of that name once and returns a reference to its entry, at once if
+// it is there already. The name must say all that the tree depends on; it is hashed apart
 // from zips, so a tree is never taken for the files of a zip. fill writes the files
 // below root, which is empty, and returns how many bytes they have; root is gone
 // when it has returned. After an error of fill, which AddTree passes on, nothing of
 // the tree is left.
-func (s *Store) AddTree(name string, fill func(root *os.Root) (bytes int64, err error)) (Entry, error) {
-	sum := sha256.Sum256([]byte("tree\x00" + name))
-	digest := hex.EncodeToString(sum[:])
-	if entry, err := s.find(digest); !errors.Is(err, fs.ErrNotExist) {
-		return entry, err
-	}
-	_, err := s.stage(func(st *stage) (string, error) { return digest, stageTree(st, fill) })
-	if err != nil {
-		return Entry{}, err
-	}
-	return s.find(digest)
+func (s *Store) AddTree(ctx context.Context, name string, origin Origin, fill func(root *os.Root) (bytes int64, err error)) (*Ref, error) {
+	return s.addTree(ctx, name, origin, nil, fill)
 }
 
-// stage lets fill make <stage>/entry and publishes it under the digest that fill
-// gives. An entry that another process has published meanwhile stays.
-func (s *Store) stage(fill func(st *stage) (digest string, err error)) (digest string, err error) {
+// addTree is AddTree with a check as inspectEntry has it.
+func (s *Store) addTree(ctx context.Context, name string, origin Origin, check func(tree string) error, fill func(root *os.Root) (bytes int64, err error)) (*Ref, error) {
+	sum := sha256.Sum256([]byte("tree\x00" + name))
+	digest := hex.EncodeToString(sum[:])
+	if ref, err := s.find(ctx, digest, check); !errors.Is(err, fs.ErrNotExist) {
+		return ref, err
+	}
+	return s.make(ctx, check, func(st *stage) (string, error) { return digest, stageTree(st, origin, fill) })
+}
+
+// make lets fill make <stage>/entry, publishes it under the digest that fill gives, and
+// returns a reference to it. An entry that another process has published meanwhile stays,
+// unless it is damaged (S-11).
+func (s *Store) make(ctx context.Context, check func(tree string) error, fill func(st *stage) (digest string, err error)) (ref *Ref, err error) {
 	st, err := s.staging.begin()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() {
-		if cerr := st.close(); err == nil && cerr != nil {
-			err = fmt.Errorf("clear stage: %w", cerr)
+		if cerr := st.close(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("clear stage: %w", cerr), ref.Close())
+			ref = nil
 		}
 	}()
-	if digest, err = fill(st); err != nil {
-		return "", err
+	digest, err := fill(st)
+	if err != nil {
+		return nil, err
 	}
-	target := filepath.Join(s.entries, digest)
-	err = st.publish("entry", target)
-	if errors.Is(err, fs.ErrExist) {
-		if _, err := s.find(digest); !errors.Is(err, fs.ErrNotExist) {
-			return digest, err // another process was faster
+	late := time.Now().Add(s.patience)
+	for pause := lockPause; ; pause = min(2*pause, maxLockPause) {
+		if ref, err = s.publish(st, digest); !errors.Is(err, fs.ErrExist) {
+			return ref, err
 		}
-		if err := os.Rename(target, filepath.Join(st.dir, "damaged")); err != nil { // S-11
-			return "", fmt.Errorf("set damaged entry aside: %w", err)
+		if ref, err = s.find(ctx, digest, check); !errors.Is(err, fs.ErrNotExist) {
+			return ref, err // another process was faster
 		}
-		err = st.publish("entry", target)
+		switch err := s.setAside(digest, st, check); {
+		case err == nil:
+			continue
+		case !errors.Is(err, errBusy):
+			return nil, err
+		case time.Now().After(late): // before that, others may only be looking at it
+			return nil, fmt.Errorf("%s is damaged, and cannot be made anew while running daemons use it; end them ('sandboxd ps' lists them), or choose another --state-dir", s.path(digest))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("make %s anew, which is damaged and in use: %w", s.path(digest), ctx.Err())
+		case <-time.After(pause):
+		}
 	}
-	return digest, err
+}
+
+// publish gives the entry in the stage its name. It locks the entry first, so that no
+// collector can take it out before.
+func (s *Store) publish(st *stage, digest string) (*Ref, error) {
+	lock, err := flockDir(filepath.Join(st.dir, "entry"), unix.LOCK_SH)
+	if err != nil {
+		return nil, fmt.Errorf("lock entry: %w", err)
+	}
+	if err := st.publish("entry", s.path(digest)); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	h, path := s.held(digest, lock), s.path(digest)
+	meta, err := readMeta(h.dir, path)
+	if err != nil {
+		return nil, errors.Join(err, s.release(h))
+	}
+	return &Ref{Entry: Entry{Dir: filepath.Join(path, entryTree), Digest: digest, Size: meta.Size}, store: s, hold: h}, nil
 }
 
 // stageTree makes <stage>/entry of what fill writes.
-func stageTree(st *stage, fill func(root *os.Root) (bytes int64, err error)) error {
-	tree := filepath.Join(st.dir, "entry", entryTree)
+func stageTree(st *stage, origin Origin, fill func(root *os.Root) (bytes int64, err error)) error {
+	entry := filepath.Join(st.dir, "entry")
+	tree := filepath.Join(entry, entryTree)
 	if err := os.MkdirAll(tree, 0o700); err != nil {
 		return fmt.Errorf("stage tree: %w", err)
 	}
@@ -170,15 +207,7 @@ func stageTree(st *stage, fill func(root *os.Root) (bytes int64, err error)) err
 	if err != nil {
 		return err
 	}
-	stored, err := treeBytes(tree)
-	if err != nil {
-		return fmt.Errorf("stage tree: %w", err)
-	}
-	meta, err := json.Marshal(entryMeta{Size: bytes, Stored: stored})
-	if err != nil {
-		return fmt.Errorf("stage tree: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(st.dir, "entry", entryFile), meta, 0o600); err != nil {
+	if err := writeMeta(entry, bytes, origin); err != nil {
 		return fmt.Errorf("stage tree: %w", err)
 	}
 	return nil
@@ -203,7 +232,7 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 		return fail(err)
 	}
 	job := extract.ZipJob{File: path, Limits: limits}
-	err = stageTree(st, func(root *os.Root) (int64, error) {
+	err = stageTree(st, Origin{KindZip, filepath.Base(path)}, func(root *os.Root) (int64, error) {
 		tree, err := root.Open(".")
 		if err != nil {
 			return 0, err
@@ -233,52 +262,6 @@ func (s *Store) unzipElsewhere(ctx context.Context, job extract.ZipJob, path str
 	}
 	defer zip.Close()
 	return s.Unzip(ctx, job, zip, tree)
-}
-
-// lookup finds the entry of a zip, or says fs.ErrNotExist, also of a damaged one. The
-// limits hold for entries that were added under wider ones too.
-func (s *Store) lookup(path, digest string, limits extract.Limits) (Entry, error) {
-	entry, err := s.find(digest)
-	if err == nil && entry.Size > limits.UnzippedBytes {
-		return Entry{}, extract.TooLarge(path, limits.UnzippedBytes)
-	}
-	return entry, err
-}
-
-// find finds an entry, or says fs.ErrNotExist, also of a damaged one.
-func (s *Store) find(digest string) (Entry, error) {
-	dir := filepath.Join(s.entries, digest)
-	data, err := os.ReadFile(filepath.Join(dir, entryFile))
-	if err != nil {
-		return Entry{}, fmt.Errorf("look up entry of the store: %w", err)
-	}
-	var meta entryMeta
-	if err := json.Unmarshal(data, &meta); err != nil {
-		return Entry{}, fmt.Errorf("entry %s of the store is damaged (%v): %w", dir, err, fs.ErrNotExist)
-	}
-	stored, err := treeBytes(filepath.Join(dir, entryTree))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Entry{}, fmt.Errorf("look up entry of the store: %w", err)
-	}
-	if err != nil || stored != meta.Stored {
-		return Entry{}, fmt.Errorf("entry %s of the store is damaged (%d bytes of %d, %v): %w", dir, stored, meta.Stored, err, fs.ErrNotExist)
-	}
-	return Entry{Dir: filepath.Join(dir, entryTree), Digest: digest, Size: meta.Size}, nil
-}
-
-// treeBytes adds up the sizes of the files and links below dir.
-func treeBytes(dir string) (sum int64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil {
-			sum += info.Size()
-		}
-		return err
-	})
-	return sum, err
 }
 
 // openZip opens a regular file of an allowed size; a pipe does not block it.

@@ -32,7 +32,7 @@ func TestAddZipTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{}, func(int64, int64) { t.Error("extracted again") })
-	if err != nil || again != first {
+	if err != nil || again.Entry != first.Entry {
 		t.Errorf("second time %+v, %v; first %+v", again, err, first)
 	}
 	if _, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{UnzippedBytes: 9}, nil); !errors.Is(err, invalid.TooLarge) {
@@ -40,6 +40,11 @@ func TestAddZipTwice(t *testing.T) {
 	}
 	ziptest.WantTree(t, filepath.Join(dir, "store"), "sha256", "sha256/"+first.Digest, "sha256/"+first.Digest+"/entry.json",
 		"sha256/"+first.Digest+"/tree", "sha256/"+first.Digest+"/tree/bootstrap", "staging")
+	closeRef(t, first)
+	closeRef(t, again)
+	if r := collect(t, store, Retention{}); len(r.Removed) != 1 { // the one that was refused holds nothing
+		t.Errorf("%+v", r)
+	}
 }
 
 // TestDamagedEntry (S-11): an entry whose description is lost or garbled is made
@@ -52,6 +57,7 @@ func TestDamagedEntry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeRef(t, first)
 	meta := filepath.Join(filepath.Dir(first.Dir), "entry.json")
 	for name, damage := range map[string]func() error{
 		"lost":    func() error { return os.Remove(meta) },
@@ -60,9 +66,11 @@ func TestDamagedEntry(t *testing.T) {
 		if err := damage(); err != nil {
 			t.Fatal(err)
 		}
-		if again, err := store.AddZip(t.Context(), zipPath, extract.Limits{}, nil); err != nil || again != first {
-			t.Errorf("%s: %+v, %v, want %+v", name, again, err, first)
+		again, err := store.AddZip(t.Context(), zipPath, extract.Limits{}, nil)
+		if err != nil || again.Entry != first.Entry {
+			t.Fatalf("%s: %+v, %v, want %+v", name, again, err, first)
 		}
+		closeRef(t, again)
 		ziptest.WantTree(t, first.Dir, "a")
 		ziptest.WantTree(t, filepath.Join(dir, "store", "staging"))
 	}
@@ -72,7 +80,7 @@ func TestAddZipConcurrently(t *testing.T) {
 	dir := t.TempDir()
 	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "a", Body: strings.Repeat("a", 1<<20)}, ziptest.File{Name: "b/c", Body: "c"}))
 	var wg sync.WaitGroup
-	entries := make([]Entry, 8)
+	entries := make([]*Ref, 8)
 	for i := range entries {
 		store := openTestStore(t, filepath.Join(dir, "store")) // each opening sweeps, too
 		wg.Go(func() {
@@ -84,8 +92,8 @@ func TestAddZipConcurrently(t *testing.T) {
 	}
 	wg.Wait()
 	for _, e := range entries {
-		if e != entries[0] {
-			t.Errorf("%+v differs from %+v", e, entries[0])
+		if e.Entry != entries[0].Entry {
+			t.Errorf("%+v differs from %+v", e.Entry, entries[0].Entry)
 		}
 		ziptest.WantTree(t, e.Dir, "a", "b", "b/c")
 	}
@@ -120,16 +128,7 @@ func TestOpenSweeps(t *testing.T) {
 // A tree deeper than descriptors go, which an extractor that was taken over can make by
 // renaming, is removed like any other; what cannot be removed stops no daemon (S-01).
 func TestStageDeep(t *testing.T) {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	few := limit
-	few.Cur = 256
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	withFewFiles(t)
 	dir := t.TempDir()
 	store := openTestStore(t, dir)
 	deep := func() *stage {
@@ -212,38 +211,46 @@ func TestAddTree(t *testing.T) {
 		return 3, root.WriteFile("x", []byte("abc"), 0o600)
 	}
 	broken := errors.New("broken")
-	if _, err := store.AddTree("a", func(root *os.Root) (int64, error) { _, _ = fill(root); return 0, broken }); !errors.Is(err, broken) {
+	add := func(name string) (*Ref, error) {
+		return store.AddTree(t.Context(), name, Origin{KindImage, name}, fill)
+	}
+	if _, err := store.AddTree(t.Context(), "a", Origin{}, func(root *os.Root) (int64, error) { _, _ = fill(root); return 0, broken }); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 	ziptest.WantTree(t, filepath.Join(dir, "staging"))
 	ziptest.WantTree(t, filepath.Join(dir, "sha256"))
 
 	calls = 0
-	first, err := store.AddTree("a", fill)
+	first, err := add("a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := store.AddTree("a", fill)
-	if err != nil || again != first || calls != 1 || first.Size != 3 {
+	again, err := add("a")
+	if err != nil || again.Entry != first.Entry || calls != 1 || first.Size != 3 {
 		t.Errorf("got %+v then %+v after %d calls: %v", first, again, calls, err)
 	}
-	if other, err := store.AddTree("b", fill); err != nil || other.Dir == first.Dir {
+	closeRef(t, first)
+	closeRef(t, again)
+	if other, err := add("b"); err != nil || other.Dir == first.Dir {
 		t.Errorf("two names have the folder %s: %v", other.Dir, err)
 	}
 	if err := os.WriteFile(filepath.Join(filepath.Dir(first.Dir), entryFile), []byte("{"), 0o600); err != nil { // S-11
 		t.Fatal(err)
 	}
-	if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 3 {
-		t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+	healed, err := add("a")
+	if err != nil || healed.Entry != first.Entry || calls != 3 {
+		t.Fatalf("got %+v after %d calls: %v", healed, calls, err)
 	}
+	closeRef(t, healed)
 	for _, damage := range []func(string) error{os.Remove, func(x string) error { return os.Truncate(x, 1) }} { // S-11
 		calls = 0
 		if err := damage(filepath.Join(first.Dir, "x")); err != nil {
 			t.Fatal(err)
 		}
-		if healed, err := store.AddTree("a", fill); err != nil || healed != first || calls != 1 {
-			t.Errorf("got %+v after %d calls: %v", healed, calls, err)
+		if healed, err = add("a"); err != nil || healed.Entry != first.Entry || calls != 1 {
+			t.Fatalf("got %+v after %d calls: %v", healed, calls, err)
 		}
+		closeRef(t, healed)
 		if text, err := os.ReadFile(filepath.Join(first.Dir, "x")); err != nil || string(text) != "abc" {
 			t.Errorf("healed file: %q, %v", text, err)
 		}

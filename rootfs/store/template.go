@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,47 +30,40 @@ const (
 	superblockSize = 1024
 )
 
+// templateFile is the name of the image in the tree of a template's entry.
+const templateFile = "tmp.ext4"
+
 // TmpTemplate gives the path of an ext4 image for /tmp on which ordinary users can
 // store at least bytes, and a few percent more at most (ENV-30). Its root has mode
 // 1777 and is empty, without lost+found; inodes are bounded, one for each 16 KiB;
 // there is no journal, and nothing that the kernel would initialise later in the
 // background. The file is sparse and must not be changed: sandboxes get copies.
 //
-// Images are kept in dir, by size; dir is made (mode 0700) if it is missing, and
-// several daemons may share it. The work is done by mke2fs and debugfs.
-func TmpTemplate(ctx context.Context, dir string, bytes int64) (path string, err error) {
+// Images are entries of the store, by size; ref refers to that of the image. The work is
+// done by mke2fs and debugfs.
+func (s *Store) TmpTemplate(ctx context.Context, bytes int64) (path string, ref *Ref, err error) {
 	if bytes < 1<<20 || bytes > maxTmpBytes {
-		return "", &invalid.Error{Kind: invalid.TooLarge, File: "/tmp", Reason: fmt.Sprintf("cannot have %d bytes", bytes),
+		return "", nil, &invalid.Error{Kind: invalid.TooLarge, File: "/tmp", Reason: fmt.Sprintf("cannot have %d bytes", bytes),
 			Fix: "ask for 1 MiB to 1 TiB"}
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return "", fmt.Errorf("template of /tmp: %w", err)
-	}
-	staging, err := openStaging(filepath.Join(dir, "staging"))
-	if err != nil {
-		return "", err
-	}
-	path = filepath.Join(dir, fmt.Sprintf("tmp-v%d-%d.ext4", templateVersion, bytes))
-	err = checkImage(path, bytes) // it came whole, by a rename, but disks lose things (S-11)
-	if err == nil {
-		return path, nil
-	}
-	if _, ok := errors.AsType[*fs.PathError](err); ok && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("template of /tmp: %w", err)
-	}
-	st, err := staging.begin()
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		if cerr := st.close(); err == nil && cerr != nil {
-			path, err = "", fmt.Errorf("clear stage: %w", cerr)
+	name := fmt.Sprintf("template of /tmp, form %d, %d bytes", templateVersion, bytes)
+	origin := Origin{KindTmp, fmt.Sprintf("/tmp of %s", invalid.Megabytes(bytes))}
+	check := func(tree string) error { return checkImage(filepath.Join(tree, templateFile), bytes) }
+	ref, err = s.addTree(ctx, name, origin, check, func(root *os.Root) (int64, error) {
+		image := filepath.Join(root.Name(), templateFile)
+		if err := makeImage(ctx, image, bytes); err != nil {
+			return 0, err
 		}
-	}()
-	if err := makeImage(ctx, filepath.Join(st.dir, "image"), bytes); err != nil {
-		return "", err
+		info, err := os.Stat(image)
+		if err != nil {
+			return 0, err
+		}
+		return info.Size(), nil
+	})
+	if err != nil {
+		return "", nil, err
 	}
-	return path, st.publish("image", path)
+	return filepath.Join(ref.Dir, templateFile), ref, nil
 }
 
 // makeImage makes the file system and checks that it is what was asked for.

@@ -20,7 +20,8 @@ import (
 func TestTmpTemplate(t *testing.T) {
 	for _, mb := range []int64{1, 512, 10_240} {
 		dir := t.TempDir()
-		image, err := TmpTemplate(t.Context(), dir, mb<<20)
+		store := openTestStore(t, dir)
+		image, ref, err := store.TmpTemplate(t.Context(), mb<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,33 +45,45 @@ func TestTmpTemplate(t *testing.T) {
 		if used := st.Blocks * 512; used > 2<<20+(mb<<20)/500 {
 			t.Errorf("image of %d MiB is not sparse: %d bytes", mb, used)
 		}
-		again, err := TmpTemplate(t.Context(), dir, mb<<20)
+		again, _, err := store.TmpTemplate(t.Context(), mb<<20)
 		var st2 unix.Stat_t
 		if err != nil || again != image || unix.Stat(again, &st2) != nil || st2.Ino != st.Ino {
 			t.Errorf("second time %s, %v: made again", again, err)
 		}
-		ziptest.WantTree(t, dir, "staging", filepath.Base(image))
+		ziptest.WantTree(t, dir, "staging", "sha256", "sha256/"+ref.Digest, "sha256/"+ref.Digest+"/entry.json",
+			"sha256/"+ref.Digest+"/tree", "sha256/"+ref.Digest+"/tree/tmp.ext4")
 	}
 }
 
 // S-11: an image that is damaged is made anew.
 func TestTmpTemplateDamaged(t *testing.T) {
-	dir := t.TempDir()
-	for _, damage := range []func(string) error{
-		func(string) error { return nil }, // not yet there
-		func(image string) error { return os.Truncate(image, 1<<20) },
-		func(image string) error { return os.WriteFile(image, []byte("x"), 0o600) },
+	store := openTestStore(t, t.TempDir())
+	image := ""
+	for _, damage := range []func() error{
+		func() error { return nil }, // not yet there
+		func() error { return os.Truncate(image, 1<<20) },
+		func() error { return os.WriteFile(image, []byte("x"), 0o600) },
+		func() error { // of the same size
+			f, err := os.OpenFile(image, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte{0xff}, superblockAt)
+				err = errors.Join(err, f.Close())
+			}
+			return err
+		},
 	} {
-		if err := damage(filepath.Join(dir, "tmp-v1-8388608.ext4")); err != nil {
+		if err := damage(); err != nil {
 			t.Fatal(err)
 		}
-		image, err := TmpTemplate(t.Context(), dir, 8<<20)
-		if err != nil {
+		var ref *Ref
+		var err error
+		if image, ref, err = store.TmpTemplate(t.Context(), 8<<20); err != nil {
 			t.Fatal(err)
 		}
 		if err := checkImage(image, 8<<20); err != nil {
 			t.Error(err)
 		}
+		closeRef(t, ref)
 	}
 }
 
@@ -78,18 +91,22 @@ func TestTmpTemplateConcurrently(t *testing.T) {
 	dir := t.TempDir()
 	var wg sync.WaitGroup
 	for range 4 {
+		store := openTestStore(t, dir)
 		wg.Go(func() {
-			if _, err := TmpTemplate(t.Context(), dir, 8<<20); err != nil {
+			if _, _, err := store.TmpTemplate(t.Context(), 8<<20); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	ziptest.WantTree(t, dir, "staging", "tmp-v1-8388608.ext4")
+	if images, err := filepath.Glob(filepath.Join(dir, "sha256/*/tree/tmp.ext4")); err != nil || len(images) != 1 {
+		t.Errorf("%q, %v", images, err)
+	}
+	ziptest.WantTree(t, filepath.Join(dir, "staging"))
 }
 
 func TestTmpTemplateErrors(t *testing.T) {
-	if _, err := TmpTemplate(t.Context(), t.TempDir(), 0); !errors.Is(err, invalid.TooLarge) {
+	if _, _, err := openTestStore(t, t.TempDir()).TmpTemplate(t.Context(), 0); !errors.Is(err, invalid.TooLarge) {
 		t.Errorf("error %v for no bytes", err)
 	}
 	_, err := findTool("mke2fs-that-nobody-has")

@@ -257,6 +257,13 @@ func TestExtractModes(t *testing.T) {
 	})
 }
 
+func closeRef(t testing.TB, r *Ref) {
+	t.Helper()
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func openTestStore(t testing.TB, dir string) *Store {
 	t.Helper()
 	s, err := Open(dir)
@@ -287,6 +294,7 @@ func FuzzAddZip(f *testing.F) {
 			}
 			return
 		}
+		defer closeRef(t, entry)
 		if left, _ := os.ReadDir(filepath.Join(outside, "store", "staging")); len(left) > 0 {
 			t.Errorf("staging holds %v", left)
 		}

@@ -1,0 +1,51 @@
+package daemon
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/rootfs/store"
+)
+
+// lastCollection bounds the collection when the daemon ends, for which the operator waits.
+// The next collection continues.
+const lastCollection = 2 * time.Second
+
+// PackagesDir is where the store is below a state folder.
+func PackagesDir(stateDir string) string { return filepath.Join(stateDir, "packages") }
+
+// openPackages opens the store.
+func (d *Daemon) openPackages() (*store.Store, error) {
+	packages, err := store.Open(PackagesDir(d.cfg.StateDir))
+	if err != nil {
+		return nil, err
+	}
+	if err := packages.Leftover(); err != nil {
+		d.log.WithError(err).Warn("a partial extraction of an earlier daemon stays; remove it by hand")
+	}
+	packages.Unzip = d.unpack.Zip
+	return packages, nil
+}
+
+// startCollector has what nothing uses removed from the store while the daemon runs. Call it
+// once the revisions that the daemon begins with hold their files.
+func (d *Daemon) startCollector() {
+	d.collector = d.packages.StartCollector(d.cfg.Keep, func(r store.Result, err error) {
+		if n := len(r.Removed); n > 0 {
+			d.log.WithFields(logrus.Fields{"entries": n, "bytes": store.Bytes(r.Removed)}).Info("removed packages that nothing uses")
+		}
+		if err != nil {
+			d.log.WithError(err).Warn("some packages that nothing uses could not be removed")
+		}
+	})
+}
+
+// closeCollector collects a last time, when revisions have given back their files.
+func (d *Daemon) closeCollector(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastCollection)
+	defer cancel()
+	d.collector.Close(ctx)
+}
