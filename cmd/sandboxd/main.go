@@ -69,7 +69,7 @@ at fault.`,
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), benchCommand(), versionCommand())
+	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), pruneCommand(), benchCommand(), versionCommand())
 	return root
 }
 
