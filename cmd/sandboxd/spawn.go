@@ -68,6 +68,8 @@ func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os
 		OnError:   func(err error) { s.log.WithError(err).Error("sandbox did not end cleanly") },
 		Sandboxes: sandboxesAtOnce(o.Concurrency), UID: base,
 	}
+	var worker *os.Process
+	config.Confined = func() error { return confine.Check(worker.Pid) } // it asks for nothing before it has confined itself
 	if o.Network.Mode == isolation.NetworkEgress {
 		config.Upstream = upstream
 	}
@@ -76,7 +78,8 @@ func (s *session) work(ctx context.Context, function *rootfs.Function, stdin *os
 		return err
 	}
 	growFileTable(filesAtOnce(o.Concurrency)) // if it fails, some sandbox waits
-	worker, ended, err := s.startWorker(&o, base, line, stdin, listener, std)
+	var ended <-chan error
+	worker, ended, err = s.startWorker(&o, base, line, stdin, listener, std)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the worker: %w", err), server.Close())
 	}

@@ -297,6 +297,9 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	if err = <-started; err == nil {
 		victim := firstVictim(cmd.Process.Pid)
 		if victim == nil {
+			victim = confine.Check(cmd.Process.Pid) // by FilterThread; the process adds a filter of its own
+		}
+		if victim == nil {
 			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
 		}
 		stdin.Close() // without an order it ends

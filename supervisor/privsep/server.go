@@ -67,6 +67,9 @@ type Config struct {
 	Sandboxes int
 	// UID is the worker's user: only what belongs to it may be given away.
 	UID uint32
+	// Confined returns an error if the worker is not confined. Serve calls it once, before
+	// it answers the first request, and ends with the error. Nil is no check.
+	Confined func() error
 }
 
 // Server is the supervisor's end.
@@ -168,13 +171,20 @@ func (s *Server) count() int { return s.creating + len(s.boxes) }
 
 // read takes requests until it must not go on.
 func (s *Server) read() error {
-	for {
+	for confined := s.cfg.Confined; ; {
 		b, files, err := s.conn.receive()
 		if errors.Is(err, io.EOF) {
 			return s.left()
 		}
 		if err != nil {
 			return fmt.Errorf("receive from the worker: %w", err)
+		}
+		if confined != nil {
+			if err := confined(); err != nil {
+				closeAll(files)
+				return fmt.Errorf("check the worker: %w", err)
+			}
+			confined = nil
 		}
 		r, err := decodeRequest(b, len(files))
 		if err != nil {
