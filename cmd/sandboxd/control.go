@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/host/instance"
+	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
 // maxListBytes bounds the list that a daemon gives: 4,094 sandboxes take 2 MB.
@@ -60,6 +61,7 @@ func listenControl(path string) (*net.UnixListener, error) {
 
 // startControl serves the sandboxes of w on l.
 func startControl(w *worker, l net.Listener) *control {
+	l = accept.Listener(l, func(err error) { w.log.WithError(err).Warn("the control socket takes no connections for a moment") })
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+sandboxesPath, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")

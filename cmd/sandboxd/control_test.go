@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,6 +126,47 @@ func TestControlServer(t *testing.T) {
 	}
 	if _, err := ask(t.Context(), i.ControlSocket()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("after close: %v, want it refused", err)
+	}
+}
+
+// scarceListener fails a few times before it accepts.
+type scarceListener struct {
+	net.Listener
+	fails atomic.Int32
+}
+
+func (l *scarceListener) Accept() (net.Conn, error) {
+	if l.fails.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.ENOMEM)}
+	}
+	return l.Listener.Accept()
+}
+
+// ps and inspect work again when the kernel has memory again.
+func TestControlSurvivesTemporaryErrors(t *testing.T) {
+	var text bytes.Buffer
+	log := logrus.New()
+	log.SetOutput(&text)
+	path := filepath.Join(t.TempDir(), "control")
+	l, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &scarceListener{Listener: l}
+	s.fails.Store(3)
+	c := startControl(&worker{log: log}, s)
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport, Timeout: 20 * time.Second}).Get("http://sandboxd/nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	c.close()
+	if got := text.String(); resp.StatusCode != http.StatusNotFound || strings.Count(got, "cannot allocate memory") != 1 {
+		t.Errorf("%s, log %q; want an answer and one line", resp.Status, got)
 	}
 }
 

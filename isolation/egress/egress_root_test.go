@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -339,6 +341,31 @@ func TestRulesRemovedByOthers(t *testing.T) {
 		if err := close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A look for the table of the rules takes no file more: without one, every sandbox would
+// lose its egress when another program removes a table of its own.
+func TestRulesAreSeenWithoutFiles(t *testing.T) {
+	internet(t)
+	g := open(t, network(t, "0.0.0.0/0"))
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}); err != nil { // what is open stays
+		t.Fatal(err)
+	}
+	_, control := os.Open("/dev/null")
+	there, err := g.watch.look()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || !there {
+		t.Errorf("the table is there: %v, %v", there, err)
+	}
+	if !errors.Is(control, unix.EMFILE) {
+		t.Errorf("control: a file could be opened: %v", control)
 	}
 }
 

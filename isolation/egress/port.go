@@ -125,7 +125,7 @@ func (p *Port) create(c *nftables.Conn, n isolation.Network) error {
 			return err
 		}
 		end := map[isolation.Verdict][]expr.Any{
-			isolation.Accept: append(count(p.allowed), accept()...),
+			isolation.Accept: append(count(p.allowed), letThrough()...),
 			isolation.Drop:   append(count(p.dropped), drop()...),
 			isolation.Reject: append(count(p.dropped), reject()...),
 		}[f.Verdict]
@@ -379,8 +379,10 @@ func (p *Port) Close() error {
 	}
 	err = failpoint.Do(failpoint.RemoveFilter, func() error { return p.gateway.commit(p.remove) })
 	if errors.Is(err, unix.ENOENT) { // with the table all of it is gone
-		if there, e := hasTable(p.gateway.table.Name); e == nil && !there {
-			err = nil
+		if c, e := nftables.New(); e == nil {
+			if there, e := hasTable(c, p.gateway.table.Name); e == nil && !there {
+				err = nil
+			}
 		}
 	}
 	if err != nil {

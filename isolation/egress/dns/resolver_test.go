@@ -133,6 +133,12 @@ func (f *fixture) taken(refuses error) []string {
 
 func serve(t *testing.T, servers ...netip.AddrPort) *fixture {
 	t.Helper()
+	return serveOn(t, func(p net.PacketConn, l net.Listener) (net.PacketConn, net.Listener) { return p, l }, servers...)
+}
+
+// serveOn is serve on what wrap makes of the sockets.
+func serveOn(t *testing.T, wrap func(net.PacketConn, net.Listener) (net.PacketConn, net.Listener), servers ...netip.AddrPort) *fixture {
+	t.Helper()
 	f := &fixture{}
 	f.Resolver = New(Config{
 		Match: func(name string) []int {
@@ -170,7 +176,8 @@ func serve(t *testing.T, servers ...netip.AddrPort) *fixture {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- f.Serve(ctx, udp, l) }()
+	packets, listener := wrap(udp, l)
+	go func() { done <- f.Serve(ctx, packets, listener) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
