@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // ErrNoLandlock says that the kernel has no Landlock that can do what is needed, or that
@@ -71,7 +73,7 @@ func (n Needs) landlock() error {
 		}
 	}
 	for _, f := range n.Folders {
-		if err := allow(ruleset, int(f.Fd()), attr.Handled_access_fs); err != nil {
+		if err := descriptor.Use(f, func(fd int) error { return allow(ruleset, fd, attr.Handled_access_fs) }); err != nil {
 			return fmt.Errorf("Landlock: %s: %w", f.Name(), err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -145,13 +146,19 @@ func (p *Port) element() []nftables.SetElement {
 func (p *Port) link(space *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = p.name, outsideMAC
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: insideName, PeerHardwareAddr: insideMAC, PeerNamespace: netlink.NsFd(int(space.Fd()))}
-	if err := netlink.LinkAdd(pair); err != nil {
-		return fmt.Errorf("make the interfaces: %w", err)
-	}
-	inside, err := netlink.NewHandleAt(netns.NsHandle(int(space.Fd())), unix.NETLINK_ROUTE)
+	var inside *netlink.Handle
+	err := descriptor.Use(space, func(fd int) (err error) {
+		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: insideName, PeerHardwareAddr: insideMAC, PeerNamespace: netlink.NsFd(fd)}
+		if err := netlink.LinkAdd(pair); err != nil {
+			return fmt.Errorf("make the interfaces: %w", err)
+		}
+		if inside, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("enter the sandbox's network namespace: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("enter the sandbox's network namespace: %w", err)
+		return err
 	}
 	defer inside.Close()
 	// An end that is raised while the other is up sends at once. The one raised first does

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -124,13 +125,7 @@ func (n *netns) enter() error {
 	if n.file == nil {
 		return nil
 	}
-	raw, err := n.file.SyscallConn()
-	if err == nil { // held meanwhile: once it is closed, its number may be another's
-		if held := raw.Control(func(fd uintptr) { err = unix.Setns(int(fd), unix.CLONE_NEWNET) }); held != nil {
-			err = held
-		}
-	}
-	if err != nil {
+	if err := descriptor.Use(n.file, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	_ "github.com/sandboxd/sandboxd/isolation/runc/reexec" // what this program is when libcontainer executes it
 	_ "github.com/sandboxd/sandboxd/isolation/runc/stage"  // and what it makes way for
 )
@@ -49,6 +50,6 @@ func SealSelf() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(int(sealed.Fd())), os.Args, os.Environ())
+	err = descriptor.Use(sealed, func(fd int) error { return unix.Exec("/proc/self/fd/"+strconv.Itoa(fd), os.Args, os.Environ()) })
 	return fmt.Errorf("execute sealed copy of own binary: %w", err)
 }
