@@ -344,6 +344,7 @@ func TestHostServers(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "127.0.0.1:53",
 		"search x\n# nameserver 9.9.9.9\nnameserver bad\nnameserver 10.0.0.2 # ours\n":        "10.0.0.2:53",
+		"# " + strings.Repeat("x", 1<<17) + "\nnameserver 10.0.0.3":                           "10.0.0.3:53",
 		"nameserver fe80::1%eth0\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3": "[fe80::1%eth0]:53 1.1.1.1:53 2.2.2.2:53",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -355,7 +356,7 @@ func TestHostServers(t *testing.T) {
 			got = append(got, s.String())
 		}
 		if err != nil || strings.Join(got, " ") != want {
-			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+			t.Errorf("%.100q: %v, %v; want %s", text, got, err, want)
 		}
 	}
 	if _, err := hostServers(file + ".missing"); err == nil {
