@@ -89,9 +89,9 @@ func (m *maker) prepare(ctx context.Context) (b blank, err error) {
 // unmade ends the lease of a sandbox that could not be made, unless something of the
 // sandbox is left: that goes to the quarantine.
 func (m *maker) unmade(id string, base uint32, err error) error {
-	if remains, ok := errors.AsType[*runc.RemainsError](err); ok {
+	if _, ok := errors.AsType[*runc.RemainsError](err); ok {
 		return m.quarantine.admit(id, err, func(ctx context.Context) error {
-			if err := remains.Remove(ctx); err != nil {
+			if err := m.engine.RemoveRemains(ctx, id); err != nil {
 				return err
 			}
 			return m.leases.Release(base)
