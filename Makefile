@@ -10,8 +10,8 @@ export PATH := $(PATH):/usr/local/go/bin
 export GOTOOLCHAIN := auto
 
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null)
-EMBEDDED := cmd/sandboxd/embedded/sandbox-init
-STAGE := cmd/sandboxd/embedded/sandbox-stage
+EMBEDDED := daemon/embedded/sandbox-init
+STAGE := daemon/embedded/sandbox-stage
 STATIC := -ldflags '-s -w -linkmode external -extldflags -static'
 TOOLS := .build/tools
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)

@@ -486,15 +486,14 @@ func TestIdleTimeout(t *testing.T) {
 	})
 }
 
-// The longest idle go first, as many as are too many; who is in use or provisioned stays.
-func TestTrim(t *testing.T) {
+// The idle sandboxes are listed, the longest idle first; those that are told are closed, unless
+// they were used since.
+func TestCloseIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, Config{Max: 5}, func(s *fake) { s.work = time.Second })
 		defer r.shutdown()
-		asked := false
-		r.Trim(func([]string) int { asked = true; return 1 })
-		if asked {
-			t.Error("asked though nothing is idle")
+		if list := r.Idlers(); len(list) != 0 {
+			t.Errorf("%v are idle before there is any", list)
 		}
 		var running []<-chan string
 		for _, id := range []string{"1", "2", "3", "4"} {
@@ -505,26 +504,28 @@ func TestTrim(t *testing.T) {
 			r.want(answer, string(rune('a'+i)))
 			time.Sleep(time.Second)
 		}
-		var idlers []string
-		var again <-chan string
-		r.Trim(func(ids []string) int {
-			idlers = ids
-			again = r.start(t.Context(), "5") // takes the warmest
-			synctest.Wait()
-			return len(ids) + 1
-		})
-		if want := []string{"a", "b", "c", "d"}; !slices.Equal(idlers, want) {
-			t.Errorf("asked about %q, want %q", idlers, want)
+		list := r.Idlers()
+		var ids []string
+		for _, i := range list {
+			ids = append(ids, i.ID)
+		}
+		if want := []string{"a", "b", "c", "d"}; !slices.Equal(ids, want) {
+			t.Fatalf("%q are idle, want %q", ids, want)
+		}
+		again := r.start(t.Context(), "5") // takes the warmest
+		synctest.Wait()
+		for _, i := range list {
+			r.CloseIdle(i)
+			r.CloseIdle(i)
 		}
 		r.want(again, "d")
+		r.CloseIdle(list[3]) // it is idle again, for less long
 		time.Sleep(time.Second)
 		for i, want := range []bool{true, true, true, false} {
 			if _, closed := r.boxes[i].history(); closed != want {
 				t.Errorf("%s closed: %v, want %v", r.boxes[i].id, closed, want)
 			}
 		}
-		r.Trim(func([]string) int { return 0 })
-		time.Sleep(time.Second)
 		r.want(r.start(t.Context(), "6"), "d")
 	})
 }

@@ -83,30 +83,32 @@ func (f *Fleet) done(m *member) {
 	}
 }
 
-// Trim closes sandboxes that are idle. It asks surplus with their ids, the longest idle
-// first, and closes as many, from the first on, as surplus says. Provisioned ones are
-// not among them. Nothing waits for surplus, which may take its time; what is in use
-// by then stays.
-func (f *Fleet) Trim(surplus func(ids []string) int) {
-	var idlers []*member
-	var ids []string
-	f.mu.Lock()
-	for _, m := range f.idle {
-		if !m.provisioned {
-			idlers, ids = append(idlers, m), append(ids, m.sandbox.ID())
-		}
-	}
-	f.mu.Unlock()
-	if len(ids) == 0 {
-		return
-	}
-	n := min(surplus(ids), len(ids))
+// Idle is a sandbox that is idle, or a place of one ([Share]).
+type Idle struct {
+	ID     string
+	Since  time.Time
+	member *member
+}
+
+// Idlers lists the sandboxes that are idle, the longest idle first. Provisioned ones are not
+// among them.
+func (f *Fleet) Idlers() (list []Idle) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, m := range idlers[:n] {
-		if m.phase == idle {
-			f.discard(m)
+	for _, m := range f.idle {
+		if !m.provisioned {
+			list = append(list, Idle{m.sandbox.ID(), m.since, m})
 		}
+	}
+	return list
+}
+
+// CloseIdle closes a sandbox of [Fleet.Idlers], unless it was used since.
+func (f *Fleet) CloseIdle(i Idle) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i.member.phase == idle && i.member.since.Equal(i.Since) {
+		f.discard(i.member)
 	}
 }
 

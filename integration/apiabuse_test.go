@@ -15,7 +15,7 @@ type abuse struct {
 	step script.Step
 }
 
-// abuses of REQUIREMENTS section 4, "Runtime API abuse", that are one request each.
+// abuses are those of SEC-53 that are one request each.
 func abuses() []abuse {
 	const invocation = "/2018-06-01/runtime/invocation/"
 	answer := func(id string) script.Step {

@@ -37,7 +37,7 @@ func (d *daemon) anonymous() int64 {
 	return d.sum("RssAnon") << 10
 }
 
-// wantGrownLess checks what the attacks may cost the daemon (REQUIREMENTS section 4).
+// wantGrownLess checks what the attacks may cost the daemon (SEC-51).
 func (d *daemon) wantGrownLess(before int64) {
 	d.t.Helper()
 	grown := d.anonymous() - before
@@ -47,7 +47,7 @@ func (d *daemon) wantGrownLess(before int64) {
 	}
 }
 
-// REQUIREMENTS section 4 "Exhaustion", beside TestACC23Exhaustion. One function after
+// SEC-50, beside TestACC23Exhaustion. One function after
 // the other tries to use something up; the daemon and another function do not notice.
 func TestAttackExhaustion(t *testing.T) {
 	n := newNeighbour(t)

@@ -42,7 +42,7 @@ func finish(t *testing.T, stdin string, cmd *exec.Cmd) outcome {
 }
 
 // Bad input: a message that names it, exit code 2, nothing on standard output,
-// nothing left (issue 2).
+// nothing left.
 func TestBadInput(t *testing.T) {
 	good := shellFunction(t, shellBootstrap)
 	noClient := []string{"awslambdaric", "pip install"}
@@ -195,7 +195,7 @@ func corruptZip(t *testing.T) string {
 	return path
 }
 
-// Without root: said, and how to get it (issue 2).
+// Without root: said, and how to get it.
 func TestNotRoot(t *testing.T) {
 	dir := t.TempDir()
 	for p := dir; p != "/"; p = filepath.Dir(p) { // up to /tmp: nobody must get there
@@ -215,7 +215,7 @@ func TestNotRoot(t *testing.T) {
 	wantUsageError(t, finish(t, "{}", cmd), []string{"root", "sudo"})
 }
 
-// A host without cgroups: said, and what is missing (issue 2). The host is this one,
+// A host without cgroups: said, and what is missing. The host is this one,
 // in a mount namespace where they are hidden.
 func TestHostWithoutCgroups(t *testing.T) {
 	f := newFolders(t)

@@ -23,7 +23,7 @@ import (
 )
 
 // census counts what a daemon holds, and what the host holds of it, by kind: the
-// invariants of REQUIREMENTS section 5 that are exact.
+// invariants of SEC-70 that are exact.
 type census map[string]int
 
 // census takes stock of a daemon. Everything is what the kernel says; of the host's
@@ -217,7 +217,7 @@ func (d *daemon) settle(before census, limit time.Duration) census {
 }
 
 // The leak check sees what it is for: each kind of leak, planted once, is found, and
-// without a plant nothing is (REQUIREMENTS section 5).
+// without a plant nothing is (SEC-72).
 func TestPlantedLeaks(t *testing.T) {
 	for _, plant := range []struct {
 		name   string

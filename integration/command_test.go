@@ -14,7 +14,7 @@ import (
 )
 
 // --event: the response alone on standard output, all else on standard error; exit
-// 0, or 1 for a function error (issue 2).
+// 0, or 1 for a function error.
 func TestEventOnce(t *testing.T) {
 	code := function(t, "testruntime")
 	event := filepath.Join(t.TempDir(), "event.json")
@@ -60,7 +60,7 @@ func TestZip(t *testing.T) {
 	}
 }
 
-// Layers: the later one wins (issue 2).
+// Layers: the later one wins (ENV-29).
 func TestLayers(t *testing.T) {
 	layer := func(files map[string]string) string {
 		dir := t.TempDir()
@@ -146,7 +146,7 @@ type inspected struct {
 	}
 }
 
-// ps and inspect tell what is so (issue 2).
+// ps and inspect tell what is so.
 func TestPsAndInspect(t *testing.T) {
 	d := start(t, "--memory=885", "--function-name=seen", "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
 	d.do()
@@ -209,7 +209,7 @@ func (d *daemon) ask(into any, args ...string) {
 }
 
 // doctor finds nothing missing on a host on which these tests pass, and finds what
-// is missing where cgroups are hidden; each line that is not OK has a fix (issue 2).
+// is missing where cgroups are hidden; each line that is not OK has a fix.
 func TestDoctor(t *testing.T) {
 	type finding struct{ Check, Status, Seen, Fix string }
 	check := func(out outcome) (failed []string) {

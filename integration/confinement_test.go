@@ -52,7 +52,7 @@ func (d *daemon) posture() (unmet []finding, all int) {
 	return unmet, len(report.Posture)
 }
 
-// REQUIREMENTS section 3, from the kernel, for both domains, frozen or running.
+// SEC-40: the posture, from the kernel, for both domains, frozen or running.
 func TestPostureFromTheKernel(t *testing.T) {
 	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
 	d.do()
@@ -182,7 +182,7 @@ func setIDProgram(t *testing.T, dir string) string {
 	return path
 }
 
-// What only a process inside can tell of section 3.
+// What only a process inside can tell of SEC-21 and SEC-30 to SEC-35.
 func TestPostureFromInside(t *testing.T) {
 	code := function(t, "testruntime")
 	setID := setIDProgram(t, code)

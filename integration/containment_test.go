@@ -66,7 +66,7 @@ func (n neighbour) check(t *testing.T) {
 	}
 }
 
-// ACC-23, ENV-34, REQUIREMENTS section 4 "Exhaustion".
+// ACC-23, ENV-34, SEC-50.
 func TestACC23Exhaustion(t *testing.T) {
 	n := newNeighbour(t)
 
@@ -141,7 +141,7 @@ func TestACC23Exhaustion(t *testing.T) {
 		a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
 		n.check(t)
 		if after := d.do(); after.LogStream == before.LogStream || after.Started == before.Started {
-			t.Errorf("log stream %s after %s; want a fresh sandbox (ARCHITECTURE decision 12)", after.LogStream, before.LogStream)
+			t.Errorf("log stream %s after %s; want a fresh sandbox (docs/decisions/0037)", after.LogStream, before.LogStream)
 		}
 	})
 	t.Run("memory of a child", func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestACC24Daemon(t *testing.T) {
 	}
 }
 
-// REQUIREMENTS section 3 "IPC": what a function leaves in shared memory and /tmp is seen by
+// SEC-39: what a function leaves in shared memory and /tmp is seen by
 // itself, and neither by a sandbox beside it nor by the one that takes its place.
 func TestNothingOfOthers(t *testing.T) {
 	d := start(t, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))

@@ -15,7 +15,7 @@ import (
 
 // kill -9 of the daemon while sandboxes run and while they are frozen: everything in
 // them dies within a second, and the next start removes what is left of that
-// daemon and nothing else (ARCHITECTURE decision 7, REQUIREMENTS S-01, S-13).
+// daemon and nothing else (docs/decisions/0033, S-01, S-13).
 func TestDaemonKilled(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -120,7 +120,7 @@ func plantForeign(t *testing.T, f folders, instance string) []string {
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-// Two daemons never share a host id (ARCHITECTURE, settled questions).
+// Two daemons never share a host id (SEC-20, S-11).
 func TestDaemonsShareNoIDs(t *testing.T) {
 	uids := func(d *daemon) (list []string) {
 		for _, p := range append(d.guests(), d.inits()...) {

@@ -63,7 +63,7 @@ func canary(t *testing.T) string {
 // hostileNames are the places of a root that a runtime makes, mounts on or writes to.
 var hostileNames = []string{"proc", "sys", "dev", "dev/shm", "tmp", "etc", "var", "var/task", "var/runtime", "opt", "usr", ".sandbox-init"}
 
-// REQUIREMENTS section 4: a base whose mount points are links out of it (the class of
+// SEC-58: a base whose mount points are links out of it (the class of
 // CVE-2019-19921, 2021-30465, 2024-21626 and 2025-52881). The start is refused, or
 // what the links name lies inside the root; the host's files stay as they are.
 func TestAttackHostileRootTree(t *testing.T) {
@@ -166,7 +166,7 @@ func TestAttackHostileRootTreeControl(t *testing.T) {
 // socket is written to when somebody connects.
 const localProbe = `while read -r p; do [ -r "$p" ] && [ ! -d "$p" ] && echo "reads $p"; [ -w "$p" ] && echo "writes $p"; [ -d "$p" ] && [ -r "$p" ] && ls "$p" >/dev/null 2>&1 && echo "lists $p"; done; true`
 
-// REQUIREMENTS section 4: an unprivileged user of the host gets at nothing of a
+// SEC-59: an unprivileged user of the host gets at nothing of a
 // running daemon's: sockets, state, code, logs, cgroups.
 func TestAttackLocalUser(t *testing.T) {
 	zip := zipFile(t, "bootstrap", 0o755, strings.NewReader(string(readFile(t, filepath.Join(testbin, "testruntime")))))

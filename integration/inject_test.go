@@ -25,7 +25,7 @@ import (
 )
 
 // An injector lets chosen system calls of a daemon fail (S-10). It does what `strace -e
-// inject` does, with seccomp's notifications in place of ptrace (decision 14): strace
+// inject` does, with seccomp's notifications in place of ptrace (docs/decisions/0014): strace
 // cannot follow a daemon that has children traced itself, and counts by thread.
 type injector struct {
 	listener *os.File

@@ -168,8 +168,7 @@ var lifeStates = []lifeState{
 }
 
 // A sandbox whose PID 1 is killed, 20 times in each state of the life cycle: the
-// caller is told, the next invocation works in a fresh sandbox, nothing is left
-// (issue 2).
+// caller is told, the next invocation works in a fresh sandbox, nothing is left.
 func TestKilledInEveryState(t *testing.T) {
 	kills := rounds(t, 20)
 	for _, state := range lifeStates {

@@ -94,7 +94,7 @@ func (d *daemon) goroutines() map[string]int {
 	return count
 }
 
-// Leak budget 0 (issue 2; REQUIREMENTS section 5): 1,000 invocations and 50
+// Leak budget 0 (SEC-70): 1,000 invocations and 50
 // sandboxes made and closed leave no process, cgroup, mount, namespace, descriptor
 // or goroutine more than one of each does.
 func TestNothingLeaks(t *testing.T) {

@@ -65,7 +65,7 @@ type ledger struct {
 	unsure  map[string]bool // the client left: it may not have been taken
 }
 
-// A soak (issue 3): whatever becomes of SOAK_INVOCATIONS, each has exactly one answer,
+// SEC-71: whatever becomes of SOAK_INVOCATIONS, each has exactly one answer,
 // START, END and REPORT, and these agree; nothing is there of an id that was refused or
 // never sent. `make ledger` makes 100,000.
 func TestLedger(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/sandboxd/sandboxd/integration/script"
 )
 
-// LOG-26, issue 2: within 10 percent for 100 MB and more above the idle peak.
+// LOG-26: within 10 percent for 100 MB and more above the idle peak.
 func TestMaxMemoryUsed(t *testing.T) {
 	const mb = 200
 	d := start(t, "--memory=512", "--timeout=30s", function(t, "testruntime"))
@@ -63,7 +63,7 @@ func TestCPUShare(t *testing.T) {
 	}
 }
 
-// Initialisation is not throttled (ARCHITECTURE decision 11): at 128 MB the share is
+// Initialisation is not throttled (docs/decisions/0036): at 128 MB the share is
 // 0.07 CPUs, of which init sees nothing.
 func TestInitIsNotThrottled(t *testing.T) {
 	var best float64
@@ -82,7 +82,7 @@ func TestInitIsNotThrottled(t *testing.T) {
 }
 
 // Concurrent requests are served by more sandboxes, up to --concurrency; above it
-// 429 (issue 2, INV-23, LC-20).
+// 429 (INV-23, LC-20).
 func TestConcurrency(t *testing.T) {
 	const sandboxes, requests = 4, 8
 	code := function(t, "testruntime")

@@ -13,7 +13,7 @@ import (
 	"github.com/sandboxd/sandboxd/integration/script"
 )
 
-// ARCHITECTURE decision 10: what the two kinds of log descriptors are inside, that
+// docs/decisions/0005: what the two kinds of log descriptors are inside, that
 // lines and frames come through both, and that only a pipe can be opened again.
 func TestLogDescriptors(t *testing.T) {
 	for kind, reopened := range map[string]syscall.Errno{"pipe": 0, "socket": syscall.ENXIO} {

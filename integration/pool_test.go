@@ -24,7 +24,7 @@ func (d *daemon) waitInits(n int) (inits []process) {
 	return inits
 }
 
-// A cold start takes a sandbox that was ready before (ARCHITECTURE decision 2), the
+// A cold start takes a sandbox that was ready before (docs/decisions/0008), the
 // pool refills, holds no more than there may be, and goes with the daemon.
 func TestPool(t *testing.T) {
 	d := start(t, oneCPU, "--concurrency=3", "--pool=2", function(t, "testruntime"))

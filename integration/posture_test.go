@@ -112,7 +112,7 @@ func TestACC20Environment(t *testing.T) {
 	wantFDs(t, "extension", p.FDs, false)
 }
 
-// REQUIREMENTS section 3, what a process can see of it from inside; ENV-28, ENV-29.
+// SEC-30 to SEC-37, what a process can see of them from inside; ENV-28, ENV-29.
 func TestPosture(t *testing.T) {
 	f := function(t, "testruntime")
 	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), f)
@@ -242,7 +242,7 @@ func wantMounts(t *testing.T, mountinfo string) {
 	}
 }
 
-// wantLimits checks the rlimits of REQUIREMENTS section 3 in a /proc/PID/limits.
+// wantLimits checks the rlimits of SEC-37 in a /proc/PID/limits.
 func wantLimits(t *testing.T, limits string) {
 	t.Helper()
 	want := map[string]string{
@@ -305,7 +305,7 @@ func wantOwnNamespaces(t *testing.T, d *daemon) {
 		if p.inside() != "1" {
 			continue
 		}
-		// The init handler: SETUID, SETGID and KILL alone (ARCHITECTURE decision 9). Its
+		// The init handler: SETUID, SETGID and KILL alone (SEC-31). Its
 		// bounding set is what its children inherit.
 		const three, none = "00000000000000e0", "0000000000000000"
 		if eff, bnd := p.status("CapEff"), p.status("CapBnd"); eff != three || bnd != none || p.status("NoNewPrivs") != "1" || p.status("Seccomp") != "2" {

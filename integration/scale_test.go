@@ -41,7 +41,7 @@ func scaled(t *testing.T, d time.Duration) time.Duration {
 	return time.Duration(float64(d) * factor)
 }
 
-// rounds is how often a test does what issue 2 asks n times of a real machine. An
+// rounds is how often a test does what it does n times on a real machine. An
 // emulated one is some ten times slower: vm/test.sh sets SANDBOXD_TEST_SHARE to 10,
 // and a tenth is done there.
 func rounds(t *testing.T, n int) int {

@@ -69,7 +69,7 @@ func quantile(took []time.Duration, q float64) time.Duration {
 	return took[min(int(q*float64(len(took))), len(took)-1)]
 }
 
-// REQUIREMENTS section 4 "Exhaustion": a sibling's latency stays. What a warm invocation
+// SEC-52: a sibling's latency stays. What a warm invocation
 // takes while another tenant's function of the same daemon tries to use something up, is
 // compared with what it takes before and after. The figures are in docs/security.md; what
 // fails is a sibling that is not served, or starved.

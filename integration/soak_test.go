@@ -24,7 +24,7 @@ import (
 // A cycle is the life of one sandbox: a tenant of its own asks for it, and the next
 // tenant's request has it closed. The soak makes many, plain ones and ones with a
 // fault, kills its daemon again and again, and wants that nothing is left, lost or
-// doubled (REQUIREMENTS section 5). See `make soak`.
+// doubled (SEC-70, SEC-71). See `make soak`.
 type soak struct {
 	t       *testing.T
 	folders folders

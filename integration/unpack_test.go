@@ -14,7 +14,7 @@ import (
 )
 
 // A zip or an image is taken apart by processes without privilege, network and sight of
-// the host's files (REQUIREMENTS section 1, archive/extractor), that end with their work.
+// the host's files (SEC-16), that end with their work.
 func TestUnpackPosture(t *testing.T) {
 	large := func(mb int64) io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{}), mb<<20) } // takes a while
 	for name, test := range map[string]struct {

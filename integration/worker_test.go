@@ -25,8 +25,8 @@ import (
 var allowedFDs = regexp.MustCompile(`^(/dev/null|/proc/meminfo|(pipe|socket):\[\d+\]|anon_inode:\[event(poll|fd)\]|/memfd:oom-seen \(deleted\)|` +
 	`\S*/run/[^/]+/fs/cgroup(/\w+|/cpu,cpuacct)?/.*/(cgroup\.(freeze|events)|freezer\.state|(memory|pids|cpuacct)\.\w+|cpu\.stat))$`)
 
-// REQUIREMENTS section 1, sandbox/daemon and client/front: whoever reads what strangers
-// say has no privilege (ARCHITECTURE decision 13).
+// SEC-11, SEC-15: whoever reads what strangers
+// say has no privilege (docs/decisions/0015).
 func TestWorkerPosture(t *testing.T) {
 	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
 	d.do()

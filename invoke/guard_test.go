@@ -9,7 +9,7 @@ import (
 	"github.com/sandboxd/sandboxd/fleet"
 )
 
-// Threat A4: a web page must not reach the endpoint through the operator's browser.
+// SEC-62: a web page must not reach the endpoint through the operator's browser.
 func TestBrowsers(t *testing.T) {
 	tests := []struct {
 		host, origin, site string
@@ -67,7 +67,7 @@ func BenchmarkWarmInvoke(b *testing.B) {
 	f := function(echo)
 	fl := fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return f, nil }})
 	defer func() { _ = fl.Shutdown(context.Background()) }()
-	s := New(Config{Fleet: fl, Name: "hello", ARN: testARN})
+	s := New(Config{Functions: serves(fl), Region: "eu-west-1", AccountID: "012345678912"})
 	b.ReportAllocs()
 	for b.Loop() {
 		r := httptest.NewRequest("POST", "/2015-03-31/functions/hello/invocations", strings.NewReader(`{"x":1}`))

@@ -31,7 +31,9 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind, log, clientContext, trace, tenant, id, contentType string, body []byte) {
 		seen = nil
 		fl := fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return fn, nil }})
-		s := New(Config{Fleet: fl, Name: "hello", ARN: testARN, Tenants: tenant != ""})
+		one := serves(fl)
+		one.Tenants = tenant != ""
+		s := New(Config{Functions: one, Region: "eu-west-1", AccountID: "012345678912"})
 		r := httptest.NewRequest(http.MethodPost, "/2015-03-31/functions/function/invocations", strings.NewReader(string(body)))
 		for name, value := range map[string]string{"X-Amz-Invocation-Type": kind, "X-Amz-Log-Type": log, "X-Amz-Client-Context": clientContext,
 			"X-Amzn-Trace-Id": trace, "X-Amz-Tenant-Id": tenant, "X-Amzn-Requestid": id, "Content-Type": contentType} {

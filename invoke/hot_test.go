@@ -340,7 +340,7 @@ func (p *pipes) Accept() (net.Conn, error) {
 	}
 }
 
-// Threat A4: what net/http itself answers has its limit of time too.
+// SEC-62: what net/http itself answers has its limit of time too.
 func TestSlowReaderOfNetHTTP(t *testing.T) {
 	r := newRig(t, 1, echo, func(c *Config) { c.WriteTimeout = 100 * time.Millisecond })
 	l, err := net.Listen("tcp", "127.0.0.1:0")

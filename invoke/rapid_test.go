@@ -55,7 +55,7 @@ func (p *processes) Stop(ctx context.Context, _ string) (isolation.Usage, error)
 }
 func (p *processes) Freeze(context.Context) error { return nil }
 func (p *processes) Thaw(context.Context) error   { return nil }
-func (p *processes) Throttle(bool) error          { return nil }
+func (p *processes) Throttle(context.Context, bool) error          { return nil }
 func (p *processes) MemoryPeak() (uint64, error)  { return 0, nil }
 func (p *processes) Lost() <-chan struct{}        { return nil }
 
@@ -143,7 +143,7 @@ func (l *life) Close(context.Context) error {
 func TestLogTail(t *testing.T) {
 	fn := rapid.Function{Name: "hello", Version: "$LATEST", ARN: testARN, MemoryMB: 128, Timeout: 10 * time.Second, Bootstrap: rapid.Entry{Path: "/var/task/bootstrap"}}
 	r := newRig(t, 1, nil, func(c *Config) {
-		c.Fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return startLife(fn), nil }})
+		c.Functions.(*single).fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return startLife(fn), nil }})
 	})
 	if a := r.do(call{body: `1`}); a.status != 200 || a.body != "1" || len(a.header["X-Amz-Log-Result"]) != 0 {
 		t.Fatalf("without Tail: %+v", a)
@@ -173,7 +173,7 @@ func TestLogTail(t *testing.T) {
 			t.Errorf("request %d: the answer came in %v, before Done", i, took)
 		}
 	}
-	if err := r.srv.cfg.Fleet.Shutdown(t.Context()); err != nil {
+	if err := r.srv.cfg.Functions.(*single).fleet.Shutdown(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

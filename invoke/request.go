@@ -72,7 +72,9 @@ type request struct {
 	legacy        bool // invoke-async
 	stream        bool // InvokeWithResponseStream
 	tail          bool
+	name          string // of the function
 	arn           string // as invoked
+	version       string // that has run the invocation
 	contentType   string
 	clientContext string // decoded
 	traceID       string // "" if the caller gave none
@@ -97,14 +99,15 @@ func (s *Server) parse(r *http.Request, op operation, name string) (req request,
 		return req, &refusal{status: http.StatusUnsupportedMediaType, name: "UnsupportedMediaTypeException",
 			text: "The request body has the content encoding " + v + ". Send plain JSON."}
 	}
-	if req.arn, err = s.resolve(name, r.URL); err != nil {
+	fn, err := s.resolve(&req, name, r.URL)
+	if err != nil {
 		return req, err
 	}
 	req.tenant = h.Get("X-Amz-Tenant-Id")
 	switch n := len(req.tenant); { // INV-05
-	case !s.cfg.Tenants && n > 0:
+	case !fn.Tenants && n > 0:
 		return req, badParameter("The function is not configured with tenant isolation: remove X-Amz-Tenant-Id.")
-	case s.cfg.Tenants && n == 0:
+	case fn.Tenants && n == 0:
 		return req, badParameter("The function is configured with tenant isolation: X-Amz-Tenant-Id is missing.")
 	case n > maxTenantID:
 		return req, badParameter(fmt.Sprintf("X-Amz-Tenant-Id has more than %d characters.", maxTenantID))
@@ -165,15 +168,19 @@ func decodeClientContext(v string) (string, *refusal) {
 	return string(decoded), nil
 }
 
-// resolve returns the ARN that was invoked if encoded and the query name the function
-// (INV-01, INV-19): name, name:qualifier, account:function:name[:qualifier] or an ARN.
-func (s *Server) resolve(encoded string, u *url.URL) (string, *refusal) {
-	if (encoded == s.cfg.Name || encoded == "function") && u.RawQuery == "" { // as most callers do
-		return s.cfg.ARN, nil
+// resolve finds the function that encoded and the query name (INV-01, INV-19): name,
+// name:qualifier, account:function:name[:qualifier] or an ARN. It sets name and arn of req.
+func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *refusal) {
+	if u.RawQuery == "" { // as most callers do
+		if fn, ok := s.cfg.Functions.Find(encoded); ok {
+			req.name, req.arn = encoded, fn.ARN
+			return fn, nil
+		}
 	}
 	full, err := url.PathUnescape(encoded)
 	parts := strings.Split(full, ":")
-	base, own, _ := strings.Cut(s.cfg.ARN, ":function:") // arn:aws:lambda:region:account
+	account := "arn:aws:lambda:" + s.cfg.Region + ":"
+	base := account + s.cfg.AccountID
 	prefix := base
 	var rest []string
 	switch {
@@ -181,14 +188,14 @@ func (s *Server) resolve(encoded string, u *url.URL) (string, *refusal) {
 	case len(parts) <= 2:
 		rest = parts
 	case len(parts) <= 4 && parts[1] == "function":
-		prefix = base[:strings.LastIndexByte(base, ':')+1] + parts[0]
+		prefix = account + parts[0]
 		rest = parts[2:]
 	case (len(parts) == 7 || len(parts) == 8) && parts[0] == "arn" && parts[2] == "lambda" && parts[5] == "function":
 		prefix = strings.Join(parts[:5], ":")
 		rest = parts[6:]
 	}
 	if len(rest) == 0 || !isName(rest[0], 64) || !isPrefix(prefix) {
-		return "", badParameter("The function name must be a name of at most 64 letters, digits, - and _, name:qualifier, account:function:name or an ARN.")
+		return Function{}, badParameter("The function name must be a name of at most 64 letters, digits, - and _, name:qualifier, account:function:name or an ARN.")
 	}
 	name, qualifier := rest[0], ""
 	if u.RawQuery != "" {
@@ -196,25 +203,26 @@ func (s *Server) resolve(encoded string, u *url.URL) (string, *refusal) {
 	}
 	if len(rest) == 2 {
 		if qualifier != "" && qualifier != rest[1] {
-			return "", badParameter("The qualifier of the function name is not the one of the query.")
+			return Function{}, badParameter("The qualifier of the function name is not the one of the query.")
 		}
 		qualifier = rest[1]
 		if qualifier == "" {
-			return "", badParameter("The qualifier after the function name is empty.")
+			return Function{}, badParameter("The qualifier after the function name is empty.")
 		}
 	}
 	if qualifier != "" && qualifier != "$LATEST" && !isName(qualifier, 128) {
-		return "", badParameter("The qualifier must be $LATEST or at most 128 letters, digits, - and _.")
+		return Function{}, badParameter("The qualifier must be $LATEST or at most 128 letters, digits, - and _.")
 	}
 	suffix := ""
 	if qualifier != "" {
 		suffix = ":" + qualifier
 	}
-	known := name == s.cfg.Name || name == "function" || name == own
-	if prefix != base || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != s.cfg.Version {
-		return "", notFound(prefix + ":function:" + name + suffix)
+	fn, known := s.cfg.Functions.Find(name)
+	if prefix != base || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != fn.Version {
+		return Function{}, notFound(prefix + ":function:" + name + suffix)
 	}
-	return s.cfg.ARN + suffix, nil
+	req.name, req.arn = name, fn.ARN+suffix
+	return fn, nil
 }
 
 func isName(s string, longest int) bool {

@@ -70,7 +70,7 @@ func status(t *testing.T, c net.Conn) (int, string) {
 // sent at once must come in time.
 const hostileWait = 600 * time.Millisecond
 
-// Threat A4: who sends slowly or too much is closed or refused, never runs, and
+// SEC-62: who sends slowly or too much is closed or refused, never runs, and
 // never holds the one sandbox.
 func TestHostileSenders(t *testing.T) {
 	r := newRig(t, 1, echo, func(c *Config) {
@@ -154,7 +154,7 @@ func TestHostileSendersControl(t *testing.T) {
 	}
 }
 
-// Threat A4: connections without a request, however many, keep nobody out.
+// SEC-62: connections without a request, however many, keep nobody out.
 func TestIdleConnections(t *testing.T) {
 	const limit = 16
 	r := newRig(t, 1, echo, func(c *Config) { c.MaxConns = limit })
@@ -247,7 +247,7 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// Threat A4: clients that do not take their answers hold no more than MaxBuffered of them
+// SEC-62: clients that do not take their answers hold no more than MaxBuffered of them
 // for long.
 func TestHeldAnswers(t *testing.T) {
 	big := []byte(`"` + strings.Repeat("x", 32<<20) + `"`) // more than the sockets hold

@@ -24,7 +24,7 @@ const maxErrorDetails = 1 << 20
 // holds nothing up: what is still to come is thrown away, and the function runs to its end.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, conn *http.ResponseController, req request, res *rapid.Result, patience time.Duration) {
 	h := w.Header()
-	h.Set("X-Amz-Executed-Version", s.cfg.Version)
+	h.Set("X-Amz-Executed-Version", req.version)
 	h.Set("Content-Type", "application/vnd.amazon.eventstream")
 	out := &eventWriter{w: w, conn: conn, timeout: patience}
 	out.begin()

@@ -40,7 +40,7 @@ func newStreamRig(t *testing.T, timeout time.Duration, handle func(ctx context.C
 		return c.FinishAnswer(ctx, e.Invocation.ID, a) == nil
 	}
 	r := newRig(t, 1, nil, func(c *Config) {
-		c.Fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return startServing(fn, serve), nil }})
+		c.Functions.(*single).fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return startServing(fn, serve), nil }})
 		if change != nil {
 			change(c)
 		}
@@ -216,14 +216,14 @@ func TestStreamDryRun(t *testing.T) {
 // INV-33: what fails before the first byte is an ordinary error.
 func TestStreamServiceError(t *testing.T) {
 	r := newRig(t, 1, nil, func(c *Config) {
-		c.Fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return nil, io.ErrUnexpectedEOF }})
+		c.Functions.(*single).fleet = fleet.New(fleet.Config{Max: 1, New: func(context.Context) (fleet.Sandbox, error) { return nil, io.ErrUnexpectedEOF }})
 	})
 	if a := r.do(call{path: streamPath}); a.status != 500 || a.header.Get("X-Amzn-ErrorType") != "ServiceException" || a.header.Get("Content-Type") != "application/json" {
 		t.Errorf("%+v", a)
 	}
 }
 
-// Threat A4: a client that goes, or that reads nothing, lets the function run to its
+// SEC-62: a client that goes, or that reads nothing, lets the function run to its
 // end, and the sandbox serves on.
 func TestStreamWithoutReader(t *testing.T) {
 	const size = 32 << 20 // more than the sockets hold

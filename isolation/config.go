@@ -16,7 +16,7 @@ import (
 )
 
 // InitPath is where a domain shows its init handler. It is mounted read-only, so
-// that the file cannot be opened for writing from inside (REQUIREMENTS section 3).
+// that the file cannot be opened for writing from inside (SEC-31).
 const InitPath = "/.sandbox-init"
 
 // Paths are the places on the host that a domain's configuration refers to.
@@ -76,12 +76,12 @@ func (s Spec) Profile() string {
 const oomScore = 500
 
 // initCapabilities are what the init handler starts with. It gives up SETPCAP and
-// SYS_RESOURCE before it says hello (ARCHITECTURE decision 9); the processes that it
+// SYS_RESOURCE before it says hello (SEC-31); the processes that it
 // starts have none.
 var initCapabilities = []string{"CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_RESOURCE"}
 
-// MaskedPaths are those of /proc that tell of the host or steer it (REQUIREMENTS section 3,
-// Files). Files are to read as /dev/null, directories are to be empty.
+// MaskedPaths are those of /proc that tell of the host or steer it (SEC-35).
+// Files are to read as /dev/null, directories are to be empty.
 func MaskedPaths() []string {
 	return []string{
 		"/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
@@ -127,7 +127,7 @@ func (s Spec) Config(domain string, p Paths) (*configs.Config, error) {
 		NoNewPrivileges: true,
 		Rlimits:         rlimits(),
 		OomScoreAdj:     &score,
-		Scheduler:       &configs.Scheduler{Policy: specs.SchedBatch}, // decision 24
+		Scheduler:       &configs.Scheduler{Policy: specs.SchedBatch}, // docs/decisions/0024
 		Mounts:          mounts(p),
 		// None: the domain's processes enter its cgroups by themselves. libcontainer always
 		// makes some; that it may not is nothing to it if they are said to be those of a
@@ -170,7 +170,7 @@ func mounts(p Paths) []*configs.Mount {
 	}
 }
 
-// rlimits of everything in a domain (ENV-34, REQUIREMENTS section 3, Limits).
+// rlimits of everything in a domain (ENV-34, SEC-37).
 func rlimits() []configs.Rlimit {
 	fixed := func(kind int, n uint64) configs.Rlimit { return configs.Rlimit{Type: kind, Soft: n, Hard: n} }
 	return []configs.Rlimit{

@@ -203,7 +203,7 @@ func TestSeccompProfileAllowsNoInequality(t *testing.T) {
 }
 
 // What real runtimes were seen to call must be allowed, at least with some
-// arguments; what REQUIREMENTS section 3 refuses must not be.
+// arguments; what SEC-33 refuses must not be.
 func TestSeccompProfileAllowsRuntimesAndRefusesTheRest(t *testing.T) {
 	cfg, err := SeccompConfig(DefaultProfile, runtime.GOARCH)
 	if err != nil {

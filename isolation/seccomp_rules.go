@@ -55,7 +55,7 @@ var allowed = append([]ruleGroup{
 	{why: "time: reading it and sleeping", calls: []string{
 		"gettimeofday", "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "times", "timer_create", "timer_settime", "timer_gettime", "timer_getoverrun", "timer_delete",
 	}},
-	{why: "the init handler drops to the sandbox user; without capabilities these change nothing (decision 9)", calls: []string{
+	{why: "the init handler drops to the sandbox user; without capabilities these change nothing (docs/decisions/0001)", calls: []string{
 		"getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups", "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capget", "capset",
 	}},
 	{why: "limits and facts of the own process and of the machine's load", calls: []string{"getrlimit", "setrlimit", "prlimit64", "getrusage", "sysinfo", "uname", "getrandom"}},

@@ -23,7 +23,7 @@ const (
 const IDCount = 65536
 
 // APIAddr is the address of the Runtime API inside a sandbox's network namespace
-// (RT-02, ARCHITECTURE decision 3). With NetworkHost each sandbox has another.
+// (RT-02, docs/decisions/0002). With NetworkHost each sandbox has another.
 const APIAddr = "127.0.0.1:9001"
 
 // Spec says what one sandbox is made of. It is data, safe to copy shallowly and to

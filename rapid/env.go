@@ -6,22 +6,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
-
-// customerWins are the platform's names that a customer may set (ENV-15).
-var customerWins = []string{
-	"AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL", "AWS_XRAY_CONTEXT_MISSING", "AWS_XRAY_DAEMON_ADDRESS",
-	"LANG", "LD_LIBRARY_PATH", "PATH", "TZ",
-}
-
-// reserved are names that a customer can never set, beside those that the platform
-// sets and those that begin with _ (ENV-16, ENV-02, RT-67, RT-72).
-var reserved = []string{
-	"AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
-	"AWS_EXECUTION_ENV", "AWS_LAMBDA_MAX_CONCURRENCY",
-	"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-}
 
 // notForExtensions are never given to an extension, nor is any name with _ (ENV-21).
 var notForExtensions = []string{
@@ -115,27 +102,16 @@ func platformEnv(c *Config) map[string]string {
 	return env
 }
 
-// addCustomer adds what a customer may set (ENV-15 to ENV-18). Front ends refuse the
-// rest with an error; here it is dropped.
+// addCustomer adds the customer's variables (ENV-15 to ENV-18). A function's own have been
+// checked by the same policy before (package function), and are all there, but for those of
+// a container image that it refuses.
 func addCustomer(env, customer map[string]string) {
 	for name, value := range customer {
 		_, platform := env[name]
-		free := slices.Contains(customerWins, name) || !platform && !slices.Contains(reserved, name)
-		if free && validName(name) && !strings.ContainsRune(value, 0) {
+		if function.CheckVariable(name, value) == nil && (!platform || function.Overrides(name)) {
 			env[name] = value
 		}
 	}
-}
-
-// validName is the rule of ENV-18; it keeps names with _ in front out (ENV-17).
-func validName(name string) bool {
-	for i, r := range name {
-		letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
-		if !letter && (i == 0 || r != '_' && (r < '0' || r > '9')) {
-			return false
-		}
-	}
-	return len(name) >= 2
 }
 
 func sorted(env map[string]string) []string {

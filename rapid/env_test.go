@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sandboxd/sandboxd/function"
 )
 
 func envConfig() *Config {
@@ -108,5 +110,35 @@ func TestCauses(t *testing.T) {
 	b = sanitizeCause(causeBytes(cause{Message: long, Dir: long, Paths: []string{long}}))
 	if err := json.Unmarshal(b, &got); err != nil || len(got.Message) != maxCauseText+3 || len(got.Dir) != maxCauseText+3 || got.Paths != nil {
 		t.Errorf("%d, %d, %d, %v", len(got.Message), len(got.Dir), len(got.Paths), err)
+	}
+}
+
+// The policy on names is one (package function): what the platform sets is reserved, or the
+// customer's value wins, and what is refused is never there. Names of snap-start are reserved
+// there alone.
+func TestPolicyOfNames(t *testing.T) {
+	for _, start := range []Initialization{OnDemand, SnapStart, Managed} {
+		c := envConfig()
+		c.Initialization, c.Function.Env = start, map[string]string{}
+		platform := map[string]bool{}
+		for _, e := range append(runtimeEnv(c), extensionEnv(c)...) {
+			name, _, _ := strings.Cut(e, "=")
+			platform[name] = true
+			c.Function.Env[name] = "customer"
+		}
+		for _, e := range runtimeEnv(c) {
+			name, value, _ := strings.Cut(e, "=")
+			if wins := value == "customer"; wins != function.Overrides(name) {
+				t.Errorf("%v: %s is the customer's: %v, the policy says %v", start, name, wins, function.Overrides(name))
+			}
+			if !function.Overrides(name) && !function.Reserved(name) && (start != SnapStart || !strings.HasPrefix(name, "AWS_CONTAINER_")) {
+				t.Errorf("%v: the platform sets %s, which the policy lets a customer set", start, name)
+			}
+		}
+	}
+	c := envConfig()
+	c.Function.Env = map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/"}
+	if !slices.Contains(runtimeEnv(c), "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:1/") {
+		t.Error("a variable that the policy accepts is dropped")
 	}
 }

@@ -31,7 +31,7 @@ func (s *Sandbox) startDomains(ctx context.Context) error {
 		}
 	}
 	s.started = true
-	return s.sup.Throttle(false)
+	return s.sup.Throttle(ctx, false)
 }
 
 // domains are those of the sandbox: no extension domain without external extensions.

@@ -39,7 +39,7 @@ func TestTwoInvocations(t *testing.T) {
 	})
 }
 
-// LC-80, LC-82, ARCHITECTURE decision 11: who comes in the linger pays no freeze.
+// LC-80, LC-82: who comes in the linger pays no freeze.
 func TestFreezeFollowsTheLinger(t *testing.T) {
 	inWorld(t, echo(0), func(w *world) {
 		<-w.invoke("a").Done
@@ -245,7 +245,7 @@ func TestImageLaunchError(t *testing.T) {
 	}, with(set))
 }
 
-// Decision 12, INV-14: out of memory is told, and the sandbox is over.
+// docs/decisions/0037, INV-14: out of memory is told, and the sandbox is over.
 func TestOutOfMemory(t *testing.T) {
 	inWorld(t, echo(time.Minute), func(w *world) {
 		go func() {

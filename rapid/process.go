@@ -69,7 +69,7 @@ func (s *Sandbox) exited(e exited) bool {
 	}
 	s.reason = reasonFailure
 	if e.p.handle.Exit().OOMKilled {
-		s.lost = true // decision 12: the supervisor is ending the others
+		s.lost = true // docs/decisions/0037: the supervisor is ending the others
 	}
 	return true
 }
@@ -95,7 +95,7 @@ func (s *Sandbox) noteExit() {
 	}
 }
 
-// lostDomains notes that the supervisor has lost the processes (decision 12).
+// lostDomains notes that the supervisor has lost the processes (docs/decisions/0037).
 func (s *Sandbox) lostDomains() {
 	s.lost, s.reason = true, reasonFailure
 	if s.exit == nil {
@@ -149,12 +149,12 @@ func (s *Sandbox) thaw() error {
 }
 
 // throttle puts the CPU quota in force from the first invocation of a generation on
-// (ARCHITECTURE, decision 11).
+// (docs/decisions/0036).
 func (s *Sandbox) throttle() {
 	if s.throttled {
 		return
 	}
-	if err := s.sup.Throttle(true); err == nil {
+	if err := s.sup.Throttle(s.runCtx, true); err == nil {
 		s.throttled = true // else again with the next
 	}
 }

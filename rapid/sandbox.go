@@ -42,7 +42,7 @@ type Supervisor interface {
 	Stop(ctx context.Context, domain string) (isolation.Usage, error)
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
-	Throttle(on bool) error
+	Throttle(ctx context.Context, on bool) error
 	MemoryPeak() (uint64, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox

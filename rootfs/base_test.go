@@ -138,7 +138,7 @@ func TestBaseHost(t *testing.T) {
 	}
 }
 
-// TestBaseDirHostile: the trees of REQUIREMENTS section 4 are refused or stay
+// TestBaseDirHostile: the trees of SEC-58 are refused or stay
 // inside, and nothing around them changes.
 func TestBaseDirHostile(t *testing.T) {
 	tests := []struct {

@@ -54,6 +54,8 @@ type Function struct {
 	// Digest is the sha256 of the code's zip file or of an image's configuration, in
 	// hexadecimal; "" for a directory.
 	Digest string
+	// LayerDigests are those of the layers, in order.
+	LayerDigests []string
 }
 
 // Prepare makes everything of a function that its sandboxes share. What is wrong
@@ -91,6 +93,9 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 		return nil, err
 	}
 	f = &Function{Tree: *tree, WorkingDir: taskDir, Digest: packages[0].digest}
+	for _, layer := range packages[1:] {
+		f.LayerDigests = append(f.LayerDigests, layer.digest)
+	}
 	f.addPackages(packages)
 	if err := f.scanPackages(ctx, packages, limits); err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ type Box interface {
 
 	// GivePipes makes the sandbox user the owner of pipes, so that processes can open
 	// them anew, as /dev/stderr.
-	GivePipes(...*os.File) error
+	GivePipes(context.Context, ...*os.File) error
 
 	// Freeze returns when every process of the sandbox has stopped. Thaw undoes it.
 	// Both do nothing if that is so already.
@@ -29,11 +29,11 @@ type Box interface {
 	Thaw(context.Context) error
 
 	// SetThrottled turns the CPU quota on or off. A new box is not throttled.
-	SetThrottled(bool) error
+	SetThrottled(context.Context, bool) error
 
 	// Kill sends SIGKILL to every process of the sandbox, PID 1s included, frozen
 	// or not. It does not wait for their end.
-	Kill() error
+	Kill(context.Context) error
 
 	// MemoryPeak is MemoryPeakBytes of Usage, for less: each invocation asks for it.
 	MemoryPeak() (uint64, error)
@@ -49,7 +49,7 @@ type Box interface {
 	// connection of Listener. A process can hand a connection to another one; it is
 	// its maker that counts. The error says why it cannot be told: the maker has hung
 	// up already, or is no process of the sandbox.
-	Domain(conn net.Conn) (string, error)
+	Domain(ctx context.Context, conn net.Conn) (string, error)
 
 	// Dial connects to a TCP address from inside the sandbox's network namespace.
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)

@@ -191,7 +191,7 @@ func (s *Sandbox) finish(d *domain, p *Process, exit Exit) {
 // end is the end of a control connection. PID 1 is gone, or must not be believed any
 // more: no process of the sandbox may live on, and each gets its exit.
 func (s *Sandbox) end(d *domain, conn *wire.Conn, cause error) {
-	killErr := s.box.Kill()
+	killErr := s.kill()
 	_ = conn.Close()
 	exit := Exit{Signal: syscall.SIGKILL, OOMKilled: s.checkOOM()}
 
@@ -227,8 +227,18 @@ func (s *Sandbox) checkOOM() bool {
 	return s.noteOOM(usage.OOMKills)
 }
 
+// killTime bounds a kill that nobody's context bounds.
+const killTime = 10 * time.Second
+
+// kill sends SIGKILL to every process of the sandbox, whatever has ended meanwhile.
+func (s *Sandbox) kill() error {
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	return s.box.Kill(ctx)
+}
+
 // noteOOM ends the sandbox when the first out-of-memory kill shows: where the kernel
-// does not kill all of it together, the supervisor does (ARCHITECTURE decision 12).
+// does not kill all of it together, the supervisor does (docs/decisions/0037).
 func (s *Sandbox) noteOOM(kills uint64) bool {
 	s.mu.Lock()
 	first := kills > 0 && !s.oom
@@ -236,7 +246,7 @@ func (s *Sandbox) noteOOM(kills uint64) bool {
 	oom := s.oom
 	s.mu.Unlock()
 	if first {
-		if err := s.box.Kill(); err != nil {
+		if err := s.kill(); err != nil {
 			s.mu.Lock()
 			s.lose(fmt.Errorf("out of memory, and not killed: %w", err))
 			s.mu.Unlock()

@@ -34,7 +34,7 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	defer d.turn.leave()
 
 	files := append([]*os.File{req.Stdout, req.Stderr}, req.ExtraFiles...)
-	if err := s.givePipes(files); err != nil {
+	if err := s.givePipes(ctx, files); err != nil {
 		return nil, fail(Failure, err)
 	}
 	p, conn, m, err := s.register(d, req)
@@ -62,7 +62,7 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 }
 
 // givePipes makes the sandbox user the owner of the pipes among files.
-func (s *Sandbox) givePipes(files []*os.File) error {
+func (s *Sandbox) givePipes(ctx context.Context, files []*os.File) error {
 	var pipes []*os.File
 	for _, f := range files {
 		info, err := f.Stat()
@@ -76,10 +76,10 @@ func (s *Sandbox) givePipes(files []*os.File) error {
 	if len(pipes) == 0 {
 		return nil
 	}
-	return s.box.GivePipes(pipes...)
+	return s.box.GivePipes(ctx, pipes...)
 }
 
-// register makes the handle, before there is a process (ARCHITECTURE decision 6),
+// register makes the handle, before there is a process (docs/decisions/0034),
 // and the message that asks for it.
 func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wire.Exec, error) {
 	s.mu.Lock()

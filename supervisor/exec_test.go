@@ -41,8 +41,8 @@ func TestExecRequest_SUP04(t *testing.T) {
 	}
 }
 
-// Pipes are given to the sandbox user, so that /dev/stderr can be opened (decision
-// 10); other files keep their owner.
+// Pipes are given to the sandbox user, so that /dev/stderr can be opened
+// (docs/decisions/0005); other files keep their owner.
 func TestPipesAreGiven(t *testing.T) {
 	f := started(t)
 	if os.Geteuid() == 0 { // others can give files only to themselves

@@ -91,7 +91,7 @@ func (b *fakeBox) Start(ctx context.Context, domain string) (*wire.Conn, error) 
 	return local, nil
 }
 
-func (b *fakeBox) GivePipes(pipes ...*os.File) error {
+func (b *fakeBox) GivePipes(_ context.Context, pipes ...*os.File) error {
 	for _, f := range pipes {
 		if err := f.Chown(b.uid, os.Getgid()); err != nil {
 			return err
@@ -126,14 +126,14 @@ func (b *fakeBox) melt() {
 	}
 }
 
-func (b *fakeBox) SetThrottled(on bool) error {
+func (b *fakeBox) SetThrottled(_ context.Context, on bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.called(map[bool]string{true: "throttle", false: "unthrottle"}[on])
 	return nil
 }
 
-func (b *fakeBox) Kill() error {
+func (b *fakeBox) Kill(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.called("Kill")
@@ -163,7 +163,7 @@ func (b *fakeBox) setOOMKills(n uint64) {
 
 func (b *fakeBox) Listener() net.Listener { return nil }
 
-func (b *fakeBox) Domain(conn net.Conn) (string, error) {
+func (b *fakeBox) Domain(_ context.Context, conn net.Conn) (string, error) {
 	if conn == nil {
 		return "", syscall.EBADF
 	}

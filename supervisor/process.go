@@ -19,7 +19,7 @@ type ExecRequest struct {
 	// from 3 on, at most 14; descriptor 0 is /dev/null. The files stay the
 	// caller's, who closes its copies when Exec has returned. They are put in
 	// blocking mode, and pipes among them are given to the sandbox user, so that
-	// programs can open them again as /dev/stderr (ARCHITECTURE decision 10).
+	// programs can open them again as /dev/stderr (docs/decisions/0005).
 	Stdout, Stderr *os.File
 	ExtraFiles     []*os.File
 }

@@ -215,11 +215,11 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	if !frozen {
 		return nil
 	}
-	if err := s.throttle(true); err != nil {
-		return fail(Failure, err)
-	}
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
+	if err := s.throttle(ctx, true); err != nil {
+		return fail(Failure, err)
+	}
 	if err := s.box.Thaw(ctx); err != nil {
 		return fail(Failure, err)
 	}
@@ -229,15 +229,20 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	return nil
 }
 
-// Throttle turns the CPU quota on or off. A new sandbox has none (ARCHITECTURE
-// decision 11).
-func (s *Sandbox) Throttle(on bool) error {
+// Throttle turns the CPU quota on or off. A new sandbox has none
+// (docs/decisions/0036).
+func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	fail := s.failer("throttle")
-	if err := s.freezer.take(s.life); err != nil {
-		return fail(InvalidState, errClosed)
+	ctx, cancel := s.whileAlive(ctx)
+	defer cancel()
+	if err := s.freezer.take(ctx); err != nil {
+		if s.life.Err() != nil {
+			return fail(InvalidState, errClosed)
+		}
+		return fail(Failure, err)
 	}
 	defer s.freezer.leave()
-	if err := s.throttle(on); err != nil {
+	if err := s.throttle(ctx, on); err != nil {
 		return fail(Failure, err)
 	}
 	return nil
@@ -245,14 +250,14 @@ func (s *Sandbox) Throttle(on bool) error {
 
 // throttle changes the quota if it is not so already. The caller has the freezer's
 // turn.
-func (s *Sandbox) throttle(on bool) error {
+func (s *Sandbox) throttle(ctx context.Context, on bool) error {
 	s.mu.Lock()
 	same := s.throttled == on
 	s.mu.Unlock()
 	if same {
 		return nil
 	}
-	if err := s.box.SetThrottled(on); err != nil {
+	if err := s.box.SetThrottled(ctx, on); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -296,8 +301,8 @@ func (s *Sandbox) Lost() <-chan struct{} { return s.lost }
 func (s *Sandbox) Listener() net.Listener { return s.box.Listener() }
 
 // Domain says which domain made a connection that Listener has accepted.
-func (s *Sandbox) Domain(conn net.Conn) (string, error) {
-	domain, err := s.box.Domain(conn)
+func (s *Sandbox) Domain(ctx context.Context, conn net.Conn) (string, error) {
+	domain, err := s.box.Domain(ctx, conn)
 	if err != nil {
 		return "", s.failer("domain of a connection")(Failure, err)
 	}
@@ -330,7 +335,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	var killErr error
 	if first {
 		s.endLife()
-		killErr = s.box.Kill()
+		killErr = s.kill()
 		s.hangUp()
 	}
 	// Whoever is still in a call of the box is about to leave it, unless the box

@@ -92,8 +92,8 @@ func TestThaw_SUP11(t *testing.T) {
 	f.must(f.Freeze(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
-	f.must(f.Throttle(true)) // is so already
-	f.must(f.Throttle(false))
+	f.must(f.Throttle(f.ctx(), true)) // is so already
+	f.must(f.Throttle(f.ctx(), false))
 	f.must(f.Freeze(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
 	f.box.wantCalls("Start runtime", "Freeze", "throttle", "Thaw", "unthrottle", "Freeze", "throttle", "Thaw")
@@ -126,7 +126,7 @@ func TestFreezeWaitsForExec_SUP18(t *testing.T) {
 	frozen := make(chan error, 1)
 	go func() { frozen <- f.Freeze(f.ctx()) }()
 	for range 100 { // requests that could let the freeze through if it did not wait
-		f.must(f.Throttle(true))
+		f.must(f.Throttle(f.ctx(), true))
 	}
 	if n := f.box.count("Freeze"); n != 0 {
 		t.Error("frozen while an exec waits for its answer")
@@ -149,10 +149,10 @@ func TestUsage(t *testing.T) {
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial: %v", err)
 	}
-	if got, err := f.Domain(&net.TCPConn{}); err != nil || got != extension {
+	if got, err := f.Domain(f.ctx(), &net.TCPConn{}); err != nil || got != extension {
 		t.Errorf("domain of a connection: %q, %v", got, err)
 	}
-	if _, err = f.Domain(nil); !errors.Is(err, syscall.EBADF) || !errors.Is(err, Failure) {
+	if _, err = f.Domain(f.ctx(), nil); !errors.Is(err, syscall.EBADF) || !errors.Is(err, Failure) {
 		t.Errorf("domain of no connection: %v", err)
 	}
 }
@@ -180,7 +180,7 @@ func TestClose_SUP14(t *testing.T) {
 	_, err := f.Exec(f.ctx(), f.request("b", "/true"))
 	wantKind(t, err, InvalidState)
 	wantKind(t, f.Freeze(f.ctx()), InvalidState)
-	wantKind(t, f.Throttle(true), InvalidState)
+	wantKind(t, f.Throttle(f.ctx(), true), InvalidState)
 	wantKind(t, f.Start(f.ctx(), runtime), InvalidState)
 	f.must(f.Kill(f.ctx(), runtime, "a")) // has ended
 	f.must(f.Terminate(runtime, "a"))

@@ -20,7 +20,7 @@ trap 'rm -rf "$payload"' EXIT
 
 say "collecting the tests"
 mkdir -p "$payload"/{bin,programs,packages}
-install bin/sandboxd cmd/sandboxd/embedded/sandbox-init "$payload/bin/"
+install bin/sandboxd daemon/embedded/sandbox-init "$payload/bin/"
 cp -r examples "$payload/"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/programs/" \
 	./integration/testruntime ./integration/testextension ./integration/audit \

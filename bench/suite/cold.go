@@ -17,7 +17,7 @@ import (
 const coldBlock = 25
 
 // cold measures P1 and P2. Every request is of a new tenant, so every one needs a
-// sandbox that has served nobody (LC-97).
+// sandbox that has served nobody (INV-05).
 func (s *suite) cold(ctx context.Context) error {
 	for left := s.rounds(200); left > 0; left -= coldBlock {
 		if err := s.coldBlock(ctx, min(left, coldBlock)); err != nil {

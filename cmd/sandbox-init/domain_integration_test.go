@@ -182,7 +182,7 @@ func TestThreadsAreReserved(t *testing.T) {
 }
 
 // With no process or thread left to have, the handler refuses to start processes and
-// does all else: a fork bomb does not end it (REQUIREMENTS 4, exhaustion).
+// does all else: a fork bomb does not end it (SEC-50).
 func TestNoThreadsLeft(t *testing.T) {
 	d := newDomain(t)
 	sleeper, _ := d.start("/bin/sleep", "1000")
@@ -331,7 +331,7 @@ func TestSignalAfterPIDReuse(t *testing.T) {
 }
 
 // The handler keeps three capabilities, shows nothing of itself, and has written the
-// limits of its user namespace (ARCHITECTURE decision 9, REQUIREMENTS 2.2).
+// limits of its user namespace (SEC-31, SEC-21).
 func TestHandlerPosture(t *testing.T) {
 	d := newDomain(t)
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.pid))
@@ -386,7 +386,7 @@ func TestEOF(t *testing.T) {
 }
 
 // The death of the thread that made PID 1 ends the domain although the socket is
-// open (ARCHITECTURE decision 7).
+// open (docs/decisions/0033).
 func TestParentDeath(t *testing.T) {
 	local, remote, err := wire.Pair()
 	if err != nil {

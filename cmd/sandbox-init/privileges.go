@@ -12,12 +12,12 @@ import (
 )
 
 // kept are the capabilities of the init handler while it works: to become the
-// sandbox user in a child, and to signal it (ARCHITECTURE decision 9).
+// sandbox user in a child, and to signal it (docs/decisions/0001).
 const kept = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_KILL
 
 // userLimits are the limits of the domain's user namespace. Without them a process
 // without any capability could use up quotas that the host counts on the creator of
-// the namespace, the host's root (REQUIREMENTS 2.2), or make namespaces of its own.
+// the namespace, the host's root (SEC-21), or make namespaces of its own.
 var userLimits = []struct{ name, value string }{
 	{"max_user_namespaces", "0"}, // first: its absence shows that /proc/sys is not there
 	{"max_pid_namespaces", "0"},
@@ -34,7 +34,7 @@ var userLimits = []struct{ name, value string }{
 }
 
 // tieToDaemon makes the kernel kill this process when the thread that created it
-// ends, frozen or not (ARCHITECTURE decision 7), and hides its memory and
+// ends, frozen or not (docs/decisions/0033), and hides its memory and
 // descriptors from every process that is not the host's root.
 func tieToDaemon() error {
 	if err := prctlAll(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0); err != nil {

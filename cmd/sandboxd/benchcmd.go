@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sandboxd/sandboxd/bench/load"
+	"github.com/sandboxd/sandboxd/internal/cli"
+	"github.com/sandboxd/sandboxd/internal/exit"
 )
 
 // benchOptions are what `bench` can be told.
@@ -40,16 +42,16 @@ endpoint does not answer.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.target, "target", "", "`URL` of the endpoint, or host:port")
-	f.Var(intValue{&o.connections, 1, 1024, ""}, "connections", "requests at once")
-	f.Var(intValue{&o.requests, 0, 1 << 30, ""}, "requests", "requests to send in all; 0 sends for the time of --duration")
-	f.Var(durationValue{&o.duration, 0, 24 * time.Hour, false}, "duration", "how long to send; 0 is without limit, or 5s without --requests")
-	f.Var(intValue{&o.warmup, 0, 1 << 20, ""}, "warmup", "requests on each connection before anything is measured")
-	f.Var(durationValue{&o.pause, 0, time.Hour, false}, "pause", "pause on each connection before each request")
-	f.Var(durationValue{&o.timeout, time.Millisecond, time.Hour, false}, "timeout", "longest time of a request")
+	f.Var(cli.Int(&o.connections, 1, 1024, ""), "connections", "requests at once")
+	f.Var(cli.Int(&o.requests, 0, 1<<30, ""), "requests", "requests to send in all; 0 sends for the time of --duration")
+	f.Var(cli.Duration(&o.duration, 0, 24*time.Hour), "duration", "how long to send; 0 is without limit, or 5s without --requests")
+	f.Var(cli.Int(&o.warmup, 0, 1<<20, ""), "warmup", "requests on each connection before anything is measured")
+	f.Var(cli.Duration(&o.pause, 0, time.Hour), "pause", "pause on each connection before each request")
+	f.Var(cli.Duration(&o.timeout, time.Millisecond, time.Hour), "timeout", "longest time of a request")
 	f.StringVar(&o.payload, "payload", "", "`FILE` with the event (- is standard input; default {})")
 	f.StringVar(&o.tenant, "tenant", "", "`ID` for X-Amz-Tenant-Id")
-	flag(f, &o.stream, "stream", "ask for a streamed response, at "+load.StreamPath)
-	addOutput(f, &o.output)
+	cli.Switch(f, &o.stream, "stream", "ask for a streamed response, at "+load.StreamPath)
+	cli.AddOutput(f, &o.output)
 	return cmd
 }
 
@@ -92,7 +94,7 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	if r.Err != nil {
-		return &exitError{exitFunction, fmt.Errorf("%d requests failed; the first: %w", r.Errors, r.Err)}
+		return &exit.Error{Code: exit.Function, Err: fmt.Errorf("%d requests failed; the first: %w", r.Errors, r.Err)}
 	}
 	return nil
 }
@@ -113,10 +115,10 @@ func printLoad(w io.Writer, format string, r load.Result) error {
 		s.Error = r.Err.Error()
 	}
 	if format == "json" {
-		return printJSON(w, s)
+		return cli.PrintJSON(w, s)
 	}
 	ms := func(v float64) string { return fmt.Sprintf("%.3f ms", v) }
-	return table(w, [][]string{
+	return cli.Table(w, [][]string{
 		{"REQUESTS", "ERRORS", "SECONDS", "RATE", "P50", "P90", "P99", "MAX"},
 		{fmt.Sprint(s.N), fmt.Sprint(s.Errors), fmt.Sprintf("%.2f", s.Seconds), fmt.Sprintf("%.0f/s", s.Rate),
 			ms(s.P50), ms(s.P90), ms(s.P99), ms(s.Max)},

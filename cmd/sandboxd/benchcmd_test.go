@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/sandboxd/sandboxd/bench/load"
+	"github.com/sandboxd/sandboxd/internal/exit"
 )
 
 func TestBench(t *testing.T) {
@@ -38,7 +39,7 @@ func TestBench(t *testing.T) {
 
 	code, out, errs := bench("--target", server.URL, "--requests=5", "--warmup=1", "--payload", payload, "--output=json")
 	var got loadReport
-	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitOK || errs != "" {
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exit.OK || errs != "" {
 		t.Fatalf("exit code %d, %v, output %q, errors %q", code, err, out, errs)
 	}
 	if got.N != 5 || got.Errors != 0 || got.P50 <= 0 || got.P99 < got.P50 || got.Rate <= 0 {
@@ -49,18 +50,18 @@ func TestBench(t *testing.T) {
 	}
 
 	code, out, _ = bench("--target", server.URL, "--requests=1", "--warmup=0", "--payload=-", "--stream")
-	if code != exitOK || !strings.Contains(out, "P99") || paths[6] != load.StreamPath || bodies[6] != "8" {
+	if code != exit.OK || !strings.Contains(out, "P99") || paths[6] != load.StreamPath || bodies[6] != "8" {
 		t.Errorf("exit code %d, output %q, last request %q with %q", code, out, paths[6], bodies[6])
 	}
 
 	status = http.StatusBadGateway
-	if code, _, errs = bench("--target", server.URL, "--requests=2", "--warmup=0"); code != exitFunction || !strings.Contains(errs, "2 requests failed") {
+	if code, _, errs = bench("--target", server.URL, "--requests=2", "--warmup=0"); code != exit.Function || !strings.Contains(errs, "2 requests failed") {
 		t.Errorf("exit code %d, errors %q; want 1 and the count", code, errs)
 	}
-	if code, _, errs = bench("--requests=2"); code != exitUsage || !strings.Contains(errs, "--target") {
+	if code, _, errs = bench("--requests=2"); code != exit.Usage || !strings.Contains(errs, "--target") {
 		t.Errorf("exit code %d, errors %q; want 2 and the flag", code, errs)
 	}
-	if code, _, errs = bench("--target=127.0.0.1:1", "--requests=2"); code != exitUsage || !strings.Contains(errs, "refused") {
+	if code, _, errs = bench("--target=127.0.0.1:1", "--requests=2"); code != exit.Usage || !strings.Contains(errs, "refused") {
 		t.Errorf("exit code %d, errors %q; want 2 and the reason", code, errs)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
+
+	"github.com/sandboxd/sandboxd/internal/cli"
 )
 
 // applyConfig sets from the YAML file at path what the command line has not set. A
@@ -21,12 +23,16 @@ func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 	}
 	defer f.Close()
 	var doc yaml.Node
-	err = yaml.NewDecoder(f).Decode(&doc)
+	documents := yaml.NewDecoder(f)
+	err = documents.Decode(&doc)
 	if errors.Is(err, io.EOF) {
 		return nil // an empty file sets nothing
 	}
 	if err != nil {
 		return fmt.Errorf("--config %s: %w", path, err)
+	}
+	if err := onlyDocument(documents); err != nil {
+		return fmt.Errorf("--config %s%w", path, err)
 	}
 	top := doc.Content[0]
 	if top.Kind != yaml.MappingNode {
@@ -44,6 +50,23 @@ func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 		}
 	}
 	return nil
+}
+
+// onlyDocument reports whether there is another document, which would be ignored. One
+// without content is none.
+func onlyDocument(rest *yaml.Decoder) error {
+	for {
+		var next yaml.Node
+		err := rest.Decode(&next)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf(": %w", err)
+		case next.Content[0].Tag != "!!null":
+			return fmt.Errorf(":%d: there is a second document: put all keys into the first one, and leave out the line ---", next.Content[0].Line)
+		}
+	}
 }
 
 // applyKey sets one key.
@@ -75,7 +98,7 @@ func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) erro
 // scalars returns the values that a node gives to a flag.
 func scalars(node *yaml.Node, v pflag.Value) ([]string, error) {
 	_, isEnv := v.(envValue)
-	_, isList := v.(interface{ repeatable() })
+	_, isList := v.(cli.Repeatable)
 	switch {
 	case node.Kind == yaml.ScalarNode && node.Tag != "!!null":
 		return []string{node.Value}, nil

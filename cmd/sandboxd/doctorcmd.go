@@ -5,38 +5,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sandboxd/sandboxd/daemon"
 	"github.com/sandboxd/sandboxd/host/doctor"
 	"github.com/sandboxd/sandboxd/host/subid"
+	"github.com/sandboxd/sandboxd/internal/cli"
+	"github.com/sandboxd/sandboxd/internal/exit"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
-
-// doctorHost says what doctor is to examine.
-func doctorHost(h runc.Host, idBase int) doctor.Host {
-	return doctor.Host{
-		IDBase: uint32(idBase),
-		Cgroups: doctor.Cgroups{
-			Mode: h.Mode.String(), Trees: cgroupTrees(h), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
-		},
-		Egress: runc.CheckEgress,
-	}
-}
-
-// cgroupTrees are the mount points of the trees that sandboxes cannot do without.
-func cgroupTrees(h runc.Host) []string {
-	if h.Mode == runc.ModeUnified {
-		return []string{"/sys/fs/cgroup"}
-	}
-	var trees []string
-	for _, controller := range []string{"cpu", "memory", "pids", "devices"} {
-		if tree, ok := h.Hierarchies[controller]; ok {
-			trees = append(trees, tree)
-		}
-	}
-	if h.Mode == runc.ModeHybrid {
-		trees = append(trees, "/sys/fs/cgroup/unified")
-	}
-	return trees
-}
 
 func doctorCommand() *cobra.Command {
 	var format string
@@ -58,15 +33,15 @@ fault.`,
 			if err != nil {
 				return err
 			}
-			findings := doctor.Examine(cmd.Context(), doctorHost(host, idBase))
+			findings := doctor.Examine(cmd.Context(), daemon.DoctorHost(host, uint32(idBase)))
 			if format == "json" {
-				err = printJSON(cmd.OutOrStdout(), findings)
+				err = cli.PrintJSON(cmd.OutOrStdout(), findings)
 			} else {
 				rows := [][]string{{"STATUS", "CHECK", "SEEN", "FIX"}}
 				for _, f := range findings {
 					rows = append(rows, []string{string(f.Status), f.Check, f.Seen, f.Fix})
 				}
-				err = table(cmd.OutOrStdout(), rows)
+				err = cli.Table(cmd.OutOrStdout(), rows)
 			}
 			if err != nil {
 				return err
@@ -78,12 +53,12 @@ fault.`,
 				}
 			}
 			if missing > 0 {
-				return &exitError{exitFunction, fmt.Errorf("%d must-haves are missing: sandboxes cannot run on this host", missing)}
+				return &exit.Error{Code: exit.Function, Err: fmt.Errorf("%d must-haves are missing: sandboxes cannot run on this host", missing)}
 			}
 			return nil
 		},
 	}
-	addOutput(cmd.Flags(), &format)
-	cmd.Flags().Var(intValue{&idBase, 0, 1<<32 - 1, ""}, "id-base", "first host id for sandboxes, a multiple of 65536")
+	cli.AddOutput(cmd.Flags(), &format)
+	cmd.Flags().Var(cli.Int(&idBase, 0, 1<<32-1, ""), "id-base", "first host id for sandboxes, a multiple of 65536")
 	return cmd
 }

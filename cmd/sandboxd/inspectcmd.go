@@ -8,14 +8,17 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sandboxd/sandboxd/daemon/admin"
 	"github.com/sandboxd/sandboxd/host/inspect"
+	"github.com/sandboxd/sandboxd/internal/cli"
+	"github.com/sandboxd/sandboxd/internal/exit"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 // inspection is what inspect prints as JSON.
 type inspection struct {
-	sandboxInfo
+	admin.Sandbox
 	Processes []inspect.Process `json:"processes"`
 }
 
@@ -49,8 +52,8 @@ or the host is at fault, or there is no such sandbox.`,
 			if err := needRoot(cmd); err != nil {
 				return err
 			}
-			list, unanswered := listAll(cmd.Context(), runDir)
-			info, err := findSandbox(list, args[0])
+			list, unanswered := admin.List(cmd.Context(), runDir)
+			info, err := admin.Find(list, args[0])
 			if err != nil {
 				if unanswered != nil {
 					return unanswered
@@ -72,13 +75,13 @@ or the host is at fault, or there is no such sandbox.`,
 				processes = []inspect.Process{}
 			}
 			if format == "json" {
-				return printJSON(cmd.OutOrStdout(), inspection{info, processes})
+				return cli.PrintJSON(cmd.OutOrStdout(), inspection{info, processes})
 			}
 			return printInspection(cmd.OutOrStdout(), inspection{info, processes})
 		},
 	}
-	addOutput(cmd.Flags(), &format)
-	flag(cmd.Flags(), &posture, "posture", "compare with what must be in force, and fail at a difference")
+	cli.AddOutput(cmd.Flags(), &format)
+	cli.Switch(cmd.Flags(), &posture, "posture", "compare with what must be in force, and fail at a difference")
 	addRunDir(cmd.Flags(), &runDir)
 	return cmd
 }
@@ -97,7 +100,7 @@ func seccompProfiles() (inspect.Profiles, error) {
 }
 
 // domainsOf says where the processes of a sandbox are.
-func domainsOf(info sandboxInfo) []inspect.Domain {
+func domainsOf(info admin.Sandbox) []inspect.Domain {
 	var domains []inspect.Domain
 	for _, name := range []string{"runtime", "extension"} {
 		if pid, ok := info.Init[name]; ok {
@@ -116,7 +119,7 @@ type postureReport struct {
 
 // inspectPosture compares a sandbox with the expected posture. A sandbox without a
 // process is an error: there is nothing to tell of it.
-func inspectPosture(w io.Writer, info sandboxInfo, format string) error {
+func inspectPosture(w io.Writer, info admin.Sandbox, format string) error {
 	profiles, err := seccompProfiles()
 	if err != nil {
 		return err
@@ -136,12 +139,12 @@ func inspectPosture(w io.Writer, info sandboxInfo, format string) error {
 		r.Met = r.Met && f.Met
 	}
 	if format == "json" {
-		err = printJSON(w, r)
+		err = cli.PrintJSON(w, r)
 	} else {
 		err = printPosture(w, r)
 	}
 	if err == nil && !r.Met {
-		err = &exitError{exitFunction, fmt.Errorf("sandbox %s is not confined as it must be", info.ID)}
+		err = &exit.Error{Code: exit.Function, Err: fmt.Errorf("sandbox %s is not confined as it must be", info.ID)}
 	}
 	return err
 }
@@ -151,31 +154,31 @@ func inspectPosture(w io.Writer, info sandboxInfo, format string) error {
 func printPosture(w io.Writer, r postureReport) error {
 	rows := [][]string{{"EXPECTATION", "DOMAIN", "PROCESS", "MET", "FOUND"}}
 	for _, f := range r.Posture {
-		found := printable(f.Got)
+		found := cli.Printable(f.Got)
 		if !f.Met {
 			found += " (want " + f.Want + ")"
 		}
-		row := []string{f.Check, f.Domain, f.Role, yesNo(f.Met), found}
+		row := []string{f.Check, f.Domain, f.Role, cli.YesNo(f.Met), found}
 		if !slices.ContainsFunc(rows, func(other []string) bool { return slices.Equal(other, row) }) {
 			rows = append(rows, row)
 		}
 	}
-	return table(w, rows)
+	return cli.Table(w, rows)
 }
 
 // printInspection writes the tables of inspect: what each process is confined to, and
 // what its cgroup bounds.
 func printInspection(w io.Writer, i inspection) error {
-	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", printable(i.ID), printable(i.Function), printable(i.State), printable(i.Instance), i.Network)
+	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", cli.Printable(i.ID), cli.Printable(i.Function), cli.Printable(i.State), cli.Printable(i.Instance), i.Network)
 	rows := [][]string{{"DOMAIN", "PROCESS", "PID", "INSIDE", "COMMAND", "UID (INSIDE)", "GID (INSIDE)", "OWN NAMESPACES", "CAPABILITIES", "NO_NEW_PRIVS", "SECCOMP", "ROOT"}}
 	for _, p := range i.Processes {
 		rows = append(rows, []string{
-			p.Domain, p.Role, fmt.Sprint(p.PID), fmt.Sprint(p.PIDInside), printable(p.Command),
+			p.Domain, p.Role, fmt.Sprint(p.PID), fmt.Sprint(p.PIDInside), cli.Printable(p.Command),
 			fmt.Sprintf("%d (%d)", p.UID.Host, p.UID.Inside), fmt.Sprintf("%d (%d)", p.GID.Host, p.GID.Inside),
-			ownNamespaces(p), p.Capabilities.Union().String(), yesNo(p.NoNewPrivs), seccompMode(p), rootMode(p),
+			ownNamespaces(p), p.Capabilities.Union().String(), cli.YesNo(p.NoNewPrivs), seccompMode(p), rootMode(p),
 		})
 	}
-	if err := table(w, rows); err != nil {
+	if err := cli.Table(w, rows); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
@@ -188,20 +191,20 @@ func printInspection(w io.Writer, i inspection) error {
 		seen[p.Cgroup.Path] = true
 		rows = append(rows, cgroupRow(p.Cgroup))
 	}
-	if err := table(w, rows); err != nil {
+	if err := cli.Table(w, rows); err != nil {
 		return err
 	}
 	rows = [][]string{{"DOMAIN", "PID", "DESCRIPTOR", "FILE IN MEMORY", "MADE IN THE SANDBOX"}}
 	for _, p := range i.Processes {
 		for _, f := range p.MemoryFiles {
-			rows = append(rows, []string{p.Domain, fmt.Sprint(p.PID), fmt.Sprint(f.FD), printable(f.Name), yesNo(f.Own)})
+			rows = append(rows, []string{p.Domain, fmt.Sprint(p.PID), fmt.Sprint(f.FD), cli.Printable(f.Name), cli.YesNo(f.Own)})
 		}
 	}
 	if len(rows) == 1 {
 		return nil
 	}
 	fmt.Fprintln(w)
-	return table(w, rows)
+	return cli.Table(w, rows)
 }
 
 func seccompMode(p inspect.Process) string {
@@ -212,15 +215,15 @@ func seccompMode(p inspect.Process) string {
 }
 
 func cgroupRow(c inspect.Cgroup) []string {
-	row := []string{c.Path, "no limit", "no limit", "no limit", "no limit", yesNo(c.Frozen)}
+	row := []string{c.Path, "no limit", "no limit", "no limit", "no limit", cli.YesNo(c.Frozen)}
 	if c.MemoryBytes > 0 {
-		row[1] = mebibytes(c.MemoryBytes)
+		row[1] = cli.Mebibytes(c.MemoryBytes)
 	}
 	switch {
 	case c.MemoryBytes > 0 && c.MemoryAndSwapBytes == c.MemoryBytes:
 		row[2] = "off"
 	case c.MemoryAndSwapBytes > 0:
-		row[2] = mebibytes(c.MemoryAndSwapBytes - c.MemoryBytes)
+		row[2] = cli.Mebibytes(c.MemoryAndSwapBytes - c.MemoryBytes)
 	}
 	if c.CPUs > 0 {
 		row[3] = fmt.Sprintf("%.3f", c.CPUs)
@@ -253,11 +256,4 @@ func rootMode(p inspect.Process) string {
 		return "read-only"
 	}
 	return "writable"
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }

@@ -2,17 +2,12 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/sandboxd/sandboxd/host/doctor"
+	"github.com/sandboxd/sandboxd/internal/exit"
 )
 
 // command runs one command line in this process.
@@ -66,7 +61,7 @@ func TestUsageErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := command(t, tt.args...)
-			if code != exitUsage || stdout != "" {
+			if code != exit.Usage || stdout != "" {
 				t.Errorf("exit code %d, stdout %q", code, stdout)
 			}
 			if !strings.Contains(stderr, tt.want) || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "sandboxd: ") {
@@ -79,14 +74,14 @@ func TestUsageErrors(t *testing.T) {
 func TestHelpAndVersion(t *testing.T) {
 	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}} {
 		code, stdout, stderr := command(t, cmd...)
-		if code != exitOK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {
+		if code != exit.OK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {
 			t.Errorf("%v: exit code %d, stderr %q, stdout without examples or exit codes:\n%s", cmd, code, stderr, stdout)
 		}
 	}
-	if code, stdout, _ := command(t, "version"); code != exitOK || !strings.HasPrefix(stdout, "sandboxd ") {
+	if code, stdout, _ := command(t, "version"); code != exit.OK || !strings.HasPrefix(stdout, "sandboxd ") {
 		t.Errorf("version: %d %q", code, stdout)
 	}
-	if code, stdout, _ := command(t, "completion", "bash"); code != exitOK || !strings.Contains(stdout, "sandboxd") {
+	if code, stdout, _ := command(t, "completion", "bash"); code != exit.OK || !strings.Contains(stdout, "sandboxd") {
 		t.Errorf("completion: %d", code)
 	}
 }
@@ -97,72 +92,17 @@ func TestDoctor(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &findings); err != nil {
 		t.Fatal(err)
 	}
-	want := exitOK
+	want := exit.OK
 	for _, f := range findings {
 		if f.Status == doctor.Fail {
-			want = exitFunction
+			want = exit.Function
 		}
 	}
-	if code != want || (want == exitOK) != (stderr == "") || len(findings) < 10 {
+	if code != want || (want == exit.OK) != (stderr == "") || len(findings) < 10 {
 		t.Errorf("exit code %d, want %d; stderr %q; %d findings", code, want, stderr, len(findings))
 	}
 	code, table, _ := command(t, "doctor", "--id-base", "0")
-	if code != exitFunction || !strings.Contains(table, "FAIL") {
+	if code != exit.Function || !strings.Contains(table, "FAIL") {
 		t.Errorf("with a must-have missing: exit code %d\n%s", code, table)
 	}
-}
-
-// The exit code belongs to the error, wherever it is wrapped.
-func TestOneLine(t *testing.T) {
-	err := errors.Join(errors.New("a\nb"), errors.New("c"))
-	if got := oneLine(err); got != "a; b; c" {
-		t.Errorf("%q", got)
-	}
-}
-
-func TestSignals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		signals := make(chan os.Signal)
-		ctx := withSignals(context.Background(), signals)
-		drain, stop := drainContext(ctx, time.Minute)
-		defer stop()
-		signals <- syscall.SIGTERM
-		synctest.Wait()
-		if ctx.Err() == nil || drain.Err() != nil {
-			t.Fatalf("after one signal: context %v, drain %v", ctx.Err(), drain.Err())
-		}
-		time.Sleep(59 * time.Second)
-		synctest.Wait()
-		if drain.Err() != nil {
-			t.Fatal("drained too early")
-		}
-		signals <- syscall.SIGINT
-		synctest.Wait()
-		if why := context.Cause(drain); why == nil || !strings.Contains(why.Error(), "second signal") {
-			t.Fatalf("the drain after a second signal: %v, want it cut short", why)
-		}
-		select {
-		case <-hurry(ctx):
-		default:
-			t.Fatal("no hurry after the second signal")
-		}
-	})
-}
-
-func TestDrainTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		drain, stop := drainContext(ctx, time.Minute)
-		defer stop()
-		time.Sleep(time.Hour) // serving does not count
-		cancel()
-		begin := time.Now()
-		<-drain.Done()
-		if waited := time.Since(begin); waited != time.Minute {
-			t.Errorf("drained for %v, want a minute", waited)
-		}
-		if why := context.Cause(drain).Error(); !strings.Contains(why, "--drain-timeout, 1m0s") {
-			t.Errorf("the drain ended since %s; want the flag and its value", why)
-		}
-	})
 }

@@ -11,9 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/sandboxd/sandboxd/isolation"
-	"github.com/sandboxd/sandboxd/rapid/telemetry"
-	"github.com/sandboxd/sandboxd/rootfs"
+	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
 // parse parses a command line of run, with a configuration file if yaml is not "".
@@ -42,18 +40,18 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.memoryMB != 128 || o.timeout != 3*time.Second || o.ephemeralMB != 512 { // ENV-30, ENV-32, ENV-33
-		t.Errorf("memory %d, timeout %v, /tmp %d", o.memoryMB, o.timeout, o.ephemeralMB)
+	if o.function.MemoryMB != 128 || o.function.Timeout != 3*time.Second || o.function.EphemeralMB != 512 { // ENV-30, ENV-32, ENV-33
+		t.Errorf("memory %d, timeout %v, /tmp %d", o.function.MemoryMB, o.function.Timeout, o.function.EphemeralMB)
 	}
-	if o.listen != "127.0.0.1:9000" || o.network != "none" || o.logDescriptors != "pipe" {
-		t.Errorf("listen %s, network %s, descriptors %s", o.listen, o.network, o.logDescriptors)
+	if o.listen != "127.0.0.1:9000" || o.function.Network != "none" || o.logDescriptors != "pipe" {
+		t.Errorf("listen %s, network %s, descriptors %s", o.listen, o.function.Network, o.logDescriptors)
 	}
 }
 
 func TestTimeoutForms(t *testing.T) {
 	for s, want := range map[string]time.Duration{"3": 3 * time.Second, "3s": 3 * time.Second, "1m": time.Minute, "900": 15 * time.Minute} {
-		if o, err := parse(t, "", "--timeout", s); err != nil || o.timeout != want {
-			t.Errorf("%s: %v, %v; want %v", s, o.timeout, err, want)
+		if o, err := parse(t, "", "--timeout", s); err != nil || o.function.Timeout != want {
+			t.Errorf("%s: %v, %v; want %v", s, o.function.Timeout, err, want)
 		}
 	}
 }
@@ -80,26 +78,31 @@ system-log-level: WARN
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.memoryMB != 512 || !slices.Equal(o.layers, []string{"c"}) {
-		t.Errorf("memory %d, layers %v: flags must win", o.memoryMB, o.layers)
+	if o.function.MemoryMB != 512 || !slices.Equal(o.source.Layers, []string{"c"}) {
+		t.Errorf("memory %d, layers %v: flags must win", o.function.MemoryMB, o.source.Layers)
 	}
-	if o.timeout != 5*time.Second || o.linger != 0 || !maps.Equal(o.env, map[string]string{"STAGE": "test", "EMPTY": ""}) {
-		t.Errorf("timeout %v, linger %v, env %v", o.timeout, o.linger, o.env)
+	if o.function.Timeout != 5*time.Second || o.linger != 0 || !maps.Equal(o.function.Env, map[string]string{"STAGE": "test", "EMPTY": ""}) {
+		t.Errorf("timeout %v, linger %v, env %v", o.function.Timeout, o.linger, o.function.Env)
 	}
-	if n := networkOf(o); len(n.Policy.Allow) != 2 || len(n.Policy.Names) != 1 || n.Range4.String() != "172.20.0.0/16" {
+	if n := o.networks()[0]; len(n.Policy.Allow) != 2 || len(n.Policy.Names) != 1 || n.Range4.String() != "172.20.0.0/16" {
 		t.Errorf("network %+v", n)
 	}
 	if s := o.settings; s.shutdownExternal != 3*time.Second || s.billInit || s.region != "eu-central-1" {
 		t.Errorf("settings %+v", s)
 	}
-	if st := lifeOf(o, &rootfs.Function{}).Settings.Stream; st.Rate != 2<<20 || st.Burst != 6<<20 || st.Bytes != 200<<20 { // RT-71
-		t.Errorf("stream limits %+v", st)
+	if cfg := o.daemonConfig(runc.Host{}); cfg.Worker.Life.StreamRate != 2<<20 { // RT-71
+		t.Errorf("stream rate %d", cfg.Worker.Life.StreamRate)
 	}
-	if f := lifeOf(o, &rootfs.Function{}).Function; f.LogLevel != "TRACE" || f.SystemLogLevel != telemetry.LevelWarn { // ENV-11, LOG-41
-		t.Errorf("log levels %q, %q", f.LogLevel, f.SystemLogLevel)
+	if f := o.function; f.ApplicationLogLevel != "TRACE" || f.SystemLogLevel != "WARN" { // ENV-11, LOG-41
+		t.Errorf("log levels %q, %q", f.ApplicationLogLevel, f.SystemLogLevel)
 	}
-	if o, err := parse(t, "env: [A1=x, B1=y=z]\n"); err != nil || !maps.Equal(o.env, map[string]string{"A1": "x", "B1": "y=z"}) {
-		t.Errorf("env as a list: %v, %v", o.env, err)
+	for _, yaml := range []string{"memory: 256\n---\n", "---\nmemory: 256\n...\n"} {
+		if _, err := parse(t, yaml); err != nil {
+			t.Errorf("%q: %v", yaml, err)
+		}
+	}
+	if o, err := parse(t, "env: [A1=x, B1=y=z]\n"); err != nil || !maps.Equal(o.function.Env, map[string]string{"A1": "x", "B1": "y=z"}) {
+		t.Errorf("env as a list: %v, %v", o.function.Env, err)
 	}
 	if _, err := parse(t, "# nothing\n"); err != nil {
 		t.Errorf("an empty file: %v", err)
@@ -122,6 +125,8 @@ func TestConfigFileErrors(t *testing.T) {
 		"no yaml":         {"a: b: c\n", "mapping values are not allowed"},
 		"level":           {"system-log-level: ERROR\n", "system-log-level"},
 		"public range":    {"egress-range: 11.0.0.0/8\n", "private IPv4 range"},
+		"two documents":   {"memory: 256\n---\nmemory: 512\n", ":3: there is a second document"},
+		"a broken second": {"memory: 256\n---\na: b: c\n", "mapping values are not allowed"},
 		"six layers":      {"layer: [a, b, c, d, e, f]\n", "at most 5"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -149,8 +154,8 @@ func TestInitializationFlags(t *testing.T) {
 	} {
 		o, err := parse(t, "", strings.Fields(args)...)
 		if err == nil {
-			if o.code = "x"; o.image != "" {
-				o.code = ""
+			if o.source.Code = "x"; o.source.Image != "" {
+				o.source.Code = ""
 			}
 			err = o.complete()
 		}
@@ -164,7 +169,7 @@ func TestInitializationFlags(t *testing.T) {
 func TestEnv(t *testing.T) {
 	for _, ok := range []string{
 		"AB=", "A1=x=y", "NODE_OPTIONS=--x", "PATH=/x", "TZ=UTC", "AWS_LAMBDA_EXEC_WRAPPER=/opt/w", "AWS_LAMBDA_LOG_LEVEL=DEBUG", "LANG=C",
-		"XX=" + strings.Repeat("v", maxEnvBytes-2),
+		"XX=" + strings.Repeat("v", 4096-2),
 	} {
 		if _, err := parse(t, "", "--env", ok); err != nil {
 			t.Errorf("%.40s: %v", ok, err)
@@ -173,7 +178,7 @@ func TestEnv(t *testing.T) {
 	for _, bad := range []string{
 		"", "A", "A=x", "=x", "1A=x", "_HANDLER=x", "_X=1", "A-B=x", "A B=x", "Ä1=x", "NUL=a\x00b",
 		"AWS_LAMBDA_RUNTIME_API=x", "AWS_ACCESS_KEY_ID=x", "LAMBDA_TASK_ROOT=/", "AWS_EXECUTION_ENV=x",
-		"XX=" + strings.Repeat("v", maxEnvBytes-1),
+		"XX=" + strings.Repeat("v", 4096-1),
 	} {
 		if _, err := parse(t, "", "--env", bad); err == nil {
 			t.Errorf("%.40s was accepted", bad)
@@ -184,73 +189,26 @@ func TestEnv(t *testing.T) {
 	}
 }
 
-func TestSpecOf(t *testing.T) {
-	o, err := parse(t, "", "--memory", "10240")
+// What the flags say reaches the daemon's configuration.
+func TestDaemonConfig(t *testing.T) {
+	o, err := parse(t, "account-id: \"000000000000\"\nshutdown-runtime-share: 50\nlinger: 0\nsession-token: s\n",
+		"--function-name", "fn", "--log-descriptors", "socket", "--log-format", "JSON", "--strict", "--pool", "0", "--id-base", "1879048192")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &rootfs.Function{Tree: rootfs.Tree{
-		Dirs:   []string{"/usr"},
-		Links:  []rootfs.Link{{Path: "/lib", Target: "usr/lib"}},
-		Mounts: []rootfs.Mount{{Target: "/usr", Sources: []string{"/usr"}}},
-	}}
-	spec := specOf(o, f, "/t.ext4")
-	if spec.Limits != (isolation.Limits{MemoryBytes: 10 << 30, CPU: 10240.0 / 1769, PIDs: 1024}) { // ENV-32, ENV-34
-		t.Errorf("limits %+v", spec.Limits)
+	cfg := o.daemonConfig(runc.Host{})
+	if w := cfg.Worker; w.AccountID != "000000000000" || w.Life.RuntimeShare != 0.5 || w.Life.Linger != 0 || w.Descriptors != "socket" || w.LogFormat != "JSON" || !w.Strict {
+		t.Errorf("%+v", w)
 	}
-	if !slices.Equal(spec.Domains, []string{"runtime"}) || spec.Tmp.Template != "/t.ext4" || len(spec.Mounts) != 1 || spec.Root.Links[0].Target != "usr/lib" {
-		t.Errorf("%+v", spec)
+	if o.function.Name != "fn" || cfg.Pool != 0 || cfg.IDBase != 0x70000000 || cfg.Networks[0].Name != o.function.Network {
+		t.Errorf("%+v", cfg)
 	}
-	f.Extensions = []string{"agent"}
-	if spec := specOf(o, f, ""); !slices.Equal(spec.Domains, []string{"runtime", "extension"}) {
-		t.Errorf("with an extension: domains %v", spec.Domains)
-	}
-	f.ExtensionsDisabled = true
-	if spec := specOf(o, f, ""); !slices.Equal(spec.Domains, []string{"runtime"}) {
-		t.Errorf("with extensions disabled (EX-05): domains %v", spec.Domains)
+	if c, err := cfg.Renew(); err != nil || c.SessionToken != "s" {
+		t.Errorf("credentials %+v, %v", c, err)
 	}
 }
 
-func TestLifeOf(t *testing.T) {
-	o, err := parse(t, "account-id: \"000000000000\"\nshutdown-runtime-share: 50\nlinger: 0\n", "--function-name", "fn", "--log-descriptors", "socket")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := lifeOf(o, &rootfs.Function{Bootstrap: "/var/task/bootstrap"})
-	if cfg.Function.ARN != "arn:aws:lambda:us-east-1:000000000000:function:fn" || cfg.Function.LogGroup != "/aws/lambda/fn" || cfg.Function.Version != "$LATEST" {
-		t.Errorf("%+v", cfg.Function)
-	}
-	if s := cfg.Settings; s.RuntimeShare != 0.5 || s.Linger != 0 || s.Descriptors != telemetry.Sockets || s.KillWait == 0 {
-		t.Errorf("%+v", s)
-	}
-}
-
-func TestSandboxIDs(t *testing.T) {
-	for name, want := range map[string]string{
-		"function": "function-", "My_Func": "my-func-", strings.Repeat("x", 64): strings.Repeat("x", 31) + "-", "_": "", "--a--": "a-",
-	} {
-		id, err := sandboxID(idPrefix(name))
-		if err != nil || !strings.HasPrefix(id, want) || len(id) != len(want)+8 || len(id) > 40 {
-			t.Errorf("%s: %q, %v; want %s and eight digits", name, id, err, want)
-		}
-	}
-}
-
-func TestReadEvent(t *testing.T) {
-	if b, err := readEvent("-", strings.NewReader(`{"a":1}`)); err != nil || string(b) != `{"a":1}` {
-		t.Errorf("%s, %v", b, err)
-	}
-	if b, err := readEvent("-", strings.NewReader("")); err != nil || string(b) != "{}" { // INV-09
-		t.Errorf("nothing: %s, %v", b, err)
-	}
-	for name, in := range map[string]string{
-		"is not JSON":    "{",
-		"over the limit": `"` + strings.Repeat("x", maxEventBytes) + `"`,
-	} {
-		if _, err := readEvent("-", strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v, want %q", err, name)
-		}
-	}
+func TestOpenEvent(t *testing.T) {
 	if _, err := openEvent(filepath.Join(t.TempDir(), "missing")); err == nil {
 		t.Error("a missing file was accepted")
 	}

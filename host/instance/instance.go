@@ -26,8 +26,11 @@ import (
 	"github.com/sandboxd/sandboxd/internal/runfolder"
 )
 
-// controlName is the unix socket of the control API, in an instance folder.
-const controlName = "control.sock"
+// Unix sockets in an instance folder (package daemon/admin).
+const (
+	controlName = "control.sock"    // the worker's
+	factName    = "supervisor.sock" // the supervisor's
+)
 
 // idPattern is the form of an instance id, and so of an instance folder's name.
 var idPattern = regexp.MustCompile(`^[0-9a-f]{8}$`)
@@ -47,8 +50,13 @@ type Info struct {
 	Alive bool   // a process holds its lock: the daemon itself, or one that is removing its leftovers
 }
 
-// ControlSocket is the path of the instance's control socket. The file need not exist.
+// ControlSocket is the path at which the instance's worker answers commands. The file need
+// not exist.
 func (i Info) ControlSocket() string { return filepath.Join(i.Dir, controlName) }
+
+// FactSocket is the path at which the instance's supervisor answers commands. The file need
+// not exist.
+func (i Info) FactSocket() string { return filepath.Join(i.Dir, factName) }
 
 // Acquire makes a new instance under runDir, which is made too if it is missing.
 // Others may pass through the folders and not list them (mode 0711): libcontainer
@@ -92,8 +100,8 @@ func (i *Instance) ID() string { return i.id }
 // Dir returns the instance's folder. What is put there is removed by Close.
 func (i *Instance) Dir() string { return i.dir }
 
-// ControlSocket returns the path at which the instance serves its control API.
-func (i *Instance) ControlSocket() string { return filepath.Join(i.dir, controlName) }
+// Info is what can be seen of the instance from outside.
+func (i *Instance) Info() Info { return Info{ID: i.id, Dir: i.dir, Alive: true} }
 
 // Close removes the folder with all that is in it and gives up the lock. A daemon
 // whose sandboxes are not all gone calls Abandon instead.

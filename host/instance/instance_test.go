@@ -143,7 +143,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if fi, err := os.Stat(i.Dir()); err != nil || fi.Mode().Perm() != runfolder.Mode {
 		t.Fatalf("instance folder: %v, %v; want mode 0711", fi.Mode(), err)
 	}
-	if err := os.WriteFile(i.ControlSocket(), nil, 0o600); err != nil {
+	if err := os.WriteFile(i.Info().ControlSocket(), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := i.Close(); err != nil {

@@ -1,6 +1,6 @@
 // Package failpoint lets a test choose that the daemon fails at a named point: that
 // it is killed there, that a step is left out, or that the step ends with an error
-// (REQUIREMENTS section 5).
+// (docs/decisions/0014).
 //
 // It does so in binaries with the build tag failpoint only. In others [Pass] and [Do]
 // are empty, and the compiler leaves nothing of them.

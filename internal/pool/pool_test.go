@@ -22,9 +22,9 @@ type workshop struct {
 	errors    int
 }
 
-func (w *workshop) config(floor int) Config[int] {
-	return Config[int]{
-		Make: func(ctx context.Context) (int, error) {
+func (w *workshop) config(floor int) Config[string, int] {
+	return Config[string, int]{
+		Make: func(ctx context.Context, _ string) (int, error) {
 			if !sleep(ctx, w.took) {
 				return 0, ctx.Err()
 			}
@@ -48,28 +48,29 @@ func TestPoolHoldsTheFloorAndRefills(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
+		p.Use("a")
 		defer p.Close()
-		if _, settle, ok := p.Take(); ok {
+		if _, finish, ok := p.Take("a"); ok {
 			t.Error("an empty pool gave something")
 		} else {
-			settle()
+			finish()
 		}
 		time.Sleep(time.Second)
-		if n := p.Ready(); n != 2 {
+		if n := p.Ready("a"); n != 2 {
 			t.Fatalf("%d ready, want the floor of 2", n)
 		}
-		got, settle, ok := p.Take()
+		got, finish, ok := p.Take("a")
 		if !ok || got != 2 {
 			t.Errorf("took %d, %v; want the newest, 2", got, ok)
 		}
-		settle()
-		settle()
+		finish()
+		finish()
 		synctest.Wait()
-		if n := p.Ready(); n != 1 {
+		if n := p.Ready("a"); n != 1 {
 			t.Errorf("%d ready right after: the refill did not leave the taker in peace", n)
 		}
 		time.Sleep(time.Second)
-		if n := p.Ready(); n != 2 {
+		if n := p.Ready("a"); n != 2 {
 			t.Errorf("%d ready after a second, want 2", n)
 		}
 	})
@@ -80,17 +81,18 @@ func TestPoolLeavesTakersInPeace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(time.Second)
 		want := func(ready int, when string) {
 			t.Helper()
 			synctest.Wait()
-			if n := p.Ready(); n != ready {
+			if n := p.Ready("a"); n != ready {
 				t.Errorf("%d ready %s, want %d", n, when, ready)
 			}
 		}
-		_, one, _ := p.Take()
-		_, two, _ := p.Take()
+		_, one, _ := p.Take("a")
+		_, two, _ := p.Take("a")
 		time.Sleep(patience / 4)
 		want(0, "while both takers work")
 		one()
@@ -99,7 +101,7 @@ func TestPoolLeavesTakersInPeace(t *testing.T) {
 		two()
 		time.Sleep(respite + w.took - 1)
 		want(0, "before the first can be done")
-		_, three, ok := p.Take() // of which there is none: it makes its own
+		_, three, ok := p.Take("a") // of which there is none: it makes its own
 		if ok {
 			t.Error("an empty pool gave something")
 		}
@@ -113,27 +115,28 @@ func TestPoolLeavesTakersInPeace(t *testing.T) {
 	})
 }
 
-// Takers that never settle hold up what is made, and do not stop it.
+// Takers that never finish hold up what is made, and do not stop it.
 func TestPoolFillsInSpiteOfTakers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(time.Second)
 		for range 2 {
-			if _, _, ok := p.Take(); !ok {
+			if _, _, ok := p.Take("a"); !ok {
 				t.Fatal("the pool is empty")
 			}
 		}
 		for made := range 2 {
 			time.Sleep(patience + w.took - 1)
 			synctest.Wait()
-			if n := p.Ready(); n != made {
+			if n := p.Ready("a"); n != made {
 				t.Errorf("%d ready before patience is over, want %d", n, made)
 			}
 			time.Sleep(time.Nanosecond)
 			synctest.Wait()
-			if n := p.Ready(); n != made+1 {
+			if n := p.Ready("a"); n != made+1 {
 				t.Errorf("%d ready after patience, want %d", n, made+1)
 			}
 		}
@@ -145,12 +148,13 @@ func TestPoolCloseWhileTakersWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 1}
 		p := New(w.config(1))
+		p.Use("a")
 		time.Sleep(time.Second)
-		_, settle, _ := p.Take()
+		_, finish, _ := p.Take("a")
 		synctest.Wait()
 		before := time.Now()
 		p.Close()
-		settle()
+		finish()
 		if waited := time.Since(before); waited != 0 || w.made != 1 { // the bubble's clock: exact
 			t.Errorf("waited for %s, made %d", waited, w.made)
 		}
@@ -162,15 +166,16 @@ func TestPoolFollowsDemand(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(1))
 		defer p.Close()
-		for range 6 {
-			p.Take()
+		for range 6 { // before anything is made
+			p.Take("a")
 		}
+		p.Use("a")
 		time.Sleep(time.Second)
-		if n := p.Ready(); n != 4 {
+		if n := p.Ready("a"); n != 4 {
 			t.Errorf("%d ready after 6 takes, want the ceiling of 4", n)
 		}
 		time.Sleep(window + 2*checkEvery)
-		if n := p.Ready(); n != 1 {
+		if n := p.Ready("a"); n != 1 {
 			t.Errorf("%d ready when demand is over, want the floor of 1", n)
 		}
 		if !slices.Equal(w.discarded, []int{1, 2, 3}) {
@@ -183,15 +188,16 @@ func TestPoolWithoutFloorFillsWithDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(0))
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if w.made != 0 {
 			t.Errorf("%d made without demand", w.made)
 		}
-		p.Take()
+		p.Take("a")
 		time.Sleep(time.Second)
-		if n := p.Ready(); n != 1 {
+		if n := p.Ready("a"); n != 1 {
 			t.Errorf("%d ready after one miss, want 1", n)
 		}
 	})
@@ -201,20 +207,21 @@ func TestPoolDrainsUnderPressure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(3))
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(time.Second)
 		w.mu.Lock()
 		w.short = true
 		w.mu.Unlock()
 		time.Sleep(2 * checkEvery)
-		if n := p.Ready(); n != 0 {
+		if n := p.Ready("a"); n != 0 {
 			t.Errorf("%d ready under pressure", n)
 		}
 		w.mu.Lock()
 		w.short = false
 		w.mu.Unlock()
 		time.Sleep(2 * checkEvery)
-		if n := p.Ready(); n != 3 {
+		if n := p.Ready("a"); n != 3 {
 			t.Errorf("%d ready when pressure is over, want 3", n)
 		}
 	})
@@ -224,6 +231,7 @@ func TestPoolTriesAgainLess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 1, fail: errors.New("no")}
 		p := New(w.config(1))
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(10 * time.Second)
 		w.mu.Lock()
@@ -233,7 +241,7 @@ func TestPoolTriesAgainLess(t *testing.T) {
 		w.fail = nil
 		w.mu.Unlock()
 		time.Sleep(lastRetry)
-		if n := p.Ready(); n != 1 {
+		if n := p.Ready("a"); n != 1 {
 			t.Errorf("%d ready after recovery", n)
 		}
 	})
@@ -245,18 +253,19 @@ func TestPoolMakeHangs(t *testing.T) {
 		w := &workshop{ceiling: 1}
 		cfg, hangs := w.config(1), true
 		make := cfg.Make
-		cfg.Make = func(ctx context.Context) (int, error) {
+		cfg.Make = func(ctx context.Context, shape string) (int, error) {
 			if hangs {
 				hangs = false
 				<-ctx.Done()
 				return 0, ctx.Err()
 			}
-			return make(ctx)
+			return make(ctx, shape)
 		}
 		p := New(cfg)
+		p.Use("a")
 		defer p.Close()
 		time.Sleep(makeTime + 2*firstRetry)
-		if n := p.Ready(); n != 1 || w.errors != 1 {
+		if n := p.Ready("a"); n != 1 || w.errors != 1 {
 			t.Errorf("%d ready and %d errors after one Make that hung", n, w.errors)
 		}
 	})
@@ -266,11 +275,12 @@ func TestPoolCloseDiscardsAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 3}
 		p := New(w.config(3))
+		p.Use("a")
 		time.Sleep(time.Second)
-		mine, _, _ := p.Take()
+		mine, _, _ := p.Take("a")
 		p.Close()
 		p.Close()
-		if _, _, ok := p.Take(); ok {
+		if _, _, ok := p.Take("a"); ok {
 			t.Error("a closed pool gave something")
 		}
 		slices.Sort(w.discarded)
@@ -288,13 +298,76 @@ func TestPoolCloseDuringMake(t *testing.T) {
 		w := &workshop{ceiling: 1}
 		begun, release := make(chan struct{}), make(chan struct{})
 		cfg := w.config(1)
-		cfg.Make = func(context.Context) (int, error) { close(begun); <-release; return 7, nil }
+		cfg.Make = func(context.Context, string) (int, error) { close(begun); <-release; return 7, nil }
 		p := New(cfg)
+		p.Use("a")
 		<-begun
 		go func() { time.Sleep(time.Second); close(release) }()
 		p.Close()
 		if !slices.Equal(w.discarded, []int{7}) {
 			t.Errorf("discarded %v, want 7", w.discarded)
+		}
+	})
+}
+
+// Things are held by shape: the ceiling is for all together, and those that were asked for
+// last come first.
+func TestPoolShapes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shapes := map[int]string{}
+		w := &workshop{ceiling: 5}
+		cfg := w.config(1)
+		make := cfg.Make
+		cfg.Make = func(ctx context.Context, shape string) (int, error) {
+			n, err := make(ctx, shape)
+			shapes[n] = shape
+			return n, err
+		}
+		p := New(cfg)
+		defer p.Close()
+		want := func(a, b, c int, when string) {
+			t.Helper()
+			if p.Ready("a") != a || p.Ready("b") != b || p.Ready("c") != c {
+				t.Errorf("%s: %d, %d and %d are ready; want %d, %d and %d", when, p.Ready("a"), p.Ready("b"), p.Ready("c"), a, b, c)
+			}
+		}
+		doneA, doneB := p.Use("a"), p.Use("b")
+		time.Sleep(time.Second)
+		want(1, 1, 0, "at first")
+		n, finish, ok := p.Take("a")
+		finish()
+		if !ok || shapes[n] != "a" {
+			t.Errorf("took %d of shape %q, %v; want one of shape a", n, shapes[n], ok)
+		}
+		if _, finish, ok := p.Take("c"); ok {
+			t.Error("a thing of another shape was given")
+		} else {
+			finish()
+		}
+		time.Sleep(time.Second)
+		want(1, 1, 0, "of a shape that nobody uses none is made")
+		for range 4 {
+			_, finish, _ := p.Take("b")
+			finish()
+		}
+		time.Sleep(time.Second)
+		want(1, 4, 0, "when b is asked for")
+		w.mu.Lock()
+		w.ceiling = 3
+		w.mu.Unlock()
+		time.Sleep(checkEvery + time.Second)
+		want(0, 3, 0, "with little room")
+		again := p.Use("b")
+		doneB()
+		time.Sleep(window + 2*checkEvery)
+		want(1, 1, 0, "when demand is over, b is still used")
+		again()
+		again()
+		doneA()
+		time.Sleep(2 * checkEvery)
+		want(0, 0, 0, "when nobody uses any")
+		if len(p.shapes) != 0 || len(p.order) != 0 {
+			t.Errorf("%d shapes are remembered", len(p.shapes))
 		}
 	})
 }

@@ -77,7 +77,7 @@ func (h *Handle) await(ctx context.Context) error {
 		switch {
 		case n < spins:
 			runtime.Gosched()
-			_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // who is to stop may wait for this processor (decision 24); cannot fail
+			_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // who is to stop may wait for this processor (docs/decisions/0024); cannot fail
 		case h.file[Events] == nil: // the v1 freezer has nothing to wait for
 			time.Sleep(time.Millisecond)
 		default: // wake every 50 ms to look at ctx

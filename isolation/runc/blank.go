@@ -7,7 +7,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// Blank is a sandbox made ahead of need (ARCHITECTURE decision 2): its cgroup, its
+// Blank is a sandbox made ahead of need (docs/decisions/0008): its cgroup, its
 // network namespace with the listener, its /tmp and its domains are there, and only
 // init handlers run in them. It has no function's files and limits yet. It becomes
 // one function's sandbox, once, or is closed.

@@ -28,7 +28,7 @@ const (
 	// minQuota in microseconds is the smallest that the kernel takes (sched-bwc.rst: 1 ms).
 	minQuota = 1_000
 	// handlerPIDs is what each init handler may use of the sandbox's pids limit, beyond
-	// the user's (REQUIREMENTS section 3, Limits): 10 or 11 threads that it keeps in
+	// the user's (SEC-37): 10 or 11 threads that it keeps in
 	// reserve, and a few for a Go runtime that wants one more.
 	handlerPIDs = 16
 )
@@ -312,7 +312,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// throttle puts the sandbox on its CPU share, or lets it run freely (decision 11).
+// throttle puts the sandbox on its CPU share, or lets it run freely (docs/decisions/0036).
 func (c *parentCgroup) throttle(on bool) error {
 	quota := int64(-1)
 	if on && c.limits.CPU > 0 {

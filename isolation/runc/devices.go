@@ -45,7 +45,7 @@ func (d *devices) close() error {
 
 // makeDevices mounts a file system at dir that holds what every domain shows as /dev, and
 // that nobody can change any more. Domains share it: libcontainer would make one for
-// each, of a dozen mounts (decision 22).
+// each, of a dozen mounts (docs/decisions/0022).
 func makeDevices(dir string) (err error) {
 	defer func() {
 		if err != nil {

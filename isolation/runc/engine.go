@@ -166,7 +166,7 @@ func removeFolder(ctx context.Context, p *placement) error {
 // Reconcile ends and removes what the daemon instance, which is gone, left in the
 // cgroup trees, and then on the network. record is what Host.CgroupFolder gave for it. A record that leads
 // nowhere, or not to a folder of that daemon, is damaged: the folder is looked for
-// (REQUIREMENTS S-11). Call it before New: afterwards the process sees only its own cgroups.
+// (S-11). Call it before New: afterwards the process sees only its own cgroups.
 func Reconcile(ctx context.Context, h Host, instance, record string) error {
 	p := &placement{host: h, roots: h.roots()}
 	folders := []string{record}
@@ -268,7 +268,7 @@ func searchable(dir string) error {
 // A creator runs functions on OS threads that live as long as the engine, as many at
 // once as there are CPUs. The kernel tells a domain's PID 1 of its parent's death when
 // the thread that forked it ends, so domains must be created on threads that do not
-// (decision 7).
+// (docs/decisions/0033).
 type creator struct {
 	jobs    chan func(*thread)
 	quit    chan struct{}

@@ -21,7 +21,7 @@ import (
 // sock_filter array. Compiling one takes longer than the rest of a domain's first
 // steps, so each is compiled once in a daemon's life, when it is first wanted.
 //
-// The init handler gets the file and puts the filter on itself (decision 16). The files
+// The init handler gets the file and puts the filter on itself (docs/decisions/0016). The files
 // are sealed: what a process that has one does with it changes nothing for another.
 type filters struct {
 	mu    sync.Mutex

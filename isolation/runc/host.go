@@ -242,7 +242,7 @@ type placement struct {
 // see, and above the own folder nothing may be written.
 //
 // What libcontainer looks at, /sys/fs/cgroup, is covered by something read-only, so that
-// it makes and enters no cgroup: the domains' processes do it themselves (decision 25).
+// it makes and enters no cgroup: the domains' processes do it themselves (docs/decisions/0025).
 func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
 		return nil, errors.New("no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")

@@ -51,7 +51,7 @@ type netns struct {
 const lookupAddr = "127.0.0.1:53"
 
 // newNetNS makes the network namespace for a mode of isolation.Network, raises its
-// loopback interface and listens inside it (ARCHITECTURE decision 3, SUP-19). In the
+// loopback interface and listens inside it (docs/decisions/0002, SUP-19). In the
 // host's namespace the Runtime API gets a port of its own.
 func newNetNS(mode string) (_ *netns, err error) {
 	n := &netns{}

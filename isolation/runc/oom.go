@@ -14,7 +14,7 @@ import (
 
 // oomWatch ends a whole sandbox when the kernel has killed one of its processes for
 // the memory limit. Cgroup v2 does that by itself (memory.oom.group); v1 only says
-// that it ran out (ARCHITECTURE decision 12).
+// that it ran out (docs/decisions/0037).
 type oomWatch struct {
 	events *os.File
 	seen   *os.File // a file in memory: how often the sandbox ran out of memory

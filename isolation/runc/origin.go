@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ import (
 // conn's peer? As long as conn's own end is open, whoever else tries its addresses
 // gets no further than SYN-SENT. So an end that has been closed by now is refused, and
 // so is a peer that is still connecting.
-func (s *Sandbox) Domain(conn net.Conn) (string, error) {
+func (s *Sandbox) Domain(_ context.Context, conn net.Conn) (string, error) {
 	id, err := s.net.originOf(conn)
 	if err != nil {
 		return "", fmt.Errorf("origin of a connection in %s: %w", s.spec.ID, err)

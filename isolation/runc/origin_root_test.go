@@ -46,14 +46,14 @@ func accept(t *testing.T, s *Sandbox) net.Conn {
 
 func wantDomain(t *testing.T, s *Sandbox, c net.Conn, want string) {
 	t.Helper()
-	if got, err := s.Domain(c); err != nil || got != want {
+	if got, err := s.Domain(t.Context(), c); err != nil || got != want {
 		t.Errorf("domain %q, %v; want %s", got, err, want)
 	}
 }
 
 func wantNoDomain(t *testing.T, s *Sandbox, c net.Conn, why string) {
 	t.Helper()
-	if got, err := s.Domain(c); err == nil || !strings.Contains(err.Error(), why) {
+	if got, err := s.Domain(t.Context(), c); err == nil || !strings.Contains(err.Error(), why) {
 		t.Errorf("domain %q, error %v; want an error with %q", got, err, why)
 	}
 }
@@ -84,7 +84,7 @@ func TestDomainOfAConnection(t *testing.T) {
 		out := begin(t, s, pid1[isolation.RuntimeDomain], 1, connect(0, leave))
 		finish(t, pid1[isolation.RuntimeDomain], out)
 		// What the kernel keeps of the other end is a socket for some time, or less at once.
-		if got, err := s.Domain(accept(t, s)); got != isolation.RuntimeDomain && (err == nil || !strings.Contains(err.Error(), "other end is closed")) {
+		if got, err := s.Domain(t.Context(), accept(t, s)); got != isolation.RuntimeDomain && (err == nil || !strings.Contains(err.Error(), "other end is closed")) {
 			t.Errorf("domain %q, %v; want runtime, or that it is closed", got, err)
 		}
 	})

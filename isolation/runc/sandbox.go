@@ -229,7 +229,7 @@ func (s *Sandbox) ids() (uid, gid uint32) {
 }
 
 // GivePipes makes the sandbox user the owner of pipes. See supervisor.Box.
-func (s *Sandbox) GivePipes(pipes ...*os.File) error {
+func (s *Sandbox) GivePipes(_ context.Context, pipes ...*os.File) error {
 	uid, gid := s.ids()
 	for _, f := range pipes {
 		if err := f.Chown(int(uid), int(gid)); err != nil {
@@ -253,10 +253,10 @@ func (s *Sandbox) Freeze(ctx context.Context) error { return s.group.handle.SetF
 func (s *Sandbox) Thaw(ctx context.Context) error { return s.group.handle.SetFrozen(ctx, false) }
 
 // SetThrottled turns the CPU quota on or off.
-func (s *Sandbox) SetThrottled(on bool) error { return s.group.throttle(on) }
+func (s *Sandbox) SetThrottled(_ context.Context, on bool) error { return s.group.throttle(on) }
 
 // Kill sends SIGKILL to every process of the sandbox.
-func (s *Sandbox) Kill() error { return s.group.kill() }
+func (s *Sandbox) Kill(context.Context) error { return s.group.kill() }
 
 // MemoryPeak returns the most memory that the sandbox ever had, in bytes.
 func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.handle.MemoryPeak() }
@@ -276,7 +276,7 @@ func (s *Sandbox) Lookups() (udp net.PacketConn, tcp net.Listener) {
 // Allow opens the services of those numbers (isolation.Policy.Services) at addresses
 // that were found for a name, for as long as their record is valid. With NetworkEgress
 // alone.
-func (s *Sandbox) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+func (s *Sandbox) Allow(_ context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 	if s.port == nil {
 		return s.noEgress()
 	}

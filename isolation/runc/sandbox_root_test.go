@@ -162,7 +162,7 @@ func TestPosture(t *testing.T) {
 		{"init handler is out of reach", "kill -9 1 2>&1 | grep -o 'not permitted'; cat /proc/1/environ 2>&1 | grep -o 'Permission denied'", "not permitted\nPermission denied\n"},
 		{"init handler cannot be replaced", "sh -c 'echo >>/.sandbox-init' 2>&1 | grep -o 'Permission denied'", "Permission denied\n"},
 		{"first to go when the host is short of memory", "cat /proc/self/oom_score_adj", "500\n"},
-		{"wakes up without interrupting, unless it wants to", "cut -d' ' -f41 /proc/self/stat; chrt -o 0 cut -d' ' -f41 /proc/self/stat", "3\n0\n"}, // decision 24; policy in proc(5), sched(7)
+		{"wakes up without interrupting, unless it wants to", "cut -d' ' -f41 /proc/self/stat; chrt -o 0 cut -d' ' -f41 /proc/self/stat", "3\n0\n"}, // docs/decisions/0024; policy in proc(5), sched(7)
 		{"upper layer protocols of TCP are refused, whatever the high bits", ulp, "38 38 38 0"},
 		{"odd protocols are refused", "perl -e 'for (132, 262, 136) { socket($s, 2, $_ == 136 ? 2 : 1, $_); printf \"%d \", $! }'", "38 38 38 "},
 		{"nofile", "ulimit -n; ulimit -Hn; ulimit -c", "1024\n1024\n0\n"},
@@ -263,7 +263,7 @@ func TestFreezeAndKill(t *testing.T) {
 	if err := s.Freeze(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Kill(); err != nil {
+	if err := s.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for { // the socket ends because PID 1 is dead, frozen or not
@@ -293,7 +293,7 @@ func drain(t *testing.T, f *os.File) {
 	}
 }
 
-func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // decision 12
+func TestOutOfMemoryEndsTheSandbox(t *testing.T) { // docs/decisions/0037
 	s := create(t, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
 	a, b := start(t, s, isolation.RuntimeDomain), start(t, s, isolation.ExtensionDomain)
 	if u, err := s.Usage(); err != nil || u.OOMKills != 0 {
@@ -344,7 +344,7 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 }
 
-func TestThrottle(t *testing.T) { // decision 11
+func TestThrottle(t *testing.T) { // docs/decisions/0036
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Limits.CPU = 0.1
 	s := create(t, spec)
@@ -365,7 +365,7 @@ func TestThrottle(t *testing.T) { // decision 11
 		return float64(after.CPU-before.CPU) / float64(time.Since(begin))
 	}
 	free := share()
-	if err := s.SetThrottled(true); err != nil {
+	if err := s.SetThrottled(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	if got := share(); got > 0.2 || got > free/2 {
@@ -388,7 +388,7 @@ func TestPIDsAreBounded(t *testing.T) { // ENV-34
 	}
 }
 
-// REQUIREMENTS 3, limits: a sandbox has an io weight where the kernel offers it, which is
+// SEC-37: a sandbox has an io weight where the kernel offers it, which is
 // where the io controller is in the v2 tree.
 func TestIOController(t *testing.T) {
 	b, err := os.ReadFile("/proc/cgroups")
@@ -448,7 +448,7 @@ func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
 	}
 }
 
-func TestBlank(t *testing.T) { // decision 2
+func TestBlank(t *testing.T) { // docs/decisions/0008
 	spec := hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain)
 	b, err := engine.Prepare(t.Context(), spec)
 	if err != nil {
@@ -504,7 +504,7 @@ func TestKillDuringStart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(after, func() { _ = s.Kill() })
+		timer := time.AfterFunc(after, func() { _ = s.Kill(context.Background()) })
 		defer timer.Stop()
 		if conn, err := s.Start(t.Context(), isolation.RuntimeDomain); err == nil {
 			conn.Close()
@@ -567,7 +567,7 @@ func TestMountTargetsAreNotFollowed(t *testing.T) {
 }
 
 // Whoever is in a domain's cgroups may use the domain's devices and no others, whatever
-// its privileges are (REQUIREMENTS section 3).
+// its privileges are (SEC-34).
 func TestDevicesByCgroup(t *testing.T) {
 	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	start(t, s, isolation.RuntimeDomain)
@@ -594,7 +594,7 @@ func TestDevicesByCgroup(t *testing.T) {
 }
 
 // The init handler is in the domain's cgroups, has kept nothing of the way there, and the
-// daemon sees who is not (decision 25).
+// daemon sees who is not (docs/decisions/0025).
 func TestEntersCgroups(t *testing.T) {
 	s := create(t, hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain))
 	for _, name := range s.spec.Domains {
@@ -622,7 +622,7 @@ func TestEntersCgroups(t *testing.T) {
 	}
 }
 
-// libcontainer can make no cgroup, and move nobody into one (decision 25).
+// libcontainer can make no cgroup, and move nobody into one (docs/decisions/0025).
 func TestCgroupsAreReadOnly(t *testing.T) {
 	dir := cgroupRoot
 	if engine.place.host.Mode != ModeUnified {
@@ -643,7 +643,7 @@ func TestCgroupsAreReadOnly(t *testing.T) {
 }
 
 // A sandbox can be made whatever the scheduler thinks of the daemon: its nice value and
-// another class than the usual are inherited (decision 24).
+// another class than the usual are inherited (docs/decisions/0024).
 func TestSchedulingIsInherited(t *testing.T) {
 	onCreators := func(f func() error) {
 		t.Helper()

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors says what a process gets as stdout and stderr (ARCHITECTURE, decision 10).
+// Descriptors says what a process gets as stdout and stderr (docs/decisions/0005).
 type Descriptors string
 
 // Pipes can be opened again through /dev/stderr and /proc/self/fd/N; sockets keep
@@ -30,7 +30,7 @@ const (
 
 // turns are had by the streams that are being read: half as many as processors, so that
 // output, of however many processes, leaves the other half to what has to be answered
-// (docs/decisions/0023-output-by-turns.md).
+// (docs/decisions/0023).
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 
 // Egress reads what one process writes: stdout and stderr line by line, and framed

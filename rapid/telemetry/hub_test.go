@@ -173,7 +173,7 @@ func TestHTTPAnswers(t *testing.T) {
 	}
 }
 
-// A redirect is not followed, wherever it leads (REQUIREMENTS section 4). A client of
+// A redirect is not followed, wherever it leads (SEC-55). A client of
 // net/http as it is by default follows the same one.
 func TestRedirectIsNotFollowed(t *testing.T) {
 	elsewhere := make(chan struct{}, 10)

@@ -87,17 +87,17 @@ func Decode(file string, b []byte) error {
 		text[i], rest = string(rest[4:4+n]), rest[4+n:]
 	}
 	if number >= len(kinds) {
-		return errors.New(printable(text[1]))
+		return errors.New(Printable(text[1]))
 	}
-	e := &Error{Kind: kinds[number], File: file, Entry: text[0], Reason: printable(text[1]), Fix: printable(text[2])}
+	e := &Error{Kind: kinds[number], File: file, Entry: text[0], Reason: Printable(text[1]), Fix: Printable(text[2])}
 	if text[3] != "" {
-		e.Err = errors.New(printable(text[3]))
+		e.Err = errors.New(Printable(text[3]))
 	}
 	return e
 }
 
-// printable keeps a stranger's text from flooding a message or moving a cursor.
-func printable(s string) string {
+// Printable keeps a stranger's text from flooding a message or moving a cursor.
+func Printable(s string) string {
 	const most = 2000
 	if len(s) > most {
 		s = s[:most] + "…"

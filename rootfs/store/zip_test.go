@@ -106,7 +106,7 @@ func manyFiles(t testing.TB, n int) []byte {
 	return ziptest.Make(t, files...)
 }
 
-// TestHostileZips is the list "Archives" of REQUIREMENTS section 4: every one is
+// TestHostileZips is the list of SEC-56: every one is
 // refused with its kind and its name, and nothing of it is left.
 func TestHostileZips(t *testing.T) {
 	le := binary.LittleEndian

@@ -77,7 +77,7 @@ func TestFilesLostAfterCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	made := make(chan error, 1)
 	go func() {
-		_, err := c.Create(ctx)
+		_, err := c.Create(ctx, 1)
 		made <- err
 	}()
 	create := next(opCreate)

@@ -40,9 +40,11 @@ type Box struct {
 
 var errMalformed = errors.New("malformed answer")
 
-// Create asks for a sandbox. The caller must Close it.
-func (c *Client) Create(ctx context.Context) (_ *Box, err error) {
-	a, err := c.call(ctx, request{op: opCreate})
+// Create asks for a sandbox of the revision of that number. The caller must Close it. The
+// error is message.ErrUnknownRevision if the supervisor does not know the revision, and
+// message.ErrTooMany if there are too many sandboxes.
+func (c *Client) Create(ctx context.Context, revision uint64) (_ *Box, err error) {
+	a, err := c.call(ctx, request{op: opCreate, value: revision})
 	b := &Box{client: c, number: a.n, pids: map[string]int{}}
 	defer func() {
 		if err != nil && b.number != 0 {
@@ -174,8 +176,8 @@ func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 }
 
 // GivePipes makes the sandbox user the owner of pipes.
-func (b *Box) GivePipes(pipes ...*os.File) error {
-	_, err := b.call(context.Background(), opGivePipes, 0, pipes...)
+func (b *Box) GivePipes(ctx context.Context, pipes ...*os.File) error {
+	_, err := b.call(ctx, opGivePipes, 0, pipes...)
 	return err
 }
 
@@ -186,18 +188,18 @@ func (b *Box) Freeze(ctx context.Context) error { return b.group.SetFrozen(ctx, 
 func (b *Box) Thaw(ctx context.Context) error { return b.group.SetFrozen(ctx, false) }
 
 // SetThrottled turns the CPU quota on or off.
-func (b *Box) SetThrottled(on bool) error {
+func (b *Box) SetThrottled(ctx context.Context, on bool) error {
 	arg := uint32(0)
 	if on {
 		arg = 1
 	}
-	_, err := b.call(context.Background(), opThrottle, arg)
+	_, err := b.call(ctx, opThrottle, arg)
 	return err
 }
 
 // Kill sends SIGKILL to every process of the sandbox.
-func (b *Box) Kill() error {
-	_, err := b.call(context.Background(), opKill, 0)
+func (b *Box) Kill(ctx context.Context) error {
+	_, err := b.call(ctx, opKill, 0)
 	return err
 }
 
@@ -225,7 +227,7 @@ func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 }
 
 // Domain says which domain made the other end of conn, a connection of Listener.
-func (b *Box) Domain(conn net.Conn) (string, error) {
+func (b *Box) Domain(ctx context.Context, conn net.Conn) (string, error) {
 	socket, ok := conn.(interface{ File() (*os.File, error) })
 	if !ok {
 		return "", fmt.Errorf("%T is no socket", conn)
@@ -235,7 +237,7 @@ func (b *Box) Domain(conn net.Conn) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	a, err := b.call(context.Background(), opDomain, 0, f)
+	a, err := b.call(ctx, opDomain, 0, f)
 	if err != nil {
 		return "", err
 	}
@@ -251,29 +253,20 @@ func (b *Box) Lookups() (udp net.PacketConn, tcp net.Listener) { return b.udp, b
 
 // Allow opens the services of those numbers, 0 to 63, at addresses that were found for a
 // name, for as long as their record is valid.
-func (b *Box) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+func (b *Box) Allow(ctx context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 	r := request{op: opAllow, sandbox: b.number, arg: uint32(min(max(valid/time.Second, 0), math.MaxUint32))}
 	for _, n := range services {
 		if n < 0 || n > 63 {
 			return fmt.Errorf("no service has the number %d", n)
 		}
-		r.services |= 1 << n
+		r.value |= 1 << n
 	}
 	for _, r.addr = range addrs {
-		if _, err := b.client.call(context.Background(), r); err != nil {
+		if _, err := b.client.call(ctx, r); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// Traffic is what the sandbox has sent, with network egress.
-func (b *Box) Traffic() (t isolation.Traffic, err error) {
-	a, err := b.call(context.Background(), opTraffic, 0)
-	if err != nil {
-		return t, err
-	}
-	return t, a.decode(&t)
 }
 
 // Close removes the sandbox. What cannot be removed is the supervisor's process to see

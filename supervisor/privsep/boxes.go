@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/internal/descriptor"
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/tracing"
 )
 
@@ -54,13 +55,13 @@ func numbers(set uint64) (list []int) {
 }
 
 // domain says which domain made a connection, which the worker has accepted.
-func (b *box) domain(f *os.File) ([]string, error) {
+func (b *box) domain(ctx context.Context, f *os.File) ([]string, error) {
 	conn, err := net.FileConn(f)
 	if err != nil {
 		return nil, fmt.Errorf("not a connection: %w", err)
 	}
 	defer conn.Close()
-	domain, err := b.Domain(conn)
+	domain, err := b.Domain(ctx, conn)
 	return []string{domain}, err
 }
 
@@ -100,14 +101,14 @@ func socketsOf(list ...io.Closer) (files []*os.File, err error) {
 	return files, nil
 }
 
-// create makes a sandbox.
-func (s *Server) create(ctx context.Context) (reply, []*os.File, error) {
+// create makes a sandbox of the revision of that number.
+func (s *Server) create(ctx context.Context, revision uint64) (reply, []*os.File, error) {
 	b := &box{turn: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
 	b.turn <- struct{}{} // until the worker can know of it
 	if s.cfg.Traced {
 		b.steps = new(tracing.Recorder)
 	}
-	hosted, err := s.cfg.Create(b.recorded(ctx))
+	hosted, err := s.cfg.Create(b.recorded(ctx), revision)
 	s.mu.Lock()
 	s.creating--
 	if err != nil {
@@ -287,7 +288,7 @@ func (s *Server) close(number uint32, b *box) error {
 	b.closed = true
 	s.mu.Unlock()
 	if again {
-		return fmt.Errorf("there is no sandbox %d", number)
+		return fmt.Errorf("sandbox %d: %w", number, message.ErrUnknownSandbox)
 	}
 	b.end()
 	timer := time.NewTimer(removalTime)

@@ -9,7 +9,8 @@ import (
 	"net"
 	"os"
 	"sync"
-	"time"
+
+	"github.com/sandboxd/sandboxd/internal/message"
 )
 
 // errGone says that the supervisor's process has ended, or has given this one up.
@@ -71,18 +72,9 @@ func (c *Client) Gone() <-chan struct{} { return c.gone }
 func (c *Client) Err() error { return c.cause }
 
 // Renew returns the operator's credentials as they are now.
-func (c *Client) Renew() ([]string, error) {
-	a, err := c.call(context.Background(), request{op: opRenew})
+func (c *Client) Renew(ctx context.Context) ([]string, error) {
+	a, err := c.call(ctx, request{op: opRenew})
 	return a.text, err
-}
-
-// Held tells by id since when sandboxes are there that could not be removed.
-func (c *Client) Held() (since map[string]time.Time, err error) {
-	a, err := c.call(context.Background(), request{op: opHeld})
-	if err != nil {
-		return nil, err
-	}
-	return since, a.decode(&since)
 }
 
 // Upstream connects to the name server of the host at that place of the list, counted
@@ -126,7 +118,7 @@ func (c *Client) read() {
 			break
 		}
 		if lost {
-			r.err = errFilesLost.Error()
+			r.err, r.kinds = errFilesLost.Error(), message.KindsOf(errFilesLost)
 		}
 		if r.id == 0 {
 			closeAll(files)
@@ -193,14 +185,14 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 		}
 		break
 	}
-	switch {
-	case a.err == "":
+	if a.err == "" {
 		return a, nil
-	case ctx.Err() != nil:
-		return a, fmt.Errorf("%s: %w", a.err, ctx.Err())
-	default:
-		return a, errors.New(a.err)
 	}
+	err := error(&message.Error{Text: a.err, Kinds: a.kinds})
+	if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		err = fmt.Errorf("%w: %w", err, ctx.Err())
+	}
+	return a, err
 }
 
 // register finds an id for a request whose answer goes to w; 0 if there are no answers

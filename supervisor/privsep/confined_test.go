@@ -1,6 +1,7 @@
 package privsep
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -16,16 +17,16 @@ func TestWorkerNotConfined(t *testing.T) {
 	h := &fakeHost{t: t}
 	naked := errors.New("it has no filter")
 	checks := 0
-	s, err := NewServer(ours, Config{Create: h.create, Sandboxes: 1, UID: uint32(os.Getuid()),
-		Confined: func() error { checks++; return naked }})
+	s, err := NewServer(ours, Config{Create: h.create, Sandboxes: 1, UID: uint32(os.Getuid())})
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Require(func() error { checks++; return naked })
 	served := make(chan error, 1)
 	gone := false
 	go func() { served <- s.Serve(func() { gone = true }) }()
 	c := client(t, line, 1)
-	if _, err := c.Create(t.Context()); err == nil {
+	if _, err := c.Create(t.Context(), 1); err == nil {
 		t.Error("it was given a sandbox")
 	}
 	if err := <-served; !errors.Is(err, naked) || !gone || checks != 1 || h.live != 0 {
@@ -40,11 +41,11 @@ func TestWorkerConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	checks := 0
-	s, err := NewServer(ours, Config{Renew: func() ([]string, error) { return []string{"a", "b", "c"}, nil }, Sandboxes: 1,
-		Confined: func() error { checks++; return nil }})
+	s, err := NewServer(ours, Config{Renew: func(context.Context) ([]string, error) { return []string{"a", "b", "c"}, nil }, Sandboxes: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Require(func() error { checks++; return nil })
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(func() {}) }()
 	c, err := NewClient(line, 1)
@@ -52,7 +53,7 @@ func TestWorkerConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if got, err := c.Renew(); err != nil || strings.Join(got, "") != "abc" {
+		if got, err := c.Renew(t.Context()); err != nil || strings.Join(got, "") != "abc" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}

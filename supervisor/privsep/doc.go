@@ -6,11 +6,11 @@
 // numbers, and one address where a name was found; no text, no length, no pointer into
 // anything. So nothing of what the worker says has to be parsed, and what it cannot say
 // it cannot ask for: it names no path, no id, no limit and no command. It asks for "a
-// sandbox", and gets what the operator's command line says a sandbox is. What it then
-// uses all the time, the listener of the Runtime API, the files that freeze and measure,
-// the sockets of the init handlers, it holds as open files: an invocation makes no
+// sandbox of revision N", and gets what the supervisor knows of that revision. The worker
+// holds what it uses all the time as open files: the listener of the Runtime API, the files
+// that freeze and measure, the sockets of the init handlers. So an invocation makes no
 // request.
 //
-// A worker that breaks these rules is not one of ours any more: [Server.Serve] ends
-// with an error, and with it every sandbox.
+// The supervisor ends a worker that breaks these rules: [Server.Serve] returns an error
+// then, and all sandboxes end with it.
 package privsep

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -21,7 +22,7 @@ const (
 type op uint32
 
 const (
-	opCreate    op = iota + 1 // a sandbox; the answer has its number, id, cgroup and files
+	opCreate    op = iota + 1 // a sandbox of the revision value; the answer has its number, id, cgroup and files
 	opStart                   // a domain; arg is its index in domains
 	opThrottle                // arg: 1 on, 0 off
 	opKill                    // every process of the sandbox
@@ -31,9 +32,7 @@ const (
 	opRenew                   // the credentials as the operator has them now
 	opDomain                  // the domain that made the connection beside the message; the answer names it
 	opAllow                   // opens services at addr, for arg seconds
-	opTraffic                 // what the sandbox has sent
 	opUpstream                // a socket to a name server of the host; arg: its place in the list, and streamed for TCP
-	opHeld                    // the sandboxes that could not be removed
 	opCancel                  // arg: the request that is not waited for any more; has no answer
 	ops                       // one more than the last
 )
@@ -49,12 +48,12 @@ const (
 
 // request is what the worker sends.
 type request struct {
-	id       uint32 // chosen by the worker, not in use by a request without an answer
-	op       op
-	sandbox  uint32 // the number that the answer to opCreate gave; 0 where there is none
-	arg      uint32
-	services uint64     // of opAllow: a bit for each number (isolation.Policy.Services)
-	addr     netip.Addr // of opAllow
+	id      uint32 // chosen by the worker, not in use by a request without an answer
+	op      op
+	sandbox uint32 // the number that the answer to opCreate gave; 0 where there is none
+	arg     uint32
+	value   uint64     // of opCreate the number of a revision; of opAllow a bit for each service (isolation.Policy.Services)
+	addr    netip.Addr // of opAllow
 }
 
 func (r request) encode() []byte {
@@ -62,7 +61,7 @@ func (r request) encode() []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(r.op))
 	b = binary.LittleEndian.AppendUint32(b, r.sandbox)
 	b = binary.LittleEndian.AppendUint32(b, r.arg)
-	b = binary.LittleEndian.AppendUint64(b, r.services)
+	b = binary.LittleEndian.AppendUint64(b, r.value)
 	var addr [16]byte
 	if r.addr.IsValid() {
 		addr = r.addr.As16()
@@ -77,11 +76,12 @@ func decodeRequest(b []byte, files int) (request, error) {
 		return request{}, fmt.Errorf("a request of %d bytes, want %d", len(b), requestSize)
 	}
 	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
-	r := request{id: word(0), op: op(word(1)), sandbox: word(2), arg: word(3), services: binary.LittleEndian.Uint64(b[16:])}
+	r := request{id: word(0), op: op(word(1)), sandbox: word(2), arg: word(3), value: binary.LittleEndian.Uint64(b[16:])}
 	if addr := [16]byte(b[24:]); addr != [16]byte{} {
 		r.addr = netip.AddrFrom16(addr).Unmap()
 	}
-	owned := r.op != opCreate && r.op != opRenew && r.op != opUpstream && r.op != opHeld && r.op != opCancel
+	owned := r.op != opCreate && r.op != opRenew && r.op != opUpstream && r.op != opCancel
+	valued := r.op == opCreate || r.op == opAllow
 	var ok bool
 	switch r.op {
 	case opStart:
@@ -106,8 +106,8 @@ func decodeRequest(b []byte, files int) (request, error) {
 		return request{}, fmt.Errorf("operation %d on sandbox %d", r.op, r.sandbox)
 	case (r.op == opGivePipes || r.op == opDomain) != (files > 0) || r.op == opDomain && files != 1:
 		return request{}, fmt.Errorf("operation %d with %d files", r.op, files)
-	case r.op == opAllow && (r.services == 0 || !r.addr.IsValid()), r.op != opAllow && (r.services != 0 || r.addr.IsValid()):
-		return request{}, fmt.Errorf("operation %d with services %#x at %v", r.op, r.services, r.addr)
+	case valued != (r.value != 0), (r.op == opAllow) != r.addr.IsValid():
+		return request{}, fmt.Errorf("operation %d with the value %#x and the address %v", r.op, r.value, r.addr)
 	}
 	return r, nil
 }
@@ -115,15 +115,21 @@ func decodeRequest(b []byte, files int) (request, error) {
 // reply is what the supervisor sends: the answer to a request, or, with the id 0, the
 // word that the daemon is to end.
 type reply struct {
-	id   uint32
-	err  string // why the request failed; "" if it did not
-	n    uint32
-	text []string
+	id    uint32
+	err   string        // why the request failed; "" if it did not
+	kinds message.Kinds // of err
+	n     uint32
+	text  []string
 }
+
+// replyHead is how many bytes of a reply come before its texts.
+const replyHead = 16
 
 func (r reply) encode() ([]byte, error) {
 	b := binary.LittleEndian.AppendUint32(nil, r.id)
 	b = binary.LittleEndian.AppendUint32(b, r.n)
+	b = binary.LittleEndian.AppendUint32(b, r.kinds.Set)
+	b = binary.LittleEndian.AppendUint32(b, r.kinds.Errno)
 	for _, s := range append([]string{r.err}, r.text...) {
 		b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
 		b = append(b, s...)
@@ -136,12 +142,13 @@ func (r reply) encode() ([]byte, error) {
 
 func decodeReply(b []byte) (reply, error) {
 	malformed := errors.New("malformed answer")
-	if len(b) < 8 || len(b) > maxReply {
+	if len(b) < replyHead || len(b) > maxReply {
 		return reply{}, malformed
 	}
-	r := reply{id: binary.LittleEndian.Uint32(b), n: binary.LittleEndian.Uint32(b[4:])}
+	word := func(i int) uint32 { return binary.LittleEndian.Uint32(b[4*i:]) }
+	r := reply{id: word(0), n: word(1), kinds: message.Kinds{Set: word(2), Errno: word(3)}}
 	var text []string
-	for b = b[8:]; len(b) > 0; {
+	for b = b[replyHead:]; len(b) > 0; {
 		if len(b) < 4 || uint64(binary.LittleEndian.Uint32(b)) > uint64(len(b)-4) || len(text) > maxText {
 			return reply{}, malformed
 		}

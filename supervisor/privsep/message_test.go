@@ -9,11 +9,11 @@ import (
 )
 
 var requests = []request{
-	{id: 1, op: opCreate, sandbox: 0, arg: 0}, {id: 2, op: opStart, sandbox: 1, arg: 0}, {id: 3, op: opStart, sandbox: 1, arg: 1}, {id: 4, op: opThrottle, sandbox: 7, arg: 1}, {id: 5, op: opKill, sandbox: 1 << 31, arg: 0},
+	{id: 1, op: opCreate, sandbox: 0, arg: 0, value: 1 << 63}, {id: 2, op: opStart, sandbox: 1, arg: 0}, {id: 3, op: opStart, sandbox: 1, arg: 1}, {id: 4, op: opThrottle, sandbox: 7, arg: 1}, {id: 5, op: opKill, sandbox: 1 << 31, arg: 0},
 	{id: 6, op: opGivePipes, sandbox: 1, arg: 0}, {id: 7, op: opDial, sandbox: 1, arg: 65535}, {id: 8, op: opClose, sandbox: 1, arg: 0}, {id: 9, op: opRenew, sandbox: 0, arg: 0}, {id: 0, op: opCancel, sandbox: 0, arg: 8},
-	{id: 10, op: opDomain, sandbox: 1, arg: 0}, {id: 11, op: opTraffic, sandbox: 1, arg: 0}, {id: 12, op: opUpstream, sandbox: 0, arg: 2}, {id: 13, op: opUpstream, sandbox: 0, arg: 2 | streamed}, {id: 14, op: opHeld, sandbox: 0, arg: 0},
-	{id: 15, op: opAllow, sandbox: 1, arg: 60, services: 1 << 63, addr: netip.MustParseAddr("192.0.2.1")},
-	{id: 16, op: opAllow, sandbox: 1, services: 5, addr: netip.MustParseAddr("2001:db8::1")},
+	{id: 10, op: opDomain, sandbox: 1, arg: 0}, {id: 12, op: opUpstream, sandbox: 0, arg: 2}, {id: 13, op: opUpstream, sandbox: 0, arg: 2 | streamed},
+	{id: 15, op: opAllow, sandbox: 1, arg: 60, value: 1 << 63, addr: netip.MustParseAddr("192.0.2.1")},
+	{id: 16, op: opAllow, sandbox: 1, value: 5, addr: netip.MustParseAddr("2001:db8::1")},
 }
 
 // filesOf is how many files such a request comes with.
@@ -50,12 +50,12 @@ func TestRequests(t *testing.T) {
 func TestWrongRequests(t *testing.T) {
 	for _, r := range []request{
 		{id: 1, op: 0, sandbox: 0, arg: 0}, {id: 1, op: ops, sandbox: 1, arg: 0}, {id: 1, op: 1 << 30, sandbox: 1, arg: 0},
-		{id: 1, op: opCreate, sandbox: 1, arg: 0}, {id: 1, op: opCreate, sandbox: 0, arg: 1}, {id: 1, op: opRenew, sandbox: 1, arg: 0}, {id: 1, op: opKill, sandbox: 0, arg: 0}, {id: 1, op: opClose, sandbox: 1, arg: 1},
+		{id: 1, op: opCreate, sandbox: 1, value: 1}, {id: 1, op: opCreate, arg: 1, value: 1}, {id: 1, op: opRenew, sandbox: 1, arg: 0}, {id: 1, op: opKill, sandbox: 0, arg: 0}, {id: 1, op: opClose, sandbox: 1, arg: 1},
 		{id: 1, op: opStart, sandbox: 1, arg: 2}, {id: 1, op: opThrottle, sandbox: 1, arg: 2}, {id: 1, op: opDial, sandbox: 1, arg: 0}, {id: 1, op: opDial, sandbox: 1, arg: 65536}, {id: 0, op: opCancel, sandbox: 1, arg: 8},
-		{id: 1, op: opDomain, sandbox: 0, arg: 0}, {id: 1, op: opUpstream, sandbox: 1, arg: 0}, {id: 1, op: opUpstream, sandbox: 0, arg: 3}, {id: 1, op: opUpstream, sandbox: 0, arg: 1 << 9}, {id: 1, op: opHeld, sandbox: 1, arg: 0}, {id: 1, op: opTraffic, sandbox: 0, arg: 0},
-		{id: 1, op: opAllow, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")}, {id: 1, op: opAllow, sandbox: 1, services: 1},
-		{id: 1, op: opKill, sandbox: 1, services: 1}, {id: 1, op: opKill, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")},
-		{id: 1, op: opAllow, services: 1, addr: netip.MustParseAddr("192.0.2.1")},
+		{id: 1, op: opDomain, sandbox: 0, arg: 0}, {id: 1, op: opUpstream, sandbox: 1, arg: 0}, {id: 1, op: opUpstream, sandbox: 0, arg: 3}, {id: 1, op: opUpstream, sandbox: 0, arg: 1 << 9}, {id: 1, op: opCreate}, {id: 1, op: opRenew, value: 1},
+		{id: 1, op: opAllow, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")}, {id: 1, op: opAllow, sandbox: 1, value: 1},
+		{id: 1, op: opKill, sandbox: 1, value: 1}, {id: 1, op: opKill, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")},
+		{id: 1, op: opAllow, value: 1, addr: netip.MustParseAddr("192.0.2.1")},
 	} {
 		if got, err := decodeRequest(r.encode(), filesOf(r)); err == nil {
 			t.Errorf("%+v was taken as %+v", r, got)

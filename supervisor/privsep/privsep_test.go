@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/cgroup"
@@ -51,6 +52,7 @@ type fakeHost struct {
 	calls    []string
 	live     int
 	closeErr error
+	pipeErr  error // of GivePipes
 }
 
 func (h *fakeHost) note(call string) {
@@ -70,7 +72,10 @@ func (h *fakeHost) count(call string) (n int) {
 	return n
 }
 
-func (h *fakeHost) create(ctx context.Context) (Hosted, error) {
+func (h *fakeHost) create(ctx context.Context, revision uint64) (Hosted, error) {
+	if revision != 1 {
+		return nil, fmt.Errorf("revision %d: %w", revision, message.ErrUnknownRevision)
+	}
 	h.mu.Lock()
 	gate := h.gate
 	h.mu.Unlock()
@@ -117,12 +122,12 @@ func (f *fakeHosted) add(role cgroup.Role, text string) {
 	f.files = append(f.files, cgroup.File{Role: role, File: file})
 }
 
-func (f *fakeHosted) ID() string             { return "fn-1" }
-func (f *fakeHosted) CgroupPath() string     { return "/sandboxd/1/fn-1" }
-func (f *fakeHosted) PIDs() map[string]int   { return map[string]int{isolation.RuntimeDomain: 42} }
-func (f *fakeHosted) Files() []cgroup.File   { return f.files }
-func (f *fakeHosted) Listener() net.Listener { return f.listener }
-func (f *fakeHosted) Kill() error            { f.host.note("Kill"); return nil }
+func (f *fakeHosted) ID() string                 { return "fn-1" }
+func (f *fakeHosted) CgroupPath() string         { return "/sandboxd/1/fn-1" }
+func (f *fakeHosted) PIDs() map[string]int       { return map[string]int{isolation.RuntimeDomain: 42} }
+func (f *fakeHosted) Files() []cgroup.File       { return f.files }
+func (f *fakeHosted) Listener() net.Listener     { return f.listener }
+func (f *fakeHosted) Kill(context.Context) error { f.host.note("Kill"); return nil }
 
 func (f *fakeHosted) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	f.host.note("Start " + domain)
@@ -138,13 +143,18 @@ func (f *fakeHosted) Start(ctx context.Context, domain string) (*wire.Conn, erro
 	return local, nil
 }
 
-func (f *fakeHosted) SetThrottled(on bool) error {
+func (f *fakeHosted) SetThrottled(_ context.Context, on bool) error {
 	f.host.note(map[bool]string{true: "throttle", false: "unthrottle"}[on])
 	return nil
 }
 
-func (f *fakeHosted) GivePipes(pipes ...*os.File) error {
+func (f *fakeHosted) GivePipes(_ context.Context, pipes ...*os.File) error {
 	f.host.note("GivePipes")
+	f.host.mu.Lock()
+	defer f.host.mu.Unlock()
+	if f.host.pipeErr != nil {
+		return f.host.pipeErr
+	}
 	return nil
 }
 
@@ -154,7 +164,7 @@ func (f *fakeHosted) Dial(ctx context.Context, network, addr string) (net.Conn, 
 
 func (f *fakeHosted) Lookups() (net.PacketConn, net.Listener) { return f.udp, f.tcp }
 
-func (f *fakeHosted) Allow(services []int, addrs []netip.Addr, valid time.Duration) error {
+func (f *fakeHosted) Allow(_ context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 	f.host.note(fmt.Sprint("Allow ", services, " ", addrs[0], " ", valid))
 	return nil
 }
@@ -164,7 +174,7 @@ func (f *fakeHosted) Traffic() (t isolation.Traffic, err error) {
 	return t, nil
 }
 
-func (f *fakeHosted) Domain(conn net.Conn) (string, error) {
+func (f *fakeHosted) Domain(_ context.Context, conn net.Conn) (string, error) {
 	return "made by " + conn.RemoteAddr().String(), nil
 }
 
@@ -201,8 +211,7 @@ func serve(t *testing.T, h *fakeHost, sandboxes int, want string) *os.File {
 		t.Fatal(err)
 	}
 	s, err := NewServer(ours, Config{
-		Create: h.create, Renew: func() ([]string, error) { return []string{"a", "b", "c"}, nil },
-		Held: func() map[string]time.Time { return map[string]time.Time{"fn-0": long} },
+		Create: h.create, Renew: func(context.Context) ([]string, error) { return []string{"a", "b", "c"}, nil },
 		Upstream: func(ctx context.Context, network string, server int) (net.Conn, error) {
 			h.note(fmt.Sprintf("server %d by %s", server, network))
 			return new(net.Dialer).DialContext(ctx, network, place.Addr().String())
@@ -244,14 +253,14 @@ func client(t *testing.T, line *os.File, sandboxes int) *Client {
 func TestBox(t *testing.T) {
 	h := &fakeHost{}
 	c := client(t, serve(t, h, 1, ""), 1)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if b.ID() != "fn-1" || b.CgroupPath() != "/sandboxd/1/fn-1" {
 		t.Errorf("%q in %q", b.ID(), b.CgroupPath())
 	}
-	if _, err := c.Create(t.Context()); err == nil || !strings.Contains(err.Error(), "1 sandboxes") {
+	if _, err := c.Create(t.Context(), 1); !errors.Is(err, message.ErrTooMany) {
 		t.Errorf("a second sandbox of one: %v", err)
 	}
 	conn, err := b.Start(t.Context(), isolation.RuntimeDomain)
@@ -271,7 +280,7 @@ func TestBox(t *testing.T) {
 	if u, err := b.Usage(); err != nil || u.MemoryBytes != 4096 || u.OOMKills != 3 {
 		t.Errorf("usage %+v, %v", u, err)
 	}
-	if err := errors.Join(b.Freeze(t.Context()), b.Thaw(t.Context()), b.SetThrottled(true), b.SetThrottled(false), b.Kill()); err != nil {
+	if err := errors.Join(b.Freeze(t.Context()), b.Thaw(t.Context()), b.SetThrottled(t.Context(), true), b.SetThrottled(t.Context(), false), b.Kill(t.Context())); err != nil {
 		t.Error(err)
 	}
 	for _, call := range []string{"throttle", "unthrottle", "Kill", "Start runtime"} {
@@ -279,7 +288,7 @@ func TestBox(t *testing.T) {
 			t.Errorf("%s: %d times", call, n)
 		}
 	}
-	if list, err := c.Renew(); err != nil || !slices.Equal(list, []string{"a", "b", "c"}) {
+	if list, err := c.Renew(t.Context()); err != nil || !slices.Equal(list, []string{"a", "b", "c"}) {
 		t.Errorf("%q, %v", list, err)
 	}
 
@@ -306,10 +315,10 @@ func TestBox(t *testing.T) {
 	if err := b.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := b.Kill(); err == nil || !strings.Contains(err.Error(), "no sandbox") {
+	if err := b.Kill(t.Context()); !errors.Is(err, message.ErrUnknownSandbox) {
 		t.Errorf("after Close: %v", err)
 	}
-	again, err := c.Create(t.Context())
+	again, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatalf("its place is not free: %v", err)
 	}
@@ -322,7 +331,7 @@ func TestBox(t *testing.T) {
 func TestGivePipes(t *testing.T) {
 	h := &fakeHost{}
 	c := client(t, serve(t, h, 1, ""), 1)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +341,7 @@ func TestGivePipes(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	if err := b.GivePipes(r, w); err != nil {
+	if err := b.GivePipes(t.Context(), r, w); err != nil {
 		t.Error(err)
 	}
 	named := filepath.Join(t.TempDir(), "fifo")
@@ -345,7 +354,7 @@ func TestGivePipes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := b.GivePipes(r, f); err == nil {
+		if err := b.GivePipes(t.Context(), r, f); err == nil {
 			t.Errorf("%s was given away", name)
 		}
 	}
@@ -360,11 +369,11 @@ func TestCancel(t *testing.T) {
 	c := client(t, serve(t, h, 1, ""), 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := c.Create(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Create(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 	close(h.gate)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatalf("the place is not free: %v", err)
 	}
@@ -378,20 +387,20 @@ func TestCancel(t *testing.T) {
 func TestQuarantine(t *testing.T) {
 	h := &fakeHost{closeErr: errors.New("stuck")}
 	c := client(t, serve(t, h, 1, ""), 1)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "stuck") {
 		t.Errorf("%v", err)
 	}
-	if err := b.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "no sandbox") {
+	if err := b.Close(t.Context()); !errors.Is(err, message.ErrUnknownSandbox) {
 		t.Errorf("a second Close: %v", err)
 	}
 	h.mu.Lock()
 	h.closeErr = nil
 	h.mu.Unlock()
-	next, err := c.Create(t.Context())
+	next, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatalf("no other in its place: %v", err)
 	}
@@ -401,19 +410,56 @@ func TestQuarantine(t *testing.T) {
 	h.mu.Lock()
 	h.live-- // the one in quarantine
 	h.mu.Unlock()
-	if held, err := c.Held(); err != nil || len(held) != 1 || !held["fn-0"].Equal(long) {
-		t.Errorf("held: %v, %v", held, err)
-	}
 }
 
-// long is since when the sandbox of the tests is in quarantine.
-var long = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+// Errors keep their kind on the way to the worker.
+func TestErrorKinds(t *testing.T) {
+	h := &fakeHost{}
+	c := client(t, serve(t, h, 2, ""), 2)
+	if _, err := c.Create(t.Context(), 9); !errors.Is(err, message.ErrUnknownRevision) || !strings.Contains(err.Error(), "revision 9") {
+		t.Errorf("a revision that there is not: %v", err)
+	}
+	b, err := c.Create(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, cause := range map[error]error{
+		errors.ErrUnsupported: fmt.Errorf("no freezer: %w", errors.ErrUnsupported),
+		unix.EBUSY:            &os.PathError{Op: "rmdir", Path: "/x", Err: unix.EBUSY},
+		os.ErrNotExist:        &os.PathError{Op: "open", Path: "/x", Err: unix.ENOENT},
+	} {
+		h.mu.Lock()
+		h.pipeErr = cause
+		h.mu.Unlock()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.GivePipes(t.Context(), r, w); !errors.Is(err, want) || err.Error() != cause.Error() {
+			t.Errorf("%v became %v", cause, err)
+		}
+		r.Close()
+		w.Close()
+	}
+	if _, err := c.Create(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Create(t.Context(), 1); !errors.Is(err, message.ErrTooMany) {
+		t.Errorf("a third sandbox of two: %v", err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := b.Kill(t.Context()); !errors.Is(err, message.ErrUnknownSandbox) {
+		t.Errorf("after Close: %v", err)
+	}
+}
 
 // What network egress needs: sockets for lookups, sockets to name servers, addresses.
 func TestEgress(t *testing.T) {
 	h := &fakeHost{egress: true}
 	c := client(t, serve(t, h, 1, ""), 1)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -423,7 +469,7 @@ func TestEgress(t *testing.T) {
 		t.Errorf("sockets for lookups: %v, %v", udp, tcp)
 	}
 	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
-	if err := b.Allow([]int{0, 63}, addrs, 90*time.Second); err != nil {
+	if err := b.Allow(t.Context(), []int{0, 63}, addrs, 90*time.Second); err != nil {
 		t.Error(err)
 	}
 	for _, call := range []string{"Allow [0 63] 192.0.2.1 1m30s", "Allow [0 63] 2001:db8::1 1m30s"} {
@@ -431,11 +477,8 @@ func TestEgress(t *testing.T) {
 			t.Errorf("%q was not asked for: %q", call, h.calls)
 		}
 	}
-	if err := b.Allow([]int{64}, addrs, time.Second); err == nil {
+	if err := b.Allow(t.Context(), []int{64}, addrs, time.Second); err == nil {
 		t.Error("a service that cannot be was allowed")
-	}
-	if traffic, err := b.Traffic(); err != nil || traffic.AllowedBytes != 7 {
-		t.Errorf("traffic %+v, %v", traffic, err)
 	}
 	for _, network := range []string{"udp", "tcp"} {
 		conn, err := c.Upstream(t.Context(), network, 2)
@@ -453,7 +496,7 @@ func TestEgress(t *testing.T) {
 func TestDomain(t *testing.T) {
 	h := &fakeHost{}
 	c := client(t, serve(t, h, 1, ""), 1)
-	b, err := c.Create(t.Context())
+	b, err := c.Create(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -468,7 +511,7 @@ func TestDomain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if domain, err := b.Domain(conn); err != nil || domain != "made by "+peer.LocalAddr().String() {
+	if domain, err := b.Domain(t.Context(), conn); err != nil || domain != "made by "+peer.LocalAddr().String() {
 		t.Errorf("%q, %v", domain, err)
 	}
 	if _, err := peer.Write([]byte("x")); err != nil {
@@ -493,7 +536,7 @@ func TestSteps(t *testing.T) {
 	c := client(t, serve(t, h, 1, ""), 1)
 	var seen tracing.Recorder
 	ctx := seen.Context(t.Context())
-	b, err := c.Create(ctx)
+	b, err := c.Create(ctx, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -526,12 +569,12 @@ func TestWorkerGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, err := c.Create(t.Context()); err != nil {
+		if _, err := c.Create(t.Context(), 1); err != nil {
 			t.Fatal(err)
 		}
 	}
 	c.Close()
-	if _, err := c.Create(t.Context()); !errors.Is(err, errGone) {
+	if _, err := c.Create(t.Context(), 1); !errors.Is(err, errGone) {
 		t.Errorf("%v", err)
 	}
 }
@@ -546,7 +589,7 @@ func TestUnsent(t *testing.T) {
 	if err := unix.SetsockoptInt(int(ours.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewServer(ours, Config{Renew: func() ([]string, error) {
+	s, err := NewServer(ours, Config{Renew: func(context.Context) ([]string, error) {
 		return []string{strings.Repeat("x", maxReply/2)}, nil
 	}})
 	if err != nil {
@@ -554,7 +597,7 @@ func TestUnsent(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(func() {}) }()
-	if _, err := client(t, line, 1).Renew(); !errors.Is(err, errGone) {
+	if _, err := client(t, line, 1).Renew(t.Context()); !errors.Is(err, errGone) {
 		t.Errorf("%v", err)
 	}
 	if err := <-served; !errors.Is(err, unix.EMSGSIZE) || !strings.Contains(err.Error(), "send an answer to the worker") {
@@ -573,7 +616,7 @@ func TestSupervisorGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	answered := make(chan error)
-	go func() { _, err := c.Create(context.Background()); answered <- err }()
+	go func() { _, err := c.Create(context.Background(), 1); answered <- err }()
 	buf := make([]byte, requestSize)
 	if _, err := ours.Read(buf); err != nil {
 		t.Fatal(err)
@@ -611,7 +654,7 @@ func TestStop(t *testing.T) {
 }
 
 // A worker that has been taken over: what breaks the protocol ends the server, with all
-// sandboxes, and nothing else happens (REQUIREMENTS section 4).
+// sandboxes, and nothing else happens (SEC-17, SEC-60).
 func TestHostileWorker(t *testing.T) {
 	passwd, err := os.Open("/etc/passwd")
 	if err != nil {
@@ -634,18 +677,18 @@ func TestHostileWorker(t *testing.T) {
 			send(request{id: 2, op: opGivePipes, sandbox: 1, arg: 0}.encode(), many...)
 		}, "too large"},
 		{"egress of a sandbox without", func(send func([]byte, ...*os.File)) {
-			send(request{id: 2, op: opTraffic, sandbox: 1}.encode())
+			send(request{id: 2, op: opKill, sandbox: 1}.encode())
 			send(request{id: 3, op: opUpstream}.encode())
 			send([]byte{1})
 		}, "1 bytes"},
 		{"the id 0", func(send func([]byte, ...*os.File)) { send(request{id: 0, op: opKill, sandbox: 1, arg: 0}.encode()) }, "id 0"},
 		{"an id twice", func(send func([]byte, ...*os.File)) {
-			send(request{id: 5, op: opCreate, sandbox: 0, arg: 0}.encode())
-			send(request{id: 5, op: opCreate, sandbox: 0, arg: 0}.encode())
+			send(request{id: 5, op: opCreate, value: 1}.encode())
+			send(request{id: 5, op: opCreate, value: 1}.encode())
 		}, "id 5"},
 		{"a flood", func(send func([]byte, ...*os.File)) {
 			for i := range uint32(4 * inFlight(3)) { // some of the answers fit into the socket
-				send(request{id: i + 2, op: opCreate, sandbox: 0, arg: 0}.encode())
+				send(request{id: i + 2, op: opCreate, value: 1}.encode())
 			}
 		}, "requests at once"},
 	} {
@@ -662,7 +705,7 @@ func TestHostileWorker(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			send(request{id: 1, op: opCreate, sandbox: 0, arg: 0}.encode())
+			send(request{id: 1, op: opCreate, value: 1}.encode())
 			if _, files, err := conn.receive(); err != nil {
 				t.Fatal(err)
 			} else {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/cgroup"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -43,33 +44,30 @@ type Hosted interface {
 	Lookups() (udp net.PacketConn, tcp net.Listener)
 	// Allow opens services, by their numbers, at addresses that were found for a name. It
 	// keeps closed what must be.
-	Allow(services []int, addrs []netip.Addr, valid time.Duration) error
+	Allow(ctx context.Context, services []int, addrs []netip.Addr, valid time.Duration) error
 	Traffic() (isolation.Traffic, error)
 }
 
 // Config is what a Server needs.
 type Config struct {
-	// Create makes a sandbox. Its Close releases all that belongs to it, and is called
-	// once: what it cannot remove is Create's.
-	Create func(context.Context) (Hosted, error)
+	// Create makes a sandbox of the revision of that number, which the worker chooses: it
+	// returns message.ErrUnknownRevision if it knows none of that number. The Close of the
+	// sandbox releases all that belongs to it, and is called once: what it cannot remove is
+	// Create's.
+	Create func(ctx context.Context, revision uint64) (Hosted, error)
 	// Renew returns the credentials as they are now, as the worker understands them.
-	Renew func() ([]string, error)
+	Renew func(context.Context) ([]string, error)
 	// Upstream connects to the name server of the host at that place of the list, counted
 	// from 0, by "udp" or "tcp". Nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
 	// OnError is told of sandboxes that could not be removed when the worker was gone.
 	OnError func(error)
-	// Held tells by id since when sandboxes are there that could not be removed.
-	Held func() map[string]time.Time
 	// Traced says that the worker wants to know the steps of what it has made.
 	Traced bool
 	// Sandboxes is the most that may live at once, those included that are being removed.
 	Sandboxes int
 	// UID is the worker's user: only what belongs to it may be given away.
 	UID uint32
-	// Confined returns an error if the worker is not confined. Serve calls it once, before
-	// it answers the first request, and ends with the error. Nil is no check.
-	Confined func() error
 }
 
 // Server is the supervisor's end.
@@ -79,6 +77,7 @@ type Server struct {
 
 	life    context.Context // of all requests
 	end     context.CancelFunc
+	check   func() error   // see Require; nil once it has been made
 	working sync.WaitGroup // requests
 	dials   chan struct{}  // full when no more connections may be made at once
 
@@ -113,7 +112,7 @@ func (s *Server) Serve(gone func()) error {
 	s.conn.Close()
 	s.mu.Lock()
 	for _, b := range s.boxes {
-		_ = b.Kill() // its Close tells
+		_ = b.Kill(context.Background()) // its Close reports what stays
 	}
 	s.mu.Unlock()
 	s.rest(2 * removalTime)
@@ -143,6 +142,10 @@ func (s *Server) rest(patience time.Duration) {
 	}
 }
 
+// Require has Serve call check once, before it answers the first request, and end with
+// its error. Call it before Serve.
+func (s *Server) Require(check func() error) { s.check = check }
+
 // Close closes the line. It is for a server that does not come to serve.
 func (s *Server) Close() error {
 	s.end()
@@ -159,6 +162,17 @@ func (s *Server) Stop() error {
 	return s.conn.send(b, nil)
 }
 
+// Sandboxes returns those that the worker has, without those that are being made.
+func (s *Server) Sandboxes() []Hosted {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]Hosted, 0, len(s.boxes))
+	for _, b := range s.boxes {
+		list = append(list, b.Hosted)
+	}
+	return list
+}
+
 // Count is how many sandboxes the worker has, those being made included.
 func (s *Server) Count() int {
 	s.mu.Lock()
@@ -171,7 +185,7 @@ func (s *Server) count() int { return s.creating + len(s.boxes) }
 
 // read takes requests until it must not go on.
 func (s *Server) read() error {
-	for confined := s.cfg.Confined; ; {
+	for {
 		b, files, err := s.conn.receive()
 		if errors.Is(err, io.EOF) {
 			return s.left()
@@ -179,12 +193,12 @@ func (s *Server) read() error {
 		if err != nil {
 			return fmt.Errorf("receive from the worker: %w", err)
 		}
-		if confined != nil {
-			if err := confined(); err != nil {
+		if s.check != nil {
+			if err := s.check(); err != nil {
 				closeAll(files)
 				return fmt.Errorf("check the worker: %w", err)
 			}
-			confined = nil
+			s.check = nil
 		}
 		r, err := decodeRequest(b, len(files))
 		if err != nil {
@@ -236,9 +250,9 @@ func (s *Server) begin(r request, files []*os.File) error {
 	var refused error
 	switch {
 	case r.sandbox != 0 && b == nil: // one that was closed a moment ago, most likely
-		refused = fmt.Errorf("there is no sandbox %d", r.sandbox)
+		refused = fmt.Errorf("sandbox %d: %w", r.sandbox, message.ErrUnknownSandbox)
 	case r.op == opCreate && s.count() >= s.cfg.Sandboxes:
-		refused = fmt.Errorf("there are %d sandboxes already", s.cfg.Sandboxes)
+		refused = fmt.Errorf("%w: %d", message.ErrTooMany, s.cfg.Sandboxes)
 	case r.op == opCreate:
 		s.creating++
 	case r.op == opClose:
@@ -255,7 +269,7 @@ func (s *Server) begin(r request, files []*os.File) error {
 		closeAll(files)
 		if err != nil {
 			text := err.Error()
-			a = reply{err: text[:min(len(text), maxReply/2)]}
+			a = reply{err: text[:min(len(text), maxReply/2)], kinds: message.KindsOf(err)}
 		}
 		s.answer(r.id, a, give)
 	})
@@ -292,9 +306,9 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) (a reply, give []*os.File, err error) {
 	switch r.op {
 	case opCreate:
-		a, give, err = s.create(ctx)
+		a, give, err = s.create(ctx, r.value)
 	case opRenew:
-		a.text, err = s.cfg.Renew()
+		a.text, err = s.cfg.Renew(ctx)
 	case opStart:
 		if err = s.take(ctx, b); err == nil {
 			a, give, err = b.start(ctx, domains[r.arg])
@@ -302,30 +316,23 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		}
 	case opThrottle:
 		if err = s.take(ctx, b); err == nil {
-			err = b.SetThrottled(r.arg == 1)
+			err = b.SetThrottled(ctx, r.arg == 1)
 			<-b.turn
 		}
 	case opKill:
-		err = b.Kill()
+		err = b.Kill(ctx)
 	case opGivePipes:
 		if err = s.mayGive(files); err == nil {
-			err = b.GivePipes(files...)
+			err = b.GivePipes(ctx, files...)
 		}
 	case opDial:
 		give, err = s.dial(ctx, b, r.arg)
 	case opDomain:
-		a.text, err = b.domain(files[0])
+		a.text, err = b.domain(ctx, files[0])
 	case opAllow:
-		err = b.Allow(numbers(r.services), []netip.Addr{r.addr}, time.Duration(r.arg)*time.Second)
-	case opTraffic:
-		var t isolation.Traffic
-		if t, err = b.Traffic(); err == nil {
-			a.text, err = inJSON(t)
-		}
+		err = b.Allow(ctx, numbers(r.value), []netip.Addr{r.addr}, time.Duration(r.arg)*time.Second)
 	case opUpstream:
 		give, err = s.upstream(ctx, r.arg)
-	case opHeld:
-		a.text, err = inJSON(s.cfg.Held())
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}

@@ -43,7 +43,7 @@ type Config struct {
 	Match func(name string) []int
 	// Open opens the services at the addresses that were found, for as long as their
 	// records are valid. The sandbox gets its answer afterwards.
-	Open func(services []int, addrs []netip.Addr, valid time.Duration) error
+	Open func(ctx context.Context, services []int, addrs []netip.Addr, valid time.Duration) error
 	// Dial connects to the name server at that place of the list, the best of which is 0,
 	// by "udp" or "tcp", from a port that nobody can guess. It fails for a place that is
 	// beyond the end of the list.
@@ -201,7 +201,7 @@ func (r *Resolver) answer(ctx context.Context, network string, query []byte) []b
 		return failure(h, &q, dnsmessage.RCodeServerFailure)
 	}
 	if len(found.addrs) > 0 {
-		if err := r.cfg.Open(services, found.addrs, found.valid); err != nil {
+		if err := r.cfg.Open(ctx, services, found.addrs, found.valid); err != nil {
 			return failure(h, &q, dnsmessage.RCodeServerFailure)
 		}
 	}

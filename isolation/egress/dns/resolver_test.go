@@ -147,7 +147,7 @@ func serveOn(t *testing.T, wrap func(net.PacketConn, net.Listener) (net.PacketCo
 			}
 			return nil
 		},
-		Open: func(services []int, addrs []netip.Addr, valid time.Duration) error {
+		Open: func(_ context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			for _, a := range addrs {
@@ -369,7 +369,7 @@ func FuzzQuery(f *testing.F) {
 	f.Add([]byte("\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03one\x07example\x00\x00\x01\x00\x01"))
 	r := New(Config{
 		Match: func(string) []int { return nil },
-		Open:  func([]int, []netip.Addr, time.Duration) error { return nil },
+		Open:  func(context.Context, []int, []netip.Addr, time.Duration) error { return nil },
 		Dial:  func(context.Context, string, int) (net.Conn, error) { return nil, errors.New("no servers") },
 	})
 	f.Fuzz(func(t *testing.T, query []byte) {

@@ -189,7 +189,7 @@ func (s *Supervisor) Stop(ctx context.Context, domain string) (isolation.Usage, 
 	return isolation.Usage{}, s.end(ctx, domain+"/", false)
 }
 
-// OutOfMemory kills everything and loses the domains, as decision 12 does.
+// OutOfMemory kills everything and loses the domains, as docs/decisions/0037 has it.
 func (s *Supervisor) OutOfMemory() {
 	_ = s.end(context.Background(), "", true)
 	s.once.Do(func() { close(s.lost) })
@@ -197,8 +197,11 @@ func (s *Supervisor) OutOfMemory() {
 
 func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
 func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
-func (s *Supervisor) Throttle(on bool) error       { s.note("throttle %v", on); return nil }
-func (s *Supervisor) MemoryPeak() (uint64, error)  { return s.Peak, nil }
+func (s *Supervisor) Throttle(_ context.Context, on bool) error {
+	s.note("throttle %v", on)
+	return nil
+}
+func (s *Supervisor) MemoryPeak() (uint64, error) { return s.Peak, nil }
 
 // Dial connects as Connect does.
 func (s *Supervisor) Dial(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -1,0 +1,150 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.opentelemetry.io/otel/exporters/stdout/stdouttrace"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sandboxd/sandboxd/internal/tracing"
+)
+
+// coldStarts is what --trace-init asks for: the steps of every cold start, printed when
+// the sandbox has initialized or failed to, and kept in a file. It is a processor of
+// spans. A nil one traces nothing. Safe for concurrent use.
+type coldStarts struct {
+	provider *sdktrace.TracerProvider
+	log      *logrus.Logger
+	table    bool // else one entry of the log with all steps
+	file     *os.File
+	exporter sdktrace.SpanExporter
+
+	mu   sync.Mutex
+	open map[trace.TraceID][]sdktrace.ReadOnlySpan // those that have not ended, with their steps
+}
+
+// newColdStarts keeps the spans in file, which it owns. The caller must close it.
+func newColdStarts(file *os.File, json bool, log *logrus.Logger) (*coldStarts, error) {
+	exporter, err := stdouttrace.New(stdouttrace.WithWriter(file))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("--trace-init: %w", err), file.Close())
+	}
+	c := &coldStarts{log: log, table: !json, file: file, exporter: exporter,
+		open: map[trace.TraceID][]sdktrace.ReadOnlySpan{}}
+	c.provider = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(c), sdktrace.WithResource(resource.Empty()))
+	return c, nil
+}
+
+// begin starts the trace of one cold start. The span's End, of which later ones have no
+// effect, ends it.
+func (c *coldStarts) begin(ctx context.Context) (context.Context, trace.Span) {
+	if c == nil {
+		return ctx, trace.SpanFromContext(ctx)
+	}
+	return c.provider.Tracer(tracing.Scope).Start(ctx, "cold start", trace.WithNewRoot())
+}
+
+// OnStart implements sdktrace.SpanProcessor.
+func (c *coldStarts) OnStart(_ context.Context, s sdktrace.ReadWriteSpan) {
+	if !s.Parent().IsValid() {
+		c.mu.Lock()
+		c.open[s.SpanContext().TraceID()] = nil
+		c.mu.Unlock()
+	}
+}
+
+// OnEnd implements sdktrace.SpanProcessor. Steps that come after the end of their trace,
+// as those of a later initialization do, are kept and not printed.
+func (c *coldStarts) OnEnd(s sdktrace.ReadOnlySpan) {
+	id := s.SpanContext().TraceID()
+	c.mu.Lock()
+	steps, open := c.open[id]
+	root := !s.Parent().IsValid()
+	if open && !root {
+		c.open[id] = append(steps, s)
+		c.mu.Unlock()
+		return
+	}
+	delete(c.open, id)
+	c.mu.Unlock()
+	if err := c.exporter.ExportSpans(context.Background(), append(steps, s)); err != nil {
+		c.log.WithError(err).Warnf("a trace could not be written to %s", c.file.Name())
+	}
+	if root {
+		c.print(s, steps)
+	}
+}
+
+func (c *coldStarts) print(root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOnlySpan) {
+	slices.SortStableFunc(steps, func(a, b sdktrace.ReadOnlySpan) int {
+		return cmp.Or(a.StartTime().Compare(b.StartTime()), b.EndTime().Compare(a.EndTime()))
+	})
+	if c.table {
+		var b strings.Builder
+		writeSteps(&b, root, steps)
+		_, _ = io.WriteString(c.log.Out, b.String()) // an outlet: never fails
+		return
+	}
+	type step struct {
+		Name            string
+		BeginMS, TookMS float64
+	}
+	list := make([]step, 0, len(steps))
+	for _, s := range steps {
+		list = append(list, step{s.Name(), ms(s.StartTime().Sub(root.StartTime())), ms(s.EndTime().Sub(s.StartTime()))})
+	}
+	c.log.WithFields(logrus.Fields{"ms": ms(root.EndTime().Sub(root.StartTime())), "steps": list}).Info(root.Name())
+}
+
+// barWidth is how many characters the whole of a trace takes.
+const barWidth = 40
+
+// writeSteps writes a table: when each step began, what it took, and both as a picture.
+func writeSteps(w io.Writer, root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOnlySpan) {
+	depth := map[trace.SpanID]int{root.SpanContext().SpanID(): 0}
+	total := root.EndTime().Sub(root.StartTime())
+	fmt.Fprintf(w, "%s: %.2f ms\n%10s %10s\n", root.Name(), ms(total), "begin", "ms")
+	for _, s := range steps {
+		level := depth[s.Parent().SpanID()]
+		depth[s.SpanContext().SpanID()] = level + 1
+		begin, took := s.StartTime().Sub(root.StartTime()), s.EndTime().Sub(s.StartTime())
+		fmt.Fprintf(w, "%10.2f %10.2f  |%s|  %s%s\n", ms(begin), ms(took), bar(begin, took, total), strings.Repeat("  ", level), s.Name())
+	}
+}
+
+// bar draws the part of a trace that a step takes; what a step began earlier is cut off.
+func bar(begin, took, total time.Duration) string {
+	at := func(d time.Duration) int {
+		return min(max(int(barWidth*d/max(total, 1)), 0), barWidth)
+	}
+	from, to := at(begin), at(begin+took)
+	if from == to { // too short for a character of its own
+		from, to = min(from, barWidth-1), min(from, barWidth-1)+1
+	}
+	return strings.Repeat(" ", from) + strings.Repeat("=", to-from) + strings.Repeat(" ", barWidth-to)
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// Shutdown implements sdktrace.SpanProcessor.
+func (c *coldStarts) Shutdown(ctx context.Context) error { return c.exporter.Shutdown(ctx) }
+
+// ForceFlush implements sdktrace.SpanProcessor: nothing is held back.
+func (c *coldStarts) ForceFlush(context.Context) error { return nil }
+
+// close releases the file.
+func (c *coldStarts) close() error {
+	return errors.Join(c.provider.Shutdown(context.Background()), c.file.Close())
+}

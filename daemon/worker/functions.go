@@ -1,0 +1,237 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sandboxd/sandboxd/fleet"
+	"github.com/sandboxd/sandboxd/function"
+	"github.com/sandboxd/sandboxd/invoke"
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// emulatorName is a second name of the only function, when there is but one: the name that
+// AWS's emulator serves (INV-01).
+const emulatorName = "function"
+
+// functions are those that the worker serves: by name the revision that takes invocations,
+// and the earlier ones that come to their end. It implements invoke.Functions. Methods are
+// safe for concurrent use.
+type functions struct {
+	w      *worker
+	forced <-chan struct{} // closed when the daemon is to end at once
+
+	serving atomic.Pointer[map[string]*served] // by name; the map is never changed
+
+	mu       sync.Mutex // guards what follows, and changes of serving
+	closing  bool
+	draining map[*served]struct{}
+	drains   sync.WaitGroup
+}
+
+// served is one revision with its sandboxes.
+type served struct {
+	rev     *function.Revision
+	factory *factory
+	fleet   *fleet.Fleet
+}
+
+func newFunctions(w *worker, forced <-chan struct{}) *functions {
+	f := &functions{w: w, forced: forced, draining: map[*served]struct{}{}}
+	f.serving.Store(&map[string]*served{})
+	return f
+}
+
+// put has rev serve its function from now on: requests that come after put has returned run
+// in its sandboxes, those that were accepted before put was called in those of the revision
+// before, which takes no more and ends. If rev has provisioned sandboxes, they initialize
+// first; the error says that they could not, and then nothing has changed.
+func (f *functions) put(ctx context.Context, rev *function.Revision) error {
+	s := f.newServed(rev)
+	if rev.Provisioned > 0 {
+		if err := s.fleet.Provision(ctx); err != nil {
+			return errors.Join(err, s.fleet.Shutdown(f.w.drain))
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return errors.Join(fleet.ErrClosed, s.fleet.Shutdown(f.w.drain))
+	}
+	f.change(rev.Name, s)
+	return nil
+}
+
+// remove takes the function of that name out of service: its sandboxes come to their end.
+func (f *functions) remove(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.change(name, nil)
+}
+
+// change puts s in the place of the revision that serves name, if there is one. s is nil if
+// nobody serves it any more. The caller holds f.mu.
+func (f *functions) change(name string, s *served) {
+	now := maps.Clone(*f.serving.Load())
+	old := now[name]
+	if s != nil {
+		now[name] = s
+	} else {
+		delete(now, name)
+	}
+	f.serving.Store(&now)
+	if old == nil {
+		return
+	}
+	f.draining[old] = struct{}{}
+	f.drains.Go(func() {
+		if err := old.fleet.Shutdown(f.w.drain); err != nil {
+			f.w.log.WithError(err).WithField("function", name).Error("a revision did not end cleanly")
+		}
+		f.mu.Lock()
+		delete(f.draining, old)
+		f.mu.Unlock()
+	})
+}
+
+func (f *functions) newServed(rev *function.Revision) *served {
+	s := &served{rev: rev, factory: newFactory(f.w, rev, f.forced)}
+	most := rev.Concurrency
+	if most == 0 {
+		most = f.w.config.Concurrency
+	}
+	places, newSandbox := most, s.factory.make
+	if rev.Managed > 0 {
+		places, newSandbox = places*rev.Managed, fleet.Share(rev.Managed, newSandbox)
+	}
+	s.fleet = fleet.New(fleet.Config{
+		Max:         places,
+		New:         newSandbox,
+		Provisioned: rev.Provisioned, NewProvisioned: s.factory.provision,
+		IdleTimeout: f.w.config.IdleTimeout,
+		OnError:     func(err error) { f.w.log.WithError(err).Error("sandbox did not end cleanly") },
+	})
+	return s
+}
+
+// find returns the revision that serves the function of that name, nil if there is none.
+func (f *functions) find(name string) *served {
+	all := *f.serving.Load()
+	if s := all[name]; s != nil || name != emulatorName || len(all) != 1 {
+		return s
+	}
+	for _, s := range all {
+		return s
+	}
+	return nil
+}
+
+// all returns every revision that has sandboxes.
+func (f *functions) all() []*served {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []*served
+	for _, s := range *f.serving.Load() {
+		list = append(list, s)
+	}
+	for s := range f.draining {
+		list = append(list, s)
+	}
+	return list
+}
+
+// Find implements invoke.Functions.
+func (f *functions) Find(name string) (invoke.Function, bool) {
+	s := f.find(name)
+	if s == nil {
+		return invoke.Function{}, false
+	}
+	return invoke.Function{ARN: s.rev.ARN, Version: s.rev.Version, Tenants: s.rev.TenantIsolation}, true
+}
+
+// Lease implements invoke.Functions.
+func (f *functions) Lease(ctx context.Context, name, tenant string) (invoke.Lease, error) {
+	for {
+		s := f.find(name)
+		if s == nil {
+			return nil, invoke.ErrNoFunction
+		}
+		l, err := s.fleet.Reserve(ctx, tenant)
+		switch {
+		case err == nil:
+			return &lease{functions: f, name: name, tenant: tenant, served: s, lease: l}, nil
+		case errors.Is(err, fleet.ErrClosed) && f.find(name) != s:
+			continue // another revision serves it since
+		case errors.Is(err, fleet.ErrClosed):
+			return nil, invoke.ErrClosed
+		case errors.Is(err, fleet.ErrTooMany):
+			return nil, invoke.ErrTooMany
+		}
+		return nil, err
+	}
+}
+
+// lease is the right to one invocation of a revision.
+type lease struct {
+	functions    *functions
+	name, tenant string
+	served       *served
+	lease        *fleet.Lease
+}
+
+// againTime bounds the wait for a sandbox of the next revision: that of the request is over
+// with its lease.
+const againTime = time.Minute
+
+// Invoke implements invoke.Lease. An invocation that no sandbox has seen when its revision
+// ends runs in the next one.
+func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
+	for {
+		res, err := l.lease.Invoke(inv)
+		if !errors.Is(err, fleet.ErrClosed) {
+			return res, err
+		}
+		if l.functions.find(l.name) == l.served || l.functions.find(l.name) == nil {
+			return nil, fmt.Errorf("%w: %w", invoke.ErrClosed, err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), againTime)
+		next, err := l.functions.Lease(ctx, l.name, l.tenant)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		*l = *next.(*lease)
+	}
+}
+
+// Version implements invoke.Lease.
+func (l *lease) Version() string { return l.served.rev.Version }
+
+// shutdown takes no more invocations and ends all sandboxes, as fleet.Fleet.Shutdown does.
+func (f *functions) shutdown(ctx context.Context) error {
+	f.mu.Lock()
+	f.closing = true
+	f.mu.Unlock()
+	var (
+		ends sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for _, s := range *f.serving.Load() {
+		ends.Go(func() {
+			if err := s.fleet.Shutdown(ctx); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	ends.Wait()
+	f.drains.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,239 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/sandboxd/sandboxd/fleet"
+	"github.com/sandboxd/sandboxd/function"
+	"github.com/sandboxd/sandboxd/isolation"
+	"github.com/sandboxd/sandboxd/isolation/egress/dns"
+	"github.com/sandboxd/sandboxd/rapid"
+	"github.com/sandboxd/sandboxd/rapid/api"
+	"github.com/sandboxd/sandboxd/supervisor"
+	"github.com/sandboxd/sandboxd/supervisor/privsep"
+)
+
+// factory makes the sandboxes of one revision.
+type factory struct {
+	client *privsep.Client
+	log    *logrus.Logger
+	forced <-chan struct{} // closed when the daemon is to end at once
+
+	rev      *function.Revision
+	life     rapid.Config      // all but LogStream, APIAddr, Restore and OnState
+	network  isolation.Network // what the sandboxes can reach
+	strict   bool              // the runtime's paths are for the runtime alone
+	longInit time.Duration     // limit of a provisioned sandbox's initialization
+
+	traces *coldStarts // nil without --trace-init
+
+	mu   sync.Mutex
+	live map[string]*sandbox
+}
+
+func newFactory(w *worker, rev *function.Revision, forced <-chan struct{}) *factory {
+	life := lifeOf(w.config, rev)
+	life.Sink = newSink(w.stderr, life.Function.LogFormat)
+	return &factory{
+		client: w.client, log: w.log, forced: forced,
+		rev: rev, life: life, network: w.config.Networks[rev.Network], strict: w.config.Strict, longInit: longInit(w.config, rev),
+		traces: w.traces, live: map[string]*sandbox{},
+	}
+}
+
+// renew asks for the credentials as they are now.
+func (f *factory) renew(ctx context.Context) (c rapid.Credentials, err error) {
+	list, err := f.client.Renew(ctx)
+	if err == nil && len(list) != 3 {
+		err = errors.New("the supervisor's answer is no credentials")
+	}
+	if err != nil {
+		return c, err
+	}
+	return rapid.Credentials{AccessKeyID: list[0], SecretAccessKey: list[1], SessionToken: list[2]}, nil
+}
+
+// sandbox joins the parts of one execution environment. It implements fleet.Sandbox.
+type sandbox struct {
+	id       string
+	box      *privsep.Box
+	sup      *supervisor.Sandbox
+	resolver *dns.Resolver // nil without network egress
+	life     *rapid.Sandbox
+	factory  *factory
+
+	end   context.CancelFunc // ends the life
+	ready chan struct{}      // closed when it has initialized
+	ended chan struct{}      // closed when the life and its API have ended
+	err   error              // of the life; valid once ended
+}
+
+// make makes a sandbox and starts its life. What fails is rolled back.
+func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) { return f.start(ctx, f.life) }
+
+// provision makes a sandbox that initializes before anybody needs it (LC-09).
+func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
+	cfg := f.life
+	cfg.Initialization = rapid.Provisioned
+	cfg.Settings.InitTimeout = f.longInit
+	return f.start(ctx, cfg)
+}
+
+func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
+	ctx, coldStart := f.traces.begin(ctx)
+	box, err := f.client.Create(ctx, f.rev.ID.Number)
+	if err != nil {
+		coldStart.End()
+		return nil, err
+	}
+	id := box.ID()
+	coldStart.SetName("cold start of " + id)
+	s := &sandbox{id: id, box: box, sup: supervisor.New(id, box), factory: f,
+		ready: make(chan struct{}), ended: make(chan struct{})}
+	if udp, _ := box.Lookups(); udp != nil {
+		s.resolver = dns.New(dns.Config{Match: f.network.Policy.Match, Open: box.Allow, Dial: f.client.Upstream})
+	}
+	cfg.LogStream, cfg.APIAddr = logStream(f.rev, id), box.Listener().Addr().String()
+	if cfg.Initialization == rapid.SnapStart {
+		cfg.Restore = func() (rapid.Restored, error) {
+			c, err := f.renew(context.Background())
+			return rapid.Restored{Credentials: c, LogStream: logStream(f.rev, id+"-1")}, err
+		}
+	}
+	initialized := sync.OnceFunc(func() { close(s.ready) })
+	cfg.OnState = func(st rapid.State) {
+		if st == rapid.Idle || st == rapid.Serving {
+			initialized()
+		}
+		if st != rapid.Initializing {
+			coldStart.End()
+		}
+		if f.log.IsLevelEnabled(logrus.DebugLevel) { // fields cost more than asking, twice for each invocation
+			f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
+		}
+	}
+	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
+	var lifeCtx context.Context
+	lifeCtx, s.end = context.WithCancel(trace.ContextWithSpan(context.Background(), coldStart))
+	go s.run(lifeCtx)
+	f.mu.Lock()
+	f.live[id] = s
+	f.mu.Unlock()
+	return s, nil
+}
+
+// find returns the live sandbox of that id, nil if there is none.
+func (f *factory) find(id string) *sandbox {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.live[id]
+}
+
+// run lives the sandbox's life and serves the Runtime API for as long as it lasts:
+// the shutdown needs the API too.
+func (s *sandbox) run(ctx context.Context) {
+	defer close(s.ended)
+	apiCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	limits := api.DefaultLimits()
+	limits.Connections += 2 * s.factory.life.MaxConcurrency // of managed mode: a worker waits in one of its own
+	var origin api.Origin
+	if s.factory.strict {
+		origin = s.origin
+	}
+	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits, origin) }()
+	named := make(chan error, 1)
+	go func() { named <- s.serveLookups(apiCtx) }()
+	s.err = s.life.Run(ctx)
+	if errors.Is(s.err, rapid.ErrLost) { // the function's doing; whether it can be removed is another matter
+		s.factory.log.WithField("sandbox", s.id).WithError(s.err).Warn("a sandbox is lost")
+		s.err = nil
+	}
+	stop()
+	s.err = errors.Join(s.err, <-served, <-named)
+}
+
+// serveLookups answers the sandbox's name lookups until ctx ends.
+func (s *sandbox) serveLookups(ctx context.Context) error {
+	if s.resolver == nil {
+		return nil
+	}
+	udp, tcp := s.box.Lookups()
+	return s.resolver.Serve(ctx, udp, tcp)
+}
+
+// origin says why a connection is not the runtime's. See api.Origin.
+func (s *sandbox) origin(conn net.Conn) error {
+	domain, err := s.sup.Domain(context.Background(), conn)
+	switch {
+	case err != nil:
+		s.factory.log.WithError(err).Debug("a connection to the Runtime API of unknown origin")
+		return errors.New("it is not known who made this connection")
+	case domain != isolation.RuntimeDomain:
+		return fmt.Errorf("this connection was made in the %s domain", domain)
+	}
+	return nil
+}
+
+// ID names the sandbox.
+func (s *sandbox) ID() string { return s.id }
+
+// State is where in its life the sandbox is.
+func (s *sandbox) State() rapid.State { return s.life.State() }
+
+// Invoke runs one invocation.
+func (s *sandbox) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+	return s.life.Invoke(ctx, inv)
+}
+
+// Ready is closed when the sandbox has initialized.
+func (s *sandbox) Ready() <-chan struct{} { return s.ready }
+
+// Ended is closed when the life has ended.
+func (s *sandbox) Ended() <-chan struct{} { return s.ended }
+
+// kill ends every process of the sandbox, whatever has ended meanwhile.
+func (s *sandbox) kill() error {
+	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
+	defer cancel()
+	return s.box.Kill(ctx)
+}
+
+// Close ends the life and removes the sandbox. When ctx ends or the user wants the end at
+// once, the orderly shutdown is cut short by a kill.
+func (s *sandbox) Close(ctx context.Context) error {
+	s.end()
+	var errs []error
+	killed := true
+	select {
+	case <-s.ended:
+		killed = false
+	case <-s.factory.forced:
+		errs = append(errs, s.kill())
+	case <-ctx.Done():
+		errs = append(errs, s.kill(), fmt.Errorf("sandbox %s was killed: its shutdown took too long: %w", s.id, ctx.Err()))
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
+	defer cancel()
+	errs = append(errs, s.sup.Close(last))
+	select {
+	case <-s.ended: // also after a kill: nothing is left to wait for
+		if !killed { // else its errors are those of the kill
+			errs = append(errs, s.err)
+		}
+	case <-last.Done():
+		errs = append(errs, fmt.Errorf("sandbox %s: its life does not end: %w", s.id, last.Err()))
+	}
+	s.factory.mu.Lock()
+	delete(s.factory.live, s.id)
+	s.factory.mu.Unlock()
+	return errors.Join(errs...)
+}

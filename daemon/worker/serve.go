@@ -1,0 +1,103 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/internal/exit"
+	"github.com/sandboxd/sandboxd/invoke"
+	"github.com/sandboxd/sandboxd/rapid"
+)
+
+// maxEventBytes bounds the event of --event (INV-08).
+const maxEventBytes = 6 << 20
+
+// serve answers requests on l until ctx ends, then drains. The functions' shutdown
+// answers what still runs when the time for that is up.
+func (w *worker) serve(ctx context.Context, l net.Listener) error {
+	c := w.config
+	server := invoke.New(invoke.Config{
+		Functions: w.functions, Region: c.Region, AccountID: c.AccountID,
+		DrainTimeout: c.DrainTimeout + teardownTime,
+		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },
+	})
+	fields := logrus.Fields{"addr": l.Addr().String(), "instance": c.Instance}
+	if len(c.Revisions) == 1 {
+		fields["function"] = c.Revisions[0].Name
+	}
+	w.log.WithFields(fields).Info("listening")
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		w.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-w.drain.Done():
+		_ = w.functions.shutdown(w.drain) // run asks again, and reports the error
+		return <-served
+	}
+}
+
+// invokeOnce runs one invocation of the function and writes its response to out. When ctx ends first
+// the invocation is cut short.
+func (w *worker) invokeOnce(ctx context.Context, name string, event []byte, out io.Writer) error {
+	type answer struct {
+		*rapid.Result
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		res, err := w.functions.find(name).fleet.Invoke(ctx, &rapid.Invocation{ID: uuid.NewString(), Payload: event, Arrived: time.Now()})
+		if err == nil {
+			<-res.Done // the REPORT comes before the end
+		}
+		answers <- answer{res, err}
+	}()
+	var a answer
+	select {
+	case a = <-answers:
+	case <-ctx.Done():
+		cut, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		cancel()
+		_ = w.functions.shutdown(cut) // run asks again, and reports the error
+		<-answers
+		return errors.New("interrupted before the invocation was over")
+	}
+	if a.err != nil {
+		return a.err
+	}
+	if _, err := out.Write(a.Payload); err != nil {
+		return fmt.Errorf("write the response: %w", err)
+	}
+	if a.FunctionError {
+		return &exit.Error{Code: exit.Function}
+	}
+	return nil
+}
+
+// readEvent reads the event of --event, which is our standard input, and checks it as
+// the endpoint would (INV-08, INV-09). name is how the user knows it.
+func readEvent(name string, in io.Reader) ([]byte, error) {
+	event, err := io.ReadAll(io.LimitReader(in, maxEventBytes+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("--event %s: %w", name, err)
+	case len(event) > maxEventBytes:
+		return nil, fmt.Errorf("--event %s: is over the limit of %d bytes", name, maxEventBytes)
+	case len(event) == 0:
+		return []byte("{}"), nil
+	case !json.Valid(event):
+		return nil, fmt.Errorf("--event %s: is not JSON", name)
+	}
+	return event, nil
+}

@@ -1,0 +1,74 @@
+package message
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors whose kind both sides of a line know.
+var (
+	// ErrUnknownRevision says that root knows no revision of that number, or knows it no
+	// more.
+	ErrUnknownRevision = errors.New("there is no such revision")
+	// ErrUnknownSandbox says that there is no sandbox of that number. It was closed a moment
+	// ago, most likely.
+	ErrUnknownSandbox = errors.New("there is no such sandbox")
+	// ErrTooMany says that there are as many sandboxes as there may be.
+	ErrTooMany = errors.New("there are too many sandboxes")
+)
+
+// kinds are the errors that keep their identity across a line, each by its place: a bit of
+// Kinds. Add new ones at the end.
+var kinds = []error{
+	context.Canceled, context.DeadlineExceeded, errors.ErrUnsupported,
+	ErrUnknownRevision, ErrUnknownSandbox, ErrTooMany, ErrRevision,
+	fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, net.ErrClosed, os.ErrDeadlineExceeded,
+}
+
+// Kinds says of which kinds an error is, in the form in which that crosses a line: a bit
+// for each kind, and the number of the system call's error, if there is one.
+type Kinds struct {
+	Set   uint32
+	Errno uint32
+}
+
+// KindsOf returns the kinds of err.
+func KindsOf(err error) (k Kinds) {
+	for i, kind := range kinds {
+		if errors.Is(err, kind) {
+			k.Set |= 1 << i
+		}
+	}
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
+		k.Errno = uint32(errno)
+	}
+	return k
+}
+
+// Error is an error that came across a line: its text, and its kinds for errors.Is. Of an
+// error of a system call errors.As finds the number.
+type Error struct {
+	Text  string
+	Kinds Kinds
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Unwrap returns the kinds that this side knows, and the number.
+func (e *Error) Unwrap() []error {
+	var list []error
+	for i, kind := range kinds {
+		if e.Kinds.Set&(1<<i) != 0 {
+			list = append(list, kind)
+		}
+	}
+	if e.Kinds.Errno != 0 {
+		list = append(list, unix.Errno(e.Kinds.Errno))
+	}
+	return list
+}
