@@ -19,6 +19,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
+	"github.com/sandboxd/sandboxd/host/hosttest"
 )
 
 // The test binary is the process that is confined when this variable is set: it tries
@@ -170,10 +173,8 @@ func tryFiles() string {
 // Landlock takes every file and port, and the same probe outside shows that it would
 // have reached them.
 func TestLandlock(t *testing.T) {
+	hosttest.Need(t, NeedLandlock(1))
 	version := LandlockVersion()
-	if version == 0 {
-		t.Skip(ErrNoLandlock)
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -202,6 +203,17 @@ func TestLandlock(t *testing.T) {
 				t.Errorf("restricted %v: %s is %s, want %s", restricted, name, got, want)
 			}
 		}
+	}
+}
+
+// A kernel whose Landlock is too old is a host that cannot, in an error that says what to do.
+func TestNeedLandlock(t *testing.T) {
+	err := NeedLandlock(1 << 20)
+	if !host.Lacks(err, host.Landlock) || !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "lsm=") {
+		t.Errorf("%v, want that the host lacks Landlock", err)
+	}
+	if err := NeedLandlock(LandlockVersion()); (err == nil) != (LandlockVersion() > 0) {
+		t.Errorf("of the version that there is: %v", err)
 	}
 }
 
@@ -468,10 +480,7 @@ func TestFiles(t *testing.T) {
 
 // What is needed is left, and nothing else: files to be read, and connections out.
 func TestLandlockNeeds(t *testing.T) {
-	version := LandlockVersion()
-	if version < 4 {
-		t.Skip(ErrNoLandlock) // that knows ports
-	}
+	hosttest.Need(t, NeedLandlock(4))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // profile is what a process may do.
@@ -119,7 +121,7 @@ const (
 func (f profile) program() ([]unix.SockFilter, error) {
 	arch, ok := architecture[runtime.GOARCH]
 	if !ok {
-		return nil, fmt.Errorf("no filter for %s", runtime.GOARCH)
+		return nil, &host.Unsupported{Feature: host.Seccomp, Need: "there is no filter for " + runtime.GOARCH, Fix: "use amd64 or arm64"}
 	}
 	const (
 		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -245,10 +246,11 @@ type placement struct {
 // it makes and enters no cgroup: the domains' processes do it themselves (docs/decisions/0025).
 func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
-		return nil, errors.New("no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
+		return nil, &host.Unsupported{Feature: host.Cgroups, Need: "no cgroup tree is mounted at /sys/fs/cgroup", Fix: "mount cgroup2 there"}
 	}
 	if missing := h.Missing(); len(missing) > 0 {
-		return nil, fmt.Errorf("the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
+		return nil, &host.Unsupported{Feature: host.Cgroups, Need: "the host lacks the cgroup controllers " + strings.Join(missing, ", "),
+			Fix: "enable them on the kernel's command line"}
 	}
 	outer := &placement{host: h, hosted: h.CgroupFolder(instance)}
 	outer.roots = h.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })
