@@ -111,13 +111,13 @@ func raiseLoopback() error {
 	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request))
 }
 
-// path is valid in this process and its children for as long as n is open; "" is the
-// host's.
-func (n *netns) path() string {
+// atPath calls f with a path of the namespace, which leads there until f returns, in this
+// process and in its children, even if n is closed meanwhile; "" is the host's.
+func (n *netns) atPath(f func(path string) error) error {
 	if n.file == nil {
-		return ""
+		return f("")
 	}
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+	return descriptor.Use(n.file, func(fd int) error { return f(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)) })
 }
 
 // enter moves the calling thread, one of onOwnThread, into the namespace.
