@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/host/doctor"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
@@ -18,36 +19,42 @@ const scopeVariable = "SANDBOXD_IN_SCOPE"
 // Become makes this process one that can make sandboxes: root, in a cgroup of its own where
 // systemd rules, a sealed copy of its binary, on a host that has what is needed. idBase is
 // the first host id for sandboxes. Become executes the program anew up to twice, with the
-// same arguments; call it before anything is acquired.
+// same arguments; call it before anything is acquired. A host that lacks something is a
+// [host.Unsupported].
 func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 	if uid := os.Geteuid(); uid != 0 {
 		return runc.Host{}, fmt.Errorf("run needs root, not user %d: sudo sandboxd run …", uid)
 	}
-	host, err := runc.DetectHost()
+	found, err := runc.DetectHost()
 	if err != nil {
-		return host, err
+		return found, err
 	}
-	if host.NeedsScope() {
-		return host, enterScope()
+	if found.NeedsScope() {
+		return found, enterScope()
 	}
 	if err := os.Unsetenv(scopeVariable); err != nil {
-		return host, err
+		return found, err
 	}
 	if err := runc.SealSelf(); err != nil {
-		return host, err
+		return found, err
 	}
-	missing := doctor.Missing(ctx, DoctorHost(host, idBase))
+	missing := doctor.Missing(ctx, DoctorHost(found, idBase))
 	if err := ctx.Err(); err != nil {
-		return host, fmt.Errorf("interrupted: %w", err)
+		return found, fmt.Errorf("interrupted: %w", err)
 	}
-	if len(missing) > 0 {
-		var list []string
-		for _, f := range missing {
-			list = append(list, fmt.Sprintf("%s: %s (fix: %s)", f.Check, f.Seen, f.Fix))
-		}
-		return host, fmt.Errorf("this host lacks what sandboxes need: %s; see 'sandboxd doctor'", strings.Join(list, "; "))
+	return found, lacking(missing)
+}
+
+// lacking is the error of a host without these must-haves, nil if there are none.
+func lacking(missing []doctor.Finding) error {
+	if len(missing) == 0 {
+		return nil
 	}
-	return host, nil
+	var list []string
+	for _, f := range missing {
+		list = append(list, fmt.Sprintf("%s: %s (fix: %s)", f.Check, f.Seen, f.Fix))
+	}
+	return &host.Unsupported{Feature: host.Sandboxes, Need: "this host lacks what sandboxes need: " + strings.Join(list, "; "), Fix: "see 'sandboxd doctor'"}
 }
 
 // enterScope executes the program anew in a transient scope of systemd that owns its
@@ -55,11 +62,11 @@ func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 func enterScope() error {
 	const fix = "start it as a systemd service with Delegate=yes"
 	if os.Getenv(scopeVariable) != "" {
-		return fmt.Errorf("systemd gave a scope without delegation; %s", fix)
+		return &host.Unsupported{Feature: host.SystemdScope, Need: "systemd gave a scope without delegation", Fix: fix}
 	}
 	systemdRun, err := exec.LookPath("systemd-run")
 	if err != nil {
-		return fmt.Errorf("systemd owns the cgroup tree: %w; %s", err, fix)
+		return &host.Unsupported{Feature: host.SystemdScope, Need: "systemd owns the cgroup tree", Err: err, Fix: fix}
 	}
 	self, err := os.Executable()
 	if err != nil {

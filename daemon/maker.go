@@ -107,9 +107,9 @@ func (m *maker) unmade(id string, base uint32, err error, release func()) error 
 		}
 		return err
 	}
-	if remains, ok := errors.AsType[*runc.RemainsError](err); ok {
+	if _, ok := errors.AsType[*runc.RemainsError](err); ok {
 		return m.quarantine.admit(id, err, func(ctx context.Context) error {
-			if err := remains.Remove(ctx); err != nil {
+			if err := m.engine.RemoveRemains(ctx, id); err != nil {
 				return err
 			}
 			return end()

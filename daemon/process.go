@@ -17,6 +17,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/daemon/admin"
 	"github.com/sandboxd/sandboxd/function"
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/internal/exit"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
@@ -61,6 +62,7 @@ func (d *Daemon) work(ctx context.Context, rev *function.Revision, std Streams) 
 	}
 	line.Close() // so that its end is seen
 	stop := d.passOn(ctx, server, worker)
+	server.Require(func() error { return confine.Check(worker.Pid) }) // it asks for nothing before it has confined itself
 	// A worker of ours leaves the line by its end alone, and its status is set by then.
 	err = d.Serve(server, func() { _ = worker.Kill() })
 	status := <-ended
@@ -274,7 +276,7 @@ func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 		// The worker gets nothing that the operator's shell has left open.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
 		err := confine.Thread()
-		if errors.Is(err, confine.ErrNoLandlock) {
+		if host.Lacks(err, host.Landlock) {
 			d.log.WithError(err).Warn("the worker is confined without it; see 'sandboxd doctor'")
 			err = nil
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,65 +21,91 @@ const (
 
 // quarantine has the sandboxes that could not be removed (S-09). Their ids stay
 // leased. Removal is tried again after pauses, and a last time when the daemon ends.
-// Safe for concurrent use. Use newQuarantine.
+// All methods are safe for concurrent use, also while close runs and after it. Use
+// newQuarantine.
 type quarantine struct {
-	log    *logrus.Logger
-	life   context.Context // ends with close
-	end    context.CancelFunc
-	keeper sync.WaitGroup // one goroutine for each sandbox
+	log     *logrus.Logger
+	life    context.Context // ends with close
+	end     context.CancelFunc
+	reapers sync.WaitGroup // one goroutine for each sandbox; grows under mu, until last is set
 
 	mu   sync.Mutex
-	held map[string]quarantined // by sandbox id
+	held map[string]*quarantined // by sandbox id
+	last context.Context         // of the last attempts; nil until close
 }
 
 // quarantined is one sandbox that could not be removed.
 type quarantined struct {
 	since  time.Time
 	remove func(context.Context) error // removes the sandbox and ends its lease
+	cause  error                       // of the latest failure; under quarantine.mu
 }
 
 func newQuarantine(log *logrus.Logger) *quarantine {
-	q := &quarantine{log: log, held: map[string]quarantined{}}
+	q := &quarantine{log: log, held: map[string]*quarantined{}}
 	q.life, q.end = context.WithCancel(context.Background())
 	return q
 }
 
-// admit takes in the sandbox id, which remove could not remove for the reason cause,
-// and returns the error that tells of it.
+// admit takes in the sandbox id, which remove could not remove for the reason cause, and
+// returns the error to report. remove is called by one goroutine at a time. Once close
+// has been called, remove is not: the attempt that failed was the last.
 func (q *quarantine) admit(id string, cause error, remove func(context.Context) error) error {
 	q.mu.Lock()
-	q.held[id] = quarantined{time.Now(), remove}
-	q.mu.Unlock()
-	q.keeper.Go(func() { q.keep(id, remove) })
+	defer q.mu.Unlock()
+	s := &quarantined{since: time.Now(), remove: remove, cause: cause}
+	q.held[id] = s
+	if q.last != nil {
+		return stays(id, cause)
+	}
+	q.reapers.Go(func() { q.reap(id, s) })
 	return fmt.Errorf("sandbox %s is quarantined: %w", id, cause)
 }
 
-// keep tries to remove one sandbox until that succeeds or the daemon ends.
-func (q *quarantine) keep(id string, remove func(context.Context) error) {
+// stays is the error of a sandbox that nobody tries to remove any more.
+func stays(id string, cause error) error {
+	return fmt.Errorf("sandbox %s stays quarantined: %w", id, cause)
+}
+
+// reap tries to remove one sandbox until that succeeds, or close is called and a last
+// attempt fails.
+func (q *quarantine) reap(id string, s *quarantined) {
+	log := q.log.WithField("sandbox", id)
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
+			ctx, cancel := context.WithTimeout(q.life, teardownTime)
+			removed := q.try(ctx, id, s)
+			cancel()
+			if removed {
+				log.Info("removed a sandbox that was quarantined")
+				return
+			}
+			log.WithError(s.cause).Warn("a sandbox stays quarantined: it still cannot be removed")
 		case <-q.life.Done():
 			timer.Stop()
-			return
-		}
-		ctx, cancel := context.WithTimeout(q.life, teardownTime)
-		err := remove(ctx)
-		cancel()
-		log := q.log.WithField("sandbox", id)
-		if err == nil {
 			q.mu.Lock()
-			delete(q.held, id)
+			ctx := q.last
 			q.mu.Unlock()
-			log.Info("removed a sandbox that was quarantined")
+			q.try(ctx, id, s)
 			return
 		}
-		log.WithError(err).Warn("a sandbox stays quarantined: it still cannot be removed")
 	}
 }
 
-// list tells by id since when sandboxes are in quarantine.
+// try tries once to remove a sandbox, and reports whether it is removed.
+func (q *quarantine) try(ctx context.Context, id string, s *quarantined) bool {
+	err := s.remove(ctx)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.cause = err; err == nil {
+		delete(q.held, id)
+	}
+	return err == nil
+}
+
+// list returns by id since when sandboxes are in quarantine.
 func (q *quarantine) list() map[string]time.Time {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -91,22 +119,24 @@ func (q *quarantine) list() map[string]time.Time {
 // close tries to remove each sandbox a last time, all at once, until ctx ends. It
 // returns the errors of those that stay.
 func (q *quarantine) close(ctx context.Context) error {
+	q.mu.Lock()
+	q.last = ctx // from here on reapers does not grow
+	q.mu.Unlock()
 	q.end()
-	q.keeper.Wait()
-	var (
-		last sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-	)
-	for id, s := range q.held {
-		last.Go(func() {
-			if err := s.remove(ctx); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, fmt.Errorf("sandbox %s stays quarantined: %w", id, err))
-			}
-		})
+	reaped := make(chan struct{})
+	go func() {
+		defer close(reaped)
+		q.reapers.Wait()
+	}()
+	select {
+	case <-reaped:
+	case <-ctx.Done(): // an attempt may hang in the kernel, which knows no context
 	}
-	last.Wait()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var errs []error
+	for _, id := range slices.Sorted(maps.Keys(q.held)) {
+		errs = append(errs, stays(id, q.held[id].cause))
+	}
 	return errors.Join(errs...)
 }

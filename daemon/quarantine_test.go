@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,5 +66,58 @@ func TestQuarantineCloses(t *testing.T) {
 		if err := q.close(t.Context()); !errors.Is(err, busy) || tries != 1 {
 			t.Errorf("%v after %d tries, want busy after one", err, tries)
 		}
+	})
+}
+
+// A sandbox that comes while the quarantine closes, or later, is reported, and stays.
+// The process that owns it is root's: a race here would end every sandbox.
+func TestQuarantineAdmitsWhileItCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logrus.New()
+		log.SetOutput(io.Discard)
+		q := newQuarantine(log)
+		busy := errors.New("busy")
+		never := func(context.Context) error { t.Error("a removal was tried after close"); return busy }
+		admitted := func(id string) {
+			if err := q.admit(id, busy, never); !errors.Is(err, busy) || !strings.Contains(err.Error(), id+" stays quarantined") {
+				t.Errorf("admitted late: %v", err)
+			}
+		}
+		for i := range 8 {
+			_ = q.admit(fmt.Sprint("early-", i), busy, func(context.Context) error {
+				admitted(fmt.Sprint("late-", i))
+				return nil
+			})
+		}
+		err := q.close(t.Context())
+		for i := range 8 {
+			if id := fmt.Sprintf("sandbox late-%d stays quarantined: busy", i); err == nil || !strings.Contains(err.Error(), id) {
+				t.Errorf("%v does not say %q", err, id)
+			}
+		}
+		admitted("after")
+		if held := q.list(); len(held) != 9 {
+			t.Errorf("held: %v", held)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
+// A removal that hangs does not hold up the end of the daemon for longer than its context.
+func TestQuarantineDoesNotHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logrus.New()
+		log.SetOutput(io.Discard)
+		q := newQuarantine(log)
+		hang := make(chan struct{})
+		busy := errors.New("busy")
+		_ = q.admit("s", busy, func(context.Context) error { <-hang; return busy })
+		time.Sleep(2 * firstRetry) // the first attempt hangs
+		ctx, cancel := context.WithTimeout(t.Context(), teardownTime)
+		defer cancel()
+		if err := q.close(ctx); !errors.Is(err, busy) || ctx.Err() == nil {
+			t.Errorf("%v, %v", err, ctx.Err())
+		}
+		close(hang)
 	})
 }

@@ -10,7 +10,8 @@ import (
 
 // Share returns a Config.New that gives each sandbox of newSandbox n places in the
 // fleet, for sandboxes that run up to n invocations at once (section 1.9). The fleet's
-// Max counts places then. A sandbox is closed with the last of its places.
+// Max counts places then. A sandbox is closed with the last of its places, and only so:
+// who waits for one that has been made gets a place, even if the context has ended.
 func Share(n int, newSandbox func(context.Context) (Sandbox, error)) func(context.Context) (Sandbox, error) {
 	s := &sharing{n: n, make: newSandbox}
 	return s.join
@@ -30,7 +31,7 @@ type shared struct {
 	sandbox Sandbox
 	err     error
 
-	places int // in use; sharing.mu
+	places int // in use; sharing.mu. Who makes the sandbox has one until made is closed
 }
 
 // join takes a place of a sandbox that has one, else of a new one.
@@ -44,8 +45,9 @@ func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 		select {
 		case <-b.made:
 		case <-ctx.Done():
-			s.leave(b)
-			return nil, ctx.Err()
+			if s.abandon(b) {
+				return nil, ctx.Err()
+			}
 		}
 		if b.err != nil {
 			s.leave(b)
@@ -66,7 +68,7 @@ func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 	return &place{b.sandbox, s, b, false}, nil
 }
 
-// over tells whether nobody can join b any more.
+// over reports whether nobody can join b any more.
 func (b *shared) over() bool {
 	select {
 	case <-b.made:
@@ -91,10 +93,30 @@ func (s *sharing) enter(b *shared) {
 	}
 }
 
-// leave gives a place of b back, and tells whether it was the last one in use.
+// abandon gives a place of b back, and reports true, if b is still being made. It is not
+// the last one then. Once b has been made, all other places may have been given back: the
+// one that is left must be used, and closed.
+func (s *sharing) abandon(b *shared) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-b.made:
+		return false
+	default:
+	}
+	s.giveBack(b)
+	return true
+}
+
+// leave gives a place of b back, and reports whether it was the last one in use.
 func (s *sharing) leave(b *shared) (last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.giveBack(b)
+}
+
+// giveBack is leave with s.mu held.
+func (s *sharing) giveBack(b *shared) (last bool) {
 	b.places--
 	if b.places == 0 {
 		s.open = slices.DeleteFunc(s.open, func(o *shared) bool { return o == b })

@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -174,9 +173,9 @@ func markedProcesses(t *testing.T, marked func(string) bool) []string {
 			if err != nil { // gone, or a zombie without mounts
 				continue
 			}
-			for sc := bufio.NewScanner(bytes.NewReader(text)); sc.Scan(); {
-				if marked(sc.Text()) {
-					left = append(left, fmt.Sprintf("process %d (%s): %s", pid, command(pid), sc.Text()))
+			for line := range strings.Lines(string(text)) {
+				if marked(line) {
+					left = append(left, fmt.Sprintf("process %d (%s): %s", pid, command(pid), strings.TrimSpace(line)))
 					break
 				}
 			}

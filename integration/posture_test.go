@@ -3,7 +3,6 @@
 package integration
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -250,9 +249,9 @@ func wantLimits(t *testing.T, limits string) {
 		"Max open files": "1024", "Max locked memory": "65536", "Max msgqueue size": "0",
 		"Max realtime priority": "0", "Max nice priority": "0",
 	}
-	for sc := bufio.NewScanner(strings.NewReader(limits)); sc.Scan(); {
+	for line := range strings.Lines(limits) {
 		for name, value := range want {
-			if rest, ok := strings.CutPrefix(sc.Text(), name); ok {
+			if rest, ok := strings.CutPrefix(line, name); ok {
 				if f := strings.Fields(rest); f[1] != value {
 					t.Errorf("%s: hard limit %s, want %s", name, f[1], value)
 				}

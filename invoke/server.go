@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sandboxd/sandboxd/internal/accept"
 	"github.com/sandboxd/sandboxd/internal/httpfast"
 	"github.com/sandboxd/sandboxd/rapid"
 )
@@ -84,8 +85,10 @@ func def[T comparable](v *T, value T) {
 // Serve answers requests on l until ctx ends or l fails, and closes l. Then it takes no
 // more requests and waits for those that run, Event invocations among them, for
 // at most DrainTimeout; the error says if they did not end. What still runs then
-// ends with the functions' shutdown, which must come after.
+// ends with the functions' shutdown, which must come after. What passes, such as too many
+// open files, goes to OnError and is no failure of l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	l = accept.Listener(l, s.cfg.OnError)
 	conns := newConns(s.cfg.MaxConns)
 	srv := &http.Server{
 		Handler: http.HandlerFunc(s.serveCold),

@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // The seccomp profiles. A tenant cannot bring one of its own.
@@ -64,7 +66,7 @@ func SeccompConfig(name, arch string) (*configs.Seccomp, error) {
 		return nil, fmt.Errorf("unknown seccomp profile %q", name)
 	}
 	if arch != amd64 && arch != arm64 {
-		return nil, fmt.Errorf("no seccomp profile for %s", arch)
+		return nil, &host.Unsupported{Feature: host.Seccomp, Need: "there is no seccomp profile for " + arch, Fix: "use amd64 or arm64"}
 	}
 	enosys, eperm := uint(unix.ENOSYS), uint(unix.EPERM)
 	c := &configs.Seccomp{DefaultAction: configs.Errno, DefaultErrnoRet: &enosys, Architectures: []string{arch}}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,6 +50,28 @@ func TestWriteLimitsRefused(t *testing.T) {
 	}
 	if err := writeLimits(dir); err == nil {
 		t.Error("no error")
+	}
+}
+
+// A limit of which the kernel takes only a part is not in force.
+func TestWriteLimitInPart(t *testing.T) {
+	var size unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &size); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "limit")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 1, Max: size.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := writeFile(path, "16")
+	if back := unix.Setrlimit(unix.RLIMIT_FSIZE, &size); back != nil {
+		t.Fatal(back)
+	}
+	if !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("%v, want a short write", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -68,7 +69,11 @@ func writeFile(path, text string) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(text)); err != nil {
+	n, err := unix.Write(fd, []byte(text))
+	if err == nil && n < len(text) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
 		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -156,6 +157,43 @@ func TestSockets(t *testing.T) {
 		if _, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("after Close: %v, want it refused", err)
 		}
+	}
+}
+
+// scarceListener fails a few times before it accepts.
+type scarceListener struct {
+	net.Listener
+	fails atomic.Int32
+}
+
+func (l *scarceListener) Accept() (net.Conn, error) {
+	if l.fails.Add(-1) >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.ENOMEM)}
+	}
+	return l.Listener.Accept()
+}
+
+// ps and inspect work again when the kernel has memory again.
+func TestTemporaryErrors(t *testing.T) {
+	i, err := instance.Acquire(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.Close()
+	scarce := func(path string) net.Listener {
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &scarceListener{Listener: l}
+		s.fails.Store(3)
+		return s
+	}
+	failed := func(err error) { t.Error(err) }
+	defer ServeFacts(scarce(i.Info().FactSocket()), func() []Fact { return []Fact{{ID: "a"}} }, failed).Close()
+	defer ServeReports(scarce(i.Info().ControlSocket()), func() Report { return Report{Sandboxes: []State{{ID: "a", State: "Idle"}}} }, failed).Close()
+	if list, err := ask(t.Context(), i.Info()); err != nil || len(list) != 1 || list[0].State != "Idle" {
+		t.Errorf("%+v, %v; want what both sockets say", list, err)
 	}
 }
 

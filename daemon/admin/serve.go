@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
 // answerTime is how long a client may take to read an answer.
@@ -19,9 +21,11 @@ type FactServer struct {
 	done sync.WaitGroup
 }
 
-// ServeFacts serves facts on l, which it owns, until Close. failed is told if it cannot go
-// on. facts is called from one goroutine.
+// ServeFacts serves facts on l, which it owns, until Close. It goes on after errors that
+// pass, such as too many open files; failed is told if it cannot go on. facts is called
+// from one goroutine.
 func ServeFacts(l net.Listener, facts func() []Fact, failed func(error)) *FactServer {
+	l = accept.Listener(l, nil)
 	s := &FactServer{l: l}
 	s.done.Go(func() {
 		for {
@@ -55,9 +59,11 @@ type ReportServer struct {
 	done   chan struct{} // closed when the server has ended
 }
 
-// ServeReports serves reports on l, which it owns, until Close. failed is told if it cannot
-// go on. report may be called from several goroutines.
+// ServeReports serves reports on l, which it owns, until Close. It goes on after errors that
+// pass, as ServeFacts does; failed is told if it cannot go on. report may be called from
+// several goroutines.
 func ServeReports(l net.Listener, report func() Report, failed func(error)) *ReportServer {
+	l = accept.Listener(l, nil)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+reportPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

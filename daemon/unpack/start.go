@@ -24,6 +24,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/isolation/runc"
@@ -200,7 +201,7 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		// What the operator's shell has left open is none of that process's.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
 		err := needs.Thread()
-		if errors.Is(err, confine.ErrNoLandlock) {
+		if host.Lacks(err, host.Landlock) {
 			log.WithError(err).Warnf("%s is extracted without it; see 'sandboxd doctor'", p.about)
 			err = nil
 		}
@@ -221,6 +222,9 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	}()
 	if err = <-started; err == nil {
 		victim := firstVictim(cmd.Process.Pid)
+		if victim == nil {
+			victim = confine.Check(cmd.Process.Pid) // by FilterThread; the process adds a filter of its own
+		}
 		if victim == nil {
 			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host/hosttest"
 	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rootfs/extract"
@@ -178,9 +179,7 @@ func privileges() []string {
 // asks a registry (SEC-16, SEC-61). The same attempts of this
 // process show what there would be to have.
 func TestUnpackConfinement(t *testing.T) {
-	if confine.LandlockVersion() < 4 {
-		t.Skip(confine.ErrNoLandlock) // that knows ports
-	}
+	hosttest.Need(t, confine.NeedLandlock(4))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -40,12 +40,16 @@ func traced(t *testing.T, format string, f func(ctx context.Context, end func())
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
 		var s struct{ Name string }
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			t.Fatalf("%s: %v", lines.Text(), err)
 		}
 		kept = append(kept, s.Name)
+	}
+	if err := lines.Err(); err != nil {
+		t.Fatal(err)
 	}
 	return out.String(), kept
 }

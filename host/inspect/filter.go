@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // Profiles are the seccomp filters that may be in force, in the kernel's form, an array of
@@ -42,8 +44,8 @@ func unknown(err error) string { return "(" + err.Error() + ")" }
 
 // What the kernel may have against telling the filter; neither says that it is another one.
 var (
-	errNotShown   = errors.New("not told: the kernel shows no filters, since it was built without CONFIG_CHECKPOINT_RESTORE")
-	errNotStopped = errors.New("not told: the process does not stop, as where the freezer of cgroup v1 holds it")
+	errNotShown   error = &host.Unsupported{Feature: host.FilterContent, Need: "not told: the kernel shows no filters, since it was built without CONFIG_CHECKPOINT_RESTORE"}
+	errNotStopped       = errors.New("not told: the process does not stop, as where the freezer of cgroup v1 holds it")
 )
 
 // filterOf asks the kernel for the seccomp filter that the main thread of a process has put

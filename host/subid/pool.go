@@ -1,7 +1,6 @@
 package subid
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -71,23 +70,16 @@ func NewPool(base uint32, root string) (Pool, error) {
 // readSubordinate reads a file in the form of /etc/subuid: name:first:count. A file
 // that is missing has no entries, and lines of another form are not entries.
 func readSubordinate(path string) ([]reserved, error) {
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	var list []reserved
-	for s := bufio.NewScanner(f); ; {
-		if !s.Scan() {
-			if err := s.Err(); err != nil {
-				return nil, fmt.Errorf("%s: %w", path, err)
-			}
-			return list, nil
-		}
-		fields := strings.Split(strings.TrimSpace(s.Text()), ":")
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSpace(line), ":")
 		if len(fields) != 3 {
 			continue
 		}
@@ -98,4 +90,5 @@ func readSubordinate(path string) ([]reserved, error) {
 		}
 		list = append(list, reserved{first, first + count - 1, fmt.Sprintf("%s (%s)", fields[0], path)})
 	}
+	return list, nil
 }

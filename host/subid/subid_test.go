@@ -69,6 +69,7 @@ func TestNewPool(t *testing.T) {
 		"kernel":               {base: 0xFFFF0000, want: "kernel"},
 		"cut by foreign range": {base: DefaultIDBase + 10*RangeSize, ranges: 4084},
 		"cut by subuid":        {base: DefaultIDBase, subuid: fmt.Sprintf("# c\nbad\nann:%d:10\n", DefaultIDBase+3*RangeSize+5), ranges: 3},
+		"behind a long line":   {base: DefaultIDBase, subuid: "# " + strings.Repeat("x", 1<<17) + "\nann:1000000000:1000000000\n", want: "belong to ann"},
 		"in subuid":            {base: DefaultIDBase, subuid: "ann:1000000000:1000000000\n", want: "belong to ann"},
 		"in subgid":            {base: DefaultIDBase, subgid: "bob:1000000000:1000000000\n", want: "belong to bob"},
 	}

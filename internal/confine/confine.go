@@ -29,9 +29,8 @@ type Needs struct {
 // Thread confines the calling thread, and with it every process that it starts: no
 // capability can be gained any more (the bounding set is empty, no_new_privs is on), and
 // Landlock lets it open nothing but what is needed to start a program, and what is in
-// the folders. An error that is
-// [ErrNoLandlock] means that all but Landlock is in force. The caller has locked the
-// thread, and never unlocks it.
+// the folders. An error that says that the host lacks [host.Landlock] means that all but
+// Landlock is in force. The caller has locked the thread, and never unlocks it.
 func Thread(folders ...*os.File) error { return Needs{Folders: folders}.Thread() }
 
 // Thread is the function of that name, with all that is needed left.

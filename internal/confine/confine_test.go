@@ -1,6 +1,7 @@
 package confine
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,12 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
+	"github.com/sandboxd/sandboxd/host/hosttest"
 )
 
 // The test binary is the process that is confined when this variable is set: it tries
@@ -38,6 +43,14 @@ func TestMain(m *testing.M) {
 			err = serveConfined(l)
 		}
 		fmt.Print(err, "\n", tryCalls(forbiddenServer))
+	case "split":
+		for _, confine := range []func() error{Process, Files, FilesAndNetwork} {
+			fmt.Println(confineSplit(confine))
+		}
+	case "waits":
+		err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), Process())
+		fmt.Println(err)
+		_, _ = io.Copy(io.Discard, os.Stdin)
 	case "files", "connected":
 		what, confine := os.Getenv(helper), Files
 		if what == "connected" {
@@ -160,10 +173,8 @@ func tryFiles() string {
 // Landlock takes every file and port, and the same probe outside shows that it would
 // have reached them.
 func TestLandlock(t *testing.T) {
+	hosttest.Need(t, NeedLandlock(1))
 	version := LandlockVersion()
-	if version == 0 {
-		t.Skip(ErrNoLandlock)
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -192,6 +203,17 @@ func TestLandlock(t *testing.T) {
 				t.Errorf("restricted %v: %s is %s, want %s", restricted, name, got, want)
 			}
 		}
+	}
+}
+
+// A kernel whose Landlock is too old is a host that cannot, in an error that says what to do.
+func TestNeedLandlock(t *testing.T) {
+	err := NeedLandlock(1 << 20)
+	if !host.Lacks(err, host.Landlock) || !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "lsm=") {
+		t.Errorf("%v, want that the host lacks Landlock", err)
+	}
+	if err := NeedLandlock(LandlockVersion()); (err == nil) != (LandlockVersion() > 0) {
+		t.Errorf("of the version that there is: %v", err)
 	}
 }
 
@@ -341,6 +363,108 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// confineSplit calls confine while another thread has a filter of its own.
+func confineSplit(confine func() error) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	ready, done := make(chan error), make(chan struct{})
+	defer close(done)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		ready <- ownFilter()
+		<-done
+	}()
+	if err := <-ready; err != nil {
+		return err
+	}
+	return confine()
+}
+
+// ownFilter gives the calling thread, and no other, a filter that allows everything.
+func ownFilter() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	all := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
+	prog := unix.SockFprog{Len: 1, Filter: &all}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
+}
+
+// A thread that cannot have the filter is an error: the kernel reports it without an
+// errno, and no thread has the filter then.
+func TestThreadWithAnotherFilter(t *testing.T) {
+	out := confined(t, "split", false)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) != 3 {
+		t.Fatalf("probe: %s", out)
+	}
+	for _, line := range lines {
+		if !strings.Contains(line, "has a filter of its own") {
+			t.Errorf("with a thread that has another filter: %s, want an error that names the thread", line)
+		}
+	}
+}
+
+// inForce finds no filter where there is none, and where another one is in force.
+func TestInForce(t *testing.T) {
+	for name, prepare := range map[string]func() error{"no filter": func() error { return nil }, "another filter": ownFilter} {
+		got := make(chan error)
+		go func() {
+			runtime.LockOSThread() // never unlocked
+			got <- errors.Join(prepare(), inForce())
+		}()
+		if err := <-got; err == nil || !strings.Contains(err.Error(), "not in force") {
+			t.Errorf("%s: %v, want an error", name, err)
+		}
+	}
+}
+
+// Check looks at every thread of another process.
+func TestCheck(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{helper + "=waits"}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "<nil>\n" {
+		t.Fatalf("%s, %v", line, err)
+	}
+	if err := Check(cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	if err := Check(os.Getpid()); err == nil {
+		t.Error("this process passes, and is not confined")
+	}
+	// One thread is enough.
+	status := "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n"
+	if err := checkStatus(status); err != nil {
+		t.Error(err)
+	}
+	for _, less := range []string{strings.Replace(status, "2", "0", 1), strings.Replace(status, "1", "0", 1), ""} {
+		if checkStatus(less) == nil {
+			t.Errorf("%q passes", less)
+		}
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := Check(cmd.Process.Pid); err != nil {
+		t.Errorf("of a process that is gone: %v", err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -356,10 +480,7 @@ func TestFiles(t *testing.T) {
 
 // What is needed is left, and nothing else: files to be read, and connections out.
 func TestLandlockNeeds(t *testing.T) {
-	version := LandlockVersion()
-	if version < 4 {
-		t.Skip(ErrNoLandlock) // that knows ports
-	}
+	hosttest.Need(t, NeedLandlock(4))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -7,11 +7,10 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
 
-// ErrNoLandlock says that the kernel has no Landlock that can do what is needed, or that
-// it is off.
-var ErrNoLandlock = errors.New("the kernel has no Landlock, or one that is too old")
+	"github.com/sandboxd/sandboxd/host"
+	"github.com/sandboxd/sandboxd/internal/descriptor"
+)
 
 // readable is what the dynamic loader and the Go runtime read when a program starts.
 // What does not exist is left out.
@@ -24,6 +23,21 @@ func LandlockVersion() int {
 		return 0
 	}
 	return int(v)
+}
+
+// NeedLandlock returns a [host.Unsupported] if the kernel's Landlock is off or older than the
+// version given: 2 knows files with several names, 4 ports.
+func NeedLandlock(version int) error {
+	lacking := &host.Unsupported{Feature: host.Landlock, Fix: "add landlock to the kernel's lsm= list, or use a newer kernel"}
+	switch has := LandlockVersion(); {
+	case has == 0:
+		lacking.Need = "the kernel has no Landlock, or it is off"
+	case has < version:
+		lacking.Need = fmt.Sprintf("the kernel has version %d of Landlock, and it takes version %d", has, version)
+	default:
+		return nil
+	}
+	return lacking
 }
 
 // rights are those that Landlock can take in a version of its interface, and the size of
@@ -47,11 +61,14 @@ func rights(version int) (a unix.LandlockRulesetAttr, size uintptr) {
 // landlock takes every right that Landlock knows from the calling thread, but to read
 // and execute what is readable, and what is needed.
 func (n Needs) landlock() error {
-	version := LandlockVersion()
-	if version == 0 || n.Links && version < 2 {
-		return ErrNoLandlock
+	least := 1
+	if n.Links {
+		least = 2
 	}
-	attr, size := rights(version)
+	if err := NeedLandlock(least); err != nil {
+		return err
+	}
+	attr, size := rights(LandlockVersion())
 	if n.Connect {
 		attr.Handled_access_net &^= unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
 	}
@@ -71,7 +88,7 @@ func (n Needs) landlock() error {
 		}
 	}
 	for _, f := range n.Folders {
-		if err := allow(ruleset, int(f.Fd()), attr.Handled_access_fs); err != nil {
+		if err := descriptor.Use(f, func(fd int) error { return allow(ruleset, fd, attr.Handled_access_fs) }); err != nil {
 			return fmt.Errorf("Landlock: %s: %w", f.Name(), err)
 		}
 	}

@@ -2,11 +2,14 @@ package confine
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // profile is what a process may do.
@@ -118,7 +121,7 @@ const (
 func (f profile) program() ([]unix.SockFilter, error) {
 	arch, ok := architecture[runtime.GOARCH]
 	if !ok {
-		return nil, fmt.Errorf("no filter for %s", runtime.GOARCH)
+		return nil, &host.Unsupported{Feature: host.Seccomp, Need: "there is no filter for " + runtime.GOARCH, Fix: "use amd64 or arm64"}
 	}
 	const (
 		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
@@ -156,16 +159,32 @@ func (f profile) program() ([]unix.SockFilter, error) {
 	return append(p, unix.SockFilter{Code: result, K: refused}), nil
 }
 
-// filter puts the filter on all threads.
+// filter puts the filter on all threads of this process.
 func (f profile) filter() error {
 	p, err := f.program()
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}
 	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
-		return fmt.Errorf("seccomp: %w", errno)
+		return os.NewSyscallError("seccomp", errno)
+	}
+	// With TSYNC, all threads get the filter or none does. If one has a filter of its own,
+	// the kernel installs nothing and returns that thread's id, without an errno.
+	if thread != 0 {
+		return fmt.Errorf("seccomp: the filter is not in force: thread %d has a filter of its own", thread)
+	}
+	return inForce()
+}
+
+// inForce returns an error unless a filter of this package is in force for the calling
+// thread. A process under Landlock cannot open /proc to look, so it makes a call that all
+// profiles refuse, and that a filter of a container or of package runc allows.
+func inForce() error {
+	mode, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
+	if err != unix.EPERM {
+		return fmt.Errorf("seccomp: the filter is not in force: prctl(PR_GET_SECCOMP) returned %d, %v; want EPERM", mode, err)
 	}
 	return nil
 }

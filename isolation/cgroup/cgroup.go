@@ -173,8 +173,9 @@ func read(f *os.File, key string) (uint64, error) {
 	return 0, fmt.Errorf("read %s: it has no %s", f.Name(), key)
 }
 
-// contents reads a kernel file that is shorter than buf with one system call: ReadAt would
-// ask once more for its end. Nothing at all is an error.
+// contents reads a kernel file with one system call: ReadAt would ask once more for its
+// end. Of a file that is longer than buf it returns the whole lines that fit. Nothing at
+// all is an error.
 func contents(f *os.File, buf []byte) ([]byte, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -187,6 +188,9 @@ func contents(f *os.File, buf []byte) ([]byte, error) {
 	}
 	if failed == nil && n == 0 {
 		failed = io.EOF
+	}
+	if n == len(buf) { // what follows the last line's end may be half a number
+		n = bytes.LastIndexByte(buf, '\n') + 1
 	}
 	return buf[:max(n, 0)], failed
 }

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -19,6 +20,8 @@ func TestRead(t *testing.T) {
 		{"a longer key", "oom_kill_disable 1\noom_kill 3\n", "oom_kill", 3, false},
 		{"no number", "max\n", "", 0, true},
 		{"nothing", "", "", 0, true},
+		{"a number that the buffer cuts", strings.Repeat("x 1\n", 509) + "key 1234567890\n", "key", 0, true}, // of 2048 bytes, 12 are left
+		{"a line before it", "key 12\n" + strings.Repeat("x 1\n", 1000), "key", 12, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "file")

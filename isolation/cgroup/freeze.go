@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // switchFile is the file that freezes and thaws.
@@ -79,8 +81,12 @@ func (h *Handle) await(ctx context.Context) error {
 		case h.file[Events] == nil: // the v1 freezer has nothing to wait for
 			time.Sleep(time.Millisecond)
 		default: // wake every 50 ms to look at ctx
-			fds := []unix.PollFd{{Fd: int32(h.file[Events].Fd()), Events: unix.POLLPRI}}
-			if _, err := unix.Ppoll(fds, &unix.Timespec{Nsec: 50e6}, nil); err != nil && err != unix.EINTR {
+			err := descriptor.Use(file, func(fd int) error {
+				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLPRI}}
+				_, err := unix.Ppoll(fds, &unix.Timespec{Nsec: 50e6}, nil)
+				return err
+			})
+			if err != nil && err != unix.EINTR {
 				return fmt.Errorf("poll: %w", err)
 			}
 		}

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -58,7 +61,7 @@ func open(t *testing.T, n isolation.Network) *Gateway {
 func wantNothing(t *testing.T) {
 	t.Helper()
 	for _, args := range [][]string{{"link"}, {"route", "show", "table", "all"}, {"-6", "route", "show", "table", "all"}, {"neigh", "show", "nud", "all"}} {
-		if out := host(t).output(args...); strings.Contains(out, "sb"+testInstance) {
+		if out := machine(t).output(args...); strings.Contains(out, "sb"+testInstance) {
 			t.Errorf("ip %v shows what is left:\n%s", args, out)
 		}
 	}
@@ -96,7 +99,7 @@ func attach(t *testing.T, g *Gateway, number uint32, n isolation.Network) (space
 // addresses do answer.
 func TestWideRulesOpenWhatIsPublic(t *testing.T) {
 	internet(t)
-	h := host(t)
+	h := machine(t)
 	h.serve()
 	n := network(t, "0.0.0.0/0", "[::/0]")
 	g := open(t, n)
@@ -115,7 +118,7 @@ func TestWideRulesOpenWhatIsPublic(t *testing.T) {
 
 func TestRulesOpenWhatTheyName(t *testing.T) {
 	internet(t)
-	h := host(t)
+	h := machine(t)
 	h.serve()
 	n := network(t, "11.1.1.0/24:7000/tcp", "10.9.0.0/16", "[2a00:1::/32]:7000", "169.254.169.254:7000/udp", "[fd00:ec2::254]:7000", hostUplink4+":7000/tcp")
 	g := open(t, n)
@@ -247,7 +250,7 @@ func TestTraffic(t *testing.T) {
 		}
 	}
 	want(0, 0)
-	host(t).wantReach(public4, otherPublic4)
+	machine(t).wantReach(public4, otherPublic4)
 	for range 3 {
 		if err := s.reach("udp", public4, port, true); err != nil {
 			t.Fatal(err)
@@ -281,7 +284,7 @@ func TestRemoveAfterDeath(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out := host(t).output("link"); strings.Contains(out, "sbdeadbeef") || !strings.Contains(out, "sb"+testInstance+"-7001") {
+	if out := machine(t).output("link"); strings.Contains(out, "sbdeadbeef") || !strings.Contains(out, "sb"+testInstance+"-7001") {
 		t.Errorf("interfaces after Remove:\n%s", out)
 	}
 	c, err := nftables.New()
@@ -298,7 +301,7 @@ func TestRemoveAfterDeath(t *testing.T) {
 // host for want of rules. What is left of them can be removed, and no other gets in.
 func TestRulesRemovedByOthers(t *testing.T) {
 	internet(t)
-	host(t).serve()
+	machine(t).serve()
 	n := network(t, "0.0.0.0/0", "[::/0]", "name one.example")
 	lost := make(chan error, 1)
 	g, err := Open(testInstance, n, func(err error) { lost <- err })
@@ -328,7 +331,7 @@ func TestRulesRemovedByOthers(t *testing.T) {
 	if err := <-lost; !strings.Contains(err.Error(), "restart sandboxd") {
 		t.Errorf("%v, want an error that says what to do", err)
 	}
-	for strings.Contains(host(t).output("link"), p.name) { // the test's time-out is the limit
+	for strings.Contains(machine(t).output("link"), p.name) { // the test's time-out is the limit
 		time.Sleep(time.Millisecond)
 	}
 	s.wantNot(hostUplink4, hostUplink6, public4, public6)
@@ -339,6 +342,31 @@ func TestRulesRemovedByOthers(t *testing.T) {
 		if err := close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A look for the table of the rules takes no file more: without one, every sandbox would
+// lose its egress when another program removes a table of its own.
+func TestRulesAreSeenWithoutFiles(t *testing.T) {
+	internet(t)
+	g := open(t, network(t, "0.0.0.0/0"))
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}); err != nil { // what is open stays
+		t.Fatal(err)
+	}
+	_, control := os.Open("/dev/null")
+	there, err := g.watch.look()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || !there {
+		t.Errorf("the table is there: %v, %v", there, err)
+	}
+	if !errors.Is(control, unix.EMFILE) {
+		t.Errorf("control: a file could be opened: %v", control)
 	}
 }
 
@@ -371,7 +399,7 @@ func TestManyRules(t *testing.T) {
 // A host that does not forward, or uses the range, is told what to do.
 func TestOpenExaminesTheHost(t *testing.T) {
 	internet(t)
-	h := host(t)
+	h := machine(t)
 	refused := func(n isolation.Network, want string) {
 		t.Helper()
 		g, err := Open(testInstance, n, nil)
@@ -380,6 +408,9 @@ func TestOpenExaminesTheHost(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want an error with %q", err, want)
+		}
+		if forwards := !strings.HasPrefix(want, "sysctl"); host.Lacks(err, host.Egress) == forwards {
+			t.Errorf("%v: the host lacks egress: %v", err, forwards)
 		}
 	}
 	n := network(t, "0.0.0.0/0")

@@ -135,10 +135,10 @@ func (g *Gateway) create(c *nftables.Conn) error {
 	g.rule(c, sent, fromInterface(ours), drop()) // an interface without a chain
 	for name, hook := range map[string]*nftables.ChainHook{"forwarded": nftables.ChainHookForward, "local": nftables.ChainHookOutput} {
 		to := chain(name, nftables.ChainTypeFilter, hook, nftables.ChainPriorityFilter)
-		g.rule(c, to, toInterface(ours), ctState(established|related), accept())
+		g.rule(c, to, toInterface(ours), ctState(established|related), letThrough())
 		if name == "local" { // what the kernel answers to a packet that goes nowhere
 			for _, errors := range icmpErrors() {
-				g.rule(c, to, toInterface(ours), errors, accept())
+				g.rule(c, to, toInterface(ours), errors, letThrough())
 			}
 		}
 		g.rule(c, to, toInterface(ours), drop())

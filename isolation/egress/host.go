@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -35,13 +36,13 @@ func examine(n isolation.Network) (ipv6 bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if missing4 != "" && (wants(n.Policy, true) || len(n.Policy.Names) > 0) {
-		return false, errors.New(missing4)
+	if missing4 != nil && (wants(n.Policy, true) || len(n.Policy.Names) > 0) {
+		return false, missing4
 	}
-	if missing6 != "" && wants(n.Policy, false) {
-		return false, errors.New(missing6)
+	if missing6 != nil && wants(n.Policy, false) {
+		return false, missing6
 	}
-	return missing6 == "", nil
+	return missing6 == nil, nil
 }
 
 // wants reports whether a rule of p names addresses of the family.
@@ -98,20 +99,20 @@ func listRoutes(family int) ([]netlink.Route, error) {
 	}
 }
 
-// notForwarding says what the host lacks to forward packets of the family, and how to
-// change it; "" if it lacks nothing. Replies come in by the interface of the default
+// notForwarding returns what the host lacks to forward packets of the family, nil if it
+// lacks nothing. Replies come in by the interface of the default
 // route, and the kernel forwards what comes in by an interface only if it is told to:
 // sandboxd sets that for the interfaces of sandboxes, and for no other.
-func notForwarding(family int) (string, error) {
+func notForwarding(family int) (*host.Unsupported, error) {
 	version := map[int]string{unix.AF_INET: "ipv4", unix.AF_INET6: "ipv6"}[family]
 	// Writing "all" sets every interface, later ones too; IPv6 asks for "all" alone, or for
 	// force_forwarding of an interface from Linux 6.17 on.
 	if isOn(version, "all", "forwarding") {
-		return "", nil
+		return nil, nil
 	}
 	routes, err := listRoutes(family)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	own := map[string]string{"ipv4": "forwarding", "ipv6": "force_forwarding"}[version]
 	found := false
@@ -131,13 +132,15 @@ func notForwarding(family int) (string, error) {
 			if _, err := os.Stat(setting(version, name, own)); err == nil {
 				fix = fmt.Sprintf("sysctl -w net.%s.conf.%s.%s=1", version, strings.ReplaceAll(name, ".", "/"), own)
 			}
-			return fmt.Sprintf("the host does not forward what comes in by %s, such as the replies to sandboxes: %s", name, fix), nil
+			return &host.Unsupported{Feature: host.Egress, Fix: fix,
+				Need: fmt.Sprintf("the host does not forward what comes in by %s, such as the replies to sandboxes", name)}, nil
 		}
 	}
 	if !found {
-		return fmt.Sprintf("the host has no default route for %s and does not forward: sysctl -w net.%[1]s.conf.all.forwarding=1", version), nil
+		return &host.Unsupported{Feature: host.Egress, Fix: fmt.Sprintf("sysctl -w net.%s.conf.all.forwarding=1", version),
+			Need: fmt.Sprintf("the host has no default route for %s and does not forward", version)}, nil
 	}
-	return "", nil
+	return nil, nil
 }
 
 // setting is the file of a setting of one interface, or of "all".
@@ -204,7 +207,8 @@ func forgetConnections(a netip.Addr) error {
 
 // Check tries, between network namespaces of its own, everything that connecting a
 // sandbox takes of the kernel, and then examines the host. Its error says what is
-// missing and what to do. It leaves nothing behind.
+// missing and what to do; it is a [host.Unsupported] if the kernel lacks a part or the host
+// does not forward. It leaves nothing behind.
 func Check() error {
 	n := isolation.Network{
 		Mode: isolation.NetworkEgress, Range4: isolation.DefaultRange4, Range6: isolation.DefaultRange6,
@@ -216,10 +220,19 @@ func Check() error {
 		tried <- try(n)
 	}()
 	if err := <-tried; err != nil {
-		return fmt.Errorf("%w; load the kernel's modules for nftables and veth: modprobe -a nf_tables nft_ct nft_masq nft_fib_inet nft_reject_inet nft_connlimit nf_conntrack_netlink veth", err)
+		return untried(err)
 	}
 	_, err := examine(n)
 	return err
+}
+
+// untried is the error of a host where the trial has failed with err.
+func untried(err error) error {
+	const fix = "load the kernel's modules for nftables and veth: modprobe -a nf_tables nft_ct nft_masq nft_fib_inet nft_reject_inet nft_connlimit nf_conntrack_netlink veth"
+	if unsupported(err) {
+		return &host.Unsupported{Feature: host.Egress, Need: "the kernel cannot connect a sandbox to a network", Err: err, Fix: fix}
+	}
+	return fmt.Errorf("connect a sandbox to a network: %w; %s", err, fix)
 }
 
 // try connects a network namespace to another. The thread is lost.

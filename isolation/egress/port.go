@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -125,7 +126,7 @@ func (p *Port) create(c *nftables.Conn, n isolation.Network) error {
 			return err
 		}
 		end := map[isolation.Verdict][]expr.Any{
-			isolation.Accept: append(count(p.allowed), accept()...),
+			isolation.Accept: append(count(p.allowed), letThrough()...),
 			isolation.Drop:   append(count(p.dropped), drop()...),
 			isolation.Reject: append(count(p.dropped), reject()...),
 		}[f.Verdict]
@@ -145,13 +146,19 @@ func (p *Port) element() []nftables.SetElement {
 func (p *Port) link(space *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = p.name, outsideMAC
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: insideName, PeerHardwareAddr: insideMAC, PeerNamespace: netlink.NsFd(int(space.Fd()))}
-	if err := netlink.LinkAdd(pair); err != nil {
-		return fmt.Errorf("make the interfaces: %w", err)
-	}
-	inside, err := netlink.NewHandleAt(netns.NsHandle(int(space.Fd())), unix.NETLINK_ROUTE)
+	var inside *netlink.Handle
+	err := descriptor.Use(space, func(fd int) (err error) {
+		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: insideName, PeerHardwareAddr: insideMAC, PeerNamespace: netlink.NsFd(fd)}
+		if err := netlink.LinkAdd(pair); err != nil {
+			return fmt.Errorf("make the interfaces: %w", err)
+		}
+		if inside, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("enter the sandbox's network namespace: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return fmt.Errorf("enter the sandbox's network namespace: %w", err)
+		return err
 	}
 	defer inside.Close()
 	// An end that is raised while the other is up sends at once. The one raised first does
@@ -379,8 +386,10 @@ func (p *Port) Close() error {
 	}
 	err = failpoint.Do(failpoint.RemoveFilter, func() error { return p.gateway.commit(p.remove) })
 	if errors.Is(err, unix.ENOENT) { // with the table all of it is gone
-		if there, e := hasTable(p.gateway.table.Name); e == nil && !there {
-			err = nil
+		if c, e := nftables.New(); e == nil {
+			if there, e := hasTable(c, p.gateway.table.Name); e == nil && !there {
+				err = nil
+			}
 		}
 	}
 	if err != nil {

@@ -59,7 +59,7 @@ func interfaceKey(name string) []byte {
 	return key
 }
 
-func accept() []expr.Any     { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+func letThrough() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 func drop() []expr.Any       { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
 func reject() []expr.Any     { return []expr.Any{&expr.Reject{Type: rejectICMPX, Code: adminProhibited}} }
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }

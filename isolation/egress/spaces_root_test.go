@@ -78,8 +78,8 @@ func newSpace(t *testing.T) space {
 	return s
 }
 
-// host is the namespace that the tests run in.
-func host(t *testing.T) space { return space{t: t} }
+// machine is the namespace that the tests run in.
+func machine(t *testing.T) space { return space{t: t} }
 
 // ip runs commands of ip(8), one a line.
 func (s space) ip(lines string) {
@@ -256,7 +256,7 @@ var closedAddresses = []string{
 // own name is answered. The host forwards, as doctor says it must.
 func internet(t *testing.T) space {
 	t.Helper()
-	h, net := host(t), newSpace(t)
+	h, net := machine(t), newSpace(t)
 	h.ip("link set lo up")
 	net.set("ipv4/conf/all/rp_filter", "0")
 	net.set("ipv4/conf/default/rp_filter", "0")

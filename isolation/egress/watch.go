@@ -1,7 +1,9 @@
 package egress
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -9,6 +11,8 @@ import (
 	"github.com/google/nftables"
 	nfnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
 // errLost says why no sandbox has a connection any more.
@@ -27,6 +31,7 @@ const cutRetry = 100 * time.Millisecond
 type watch struct {
 	instance string
 	events   *nfnetlink.Conn // tells of the host's packet filter
+	tables   *nftables.Conn  // lists its tables; open all the time, so that looking takes no file more
 	lost     atomic.Bool
 	quit     chan struct{}
 	ended    chan struct{} // nil until it has started
@@ -42,7 +47,12 @@ func newWatch(instance string) (*watch, error) {
 		events.Close()
 		return nil, err
 	}
-	return &watch{instance: instance, events: events, quit: make(chan struct{})}, nil
+	tables, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		events.Close()
+		return nil, err
+	}
+	return &watch{instance: instance, events: events, tables: tables, quit: make(chan struct{})}, nil
 }
 
 // start is called once there is a table.
@@ -50,12 +60,13 @@ func (w *watch) start(lost func(error)) {
 	w.ended = make(chan struct{})
 	go func() {
 		defer close(w.ended)
-		if !w.wait() {
+		err := w.wait()
+		if err == nil {
 			return
 		}
 		w.lost.Store(true) // before the interfaces are looked for: see Attach
 		if lost != nil {
-			lost(errLost)
+			lost(err)
 		}
 		for removeLinks(w.instance) != nil {
 			select {
@@ -67,28 +78,51 @@ func (w *watch) start(lost func(error)) {
 	}()
 }
 
-// wait returns true when the table is gone, or if that cannot be known any more, and
-// false when the watch is to end.
-func (w *watch) wait() bool {
+// wait returns errLost when the table is gone, another error if that cannot be known any
+// more, and nil when the watch is to end.
+func (w *watch) wait() error {
 	for {
 		messages, err := w.events.Receive()
 		select {
 		case <-w.quit:
-			return false
+			return nil
 		default:
 		}
 		overrun := errors.Is(err, unix.ENOBUFS) // events are missing
 		if err != nil && !overrun {
-			return true
+			return blind(err)
 		}
 		removed := func(m nfnetlink.Message) bool { return m.Header.Type == tableRemoved }
 		if !overrun && !slices.ContainsFunc(messages, removed) {
 			continue
 		}
-		if there, err := hasTable(tableName(w.instance)); err != nil || !there {
-			return true
+		switch there, err := w.look(); {
+		case err != nil:
+			return blind(err)
+		case !there:
+			return errLost
 		}
 	}
+}
+
+// blind is the error of a watch that cannot see the rules any more, for the reason err.
+func blind(err error) error {
+	return fmt.Errorf("whether the packet filter still has sandboxd's rules cannot be seen any more: %w; restart sandboxd", err)
+}
+
+// lookTime is how long look tries while the kernel lacks something, such as memory. Until
+// then sandboxes may be without rules.
+const lookTime = time.Second
+
+// look reports whether the daemon's table is there.
+func (w *watch) look() (there bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTime)
+	defer cancel()
+	err = accept.Retry(ctx, func() (err error) {
+		there, err = hasTable(w.tables, tableName(w.instance))
+		return err
+	}, nil)
+	return there, err
 }
 
 // check returns errLost once the table is gone. A nil watch knows of nothing.
@@ -106,14 +140,11 @@ func (w *watch) close() {
 	if w.ended != nil {
 		<-w.ended
 	}
+	_ = w.tables.CloseLasting()
 }
 
-// hasTable tells whether the packet filter has the table of a daemon.
-func hasTable(name string) (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, err
-	}
+// hasTable reports whether the packet filter, to which c leads, has the table of a daemon.
+func hasTable(c *nftables.Conn, name string) (bool, error) {
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, err

@@ -59,14 +59,21 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 }
 
 // boot makes a domain of which only the init handler runs.
-func (s *Sandbox) boot(ctx context.Context, name string) (_ *domain, err error) {
-	defer func() {
-		if err != nil {
-			err = s.shortOfMemory(err)
-		}
-	}()
+func (s *Sandbox) boot(ctx context.Context, name string) (d *domain, err error) {
+	err = s.net.atPath(func(path string) (err error) {
+		d, err = s.bootIn(ctx, name, path)
+		return err
+	})
+	if err != nil {
+		return nil, s.shortOfMemory(err)
+	}
+	return d, nil
+}
+
+// bootIn is boot in the network namespace that path leads to.
+func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err error) {
 	cfg, err := s.spec.Config(name, isolation.Paths{
-		Rootfs: s.root, NetNS: s.net.path(), Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
+		Rootfs: s.root, NetNS: path, Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
 	})
 	if err != nil {
 		return nil, err

@@ -50,6 +50,7 @@ type Engine struct {
 	devices *devices
 	stage   *os.File        // sealed; nil without one
 	gateway *egress.Gateway // nil without NetworkEgress
+	remains remains
 }
 
 // New prepares the host for the sandboxes of one daemon: its cgroup folder, and a
@@ -117,14 +118,16 @@ func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 // empty is a directory without entries, a file system of its own, which hides others.
 func (e *Engine) empty() string { return filepath.Join(e.fs, "empty") }
 
-// Close removes what New made. Every sandbox must be closed before.
+// Close removes what New made, and tries a last time to remove what is left of sandboxes
+// that could not be made. Every other sandbox must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
+	remains := e.removeAllRemains(ctx)
 	err := e.creator.close(ctx)
 	if err == nil { // nobody hands them out any more
 		e.filters.Close()
 		err = e.closeStage()
 	}
-	return errors.Join(err,
+	return errors.Join(remains, err,
 		e.closeGateway(),
 		e.devices.close(),
 		e.place.remove(ctx),

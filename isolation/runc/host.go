@@ -1,7 +1,6 @@
 package runc
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -47,6 +47,7 @@ type Host struct {
 	Hierarchies map[string]string // v1 controller, or name=x, to the path of its mount; empty on ModeUnified
 	V2          string            // path of the v2 tree's mount; "" on ModeLegacy
 	Systemd     bool              // a systemd manages the host
+	Controllers []string          // those that the v2 tree offers; only on ModeUnified
 	Own         string            // this process's cgroup in the v2 tree, absolute below its mount; "" if there is none
 	Delegated   bool              // systemd has handed Own to this process
 }
@@ -57,13 +58,42 @@ func DetectHost() (Host, error) {
 	if fi, err := os.Stat("/run/systemd/system"); err == nil && fi.IsDir() {
 		h.Systemd = true
 	}
-	mounts, err := os.Open("/proc/self/mounts")
+	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return h, fmt.Errorf("read mounts: %w", err)
 	}
-	defer mounts.Close()
-	for sc := bufio.NewScanner(mounts); sc.Scan(); {
-		f := strings.Fields(sc.Text()) // device, mount point, type, options
+	h.findTrees(string(mounts))
+	switch {
+	case h.V2 == cgroupRoot:
+		h.Mode = ModeUnified
+	case h.V2 == unifiedRoot && len(h.Hierarchies) > 0:
+		h.Mode = ModeHybrid
+	case len(h.Hierarchies) > 0:
+		h.Mode, h.V2 = ModeLegacy, "" // there may be one elsewhere, for systemd's own use
+	}
+	if h.Mode == ModeUnified {
+		offered, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+		if err != nil {
+			return h, fmt.Errorf("read the controllers of cgroup v2: %w", err)
+		}
+		h.Controllers = strings.Fields(string(offered))
+	}
+	if h.V2 != "" {
+		if h.Own, err = ownCgroup(); err != nil {
+			return h, err
+		}
+		var buf [8]byte
+		n, err := unix.Getxattr(filepath.Join(h.V2, h.Own), "trusted.delegate", buf[:])
+		h.Delegated = err == nil && string(buf[:n]) == "1"
+	}
+	return h, nil
+}
+
+// findTrees finds the cgroup trees in the list of mounts, in the form of fstab(5). A line
+// may be of any length: an overlay names all of its layers.
+func (h *Host) findTrees(mounts string) {
+	for line := range strings.Lines(mounts) {
+		f := strings.Fields(line) // device, mount point, type, options
 		if len(f) < 4 || !strings.HasPrefix(f[1], cgroupRoot) {
 			continue
 		}
@@ -78,23 +108,6 @@ func DetectHost() (Host, error) {
 			}
 		}
 	}
-	switch {
-	case h.V2 == cgroupRoot:
-		h.Mode = ModeUnified
-	case h.V2 == unifiedRoot && len(h.Hierarchies) > 0:
-		h.Mode = ModeHybrid
-	case len(h.Hierarchies) > 0:
-		h.Mode, h.V2 = ModeLegacy, "" // there may be one elsewhere, for systemd's own use
-	}
-	if h.V2 != "" {
-		if h.Own, err = ownCgroup(); err != nil {
-			return h, err
-		}
-		var buf [8]byte
-		n, err := unix.Getxattr(filepath.Join(h.V2, h.Own), "trusted.delegate", buf[:])
-		h.Delegated = err == nil && string(buf[:n]) == "1"
-	}
-	return h, nil
 }
 
 // NeedsScope reports whether the daemon must first ask systemd for a scope with
@@ -107,8 +120,7 @@ func (h Host) Missing() []string {
 	want := slices.Clone(needed)
 	switch h.Mode {
 	case ModeUnified:
-		b, _ := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
-		have = strings.Fields(string(b))
+		have = h.Controllers
 	default:
 		for name := range h.Hierarchies {
 			have = append(have, name)
@@ -234,10 +246,11 @@ type placement struct {
 // it makes and enters no cgroup: the domains' processes do it themselves (docs/decisions/0025).
 func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
-		return nil, errors.New("no cgroup tree is mounted at /sys/fs/cgroup; mount cgroup2 there")
+		return nil, &host.Unsupported{Feature: host.Cgroups, Need: "no cgroup tree is mounted at /sys/fs/cgroup", Fix: "mount cgroup2 there"}
 	}
 	if missing := h.Missing(); len(missing) > 0 {
-		return nil, fmt.Errorf("the host lacks the cgroup controllers %s; enable them on the kernel's command line", strings.Join(missing, ", "))
+		return nil, &host.Unsupported{Feature: host.Cgroups, Need: "the host lacks the cgroup controllers " + strings.Join(missing, ", "),
+			Fix: "enable them on the kernel's command line"}
 	}
 	outer := &placement{host: h, hosted: h.CgroupFolder(instance)}
 	outer.roots = h.rootsOf(func(c string) bool { return c == "devices" || h.uses(c) })

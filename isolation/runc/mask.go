@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -23,7 +24,7 @@ func inMounts(pid int, f func() error) error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("unshare: %w", err)
 		}
-		if err := unix.Setns(int(mntns.Fd()), unix.CLONE_NEWNS); err != nil {
+		if err := descriptor.Use(mntns, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNS) }); err != nil {
 			return fmt.Errorf("enter mount namespace: %w", err)
 		}
 		return f()

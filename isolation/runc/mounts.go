@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -62,8 +63,10 @@ func (m mapper) restrict(fd int) error {
 		}
 		defer userns.Close()
 	}
-	attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
-	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	err := descriptor.Use(userns, func(userns int) error {
+		attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns)}
+		return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	})
 	if errors.Is(err, unix.EINVAL) {
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/isolation"
 )
@@ -110,13 +111,13 @@ func raiseLoopback() error {
 	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request))
 }
 
-// path is valid in this process and its children for as long as n is open; "" is the
-// host's.
-func (n *netns) path() string {
+// atPath calls f with a path of the namespace, which leads there until f returns, in this
+// process and in its children, even if n is closed meanwhile; "" is the host's.
+func (n *netns) atPath(f func(path string) error) error {
 	if n.file == nil {
-		return ""
+		return f("")
 	}
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+	return descriptor.Use(n.file, func(fd int) error { return f(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)) })
 }
 
 // enter moves the calling thread, one of onOwnThread, into the namespace.
@@ -124,13 +125,7 @@ func (n *netns) enter() error {
 	if n.file == nil {
 		return nil
 	}
-	raw, err := n.file.SyscallConn()
-	if err == nil { // held meanwhile: once it is closed, its number may be another's
-		if held := raw.Control(func(fd uintptr) { err = unix.Setns(int(fd), unix.CLONE_NEWNET) }); held != nil {
-			err = held
-		}
-	}
-	if err != nil {
+	if err := descriptor.Use(n.file, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }); err != nil {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	return nil

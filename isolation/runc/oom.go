@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // oomWatch ends a whole sandbox when the kernel has killed one of its processes for
@@ -74,5 +76,10 @@ func newCounter() (*os.File, error) {
 
 // reader opens the counter for reading only.
 func (w *oomWatch) reader() (*os.File, error) {
-	return os.Open("/proc/self/fd/" + strconv.Itoa(int(w.seen.Fd())))
+	var f *os.File
+	err := descriptor.Use(w.seen, func(fd int) (err error) {
+		f, err = os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+		return err
+	})
+	return f, err
 }

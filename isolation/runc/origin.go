@@ -13,6 +13,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
+	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
 // Domain says which domain made the other end of conn, an accepted connection of
@@ -38,11 +41,12 @@ func (s *Sandbox) Domain(_ context.Context, conn net.Conn) (string, error) {
 	return "", fmt.Errorf("origin of a connection in %s: cgroup %d is no domain's", s.spec.ID, id)
 }
 
-// TellsDomains reports why [Sandbox.Domain] cannot work on this host, nil if it can.
-// It tries with a connection of its own.
+// TellsDomains returns nil if [Sandbox.Domain] works on this host, and a [host.Unsupported]
+// if it cannot. It tries with a connection of its own; other errors are those of that.
 func (h Host) TellsDomains() error {
 	if h.Mode != ModeUnified && h.Mode != ModeHybrid {
-		return fmt.Errorf("the %s cgroup layout has no v2 tree, which tells the domains of connections apart; mount cgroup2 at %s", h.Mode, unifiedRoot)
+		return &host.Unsupported{Feature: host.CgroupV2, Need: fmt.Sprintf("the %s cgroup layout has no v2 tree, which tells the domains of connections apart", h.Mode),
+			Fix: "mount cgroup2 at " + unifiedRoot}
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -64,10 +68,21 @@ func (h Host) TellsDomains() error {
 		defer socket.Close()
 		_, err = originOf(&nl.SocketHandle{Socket: socket}, conn)
 	}
-	if err != nil {
-		return fmt.Errorf("the kernel does not tell the cgroup of a connection's other end: %w; it takes Linux 5.9 with CONFIG_INET_DIAG and CONFIG_CGROUPS", err)
+	return untold(err)
+}
+
+// untold is the error of a kernel that gave err in place of the cgroup of our own
+// connection, nil without one. What passes, such as too many open files, says nothing about
+// the kernel.
+func untold(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case accept.Temporary(err):
+		return fmt.Errorf("ask for the cgroup of a connection's other end: %w", err)
 	}
-	return nil
+	return &host.Unsupported{Feature: host.ConnectionOrigin, Need: "the kernel does not tell the cgroup of a connection's other end", Err: err,
+		Fix: "use Linux 5.9 or newer with CONFIG_INET_DIAG and CONFIG_CGROUPS"}
 }
 
 // originOf returns the id of the cgroup that conn's other end was made in. The

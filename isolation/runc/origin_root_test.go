@@ -30,8 +30,8 @@ const (
 	leave = `close $s; print "left";`
 )
 
-// accept is the next connection of the sandbox's listener.
-func accept(t *testing.T, s *Sandbox) net.Conn {
+// accepted is the next connection of the sandbox's listener.
+func accepted(t *testing.T, s *Sandbox) net.Conn {
 	t.Helper()
 	if err := s.Listener().(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func TestDomainOfAConnection(t *testing.T) {
 	pid1 := map[string]*wire.Conn{isolation.RuntimeDomain: start(t, s, isolation.RuntimeDomain), isolation.ExtensionDomain: start(t, s, isolation.ExtensionDomain)}
 	for _, name := range []string{isolation.ExtensionDomain, isolation.RuntimeDomain, isolation.ExtensionDomain} {
 		out := begin(t, s, pid1[name], 1, connect(0, stay))
-		c := accept(t, s)
+		c := accepted(t, s)
 		wantDomain(t, s, c, name)
 		c.Close()
 		finish(t, pid1[name], out)
@@ -78,13 +78,13 @@ func TestDomainOfAConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer mine.Close()
-		wantNoDomain(t, s, accept(t, s), "no domain's")
+		wantNoDomain(t, s, accepted(t, s), "no domain's")
 	})
 	t.Run("closed by its maker", func(t *testing.T) {
 		out := begin(t, s, pid1[isolation.RuntimeDomain], 1, connect(0, leave))
 		finish(t, pid1[isolation.RuntimeDomain], out)
 		// What the kernel keeps of the other end is a socket for some time, or less at once.
-		if got, err := s.Domain(t.Context(), accept(t, s)); got != isolation.RuntimeDomain && (err == nil || !strings.Contains(err.Error(), "other end is closed")) {
+		if got, err := s.Domain(t.Context(), accepted(t, s)); got != isolation.RuntimeDomain && (err == nil || !strings.Contains(err.Error(), "other end is closed")) {
 			t.Errorf("domain %q, %v; want runtime, or that it is closed", got, err)
 		}
 	})
@@ -93,8 +93,8 @@ func TestDomainOfAConnection(t *testing.T) {
 		out := begin(t, s, pid1[isolation.ExtensionDomain], 1, connect(40000, reset))
 		finish(t, pid1[isolation.ExtensionDomain], out)
 		out = begin(t, s, pid1[isolation.RuntimeDomain], 1, connect(40000, stay))
-		forged := accept(t, s)
-		runtime := accept(t, s)
+		forged := accepted(t, s)
+		runtime := accepted(t, s)
 		if forged.RemoteAddr().String() != runtime.RemoteAddr().String() {
 			t.Fatalf("connections from %v and %v; want the same address", forged.RemoteAddr(), runtime.RemoteAddr())
 		}

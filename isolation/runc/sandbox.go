@@ -44,30 +44,14 @@ type Sandbox struct {
 	released bool       // root and tmp are the domains' now
 }
 
-// RemainsError says that a sandbox could not be made, and that what there was of it
-// could not be removed either.
-type RemainsError struct {
-	Err     error // why it could not be made
-	Left    error // why something is left
-	sandbox *Sandbox
-}
-
-func (e *RemainsError) Error() string {
-	return fmt.Sprintf("%v; and something of it is left: %v", e.Err, e.Left)
-}
-
-func (e *RemainsError) Unwrap() []error { return []error{e.Err, e.Left} }
-
-// Remove tries again to remove what is left.
-func (e *RemainsError) Remove(ctx context.Context) error { return e.sandbox.Close(ctx) }
-
-// rollBack removes a sandbox that cannot be completed for the reason err, and returns
-// the error to tell: err, or a RemainsError.
+// rollBack removes a sandbox that cannot be completed for the reason err. It returns err,
+// or a RemainsError if something is left, which is the engine's from then on.
 func (s *Sandbox) rollBack(ctx context.Context, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
 	defer cancel()
 	if left := s.Close(ctx); left != nil {
-		return &RemainsError{Err: err, Left: left, sandbox: s}
+		s.engine.remains.add(s)
+		return &RemainsError{ID: s.spec.ID, Err: err, Left: left}
 	}
 	return err
 }
@@ -77,13 +61,16 @@ const rollbackTime = 5 * time.Second
 
 // Create makes the cgroup, the network namespace with its listener, the root and the
 // /tmp of a sandbox. No process runs yet. The caller must Close the sandbox.
-// The error may be a *RemainsError, whose Remove is then for the caller to call.
+// The error may be a *RemainsError: then RemoveRemains is for the caller to call.
 func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, err error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("create %s: %w", spec.ID, err)
+	}
+	if e.remains.of(spec.ID) != nil {
+		return nil, fmt.Errorf("sandbox id %s is in use by what is left of another: %w", spec.ID, fs.ErrExist)
 	}
 	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
 	defer func() {
@@ -380,5 +367,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	for _, t := range failed {
 		errs = append(errs, t.reapOrphans(ctx))
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil {
+		s.engine.remains.forget(s)
+	}
+	return err
 }

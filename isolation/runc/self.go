@@ -1,7 +1,6 @@
 package runc
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -10,6 +9,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	_ "github.com/sandboxd/sandboxd/isolation/runc/reexec" // what this program is when libcontainer executes it
 	_ "github.com/sandboxd/sandboxd/isolation/runc/stage"  // and what it makes way for
 )
@@ -39,7 +40,8 @@ func SealSelf() error {
 		return fmt.Errorf("sealed copy of own binary: %w", err)
 	}
 	if !exeseal.IsCloned(sealed) { // it would do this again for ever
-		return errors.New("sealed copy of own binary: the kernel gives no file in memory that can be executed; set vm.memfd_noexec to 0 or 1")
+		return &host.Unsupported{Feature: host.ExecutableMemory, Need: "sealed copy of own binary: the kernel gives no file in memory that can be executed",
+			Fix: "set vm.memfd_noexec to 0 or 1"}
 	}
 	runtime.LockOSThread() // the namespace is this thread's until exec makes it the process's
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
@@ -49,6 +51,6 @@ func SealSelf() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(int(sealed.Fd())), os.Args, os.Environ())
+	err = descriptor.Use(sealed, func(fd int) error { return unix.Exec("/proc/self/fd/"+strconv.Itoa(fd), os.Args, os.Environ()) })
 	return fmt.Errorf("execute sealed copy of own binary: %w", err)
 }

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // tmpVolume is the file system behind one sandbox's /tmp: an ext4 image on a loop
@@ -117,8 +120,11 @@ func copyTemplate(template string) (_ *os.File, err error) {
 // attachLoop binds image to a free loop device that frees itself after its last use.
 func attachLoop(image *os.File) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil, &host.Unsupported{Feature: host.LoopDevices, Need: "there are no loop devices", Fix: "load the kernel's module: modprobe loop", Err: err}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("loop devices (load the kernel module loop): %w", err)
+		return nil, fmt.Errorf("loop devices: %w", err)
 	}
 	defer ctl.Close()
 	for {

@@ -4,12 +4,13 @@ import (
 	"errors"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // eventSize bounds what the daemon's end receives: the messages of an init handler
@@ -37,7 +38,7 @@ type Error struct {
 	Err error
 }
 
-func (e *Error) Error() string { return "" + e.Op + ": " + e.Err.Error() }
+func (e *Error) Error() string { return e.Op + ": " + e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
@@ -168,37 +169,40 @@ func (c *Conn) Send(m Message, files ...*os.File) error {
 	if err := checkFiles(m, len(files)); err != nil {
 		return &Error{"send", err}
 	}
-	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			fds[i] = int(f.Fd())
-			if fds[i] < 0 {
-				return &Error{"send", os.ErrClosed}
-			}
-			if err := unix.SetNonblock(fds[i], false); err != nil {
-				return &Error{"send", os.NewSyscallError("fcntl", err)}
+	err = descriptor.UseAll(files, func(fds []int) error {
+		for _, fd := range fds {
+			if err := unix.SetNonblock(fd, false); err != nil {
+				return os.NewSyscallError("fcntl", err)
 			}
 		}
+		return c.send(b, fds)
+	})
+	if err != nil {
+		return &Error{"send", err}
+	}
+	return nil
+}
+
+// send sends a message with descriptors.
+func (c *Conn) send(b []byte, fds []int) error {
+	var oob []byte
+	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
 	var sendErr error
-	err = c.raw.Write(func(fd uintptr) bool {
+	err := c.raw.Write(func(fd uintptr) bool {
 		sendErr = ignoringEINTR(func() error {
 			return unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_NOSIGNAL)
 		})
 		return sendErr != unix.EAGAIN || c.daemon
 	})
-	runtime.KeepAlive(files)
 	switch {
 	case err != nil:
-		return &Error{"send", c.closedOr(err)}
+		return c.closedOr(err)
 	case sendErr == unix.EAGAIN:
-		return &Error{"send", ErrFull}
-	case sendErr != nil:
-		return &Error{"send", os.NewSyscallError("sendmsg", sendErr)}
+		return ErrFull
 	}
-	return nil
+	return os.NewSyscallError("sendmsg", sendErr)
 }
 
 // Recv waits for the next message. Its files belong to the caller and are

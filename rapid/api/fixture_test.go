@@ -50,7 +50,8 @@ type setup struct {
 	limits     Limits
 	origin     Origin
 	config     func(*rapid.Config)
-	failInits  int // so many runtimes exit at once
+	failInits  int                             // so many runtimes exit at once
+	listener   func(net.Listener) net.Listener // wraps that of the API; may be nil
 }
 
 func newWorld(t testing.TB, u setup) *world {
@@ -83,6 +84,9 @@ func newWorld(t testing.TB, u setup) *world {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if u.listener != nil {
+		l = u.listener(l)
 	}
 	w.base = "http://" + l.Addr().String()
 	w.client = &http.Client{Transport: &http.Transport{}}

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/sandboxd/sandboxd/internal/accept"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -49,11 +50,11 @@ type Origin func(net.Conn) error
 
 // Serve answers the processes of s on l until ctx ends. The context must outlive
 // Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
-// returns when every connection is closed. The error is nil after an end by ctx. With
-// an origin the paths of the runtime are for the runtime alone (strict mode); with
+// returns when every connection is closed. It goes on after errors that pass, such as too
+// many open files. The error is nil after an end by ctx. With an origin the paths of the runtime are for the runtime alone (strict mode); with
 // none, for every process of the sandbox.
 func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits, origin Origin) error {
-	conns := newGuard(ctx, l, s, limits)
+	conns := newGuard(ctx, accept.Listener(l, nil), s, limits)
 	conns.origin = origin
 	srv := &http.Server{
 		Handler:                      conns.handler,

@@ -114,15 +114,22 @@ func (e *Egress) Flush() {
 	}
 }
 
-// quiet tells whether no stream has anything to read, with one system call for all: ppoll,
-// which the worker's filter has (package confine). If it fails, each is asked.
-func (e *Egress) quiet() bool {
-	var fds [maxStreams]unix.PollFd
-	for i, s := range e.streams {
-		fds[i] = unix.PollFd{Fd: s.fd, Events: unix.POLLIN}
+// quiet reports whether no stream has anything to read, with one system call for all: ppoll,
+// which the worker's filter has (package confine). If it fails, or if a stream is closed,
+// each is asked.
+func (e *Egress) quiet() bool { return quiet(e.streams, make([]unix.PollFd, 0, maxStreams)) }
+
+// quiet is that of an Egress for the streams given, and for descriptors that are borrowed
+// already: each stays open until the kernel has answered.
+func quiet(streams []*stream, fds []unix.PollFd) (is bool) {
+	if len(streams) == 0 {
+		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
+		return n == 0 && err == nil
 	}
-	n, err := unix.Ppoll(fds[:len(e.streams)], &unix.Timespec{}, nil)
-	return n == 0 && err == nil
+	_ = streams[0].raw.Control(func(fd uintptr) { // fails if it is closed
+		is = quiet(streams[1:], append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}))
+	})
+	return is
 }
 
 // Close flushes, ends the reading and releases every descriptor.
@@ -167,7 +174,6 @@ type cutter interface {
 type stream struct {
 	file    *os.File
 	raw     syscall.RawConn
-	fd      int32         // of file; only to be asked about: it may be closed
 	closing chan struct{} // closed when the reading goroutine is to end
 	ended   chan struct{} // closed when it has
 
@@ -181,10 +187,7 @@ func newStream(r *os.File, c cutter) (*stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the output of a process: %w", err)
 	}
-	s := &stream{file: r, raw: raw, fd: -1, cutter: c, closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes)}
-	if err := raw.Control(func(fd uintptr) { s.fd = int32(fd) }); err != nil {
-		return nil, fmt.Errorf("watch the output of a process: %w", err)
-	}
+	s := &stream{file: r, raw: raw, cutter: c, closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes)}
 	go func() {
 		defer close(s.ended)
 		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close

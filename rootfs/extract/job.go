@@ -9,6 +9,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // ZipJob is the extraction of one zip, as it can be given to another process.
@@ -28,7 +30,11 @@ func (j ZipJob) Run(ctx context.Context, zip, tree *os.File, progress func(done,
 	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+	var root *os.Root
+	err = descriptor.Use(tree, func(fd int) (err error) {
+		root, err = os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("extract %s: %w", j.File, err)
 	}

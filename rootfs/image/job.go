@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -136,7 +137,11 @@ func (r *layerReader) send(ctx context.Context, w io.Writer) error {
 // Run applies the layers that it reads to tree, an empty folder. It touches nothing
 // else, so it can run as a user that may write the folder and nothing else of the host.
 func (j UnpackJob) Run(ctx context.Context, layers, tree *os.File) error {
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+	var root *os.Root
+	err := descriptor.Use(tree, func(fd int) (err error) {
+		root, err = os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("unpack %s: %w", j.Image, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // A message is a kind, the length of its body in four bytes, and the body. These are
@@ -137,8 +139,10 @@ func sendFile(c *net.UnixConn, f *os.File, err error) error {
 	}
 	head := make([]byte, headBytes)
 	putHead(head, msgOpened, 0)
-	_, _, err = c.WriteMsgUnix(head, unix.UnixRights(int(f.Fd())), nil)
-	return err
+	return descriptor.Use(f, func(fd int) error {
+		_, _, err := c.WriteMsgUnix(head, unix.UnixRights(fd), nil)
+		return err
+	})
 }
 
 // askedFiles are the files that the other side opens for us.

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/host"
 )
 
 // Kinds of invalid input, for errors.Is. Each is carried by an [Error].
@@ -30,7 +32,9 @@ var (
 	Image         = errors.New("is no usable image")                    // FE-04
 	Platform      = errors.New("image is for other platforms")          // FE-04
 	Digest        = errors.New("does not match its digest")
-	Tool          = errors.New("a program of the host is missing")
+
+	// Tool is also a host.Unsupported: it is the host that is to be put right.
+	Tool error = &host.Unsupported{Feature: host.Programs, Need: "a program of the host is missing"}
 )
 
 // Error says what is wrong with something the operator gave, and how to put

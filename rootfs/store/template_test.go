@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/rootfs/internal/ziptest"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -110,7 +111,7 @@ func TestTmpTemplateErrors(t *testing.T) {
 		t.Errorf("error %v for no bytes", err)
 	}
 	_, err := findTool("mke2fs-that-nobody-has")
-	if !errors.Is(err, invalid.Tool) || !strings.Contains(err.Error(), "apt-get install e2fsprogs") {
+	if !errors.Is(err, invalid.Tool) || !host.Lacks(err, host.Programs) || !strings.Contains(err.Error(), "apt-get install e2fsprogs") {
 		t.Errorf("error %v, want invalid.Tool and the fix", err)
 	}
 	dir := t.TempDir()

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/tracing"
 )
@@ -189,12 +190,17 @@ func (b *box) newSteps() (string, error) {
 func (b *box) newFiles() (files []*os.File, roles string, err error) {
 	all := b.Files()
 	for _, f := range all[b.sent:] {
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		err := descriptor.Use(f.File, func(fd int) error {
+			second, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err == nil {
+				files = append(files, os.NewFile(uintptr(second), f.Name()))
+			}
+			return os.NewSyscallError("fcntl", err)
+		})
 		if err != nil {
 			closeAll(files)
-			return nil, "", os.NewSyscallError("fcntl", err)
+			return nil, "", err
 		}
-		files = append(files, os.NewFile(uintptr(fd), f.Name()))
 		roles += string(rune(f.Role))
 	}
 	b.sent = len(all)
@@ -263,8 +269,8 @@ func (s *Server) mayGive(files []*os.File) error {
 	for _, f := range files {
 		var st unix.Stat_t
 		var fs unix.Statfs_t
-		fd := int(f.Fd())
-		if err := errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &fs)); err != nil {
+		err := descriptor.Use(f, func(fd int) error { return errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &fs)) })
+		if err != nil {
 			return err
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFIFO || fs.Type != pipeFS || st.Uid != s.cfg.UID {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
 // Pair makes the two ends of the line, both close-on-exec.
@@ -45,28 +47,16 @@ func newConn(f *os.File, size int) (*conn, error) {
 
 // send sends a message with files, which stay the caller's.
 func (c *conn) send(b []byte, files []*os.File) error {
-	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, 0, len(files))
-		for _, f := range files {
-			raw, err := f.SyscallConn() // Fd would change the file's mode
-			if err == nil {
-				err = raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) })
-			}
-			if err != nil {
-				return err
-			}
+	return descriptor.UseAll(files, func(fds []int) error {
+		var oob []byte
+		if len(fds) > 0 {
+			oob = unix.UnixRights(fds...)
 		}
-		oob = unix.UnixRights(fds...)
-	}
-	err := again(func() error {
-		_, _, err := c.WriteMsgUnix(b, oob, nil)
-		return err
+		return again(func() error {
+			_, _, err := c.WriteMsgUnix(b, oob, nil)
+			return err
+		})
 	})
-	for _, f := range files { // not closed, by the collector either, while it is sent
-		_ = f.Name()
-	}
-	return err
 }
 
 // receive waits for a message. The bytes are valid until the next call, the files are

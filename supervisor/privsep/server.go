@@ -77,6 +77,7 @@ type Server struct {
 
 	life    context.Context // of all requests
 	end     context.CancelFunc
+	check   func() error   // see Require; nil once it has been made
 	working sync.WaitGroup // requests
 	dials   chan struct{}  // full when no more connections may be made at once
 
@@ -141,6 +142,10 @@ func (s *Server) rest(patience time.Duration) {
 	}
 }
 
+// Require has Serve call check once, before it answers the first request, and end with
+// its error. Call it before Serve.
+func (s *Server) Require(check func() error) { s.check = check }
+
 // Close closes the line. It is for a server that does not come to serve.
 func (s *Server) Close() error {
 	s.end()
@@ -187,6 +192,13 @@ func (s *Server) read() error {
 		}
 		if err != nil {
 			return fmt.Errorf("receive from the worker: %w", err)
+		}
+		if s.check != nil {
+			if err := s.check(); err != nil {
+				closeAll(files)
+				return fmt.Errorf("check the worker: %w", err)
+			}
+			s.check = nil
 		}
 		r, err := decodeRequest(b, len(files))
 		if err != nil {

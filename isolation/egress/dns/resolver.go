@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
 // Bounds for one sandbox.
@@ -60,9 +62,11 @@ func New(cfg Config) *Resolver { return &Resolver{cfg: cfg} }
 // Lookups returns how many lookups were passed on, and how many refused.
 func (r *Resolver) Lookups() (answered, refused uint64) { return r.answered.Load(), r.refused.Load() }
 
-// Serve answers on both sockets until ctx ends, and closes them.
+// Serve answers on both sockets until ctx ends, and closes them. It goes on after errors
+// that pass, such as too many open files.
 func (r *Resolver) Serve(ctx context.Context, udp net.PacketConn, tcp net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
+	tcp = accept.Listener(tcp, nil)
 	var serving sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { udp.Close(); tcp.Close() })
 	defer stop()
@@ -87,7 +91,12 @@ func (r *Resolver) serveUDP(ctx context.Context, conn net.PacketConn) error {
 	free := make(chan struct{}, maxLookups)
 	buf := make([]byte, maxQuery)
 	for {
-		n, from, err := conn.ReadFrom(buf)
+		var n int
+		var from net.Addr
+		err := accept.Retry(ctx, func() (err error) {
+			n, from, err = conn.ReadFrom(buf)
+			return err
+		}, nil)
 		if err != nil {
 			return ended(ctx, err)
 		}

@@ -133,6 +133,12 @@ func (f *fixture) taken(refuses error) []string {
 
 func serve(t *testing.T, servers ...netip.AddrPort) *fixture {
 	t.Helper()
+	return serveOn(t, func(p net.PacketConn, l net.Listener) (net.PacketConn, net.Listener) { return p, l }, servers...)
+}
+
+// serveOn is serve on what wrap makes of the sockets.
+func serveOn(t *testing.T, wrap func(net.PacketConn, net.Listener) (net.PacketConn, net.Listener), servers ...netip.AddrPort) *fixture {
+	t.Helper()
 	f := &fixture{}
 	f.Resolver = New(Config{
 		Match: func(name string) []int {
@@ -170,7 +176,8 @@ func serve(t *testing.T, servers ...netip.AddrPort) *fixture {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- f.Serve(ctx, udp, l) }()
+	packets, listener := wrap(udp, l)
+	go func() { done <- f.Serve(ctx, packets, listener) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -337,6 +344,7 @@ func TestHostServers(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "127.0.0.1:53",
 		"search x\n# nameserver 9.9.9.9\nnameserver bad\nnameserver 10.0.0.2 # ours\n":        "10.0.0.2:53",
+		"# " + strings.Repeat("x", 1<<17) + "\nnameserver 10.0.0.3":                           "10.0.0.3:53",
 		"nameserver fe80::1%eth0\nnameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3": "[fe80::1%eth0]:53 1.1.1.1:53 2.2.2.2:53",
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
@@ -348,7 +356,7 @@ func TestHostServers(t *testing.T) {
 			got = append(got, s.String())
 		}
 		if err != nil || strings.Join(got, " ") != want {
-			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+			t.Errorf("%.100q: %v, %v; want %s", text, got, err, want)
 		}
 	}
 	if _, err := hostServers(file + ".missing"); err == nil {

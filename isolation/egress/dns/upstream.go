@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -154,25 +153,20 @@ func DialHost(ctx context.Context, path, network string, server int) (net.Conn, 
 // hostServers reads the host's name servers out of a file such as /etc/resolv.conf. One
 // without any means the host itself (resolv.conf(5)).
 func hostServers(path string) ([]netip.AddrPort, error) {
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("the host's name servers: %w", err)
 	}
-	defer f.Close()
 	const port = 53
 	var servers []netip.AddrPort
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		words := strings.Fields(lines.Text())
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
 		if len(words) < 2 || words[0] != "nameserver" {
 			continue
 		}
 		if a, err := netip.ParseAddr(words[1]); err == nil && len(servers) < MaxServers {
 			servers = append(servers, netip.AddrPortFrom(a, port))
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if len(servers) == 0 {
 		servers = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
