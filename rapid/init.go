@@ -124,11 +124,11 @@ func (s *Sandbox) allReady() bool {
 	if s.runtime.state != rtReady && s.runtime.state != rtRestoreReady {
 		return false
 	}
-	s.tellInitRuntimeDone("", telemetry.Success)
+	s.reportInitRuntimeDone("", telemetry.Success)
 	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.state != agReady && !a.gaveUp() })
 }
 
-func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status) {
+func (s *Sandbox) reportInitRuntimeDone(errorType string, status telemetry.Status) {
 	if s.initStatus {
 		return
 	}
@@ -156,9 +156,9 @@ func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Durati
 	s.hub.Close() // TL-14
 	s.flush()
 	if status == telemetry.Success || s.fault == nil {
-		s.tellInitRuntimeDone(errorType, status)
+		s.reportInitRuntimeDone(errorType, status)
 	} else {
-		s.tellInitRuntimeDone(s.fault.Type, status)
+		s.reportInitRuntimeDone(s.fault.Type, status)
 	}
 	for _, a := range s.agents {
 		events := a.events
@@ -187,12 +187,12 @@ func (s *Sandbox) initEnded(w wakening) State {
 			s.current.begin(time.Now(), limit)
 		}
 		if s.inline() {
-			s.tellStart()
+			s.reportStart()
 			s.timedOut(limit)
 		}
 		return s.fail(nil, reasonTimeout)
 	}
-	s.lastWords(s.spoke) // RT-51
+	s.awaitLastPost(s.spoke) // RT-51
 	s.noteExit()
 	return s.initFailed(s.fatal())
 }
@@ -228,21 +228,21 @@ func (s *Sandbox) initFailed(f *Fault) State {
 
 // failUnstarted answers and reports an invocation that never got to the runtime.
 func (s *Sandbox) failUnstarted(f *Fault) State {
-	s.tellStart()
-	s.tellFault()
+	s.reportStart()
+	s.reportFault()
 	if p := s.posted; p != nil { // LC-27
 		s.answer(&Result{Payload: p.body, ContentType: p.contentType(), FunctionError: true, ErrorType: p.errorType})
 		s.posted = nil
 	} else {
 		s.answer(faultResult(s.current.inv.ID, f))
 	}
-	s.report(f.Type, telemetry.StatusOf(f.Type))
+	s.reportEnd(f.Type, telemetry.StatusOf(f.Type))
 	return s.fail(nil, reasonFailure)
 }
 
-// lastWords serves calls for a short grace after an exit, until done holds: what a
+// awaitLastPost serves calls for a short grace after an exit, until done holds: what a
 // process has posted just before its end may be on its way (RT-51).
-func (s *Sandbox) lastWords(done func() bool) {
+func (s *Sandbox) awaitLastPost(done func() bool) {
 	s.timer.Reset(s.cfg.Settings.ExitGrace)
 	for !s.lost {
 		if s.wait(s.runCtx, done) != failed {

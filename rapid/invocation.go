@@ -115,7 +115,7 @@ func (s *Sandbox) abandon(err error) {
 		c.msg.refuse(err)
 	}
 	if !c.started.IsZero() && !c.reported && !c.released.IsZero() {
-		s.report(errSandboxFailure, telemetry.Failure)
+		s.reportEnd(errSandboxFailure, telemetry.Failure)
 	}
 }
 
@@ -132,7 +132,7 @@ func (s *Sandbox) release() {
 func (s *Sandbox) dispatch() {
 	c := s.current
 	s.throttle()
-	s.tellStart()
+	s.reportStart()
 	e := c.newEvent()
 	c.released = time.Now()
 	for _, external := range []bool{true, false} {
@@ -158,8 +158,8 @@ func (s *Sandbox) beginLog() {
 	}
 }
 
-// tellStart ends what came before, and begins the log of the invocation (LOG-34).
-func (s *Sandbox) tellStart() {
+// reportStart ends what came before, and begins the log of the invocation (LOG-34).
+func (s *Sandbox) reportStart() {
 	c, f := s.current, &s.cfg.Function
 	s.drain()
 	if !s.inlineLog {
@@ -183,8 +183,8 @@ func (s *Sandbox) agentsDone() bool {
 	return true
 }
 
-// tellRuntimeDone writes the record of TL-36.
-func (s *Sandbox) tellRuntimeDone(errorType string, status telemetry.Status) {
+// reportRuntimeDone writes the record of TL-36.
+func (s *Sandbox) reportRuntimeDone(errorType string, status telemetry.Status) {
 	c := s.current
 	if !c.ready.IsZero() || c.released.IsZero() {
 		return
@@ -228,26 +228,26 @@ func (s *Sandbox) timedOut(limit time.Duration) {
 	s.answer(failure(errorType, "RequestId: "+c.inv.ID+" Error: "+t.Message()))
 	s.flush()
 	s.log.Platform(t)
-	s.tellRuntimeDone("", telemetry.Timeout)
-	s.report("", telemetry.Timeout)
+	s.reportRuntimeDone("", telemetry.Timeout)
+	s.reportEnd("", telemetry.Timeout)
 }
 
 // invokeFailed answers and reports an invocation in which a process has ended.
 func (s *Sandbox) invokeFailed() {
 	if s.runtime.state == rtResponse || s.runtime.state == rtErrorResp {
-		s.lastWords(func() bool { return s.runtime.state == rtSent }) // the rest of a body may be on its way
+		s.awaitLastPost(func() bool { return s.runtime.state == rtSent }) // the rest of a body may be on its way
 	}
 	s.noteExit()
 	f := s.fatal()
 	s.answer(faultResult(s.current.inv.ID, f))
 	s.flush()
-	s.tellFault()
-	s.tellRuntimeDone(f.Type, telemetry.StatusOf(f.Type))
-	s.report(f.Type, telemetry.StatusOf(f.Type))
+	s.reportFault()
+	s.reportRuntimeDone(f.Type, telemetry.StatusOf(f.Type))
+	s.reportEnd(f.Type, telemetry.StatusOf(f.Type))
 }
 
-// tellFault writes the line of LOG-29.
-func (s *Sandbox) tellFault() {
+// reportFault writes the line of LOG-29.
+func (s *Sandbox) reportFault() {
 	s.noteExit()
 	f := s.fatal()
 	r := &telemetry.Fault{Message: f.Message, ErrorType: f.Type}
@@ -257,8 +257,8 @@ func (s *Sandbox) tellFault() {
 	s.log.Platform(r)
 }
 
-// report writes END and REPORT at Done, after all that was written until then.
-func (s *Sandbox) report(errorType string, status telemetry.Status) {
+// reportEnd writes END and REPORT at Done, after all that was written until then.
+func (s *Sandbox) reportEnd(errorType string, status telemetry.Status) {
 	c, f := s.current, &s.cfg.Function
 	s.flush()
 	if status == telemetry.Success && c.result.FunctionError {

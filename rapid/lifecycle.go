@@ -178,7 +178,7 @@ func (s *Sandbox) idling(ctx context.Context, w wakening) State {
 				return s.fail(&Fault{Type: errSandboxFailure, Message: err.Error()}, reasonFailure)
 			}
 		case failed:
-			s.tellFault() // EX-29: reset before the next dispatch
+			s.reportFault() // EX-29: reset before the next dispatch
 			return Resetting
 		case cancelled:
 			return ShuttingDown
@@ -190,7 +190,7 @@ func (s *Sandbox) idling(ctx context.Context, w wakening) State {
 	select {
 	case e := <-s.exits: // EX-29, though the invocation was seen first
 		if s.exited(e) {
-			s.tellFault()
+			s.reportFault()
 			return Resetting
 		}
 	default:
@@ -229,7 +229,7 @@ func (s *Sandbox) invoking(ctx context.Context, w wakening) State {
 		w = s.answerCut(ctx)
 	}
 	if w == reached {
-		s.tellRuntimeDone("", telemetry.Success)
+		s.reportRuntimeDone("", telemetry.Success)
 		w = s.wait(ctx, s.agentsDone)
 	}
 	switch w {
@@ -252,8 +252,8 @@ func (s *Sandbox) answered() bool { return s.runtimeDone() || s.current.cut != n
 
 // invoked tells of an invocation that has ended well.
 func (s *Sandbox) invoked() {
-	s.tellRuntimeDone("", telemetry.Success)
-	s.report("", telemetry.Success)
+	s.reportRuntimeDone("", telemetry.Success)
+	s.reportEnd("", telemetry.Success)
 }
 
 // cold waits for the invocation that pays for the next initialization.

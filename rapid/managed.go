@@ -61,7 +61,7 @@ func (s *Sandbox) serveMany(ctx context.Context) State {
 			s.expire(time.Now())
 		case failed:
 			s.noteExit()
-			s.tellFault()
+			s.reportFault()
 			s.failAll(s.fatal())
 			return Resetting
 		case cancelled:

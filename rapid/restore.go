@@ -45,7 +45,7 @@ func (s *Sandbox) restore(ctx context.Context) State {
 	case limitPassed:
 		return s.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
 	case failed:
-		s.lastWords(s.spoke)
+		s.awaitLastPost(s.spoke)
 		s.noteExit()
 		return s.restoreFailed(began, s.fatal())
 	}

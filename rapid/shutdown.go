@@ -11,8 +11,8 @@ import (
 func (s *Sandbox) endProcesses(reason string) error {
 	s.fault, s.exit, s.reason = nil, nil, reasonFailure // LC-49, LC-50
 	s.runtime.retire()
-	s.hub.Hurry()   // TL-17, TL-22
-	err := s.thaw() // LC-82: the window counts from here
+	s.hub.SendAtOnce() // TL-17, TL-22
+	err := s.thaw()    // LC-82: the window counts from here
 	if err == nil && !s.lost {
 		err = s.askToLeave(reason)
 	}

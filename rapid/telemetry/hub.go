@@ -37,7 +37,7 @@ type Hub struct {
 
 	mu      sync.Mutex
 	open    bool // subscriptions are taken, and records kept for them
-	hurry   bool
+	atOnce  bool // batches are sent without waiting for more records
 	replay  []Record
 	size    int // of replay
 	dropped LogsDropped
@@ -58,7 +58,7 @@ func (h *Hub) Open() {
 		return
 	}
 	h.mu.Lock()
-	h.open, h.hurry = true, false
+	h.open, h.atOnce = true, false
 	h.mu.Unlock()
 }
 
@@ -75,13 +75,14 @@ func (h *Hub) Close() {
 // Flush lets every subscriber have what waits for its batch to become full.
 func (h *Hub) Flush() { h.each((*subscriber).flush) }
 
-// Hurry makes batches go out at once from now on, until Reset.
-func (h *Hub) Hurry() {
+// SendAtOnce sends what waits for its batch to become full, and until the next Open
+// sends each record without waiting for others.
+func (h *Hub) SendAtOnce() {
 	if h == nil {
 		return
 	}
 	h.mu.Lock()
-	h.hurry = true
+	h.atOnce = true
 	h.mu.Unlock()
 	h.Flush()
 }
@@ -123,7 +124,7 @@ func (h *Hub) Add(r *Record) {
 	defer h.mu.Unlock()
 	for _, s := range h.subs {
 		s.add(r, h.objects)
-		if h.hurry {
+		if h.atOnce {
 			s.flush()
 		}
 	}
