@@ -209,35 +209,6 @@ func (s *Sandbox) whyDead() error {
 	return fmt.Errorf("%w: %w", ErrDead, s.broken)
 }
 
-// serveNow serves m on the goroutine of its sender if Run does nothing but wait, and
-// wakes Run only if m brings what it waits for and the step that follows is for Run
-// (warm.go): two switches of goroutines cost more than what most messages ask. If it returns false, m goes to the inbox.
-func (s *Sandbox) serveNow(m message) bool {
-	if !s.turn.TryLock() {
-		return false
-	}
-	s.serve(m)
-	enough := s.awaited() && !s.step()
-	s.turn.Unlock()
-	if enough {
-		select {
-		case s.nudge <- struct{}{}:
-		default: // it will look
-		}
-	}
-	return true
-}
-
-// nudged tells whether there is a nudge that nobody has seen.
-func (s *Sandbox) nudged() bool {
-	select {
-	case <-s.nudge:
-		return true
-	default:
-		return false
-	}
-}
-
 // serve answers or parks m, unless its sender's generation is gone. The turn is held.
 func (s *Sandbox) serve(m message) {
 	if g := m.generation(); g != noGeneration && g != s.gen.Load() {

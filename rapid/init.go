@@ -245,7 +245,7 @@ func (s *Sandbox) failUnstarted(f *Fault) State {
 func (s *Sandbox) awaitLastPost(done func() bool) {
 	s.timer.Reset(s.cfg.Settings.ExitGrace)
 	for !s.lost {
-		if s.wait(s.runCtx, done) != failed {
+		if s.wait(s.token.life, done) != failed {
 			return
 		}
 	}

@@ -58,7 +58,7 @@ const (
 // sandbox cannot go on. Each state is one function that returns the state to go to
 // next. The error is nil after a regular end by ctx.
 func (s *Sandbox) Run(ctx context.Context) error {
-	s.runCtx = ctx // the turn is ours from New on
+	s.token.life = ctx // the token is ours from New on
 	s.clock.begin()
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
@@ -157,18 +157,18 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 // One that comes before that finds everything running.
 func (s *Sandbox) idle(ctx context.Context) State {
 	s.beginIdle()
-	return s.idling(ctx, s.waitWarm(ctx, s.hasInvocation))
+	return s.idling(ctx, s.waitStepping(ctx, s.hasInvocation, s.step))
 }
 
 func (s *Sandbox) beginIdle() {
 	failpoint.Pass(failpoint.Idle)
-	s.limit = time.Now().Add(s.cfg.Settings.Linger)
+	s.token.until = time.Now().Add(s.cfg.Settings.Linger)
 	s.timer.Reset(s.cfg.Settings.Linger)
 }
 
 // idling goes on in Idle when the first waiting is over.
 func (s *Sandbox) idling(ctx context.Context, w wakening) State {
-	for ; ; w = s.waitWarm(ctx, s.hasInvocation) {
+	for ; ; w = s.waitStepping(ctx, s.hasInvocation, s.step) {
 		if s.State() == Invoking { // others have brought it there
 			return s.invoking(ctx, w)
 		}
@@ -209,7 +209,7 @@ func (s *Sandbox) idling(ctx context.Context, w wakening) State {
 // runtime has answered, and it and every agent that got the event ask for the next.
 func (s *Sandbox) invoke(ctx context.Context) State {
 	s.beginInvoking()
-	w := s.waitWarm(ctx, s.answered)
+	w := s.waitStepping(ctx, s.answered, s.step)
 	if s.State() == Idle { // others have brought it there
 		return s.idling(ctx, w)
 	}
@@ -219,8 +219,8 @@ func (s *Sandbox) invoke(ctx context.Context) State {
 func (s *Sandbox) beginInvoking() {
 	s.dispatch()
 	failpoint.Pass(failpoint.Invoking)
-	s.limit = s.current.deadline
-	s.timer.Reset(time.Until(s.limit))
+	s.token.until = s.current.deadline
+	s.timer.Reset(time.Until(s.token.until))
 }
 
 // invoking goes on in Invoking when the first waiting is over.
@@ -245,6 +245,30 @@ func (s *Sandbox) invoking(ctx context.Context, w wakening) State {
 	}
 	s.invokeFailed()
 	return Resetting
+}
+
+// step makes the step that Run would make next, on the goroutine of who has the turn and has
+// brought what is awaited. It returns false, and has changed nothing, if that is for Run.
+func (s *Sandbox) step() bool {
+	switch s.State() {
+	case Idle:
+		if s.frozen || s.snapshot {
+			return false
+		}
+		s.current.begin(time.Now(), s.cfg.Function.Timeout)
+		s.enter(Invoking)
+		s.beginInvoking()
+		s.token.awaited = s.answered
+	case Invoking:
+		if s.current.cut != nil || !s.agentsDone() {
+			return false
+		}
+		s.invoked()
+		s.enter(Idle)
+		s.beginIdle()
+		s.token.awaited = s.hasInvocation
+	}
+	return true
 }
 
 // answered tells whether the runtime is done with the invocation, or its answer was cut.
@@ -301,60 +325,6 @@ func (s *Sandbox) end() error {
 		return errors.Join(s.broken, err)
 	}
 	return s.broken
-}
-
-// A wakening says why wait has returned.
-type wakening int
-
-const (
-	reached     wakening = iota // what was waited for holds
-	limitPassed                 // the timer of the state has fired
-	failed                      // s.fault says what ended
-	cancelled                   // the context of Run
-)
-
-// wait serves the parties' calls until done holds or something ends the waiting. It
-// is the one place where a life can be held up.
-func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
-	if s.lost {
-		return failed
-	}
-	s.awaited = done
-	for !s.awaited() {
-		s.turn.Unlock()
-		var m message
-		var e exited
-		w := reached // not yet
-		select {
-		case <-s.nudge:
-		case m = <-s.inbox:
-		case e = <-s.exits:
-		case <-s.timer.C:
-			w = limitPassed
-		case <-s.sup.Lost():
-			w = failed
-		case <-ctx.Done():
-			w = cancelled
-		}
-		s.turn.Lock()
-		switch {
-		case m != nil:
-			s.serve(m)
-		case e.p != nil:
-			if s.exited(e) {
-				return failed
-			}
-		case w == failed:
-			s.lostDomains()
-			return failed
-		case w == limitPassed && s.warm && time.Now().Before(s.limit): // it was that of the state before
-		case w == limitPassed && s.nudged() && s.awaited(): // it came to hold before we had the turn
-			return reached
-		case w != reached:
-			return w
-		}
-	}
-	return reached
 }
 
 // fail notes why the processes are to be ended.

@@ -48,15 +48,10 @@ func (s *Sandbox) serveMany(ctx context.Context) State {
 		c.patience = time.Now().Add(workerPatience)
 	}
 	for {
+		s.changed = false
 		s.handOut()
 		s.timer.Reset(s.nextLimit())
-		asked := false
-		once := func() bool { // true after one message
-			again := asked
-			asked = true
-			return again
-		}
-		switch s.wait(ctx, once) {
+		switch s.wait(ctx, func() bool { return s.changed }) {
 		case limitPassed:
 			s.expire(time.Now())
 		case failed:
@@ -73,6 +68,7 @@ func (s *Sandbox) serveMany(ctx context.Context) State {
 
 // admit takes an invocation up, for now or for after the initialization.
 func (s *Sandbox) admit(m *invokeMsg) {
+	s.changed = true
 	switch {
 	case s.serving[m.inv.ID] != nil:
 		m.refuse(ErrDuplicate)
@@ -135,6 +131,7 @@ func (s *Sandbox) takeBack(w *nextMsg) {
 	}
 	s.running = slices.Delete(s.running, i, i+1)
 	s.queue = slices.Insert(s.queue, 0, c)
+	s.changed = true
 }
 
 // limit is the end of an invocation's patience or time.

@@ -49,7 +49,7 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	s.procs = append(s.procs, p)
 	go func() {
 		<-h.Done()
-		s.exiting.Add(1) // left takes it back
+		s.token.exiting.Add(1) // left takes it back
 		select {
 		case s.exits <- exited{p}:
 		case <-s.dead:
@@ -76,7 +76,7 @@ func (s *Sandbox) exited(e exited) bool {
 
 // left marks a process of this generation as gone.
 func (s *Sandbox) left(e exited) bool {
-	s.exiting.Add(-1)
+	s.token.exiting.Add(-1)
 	for _, p := range s.procs {
 		if p == e.p {
 			p.gone = true
@@ -124,7 +124,7 @@ func (s *Sandbox) flush() {
 
 // freeze stops every process until thaw (LC-80).
 func (s *Sandbox) freeze() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.token.life), s.cfg.Settings.FreezeTimeout)
 	defer cancel()
 	s.frozen = true // also when it fails: thaw undoes half a freeze
 	s.clock.freeze()
@@ -138,7 +138,7 @@ func (s *Sandbox) thaw() error {
 	if !s.frozen {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.token.life), s.cfg.Settings.FreezeTimeout)
 	defer cancel()
 	if err := s.sup.Thaw(ctx); err != nil {
 		return hostError("thaw", err)

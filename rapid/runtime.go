@@ -124,6 +124,7 @@ func (m *nextMsg) serve(s *Sandbox) {
 	}
 	s.closedReg = true // EX-14
 	if s.Managed() {
+		s.changed = true
 		r.waiters = append(r.waiters, m) // RT-60
 		return
 	}

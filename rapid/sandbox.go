@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,25 +35,17 @@ type Sandbox struct {
 	inbox chan message
 	exits chan exited
 	dead  chan struct{} // closed when Run returns
-	state atomic.Int32  // State; written by who has the turn
-	gen   atomic.Uint64 // generation (LC-10); written by Run alone
+	state atomic.Int32  // State; written by the holder of the token
+	gen   atomic.Uint64 // generation (LC-10); written by the holder of the token
 	clock *thawClock
 	hub   *telemetry.Hub // nil if extensions are disabled
 	log   *telemetry.Log
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
-	// turn is held by who may touch what is below: the goroutine in Run, but for the
-	// time in which it waits. After Run nobody gets it any more.
-	turn    sync.Mutex
-	nudge   chan struct{} // capacity 1: what Run waits for may hold
-	awaited func() bool   // what Run waits for; called with the turn
-	warm    bool          // Run waits in Idle or Invoking, and others may make its steps
-	limit   time.Time     // when the timer of Idle or Invoking fires
-	exiting atomic.Int32  // processes that have ended and that Run has not dealt with
+	token *token // the right to touch what is below
 
-	// Everything below belongs to the goroutine in Run, or who has the turn.
-	runCtx      context.Context
+	// What follows belongs to the holder of the token.
 	timer       *time.Timer // the limit of the current state
 	started     bool        // the domains exist
 	lost        bool        // the supervisor has lost the domains
@@ -69,6 +60,7 @@ type Sandbox struct {
 	serving     map[string]*invocation // by id, of managed mode; what is in queue too
 	queue       []*invocation          // those that wait for a worker, oldest first
 	running     []*invocation          // those that a worker has, oldest first
+	changed     bool                   // of managed mode: there may be something to hand out
 	late        []string               // ids of the last that timed out (RT-63)
 	fault       *Fault                 // first fatal error since the last initialization or shutdown (LC-49)
 	posted      *initError             // body of the newest init/error (LC-27)
@@ -109,7 +101,7 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	}
 	s := &Sandbox{
 		cfg: cfg, sup: sup,
-		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}), nudge: make(chan struct{}, 1),
+		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}), token: newToken(),
 		clock: newThawClock(), reason: reasonFailure, serving: map[string]*invocation{},
 	}
 	if !cfg.Function.ExtensionsDisabled {
@@ -124,7 +116,6 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 		return e, nil
 	}
 	s.state.Store(int32(Initializing))
-	s.turn.Lock() // Run's
 	return s
 }
 
