@@ -228,11 +228,7 @@ func (m *invokeMsg) serve(s *Sandbox) {
 	switch st := s.State(); {
 	case st == ShuttingDown || st == Dead || s.lost || s.broken != nil:
 		m.refuse(ErrDead)
-	case s.Managed():
-		s.admit(m)
-	case s.current != nil:
-		m.refuse(ErrBusy) // LC-20, until the reset after a failed one is over
-	default: // taken up at once, or after the initialization or reset that goes on
-		s.current = newInvocation(m, s.cfg.Function.ARN)
+	default:
+		s.mode.admit(m)
 	}
 }

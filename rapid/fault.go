@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
@@ -86,6 +87,13 @@ func (s *Sandbox) fatal() *Fault {
 		f.Message = "Runtime exited without providing a reason"
 	}
 	return &f
+}
+
+// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
+func (s *Sandbox) reportFault(requestID string) {
+	s.noteExit()
+	f := s.fatal()
+	s.log.Platform(&telemetry.Fault{RequestID: requestID, Message: f.Message, ErrorType: f.Type})
 }
 
 // exitFault words the end of a process as LC-45 does. A process that the kernel

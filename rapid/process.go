@@ -28,9 +28,9 @@ const framesFD = "3"
 func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest) (*process, error) {
 	source, name := telemetry.FromFunction, "runtime"
 	if a != nil {
-		source, name = telemetry.FromExtension, a.name
+		source, name = telemetry.FromExtension, a.Name
 	}
-	framed := a == nil && !s.Managed() // else LOG-11
+	framed := a == nil && s.traits.framedLog
 	out, err := s.openOutput(framed, func(m telemetry.Message) { s.log.Output(source, name, m) })
 	if err != nil {
 		return nil, err

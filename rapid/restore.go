@@ -24,13 +24,14 @@ func (s *Sandbox) SnapStart() bool { return s.cfg.Initialization == SnapStart }
 
 // restore makes a sandbox that was initialized long ago ready for its first
 // invocation (LC-91): new credentials, and the hooks of a runtime that waits for them.
-func (s *Sandbox) restore(ctx context.Context) State {
+func (m *classicMode) restore(ctx context.Context) State {
+	s := m.s
 	began := time.Now()
 	s.timer.Reset(restoreLimit)
-	s.snapshot = false
+	m.snapshot = false
 	if err := s.renew(); err != nil {
 		s.broken = hostError("renew the credentials", err) // the operator's alone: it may name or quote his files
-		return s.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
+		return m.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
 	}
 	f := &s.cfg.Function
 	s.log.Platform(&telemetry.RestoreStart{FunctionName: f.Name, FunctionVersion: f.Version,
@@ -38,23 +39,23 @@ func (s *Sandbox) restore(ctx context.Context) State {
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f)})
 	s.runtime.release()
 
-	switch s.wait(ctx, func() bool { return s.runtime.state == rtReady || s.posted != nil }) {
+	switch s.wait(ctx, func() bool { return s.runtime.State == rtReady || s.posted != nil }) {
 	case cancelled:
-		s.abandon(ErrDead)
+		m.abandon(ErrDead)
 		return ShuttingDown
 	case limitPassed:
-		return s.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
+		return m.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
 	case failed:
 		s.awaitLastPost(s.spoke)
 		s.noteExit()
-		return s.restoreFailed(began, s.fatal())
+		return m.restoreFailed(began, s.fatal())
 	}
 	if s.posted != nil {
-		return s.restoreFailed(began, &Fault{s.posted.errorType, "the runtime's hooks after the restore have failed"})
+		return m.restoreFailed(began, &Fault{s.posted.errorType, "the runtime's hooks after the restore have failed"})
 	}
 	d := s.endRestore(began, "")
-	s.restoreTime = &d
-	s.current.begin(time.Now(), f.Timeout)
+	m.restoreTime = &d
+	m.current.begin(time.Now(), f.Timeout)
 	return Invoking
 }
 
@@ -75,12 +76,14 @@ func (s *Sandbox) renew() error {
 }
 
 // restoreFailed ends a restore that cannot succeed (LC-92), and the sandbox with it.
-func (s *Sandbox) restoreFailed(began time.Time, f *Fault) State {
+func (m *classicMode) restoreFailed(began time.Time, f *Fault) State {
+	s := m.s
 	s.note(f)
 	f = s.fatal()
 	s.endRestore(began, f.Type)
-	s.current.begin(time.Now(), s.cfg.Function.Timeout)
-	return s.failUnstarted(f)
+	m.current.begin(time.Now(), s.cfg.Function.Timeout)
+	m.failUnstarted(f)
+	return s.fail(nil, reasonFailure)
 }
 
 // endRestore writes the records of the end of a restore, and returns how long it took.
@@ -97,10 +100,10 @@ func (s *Sandbox) endRestore(began time.Time, errorType string) time.Duration {
 
 // release lets a runtime go on that waits for the restore.
 func (r *runtimeParty) release() {
-	if r.state != rtRestoreReady {
+	if r.State != rtRestoreReady {
 		return // RT-54: it asked for its first event at once
 	}
-	r.state = rtRestoring
+	r.State = rtRestoring
 	r.restore.answer(struct{}{})
 	r.restore = nil
 }
@@ -109,7 +112,7 @@ type restoreNextMsg struct{ call[struct{}] }
 
 func (m *restoreNextMsg) serve(s *Sandbox) {
 	r := &s.runtime
-	lost := r.state == rtRestoreReady && r.restore.ctx.Err() != nil // its connection is gone: it may ask again
+	lost := r.State == rtRestoreReady && r.restore.ctx.Err() != nil // its connection is gone: it may ask again
 	if err := r.move(callRestoreNext); err != nil && !lost {
 		m.refuse(err)
 		return

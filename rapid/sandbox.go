@@ -1,17 +1,25 @@
 // Package rapid runs the life of one Lambda execution environment: it starts the
-// extensions and the runtime, hands them events, returns what the runtime answers,
-// and ends them. Read lifecycle.go first: it is the whole state machine.
+// extensions and the runtime, hands them events, returns the runtime's answers, and ends
+// the processes. Read lifecycle.go first: it has the states and the path that every
+// sandbox takes.
 //
-// One goroutine, [Sandbox.Run], owns all state. Every other method is safe for
-// concurrent use: it sends one message to that goroutine and waits for the answer or
-// for its own context. While Run only waits, the sender has its turn, serves its
-// message itself, and makes the steps of a warm sandbox (warm.go). What the processes of the sandbox ask comes in through a
-// [Client], which package rapid/api makes for each of their connections.
+// A sandbox works on invocations in one of two modes (mode.go): one at a time (classic.go)
+// or many at once (managed.go). A mode owns what it knows of invocations, and its own states;
+// everything else is common to both.
 //
-// Two levels of state are kept apart: the [State] of the sandbox (lifecycle.go), and
-// the protocol states of its parties, the runtime's table of section 1.8 (runtime.go)
-// and the agents' table of section 2.4 (agents.go). The tables alone decide whether a
-// call is legal; the life cycle waits until the parties are where it needs them.
+// One goroutine at a time may touch the state of a sandbox: the one that holds its token
+// (token.go). Most of the time that is [Sandbox.Run]. Every other method is safe for
+// concurrent use: it sends one message and waits for the reply or for its own context.
+// While Run only waits, the sender takes the token and serves its message itself. What the
+// processes of the sandbox ask comes in through a [Client]; package rapid/api makes one for
+// each of their connections.
+//
+// Three kinds of state are kept apart: the [State] of the life (lifecycle.go), the
+// invocations of the mode, and the protocol states of the parties, which are the runtime's
+// table of section 1.8 (runtime.go) and the agents' table of section 2.4 (agents.go). The
+// tables alone decide whether a call is legal; the life waits until the parties are where it
+// needs them. What the APIs believe of the parties is plain data and can be saved
+// (parties.go).
 package rapid
 
 import (
@@ -30,49 +38,44 @@ import (
 
 // Sandbox is one execution environment.
 type Sandbox struct {
-	cfg   Config
-	sup   Supervisor
-	inbox chan message
-	exits chan exited
-	dead  chan struct{} // closed when Run returns
-	state atomic.Int32  // State; written by the holder of the token
-	gen   atomic.Uint64 // generation (LC-10); written by the holder of the token
-	clock *thawClock
-	hub   *telemetry.Hub // nil if extensions are disabled
-	log   *telemetry.Log
+	cfg    Config
+	traits *traits // of its mode
+	sup    Supervisor
+	inbox  chan message
+	exits  chan exited
+	dead   chan struct{} // closed when Run returns
+	state  atomic.Int32  // State; written by the holder of the token
+	gen    atomic.Uint64 // generation (LC-10); written by the holder of the token
+	clock  *thawClock
+	hub    *telemetry.Hub // nil if extensions are disabled
+	log    *telemetry.Log
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
 	token *token // the right to touch what is below
 
 	// What follows belongs to the holder of the token.
-	timer       *time.Timer // the limit of the current state
-	started     bool        // the domains exist
-	lost        bool        // the supervisor has lost the domains
-	broken      error       // a fault of the host that ends this sandbox
-	frozen      bool
-	throttled   bool
-	procs       []*process
-	runtime     runtimeParty
-	agents      []*agent // in order of registration, launched ones first
-	closedReg   bool     // extension registration is closed (EX-14)
-	current     *invocation
-	serving     map[string]*invocation // by id, of managed mode; what is in queue too
-	queue       []*invocation          // those that wait for a worker, oldest first
-	running     []*invocation          // those that a worker has, oldest first
-	changed     bool                   // of managed mode: there may be something to hand out
-	late        []string               // ids of the last that timed out (RT-63)
-	fault       *Fault                 // first fatal error since the last initialization or shutdown (LC-49)
-	posted      *initError             // body of the newest init/error (LC-27)
-	reason      string                 // of the next reset (LC-66)
-	initTime    *time.Duration
-	snapshot    bool           // of SnapStart: initialized, and not restored yet
-	restoreTime *time.Duration // of the restore, until it is reported
-	initPhase   telemetry.Phase
-	initBegin   time.Time
-	initStatus  bool     // initRuntimeDone was written
-	inlineLog   bool     // the invocation's log began with an inline initialization
-	exit        *process // the first that ended in this phase, until noted
+
+	mode    mode        // what it knows of invocations
+	timer   *time.Timer // the limit of the current state
+	started bool        // the domains exist
+	lost    bool        // the supervisor has lost the domains
+	broken  error       // a fault of the host that ends this sandbox
+
+	// The processes of the present generation, and what the APIs believe of them: what
+	// can be saved of it is in Parties.
+	procs     []*process
+	frozen    bool
+	throttled bool // the CPU quota is in force
+	runtime   runtimeParty
+	agents    []*agent // in order of registration, launched ones first
+	closedReg bool     // extension registration is closed (EX-14)
+
+	init   initialization
+	exit   *process   // the first that ended in this phase, until noted
+	fault  *Fault     // first fatal error since the last initialization or shutdown (LC-49)
+	posted *initError // body of the newest init/error (LC-27)
+	reason string     // of the next reset (LC-66)
 }
 
 // output is the reading side of a process's stdout, stderr and framed messages.
@@ -102,8 +105,9 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	s := &Sandbox{
 		cfg: cfg, sup: sup,
 		inbox: make(chan message), exits: make(chan exited), dead: make(chan struct{}), token: newToken(),
-		clock: newThawClock(), reason: reasonFailure, serving: map[string]*invocation{},
+		clock: newThawClock(), reason: reasonFailure, traits: traitsOf(cfg.Initialization),
 	}
+	s.mode = s.traits.new(s)
 	if !cfg.Function.ExtensionsDisabled {
 		s.hub = telemetry.NewHub(s.clock, s.dial, cfg.Function.LogFormat == telemetry.JSON)
 	}
@@ -125,6 +129,9 @@ func (s *Sandbox) State() State { return State(s.state.Load()) }
 // ExtensionsDisabled tells whether the extension, logs and telemetry endpoints do
 // not exist (EX-05).
 func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDisabled }
+
+// Rules returns what the APIs of the sandbox allow.
+func (s *Sandbox) Rules() Rules { return s.traits.Rules }
 
 // Thawed is a clock that stands still while the sandbox is frozen: how long it has
 // not been frozen since New. Limits on what processes inside must do go by it (RT-04).

@@ -40,7 +40,7 @@ func (s *Sandbox) askToLeave(reason string) error {
 	e := &Event{Type: EventShutdown, Reason: reason, Deadline: deadline}
 	for _, a := range s.agents {
 		switch {
-		case !a.external || a.process == nil || a.process.gone:
+		case !a.External || a.process == nil || a.process.gone:
 		case a.wants(EventShutdown):
 			a.give(e) // now, or with its next call (LC-68)
 		default:
@@ -123,7 +123,7 @@ func (s *Sandbox) waitForExits(done func() bool) bool {
 			s.serve(m)
 		case e := <-s.exits:
 			if s.left(e) && e.p.agent != nil {
-				e.p.agent.state = leftState(e.p)
+				e.p.agent.State = leftState(e.p)
 			}
 		case <-s.timer.C:
 			return false
@@ -159,8 +159,8 @@ func (s *Sandbox) window() (window, share time.Duration) {
 	set := &s.cfg.Settings
 	for _, a := range s.agents {
 		switch {
-		case a.id == "": // never registered
-		case a.external:
+		case a.ID == "": // never registered
+		case a.External:
 			return set.ExternalWindow, time.Duration(float64(set.ExternalWindow) * set.RuntimeShare)
 		default:
 			window, share = set.InternalWindow, set.InternalWindow

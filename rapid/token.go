@@ -86,6 +86,12 @@ func (s *Sandbox) serveNow(m message) bool {
 	return true
 }
 
+// setLimit sets when the limit passes of a state that a step may leave.
+func (s *Sandbox) setLimit(at time.Time) {
+	s.token.until = at
+	s.timer.Reset(time.Until(at))
+}
+
 // A wakening says why wait has returned.
 type wakening int
 

@@ -48,7 +48,7 @@ func (g *guard) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), hot: !g.sandbox.Managed()}
+		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), hot: !g.sandbox.Rules().CountsWaiters}
 		c.client.HungUp = c.hungUp
 		c.ctx, c.cancel = context.WithCancel(context.WithValue(g.ctx, connKey{}, c))
 		if g.origin != nil {

@@ -67,7 +67,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			h.method(r, http.MethodPut, subscribe(telemetry.TelemetryAPI))
 			return
 		case logsPath:
-			if !h.s.Managed() { // RT-66
+			if h.s.Rules().LogsAPI {
 				h.method(r, http.MethodPut, subscribe(telemetry.LogsAPI))
 				return
 			}
@@ -133,7 +133,7 @@ func (h *handler) method(r *request, method string, do func(*request) error) {
 		r.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}
-	if h.s.Managed() && method == http.MethodGet && r.ContentLength != 0 { // RT-64
+	if method == http.MethodGet && h.s.Rules().EmptyGET && r.ContentLength != 0 { // RT-64
 		r.refuse(&rapid.Refusal{Type: rapid.RequestEntityTooLarge, Message: "Exceeded maximum allowed payload size (0 bytes)."})
 		return
 	}
