@@ -116,7 +116,9 @@ func (m *classicMode) idling(ctx context.Context, w wakening) State {
 // invoke hands out the current invocation and waits until it is Done (LC-40): the
 // runtime has answered, and it and every agent that got the event ask for the next.
 func (m *classicMode) invoke(ctx context.Context) State {
-	m.s.throttle()
+	if err := m.s.throttle(ctx); err != nil {
+		return m.s.giveUp(ctx, err)
+	}
 	m.beginInvoking()
 	w := m.s.waitStepping(ctx, m.answered, m.step)
 	if m.s.State() == Idle { // a step has led there

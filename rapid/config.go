@@ -11,7 +11,8 @@ import (
 )
 
 // Supervisor is what a life needs of the supervisor: the processes of one sandbox.
-// [Supervise] makes one of a *supervisor.Sandbox.
+// [Supervise] makes one of a *supervisor.Sandbox, where the methods are described. Those
+// without a context return at once.
 type Supervisor interface {
 	Configure(domain string, c supervisor.DomainConfig) error
 	Start(ctx context.Context, domain string) error
@@ -21,7 +22,7 @@ type Supervisor interface {
 	Stop(ctx context.Context, domain string) (isolation.Usage, error)
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
-	Throttle(on bool) error
+	Throttle(ctx context.Context, on bool) error
 	MemoryPeak() (uint64, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox

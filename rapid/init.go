@@ -31,7 +31,9 @@ func (s *Sandbox) startDomains(ctx context.Context) error {
 		}
 	}
 	s.started = true
-	return s.sup.Throttle(false)
+	limited, cancel := context.WithTimeout(ctx, quotaTime)
+	defer cancel()
+	return s.sup.Throttle(limited, false)
 }
 
 // domains are those of the sandbox: no extension domain without external extensions.

@@ -59,7 +59,9 @@ func newManaged(s *Sandbox) mode {
 // run is Serving: it hands invocations to the workers of the runtime until the sandbox ends.
 func (m *managedMode) run(ctx context.Context, _ State) State {
 	s := m.s
-	s.throttle()
+	if err := s.throttle(ctx); err != nil {
+		return s.giveUp(ctx, err)
+	}
 	for _, c := range m.queue { // they have waited for the initialization
 		c.patience = time.Now().Add(workerPatience)
 	}

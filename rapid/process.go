@@ -3,6 +3,7 @@ package rapid
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -148,13 +149,22 @@ func (s *Sandbox) thaw() error {
 	return nil
 }
 
-// throttle puts the CPU quota in force from the first invocation of a generation on
-// (ARCHITECTURE, decision 11).
-func (s *Sandbox) throttle() {
+// quotaTime is how long a change of the CPU quota may take: it is one request to the
+// supervisor, which writes one file.
+const quotaTime = 10 * time.Second
+
+// throttle puts the CPU quota in force, which it must be from the first invocation of a
+// generation on (ARCHITECTURE, decision 11). Without it the function would take the CPU of
+// its neighbours: after an error the sandbox must be given up. Only Run may call it.
+func (s *Sandbox) throttle(ctx context.Context) error {
 	if s.throttled {
-		return
+		return nil
 	}
-	if err := s.sup.Throttle(true); err == nil {
-		s.throttled = true // else again with the next
+	ctx, cancel := context.WithTimeout(ctx, quotaTime)
+	defer cancel()
+	if err := s.sup.Throttle(ctx, true); err != nil {
+		return hostError("put the CPU quota in force", err)
 	}
+	s.throttled = true
+	return nil
 }

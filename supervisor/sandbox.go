@@ -230,13 +230,21 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 }
 
 // Throttle turns the CPU quota on or off. A new sandbox has none (ARCHITECTURE
-// decision 11).
-func (s *Sandbox) Throttle(on bool) error {
+// decision 11). ctx ends the wait for a freeze or thaw that goes on.
+func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	fail := s.failer("throttle")
-	if err := s.freezer.take(s.life); err != nil {
-		return fail(InvalidState, errClosed)
+	ctx, cancel := s.whileAlive(ctx)
+	defer cancel()
+	err := s.freezer.take(ctx)
+	if err == nil {
+		defer s.freezer.leave()
 	}
-	defer s.freezer.leave()
+	switch {
+	case s.life.Err() != nil:
+		return fail(InvalidState, errClosed)
+	case err != nil:
+		return fail(Failure, err)
+	}
 	if err := s.throttle(on); err != nil {
 		return fail(Failure, err)
 	}

@@ -92,8 +92,8 @@ func TestThaw_SUP11(t *testing.T) {
 	f.must(f.Freeze(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
-	f.must(f.Throttle(true)) // is so already
-	f.must(f.Throttle(false))
+	f.must(f.Throttle(f.ctx(), true)) // is so already
+	f.must(f.Throttle(f.ctx(), false))
 	f.must(f.Freeze(f.ctx()))
 	f.must(f.Thaw(f.ctx()))
 	f.box.wantCalls("Start runtime", "Freeze", "throttle", "Thaw", "unthrottle", "Freeze", "throttle", "Thaw")
@@ -126,7 +126,7 @@ func TestFreezeWaitsForExec_SUP18(t *testing.T) {
 	frozen := make(chan error, 1)
 	go func() { frozen <- f.Freeze(f.ctx()) }()
 	for range 100 { // requests that could let the freeze through if it did not wait
-		f.must(f.Throttle(true))
+		f.must(f.Throttle(f.ctx(), true))
 	}
 	if n := f.box.count("Freeze"); n != 0 {
 		t.Error("frozen while an exec waits for its answer")
@@ -180,7 +180,7 @@ func TestClose_SUP14(t *testing.T) {
 	_, err := f.Exec(f.ctx(), f.request("b", "/true"))
 	wantKind(t, err, InvalidState)
 	wantKind(t, f.Freeze(f.ctx()), InvalidState)
-	wantKind(t, f.Throttle(true), InvalidState)
+	wantKind(t, f.Throttle(f.ctx(), true), InvalidState)
 	wantKind(t, f.Start(f.ctx(), runtime), InvalidState)
 	f.must(f.Kill(f.ctx(), runtime, "a")) // has ended
 	f.must(f.Terminate(runtime, "a"))

@@ -47,7 +47,7 @@ func Freeze(ctx context.Context, o Options, n int) (f Freezes, err error) {
 	case <-ctx.Done():
 		return f, ctx.Err()
 	}
-	if err := sup.Throttle(true); err != nil { // as it is between invocations
+	if err := sup.Throttle(ctx, true); err != nil { // as it is between invocations
 		return f, err
 	}
 	for range n {
