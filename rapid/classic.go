@@ -29,6 +29,7 @@ type classicMode struct {
 	initTime    *time.Duration // of an initialization that the next report names (LOG-24); nil for none
 	restoreTime *time.Duration // of a restore that the next report names; nil for none
 	snapshot    bool           // of SnapStart: initialized, and not restored yet
+	renewed     *renewedMsg    // what Config.Restore has returned; nil until it has
 
 	// These are the methods of that name: a method value made anew for each invocation
 	// would be an allocation.

@@ -41,7 +41,7 @@ func (c *Client) NextEvent(ctx context.Context, agentID string) (*Event, error) 
 func (c *Client) next(ctx context.Context, m *nextMsg) (*Event, error) {
 	e, err := ask(ctx, c.s, m)
 	if err != nil && ctx.Err() != nil {
-		c.undelivered(&undeliveredMsg{waiter: m, call: newCall[struct{}](ctx, c.gen)})
+		c.s.send(&undeliveredMsg{waiter: m, call: newCall[struct{}](ctx, c.gen)})
 	}
 	return e, err
 }
@@ -50,17 +50,7 @@ func (c *Client) next(ctx context.Context, m *nextMsg) (*Event, error) {
 // identifier) returned could not be written to the client: the next call gets it.
 func (c *Client) Undelivered(agentID string, e *Event) {
 	w := &nextMsg{isAgent: agentID != "", agentID: agentID, event: e}
-	c.undelivered(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
-}
-
-func (c *Client) undelivered(m *undeliveredMsg) {
-	if c.s.serveNow(m) {
-		return
-	}
-	select {
-	case c.s.inbox <- m:
-	case <-c.s.dead:
-	}
+	c.s.send(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
 }
 
 // BeginAnswer opens the runtime's answer to invocation id; it is legal or refused
@@ -197,6 +187,17 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 		}
 	case <-ctx.Done():
 		return zero, ctx.Err()
+	}
+}
+
+// send delivers a message to which nobody waits for a reply.
+func (s *Sandbox) send(m message) {
+	if s.serveNow(m) {
+		return
+	}
+	select {
+	case s.inbox <- m:
+	case <-s.dead:
 	}
 }
 

@@ -149,9 +149,11 @@ type Config struct {
 	APIAddr        string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
 	Sink           telemetry.Sink // gets the log; nil discards it
 
-	// Restore says what a SnapStart sandbox gets anew when it is restored (LC-93); nil
-	// changes nothing. It is called by the goroutine of Run and should not block.
-	Restore func() (Restored, error)
+	// Restore returns what a SnapStart sandbox gets anew when it is restored (LC-93); nil
+	// changes nothing. It is called at most once, in a goroutine of its own, and must return
+	// when its context ends: after 10 seconds (LC-91), or when the sandbox is shut down or
+	// fails. Nobody waits for it then.
+	Restore func(context.Context) (Restored, error)
 	// Token is what processes of a SnapStart sandbox show to get their credentials
 	// (RT-72); "" means a random one.
 	Token string

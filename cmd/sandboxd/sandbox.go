@@ -107,7 +107,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	s.resolver = newResolver(f.client, box, f.network.Policy)
 	cfg.LogStream, cfg.APIAddr = logStream(id), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
-		cfg.Restore = func() (rapid.Restored, error) {
+		cfg.Restore = func(context.Context) (rapid.Restored, error) {
 			c, err := f.renew()
 			return rapid.Restored{Credentials: c, LogStream: logStream(id + "-1")}, err
 		}
