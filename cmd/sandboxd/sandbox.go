@@ -166,7 +166,7 @@ func (s *sandbox) run(ctx context.Context) {
 }
 
 // origin says why a connection is not the runtime's. See api.Origin.
-func (s *sandbox) origin(conn net.Conn) error {
+func (s *sandbox) origin(_ context.Context, conn net.Conn) error {
 	domain, err := s.sup.Domain(conn)
 	switch {
 	case err != nil:

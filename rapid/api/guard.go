@@ -24,12 +24,13 @@ type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin // nil: not asked
+	origin  Origin        // nil: not asked
+	asking  chan struct{} // has one element for each connection whose origin is being asked for
 	ctx     context.Context
 	handler http.Handler
 	hot     *httpfast.Server
 	headers atomic.Int64  // sum of the connections' headers
-	large   chan struct{} // a turn for each large body of an extension that is read
+	large   chan struct{} // has one element for each large body of an extension that is being read
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -38,7 +39,7 @@ type guard struct {
 
 func newGuard(ctx context.Context, l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
 	h := &handler{s: s}
-	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
+	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, asking: make(chan struct{}, maxOrigins), large: make(chan struct{}, maxLarge)}
 }
 
 // Accept returns the next connection there is room for.
@@ -48,12 +49,9 @@ func (g *guard) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), hot: !g.sandbox.Rules().CountsWaiters}
+		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), unknown: g.origin != nil, hot: !g.sandbox.Rules().CountsWaiters}
 		c.client.HungUp = c.hungUp
 		c.ctx, c.cancel = context.WithCancel(context.WithValue(g.ctx, connKey{}, c))
-		if g.origin != nil {
-			c.foreign = g.origin(nc)
-		}
 		if g.admit(c) {
 			return c, nil
 		}
@@ -139,12 +137,13 @@ type conn struct {
 	net.Conn
 	guard   *guard
 	client  *rapid.Client
-	foreign error     // why its maker may not act as the runtime; nil if it may
+	foreign error     // why its maker may not act as the runtime; nil if it may; not valid while unknown
 	since   time.Time // of idleness; guard.mu
 	phase   atomic.Int32
 	closed  sync.Once
 	ctx     context.Context // of its hot requests: ends with Close
 	cancel  context.CancelFunc
+	unknown bool // its origin is to be asked for, before anything is read; the server's reading goroutine's
 	hot     bool // it has had hot requests only; the server's reading goroutine's
 
 	until   time.Duration // end of the header time, thawed; 0 if the clock has not started
@@ -175,8 +174,15 @@ func (c *conn) handle() {
 	}
 }
 
-// Read reads for the server, what it is to know of.
+// Read reads for the server. Before the first byte it finds out where the connection comes
+// from, and it serves hot requests itself: the server sees what follows them.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.unknown {
+		c.unknown = false
+		if err := c.identify(); err != nil {
+			return 0, err
+		}
+	}
 	if c.hot { // the first Read
 		var n int
 		var err error

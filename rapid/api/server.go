@@ -27,10 +27,13 @@ import (
 type Limits struct {
 	Connections int           // at once; above it the longest idle one is closed, or the new one
 	HeaderTime  time.Duration // for request line and headers that have begun, thawed time (RT-04)
+	OriginTime  time.Duration // for the answer of Origin; a connection without one in time is not the runtime's
 }
 
 // DefaultLimits returns the usual limits.
-func DefaultLimits() Limits { return Limits{Connections: 256, HeaderTime: 10 * time.Second} }
+func DefaultLimits() Limits {
+	return Limits{Connections: 256, HeaderTime: 10 * time.Second, OriginTime: 5 * time.Second}
+}
 
 const (
 	maxHeader = 1 << 20 // RT-05
@@ -41,11 +44,6 @@ const (
 	maxSmall   = 64 << 10 // body of an extension's call: a short list
 	maxLarge   = 4        // bodies that may be larger, and are read at once
 )
-
-// Origin says why the process that made a connection is not the runtime's; nil if it
-// is. It is asked once for each connection, as it is accepted, and may be called from
-// several goroutines.
-type Origin func(net.Conn) error
 
 // Serve answers the processes of s on l until ctx ends. The context must outlive
 // Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
