@@ -224,7 +224,8 @@ func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	return batch, l.closed
 }
 
-// tail keeps the last TailBytes bytes of what is added.
+// tail keeps the last TailBytes bytes of what is added. Text is cut at bytes, not at
+// characters, as Lambda does (LOG-44).
 type tail struct {
 	buf   []byte
 	whole bool // keep whole records only (LOG-44)
