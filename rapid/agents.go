@@ -44,6 +44,10 @@ var agentMoves = map[agentState]map[agentCall]agentState{
 	agRunning:    {agNext: agReady, agFailExit: agExitError},
 	agInitError:  {agFailInit: agInitError},
 	agExitError:  {agFailExit: agExitError},
+
+	agShutdownFailed: {},
+	agExited:         {},
+	agLaunchError:    {},
 }
 
 const (

@@ -142,7 +142,11 @@ func (r *runtimeParty) release() {
 		return // RT-54: it asked for its first event at once
 	}
 	r.State = rtRestoring
-	r.restore.answer(struct{}{})
+	if r.restore != nil && r.restore.ctx.Err() == nil {
+		r.restore.answer(struct{}{})
+	} else { // its connection is gone: it makes the call again
+		r.RestoreOwed = true
+	}
 	r.restore = nil
 }
 
@@ -150,7 +154,12 @@ type restoreNextMsg struct{ call[struct{}] }
 
 func (m *restoreNextMsg) serve(s *Sandbox) {
 	r := &s.runtime
-	lost := r.State == rtRestoreReady && r.restore.ctx.Err() != nil // its connection is gone: it may ask again
+	if r.State == rtRestoring && r.RestoreOwed {
+		r.RestoreOwed = false
+		m.answer(struct{}{})
+		return
+	}
+	lost := r.State == rtRestoreReady && (r.restore == nil || r.restore.ctx.Err() != nil) // its connection is gone: it may ask again
 	if err := r.move(callRestoreNext); err != nil && !lost {
 		m.refuse(err)
 		return
