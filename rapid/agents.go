@@ -36,7 +36,7 @@ const (
 
 var agentTarget = [...]agentState{agRegister: agRegistered, agNext: agReady, agFailInit: agInitError, agFailExit: agExitError}
 
-// agentMoves is the table of section 2.4. What is not here is a 403.
+// agentMoves is the table of section 2.4. A call that is not here is refused with 403.
 var agentMoves = map[agentState]map[agentCall]agentState{
 	agStarted:    {agRegister: agRegistered},
 	agRegistered: {agNext: agReady, agFailInit: agInitError, agFailExit: agExitError},
@@ -52,7 +52,7 @@ var agentMoves = map[agentState]map[agentCall]agentState{
 
 const (
 	maxAgents    = 10  // EX-04, EX-15
-	maxAgentName = 255 // EX-12; a file has no longer one
+	maxAgentName = 255 // EX-12; no file has a longer name
 )
 
 // agent is one extension as the Extensions API sees it: what can be saved, its parked call,
@@ -64,7 +64,7 @@ type agent struct {
 }
 
 // gaveUp reports whether an internal agent has posted an error. It has no process whose
-// end would follow: the post is all, and nobody waits for it any more (EX-33).
+// end would follow, so nobody waits for it any more (EX-33).
 func (a *agent) gaveUp() bool {
 	return !a.External && (a.State == agInitError || a.State == agExitError)
 }
@@ -85,7 +85,7 @@ func (a *agent) move(c agentCall) *Refusal {
 
 func (a *agent) wants(event string) bool { return slices.Contains(a.Events, event) }
 
-// give hands e to the agent now if it waits, else with its next call.
+// give delivers e to the agent: now if it waits, else with its next call.
 func (a *agent) give(e *Event) {
 	a.Event, a.Pending = e, true
 	if a.waiter != nil && a.waiter.alive() {

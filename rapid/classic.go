@@ -8,18 +8,12 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// classicMode is the mode of one invocation at a time (sections 1.8 and 4): of sandboxes that are
-// initialized on demand, provisioned, or restored. Its states are these; what leads to
-// Resetting and ShuttingDown is in the diagram of [State].
+// classicMode is the mode of one invocation at a time (sections 1.8 and 4): of sandboxes
+// that are initialized on demand, provisioned or restored. Its states are Idle, Invoking,
+// Restoring and Cold; the diagram is that of [State].
 //
-//	Initializing ──► Idle ──Invoke──► Invoking ──answer, everyone ready──► Idle
-//	                  │                  ▲
-//	                  └─first Invoke of──┴─ Restoring
-//	                    snap-start
-//	Cold ──Invoke──► Initializing, as part of the invocation
-//
-// This file has the states, classic_calls.go what the runtime asks, classic_records.go
-// what is written, restore.go the state Restoring.
+// This file has the states but for Restoring, which is in restore.go. classic_calls.go has
+// the calls of the runtime, classic_records.go the records.
 type classicMode struct {
 	s *Sandbox
 
@@ -31,8 +25,8 @@ type classicMode struct {
 	snapshot    bool           // of SnapStart: initialized, and not restored yet
 	renewed     *renewedMsg    // what Config.Restore has returned; nil until it has
 
-	// These are the methods of that name: a method value made anew for each invocation
-	// would be an allocation.
+	// The method values isTaken, isAnswered and makeStep, made once: making them where they
+	// are used would be an allocation for each invocation.
 	hasInvocation, answered, step func() bool
 }
 
@@ -74,7 +68,7 @@ func (m *classicMode) beginIdle() {
 	m.s.setLimit(time.Now().Add(m.s.cfg.Settings.Linger))
 }
 
-// idling goes on in Idle when the first waiting is over.
+// idling goes on in Idle when the first wait has ended with w.
 func (m *classicMode) idling(ctx context.Context, w wakening) State {
 	s := m.s
 	for ; ; w = s.waitStepping(ctx, m.hasInvocation, m.step) {
@@ -134,7 +128,7 @@ func (m *classicMode) beginInvoking() {
 	m.s.setLimit(m.current.deadline)
 }
 
-// invoking goes on in Invoking when the first waiting is over.
+// invoking goes on in Invoking when the first wait has ended with w.
 func (m *classicMode) invoking(ctx context.Context, w wakening) State {
 	s := m.s
 	if w == reached && m.current.cut != nil {
@@ -165,10 +159,10 @@ func (m *classicMode) finishInvoking() {
 	m.reportEnd("", telemetry.Success)
 }
 
-// makeStep makes the transition from Idle to Invoking or back that Run would make next, for
-// whoever has delivered what Run waits for: see token. In a warm sandbox nothing in
-// these transitions can wait or fail. If something could, it changes nothing, returns
-// false, and Run makes them.
+// makeStep makes the transition from Idle to Invoking or back that Run would make next. The
+// goroutine that has delivered what Run waits for calls it: see token. In a warm sandbox
+// nothing in these transitions can wait or fail. If something could, makeStep changes
+// nothing and returns false, and Run makes the transition.
 func (m *classicMode) makeStep() bool {
 	s := m.s
 	switch s.State() {

@@ -37,8 +37,8 @@ const (
 	LogsValidationError         RefusalType = "Logs.ValidationError"
 )
 
-// Refusal says why a call of a process was not legal. Nothing has changed by it,
-// but where RT-34 to RT-36 say so.
+// Refusal says why a call of a process was not legal. A refused call changes nothing,
+// except where RT-34 to RT-36 say so.
 type Refusal struct {
 	Type    RefusalType
 	Message string
@@ -65,7 +65,7 @@ const (
 )
 
 // Fault is a fatal error of the environment. Its type is chosen where the fault is
-// seen; the message may come later, with the exit that it leads to.
+// seen. The message may come later, with the exit that the fault leads to.
 type Fault struct{ Type, Message string }
 
 // note stores f as the fatal error if it is the first (LC-49, FE-31).
@@ -177,14 +177,14 @@ func errorResult(a *Answer) *Result {
 	}
 	r.Cause = sanitizeCause(body.Cause)
 	body.Cause = nil
-	if p, err := json.Marshal(body); err == nil {
+	if p, err := json.Marshal(body); err == nil { // strings, and parts of valid JSON: it cannot fail
 		r.Payload, r.ContentType = p, "application/json"
 	}
 	return r
 }
 
 // trailerResult is the answer of a runtime that failed while it sent a body (RT-70).
-// What it had sent is of no use to who waits for the whole.
+// What it had sent before is dropped: the caller waits for the whole.
 func trailerResult(a *Answer) *Result {
 	r := &Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true}
 	if len(r.Payload) == 0 {

@@ -124,8 +124,8 @@ func (s *Sandbox) allRegistered() bool {
 	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.State == agStarted })
 }
 
-// allReady tells whether the runtime and every registered agent have asked for
-// their first event, those apart that have given up. It writes initRuntimeDone when the runtime is there.
+// allReady reports whether the runtime and every registered agent that has not given up
+// have asked for their first event. It writes initRuntimeDone when the runtime has.
 func (s *Sandbox) allReady() bool {
 	if s.runtime.State != rtReady && s.runtime.State != rtRestoreReady {
 		return false
@@ -191,7 +191,7 @@ func (s *Sandbox) initFailed(f *Fault) State {
 	return s.fail(nil, reasonFailure)
 }
 
-// spoke tells whether the process that ended had posted why.
+// spoke reports whether the process that ended has posted why.
 func (s *Sandbox) spoke() bool {
 	p := s.exit
 	switch {

@@ -24,8 +24,8 @@ type exited struct{ p *process }
 // after stderr.
 const framesFD = "3"
 
-// start runs r with descriptors for its output, and arranges for its exit to reach
-// the owner exactly once.
+// start runs r with descriptors for its output, and arranges for its exit to reach Run
+// exactly once. a is nil for the runtime.
 func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest) (*process, error) {
 	source, name := telemetry.FromFunction, "runtime"
 	if a != nil {
@@ -43,7 +43,7 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	h, err := s.sup.Exec(ctx, r)
 	out.Release()
 	if err != nil {
-		_ = out.Close()
+		_ = out.Close() // err is what matters, and nothing was written
 		return nil, err
 	}
 	p := &process{domain: r.Domain, name: r.Name, agent: a, handle: h, out: out}
@@ -59,8 +59,8 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	return p, nil
 }
 
-// exited takes note of an exit outside a shutdown, and tells whether it belongs to
-// this generation (LC-10). Every such exit is a failure (LC-11, EX-28).
+// exited notes an exit outside a shutdown, and reports whether it belongs to this
+// generation (LC-10). Every such exit is a failure (LC-11, EX-28).
 func (s *Sandbox) exited(e exited) bool {
 	if !s.left(e) {
 		return false
@@ -87,8 +87,8 @@ func (s *Sandbox) left(e exited) bool {
 	return false
 }
 
-// noteExit turns the exit that was seen first into the fatal error, unless the
-// process had said it better.
+// noteExit makes the exit that was seen first the fatal error, unless the process has
+// posted a better one.
 func (s *Sandbox) noteExit() {
 	if s.exit != nil {
 		s.note(exitFault(s.exit))
@@ -104,15 +104,15 @@ func (s *Sandbox) lostDomains() {
 	}
 }
 
-// drain passes on what the processes have written until now.
+// drain passes on to the log what the processes have written until now.
 func (s *Sandbox) drain() {
 	for _, p := range s.procs {
 		p.out.Drain()
 	}
 }
 
-// flush is drain, and what a runtime or a dead process has left without a newline
-// counts as a line.
+// flush does what drain does, and takes what the runtime or a dead process has left without
+// a newline for a line.
 func (s *Sandbox) flush() {
 	for _, p := range s.procs {
 		if p.agent == nil || p.gone {

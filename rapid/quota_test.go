@@ -71,8 +71,7 @@ func TestQuotaCannotBePutInForce(t *testing.T) {
 	})
 }
 
-// The quota of a generation is put in force with its first invocation, and once. Run does it, which alone may wait:
-// not the goroutine that brings the invocation.
+// The quota is put in force once in each generation, with its first invocation.
 func TestQuotaOfEachGeneration(t *testing.T) {
 	dies := loop(func(_ *fakesup.Process, _ *Client, e *Event) (Answer, bool) {
 		return Answer{}, e.Invocation.ID != "dies"

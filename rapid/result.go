@@ -7,7 +7,7 @@ import (
 
 // Invocation is one event for the function.
 type Invocation struct {
-	ID              string // made once, at the front
+	ID              string // made once, where the request comes in
 	Payload         []byte
 	ContentType     string // "" means application/json (RT-20)
 	TraceID         string // X-Ray header value (RT-16)
@@ -42,10 +42,10 @@ type Result struct {
 	over *over  // of an Invoke
 }
 
-// AfterDone has f called once Done is closed: at once if it is, else by whoever ends the
-// invocation, who has the sandbox's turn: f must not block, and ask nothing of the sandbox
-// but its State. It is for one caller, who calls it once, and spares him a goroutine that
-// waits.
+// AfterDone arranges to call f when Done is closed, without a goroutine that waits: now if
+// it is closed already, else in the goroutine that ends the invocation. That holds the
+// token of the sandbox, so f must not block and must ask nothing of the sandbox except its
+// State. AfterDone may be called once.
 func (r *Result) AfterDone(f func()) {
 	if r.over == nil { // not made by a Sandbox
 		go func() {
@@ -63,7 +63,7 @@ type over struct {
 
 	mu    sync.Mutex
 	ended bool
-	then  func() // to be called; nil if nobody has said so
+	then  func() // to be called at the end; nil for none
 }
 
 func (o *over) after(f func()) {
@@ -76,7 +76,7 @@ func (o *over) after(f func()) {
 	}
 }
 
-// end closes done and calls who waits. It is called once.
+// end closes done and calls the function given to after. It is called once.
 func (o *over) end() {
 	o.mu.Lock()
 	o.ended = true

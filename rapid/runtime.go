@@ -38,8 +38,8 @@ const (
 var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError,
 	callRestoreNext: rtRestoreReady, callRestoreError: rtRestoreError}
 
-// runtimeMoves is the table of section 1.8: the state that a call leads to. What is
-// not here is a 403.
+// runtimeMoves is the table of section 1.8: the state that a call leads to. A call that is
+// not here is refused with 403.
 var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 	rtStarted:      {callNext: rtReady, callInitError: rtInitError, callRestoreNext: rtRestoreReady},
 	rtRestoreReady: {},
@@ -76,7 +76,7 @@ func (r *runtimeParty) move(c runtimeCall) *Refusal {
 	return nil
 }
 
-// Event is what a runtime or an agent is told. It is shared and must not be changed.
+// Event is what a runtime or an agent gets. It is shared and must not be changed.
 type Event struct {
 	Type       string      // "INVOKE" or "SHUTDOWN"
 	Invocation *Invocation // of INVOKE
@@ -101,7 +101,8 @@ type nextMsg struct {
 
 func (m *nextMsg) alive() bool { return m.ctx.Err() == nil }
 
-// connected is alive, even if the context does not know of the end yet.
+// connected reports whether the caller is still there, even if the context does not know of
+// its end yet.
 func (m *nextMsg) connected() bool { return m.alive() && (m.hungUp == nil || !m.hungUp()) }
 
 func (m *nextMsg) deliver(e *Event) {
@@ -128,8 +129,8 @@ func (s *Sandbox) runtimeAsks(m *nextMsg) (ok bool) {
 }
 
 // dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
-// If there is none, the runtime's next call gets the event; so does it if the only
-// waiter hangs up at this very moment, which is why it is not asked whether it has.
+// If there is none, the runtime's next call gets the event. That happens too if the only
+// waiter hangs up at this very moment, so its connection is not checked.
 func (r *runtimeParty) dispatch(e *Event) {
 	r.State, r.Event, r.RequestID = rtRunning, e, e.Invocation.ID
 	r.wake()
@@ -163,7 +164,7 @@ func (m *undeliveredMsg) serve(s *Sandbox) {
 	s.mode.undelivered(m.waiter)
 }
 
-// AnswerKind tells the two ways apart in which a runtime ends an invocation.
+// AnswerKind is one of the two ways in which a runtime ends an invocation.
 type AnswerKind int
 
 // The kinds of answers.
@@ -299,8 +300,8 @@ func (m *finishInitErrorMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-// retire ends what the runtime was doing when a shutdown begins: a late answer is a
-// 400 (RT-29), and its next blocks until it is killed.
+// retire ends the runtime's work when a shutdown begins: a late answer is refused with 400
+// (RT-29), and its next blocks until it is killed.
 func (r *runtimeParty) retire() {
 	r.RequestID, r.Event = "", nil
 	if r.State == rtRunning || r.State == rtResponse || r.State == rtErrorResp {

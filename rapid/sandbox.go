@@ -126,38 +126,39 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 // State reports the present state.
 func (s *Sandbox) State() State { return State(s.state.Load()) }
 
-// ExtensionsDisabled tells whether the extension, logs and telemetry endpoints do
-// not exist (EX-05).
+// ExtensionsDisabled reports whether there are no extension, logs and telemetry endpoints
+// (EX-05).
 func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDisabled }
 
 // Rules returns what the APIs of the sandbox allow.
 func (s *Sandbox) Rules() Rules { return s.traits.Rules }
 
-// Thawed is a clock that stands still while the sandbox is frozen: how long it has
-// not been frozen since New. Limits on what processes inside must do go by it (RT-04).
+// Thawed returns for how long the sandbox has run without being frozen. Limits on what the
+// processes inside must do go by this clock (RT-04).
 func (s *Sandbox) Thawed() time.Duration { return s.clock.Now() }
 
-// Running returns a channel that is closed unless the sandbox is frozen, and else closed
-// at the thaw.
+// Running returns a channel that is closed already unless the sandbox is frozen; then it is
+// closed at the thaw.
 func (s *Sandbox) Running() <-chan struct{} { return s.clock.Running() }
 
 // Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
 var (
 	ErrBusy = errors.New("the sandbox has an invocation already")
 	ErrDead = errors.New("the sandbox has ended")
-	// ErrUnavailable and ErrDuplicate are of managed mode: no worker of the runtime asks
-	// for an event, or an invocation has the id of one that runs (RT-65).
+	// ErrUnavailable and ErrDuplicate are errors of managed mode (RT-65).
 	ErrUnavailable = errors.New("no worker of the runtime asks for an event")
 	ErrDuplicate   = errors.New("an invocation with this id runs already")
 )
 
 // Invoke runs one invocation and returns when the runtime's answer is complete
-// (LC-41), or has begun if it is a Stream; Result.Done says when the sandbox is free
-// again. Whatever the function does wrong is a Result. The error is ErrBusy until the
-// invocation before is Done (LC-20), ErrDead when the sandbox has ended or ends before
-// the answer, or that of ctx: then an invocation that was taken goes on and its answer
-// is thrown away. A Stream outlives ctx. Payload and Invocation must not change before
-// Done.
+// (LC-41), or has begun if it is a Stream. Result.Done says when the sandbox is free
+// again. Failures of the function are Results.
+//
+// The error is ErrBusy until the invocation before is Done (LC-20), in managed mode until
+// one of Config.MaxConcurrency is. It is ErrDead, with the cause if that is a fault of
+// the host, when the sandbox has ended or ends before the answer. If it is that of ctx, an
+// invocation that was taken goes on, and its answer is dropped. A Stream outlives ctx.
+// Payload and Invocation must not change before Done.
 func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
 	m := &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)}
 	if inv.Stream {

@@ -133,7 +133,7 @@ func (st *Stream) AfterEnd(f func()) (stop func() bool) { return context.AfterFu
 
 // ReadFrom passes r on to the invoker until the end of r, and returns how many bytes it
 // read. It waits while the invoker is behind. The error is ErrStreamLimit, ErrClosed
-// if the stream has ended meanwhile (RT-73), or that of r. Nobody reads from r after it has
+// if the stream has ended meanwhile (RT-73), or the error of r. Nobody reads from r after it has
 // returned: it waits for a Read that goes on.
 func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
 	b := &borrowedBody{body: r, back: make(chan struct{})}

@@ -42,7 +42,7 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 	last := m()
 	last.sub, last.conn = sub, conn
 	if _, err = ask(ctx, c.s, last); err != nil && conn != nil {
-		_ = conn.Close()
+		_ = conn.Close() // nothing was written to it
 	}
 	return err
 }

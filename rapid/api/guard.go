@@ -17,9 +17,9 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// guard is a listener that counts its connections. A process may hold as many as it
-// likes: when there are too many, the one that has been idle longest makes room, so
-// that hoarded connections do not keep the next good request out.
+// guard is a listener that counts its connections. When there are too many, it closes the
+// one that has been idle longest to make room, so that a process that hoards connections
+// does not keep the next good request out.
 type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
@@ -55,11 +55,11 @@ func (g *guard) Accept() (net.Conn, error) {
 		if g.admit(c) {
 			return c, nil
 		}
-		_ = c.Close()
+		_ = c.Close() // nothing was written to it
 	}
 }
 
-// admit makes room for c if it must; it refuses when every connection is at work.
+// admit reports whether there is room for c, which it makes by closing an idle connection.
 func (g *guard) admit(c *conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,7 +150,7 @@ type conn struct {
 	headers int64         // bytes of line and headers of the request that is not over, but for its first piece
 }
 
-// hold counts n more bytes of headers until the request is over, and tells whether
+// hold counts n more bytes of headers until the request is over, and reports whether
 // there is room for them.
 func (c *conn) hold(n int) bool {
 	c.headers += int64(n)
@@ -237,7 +237,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// hungUp tells whether the peer has closed the connection, whatever of it is left to
+// hungUp reports whether the peer has closed the connection, whatever of it is left to
 // read, without waiting for the server's own reading to see it.
 func (c *conn) hungUp() (gone bool) {
 	sc, ok := c.Conn.(syscall.Conn)
@@ -251,7 +251,7 @@ func (c *conn) hungUp() (gone bool) {
 	err = raw.Control(func(fd uintptr) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
-		gone = err == nil && n > 0
+		gone = err == nil && n > 0 // if it cannot be asked, writing will tell
 	})
 	return gone || err != nil
 }

@@ -79,7 +79,7 @@ func (f *frames) begin(p []byte) []byte {
 	return p[n:]
 }
 
-// knownFrame tells whether b, which is up to four bytes, begins a type of LOG-03 or
+// knownFrame reports whether b, which is up to four bytes, begins a type of LOG-03 or
 // LOG-04.
 func knownFrame(b []byte) bool {
 	var t [4]byte

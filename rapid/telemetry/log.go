@@ -204,7 +204,7 @@ func (l *Log) pump() {
 	}
 }
 
-// take exchanges the queue for an empty one, and tells whether it was the last.
+// take exchanges the queue for an empty one, and reports whether it was the last.
 func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
