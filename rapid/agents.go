@@ -36,7 +36,7 @@ const (
 
 var agentTarget = [...]agentState{agRegister: agRegistered, agNext: agReady, agFailInit: agInitError, agFailExit: agExitError}
 
-// agentMoves is the table of section 2.4. What is not here is a 403.
+// agentMoves is the table of section 2.4. A call that is not here is refused with 403.
 var agentMoves = map[agentState]map[agentCall]agentState{
 	agStarted:    {agRegister: agRegistered},
 	agRegistered: {agNext: agReady, agFailInit: agInitError, agFailExit: agExitError},
@@ -44,52 +44,50 @@ var agentMoves = map[agentState]map[agentCall]agentState{
 	agRunning:    {agNext: agReady, agFailExit: agExitError},
 	agInitError:  {agFailInit: agInitError},
 	agExitError:  {agFailExit: agExitError},
+
+	agShutdownFailed: {},
+	agExited:         {},
+	agLaunchError:    {},
 }
 
 const (
 	maxAgents    = 10  // EX-04, EX-15
-	maxAgentName = 255 // EX-12; a file has no longer one
+	maxAgentName = 255 // EX-12; no file has a longer name
 )
 
-// agent is one extension. An external one has a process of ours.
+// agent is one extension as the Extensions API sees it: what can be saved, its parked call,
+// and its process if it is external.
 type agent struct {
-	name      string
-	id        string // identifier that its calls carry (EX-08)
-	external  bool
-	state     agentState
-	events    []string // sorted
-	errorType string
-	waiter    *nextMsg // its parked call
-	event     *Event   // what it was given last, or is to be given (pending)
-	pending   bool     // event has not reached it (RT-25, LC-68)
-	process   *process
+	AgentState
+	waiter  *nextMsg // nil for none
+	process *process // nil for an internal one
 }
 
-// gaveUp tells whether an internal agent has posted an error. It has no process whose
-// end would follow: the post is all, and nobody waits for it any more (EX-33).
+// gaveUp reports whether an internal agent has posted an error. It has no process whose
+// end would follow, so nobody waits for it any more (EX-33).
 func (a *agent) gaveUp() bool {
-	return !a.external && (a.state == agInitError || a.state == agExitError)
+	return !a.External && (a.State == agInitError || a.State == agExitError)
 }
 
 func (a *agent) move(c agentCall) *Refusal {
-	to, ok := agentMoves[a.state][c]
+	to, ok := agentMoves[a.State][c]
 	if !ok {
-		who := a.id
+		who := a.ID
 		if c == agRegister {
-			who = a.name
+			who = a.Name
 		}
 		return &Refusal{Type: InvalidExtensionState, Message: fmt.Sprintf(
-			"State transition from %s to %s failed for extension %s. Error: State transition is not allowed", a.state, agentTarget[c], who)}
+			"State transition from %s to %s failed for extension %s. Error: State transition is not allowed", a.State, agentTarget[c], who)}
 	}
-	a.state = to
+	a.State = to
 	return nil
 }
 
-func (a *agent) wants(event string) bool { return slices.Contains(a.events, event) }
+func (a *agent) wants(event string) bool { return slices.Contains(a.Events, event) }
 
-// give hands e to the agent now if it waits, else with its next call.
+// give delivers e to the agent: now if it waits, else with its next call.
 func (a *agent) give(e *Event) {
-	a.event, a.pending = e, true
+	a.Event, a.Pending = e, true
 	if a.waiter != nil && a.waiter.alive() {
 		a.pass()
 	}
@@ -97,12 +95,12 @@ func (a *agent) give(e *Event) {
 
 // pass answers the parked call with the pending event.
 func (a *agent) pass() {
-	a.waiter.deliver(a.event)
-	a.waiter, a.pending, a.state = nil, false, agRunning
+	a.waiter.deliver(a.Event)
+	a.waiter, a.Pending, a.State = nil, false, agRunning
 }
 
-// busy tells whether the agent has an event that it has not finished.
-func (a *agent) busy() bool { return a.pending || a.state == agRunning }
+// busy reports whether the agent has an event that it has not finished.
+func (a *agent) busy() bool { return a.Pending || a.State == agRunning }
 
 // Registration is what an extension registers with (EX-07).
 type Registration struct {
@@ -129,7 +127,7 @@ func (m *registerMsg) serve(s *Sandbox) {
 		return
 	}
 	f := &s.cfg.Function
-	answer := &Registered{ID: a.id, FunctionName: f.Name, FunctionVersion: f.Version, Handler: f.Handler}
+	answer := &Registered{ID: a.ID, FunctionName: f.Name, FunctionVersion: f.Version, Handler: f.Handler}
 	if m.reg.AccountID {
 		answer.AccountID = f.AccountID
 	}
@@ -145,10 +143,10 @@ func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	if len(r.Name) > maxAgentName {
 		return nil, &Refusal{Type: InvalidExtensionName, Message: fmt.Sprintf("Extension name has more than %d bytes", maxAgentName)}
 	}
-	i := slices.IndexFunc(s.agents, func(a *agent) bool { return a.name == r.Name })
-	external := i >= 0 && s.agents[i].external
+	i := slices.IndexFunc(s.agents, func(a *agent) bool { return a.Name == r.Name })
+	external := i >= 0 && s.agents[i].External
 	for _, e := range r.Events {
-		if (e != EventInvoke || s.Managed()) && (e != EventShutdown || !external) { // EX-11
+		if (e != EventInvoke || !s.traits.invokeEvents) && (e != EventShutdown || !external) { // EX-11
 			return nil, &Refusal{Type: InvalidEventType, Message: fmt.Sprintf("Event %q cannot be registered by this extension", e)}
 		}
 	}
@@ -166,11 +164,11 @@ func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	case len(s.agents) >= maxAgents:
 		return nil, &Refusal{Type: TooManyExtensions, Message: fmt.Sprintf("Extension limit (%d) reached", maxAgents)}
 	default:
-		a = &agent{name: r.Name, state: agRegistered}
+		a = &agent{AgentState: AgentState{Name: r.Name, State: agRegistered}}
 		s.agents = append(s.agents, a)
 	}
-	a.id = uuid.NewString()
-	a.events = slices.Compact(slices.Sorted(slices.Values(r.Events)))
+	a.ID = uuid.NewString()
+	a.Events = slices.Compact(slices.Sorted(slices.Values(r.Events)))
 	return a, nil
 }
 
@@ -183,7 +181,7 @@ func (s *Sandbox) agentByID(id string) (*agent, *Refusal) {
 		return nil, &Refusal{Type: InvalidExtensionIdentifier, Message: "Invalid Lambda-Extension-Identifier"}
 	}
 	for _, a := range s.agents {
-		if a.id != "" && strings.EqualFold(a.id, id) {
+		if a.ID != "" && strings.EqualFold(a.ID, id) {
 			return a, nil
 		}
 	}
@@ -197,8 +195,8 @@ func (s *Sandbox) agentNext(m *nextMsg) {
 		return
 	}
 	// A Ready agent whose call was lost with its connection calls again (RT-25).
-	again := a.state == agReady && (a.waiter == nil || !a.waiter.alive())
-	lost := a.state == agRunning && a.pending
+	again := a.State == agReady && (a.waiter == nil || !a.waiter.alive())
+	lost := a.State == agRunning && a.Pending
 	if !again && !lost {
 		if err := a.move(agNext); err != nil {
 			m.refuse(err)
@@ -206,7 +204,7 @@ func (s *Sandbox) agentNext(m *nextMsg) {
 		}
 	}
 	a.waiter = m
-	if a.pending {
+	if a.Pending {
 		a.pass()
 	}
 }
@@ -219,8 +217,8 @@ func (s *Sandbox) agentUndelivered(w *nextMsg) {
 	if a.waiter == w {
 		a.waiter = nil
 	}
-	if w.event != nil && w.event == a.event && a.state == agRunning {
-		a.pending = true
+	if w.event != nil && w.event == a.Event && a.State == agRunning {
+		a.Pending = true
 	}
 }
 
@@ -254,12 +252,12 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 	}
 	if a.waiter != nil { // EX-26
 		a.waiter.refuse(&Refusal{Type: InvalidExtensionState, Message: fmt.Sprintf(
-			"State transition from %s to %s failed for extension %s. Error: Concurrent state modification", agReady, a.state, a.id)})
+			"State transition from %s to %s failed for extension %s. Error: Concurrent state modification", agReady, a.State, a.ID)})
 		a.waiter = nil
 	}
-	a.errorType = cutType(m.failure.Type)
-	if s.Managed() && !managedAgentType.MatchString(a.errorType) { // EX-24
-		a.errorType = fatal
+	a.ErrorType = cutType(m.failure.Type)
+	if must := s.traits.agentErrors; must != nil && !must.MatchString(a.ErrorType) { // EX-24
+		a.ErrorType = fatal
 	}
 	if st := s.State(); st != Resetting && st != ShuttingDown { // LC-49
 		s.note(&Fault{Type: fatal}) // EX-23: recorded; the process's exit ends the phase

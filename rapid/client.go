@@ -6,15 +6,15 @@ import (
 	"fmt"
 )
 
-// Client is what one connection of a process inside the sandbox may ask. It belongs
+// Client makes the calls of one connection of a process inside the sandbox. It belongs
 // to the generation of processes that lived when it was made: once these are gone
 // every call ends with ErrClosed (RT-59), so nothing that a dead process has sent can
-// reach the next generation. Methods are safe for concurrent use; an error is a
-// *Refusal, ErrClosed, or that of the context.
+// reach the next generation. Methods are safe for concurrent use. Their errors are
+// *Refusal, ErrClosed and that of the context.
 type Client struct {
-	// HungUp tells at once whether the peer has closed the connection, which the context
-	// of a call that waits may learn a moment later. It is set before the first call, and
-	// nil if nobody knows. It must not block.
+	// HungUp reports whether the peer has closed the connection now; the context of a call
+	// that waits may end a moment later. It must be set before the first call and must not
+	// block. If it is nil, the contexts alone say.
 	HungUp func() bool
 
 	s   *Sandbox
@@ -41,31 +41,21 @@ func (c *Client) NextEvent(ctx context.Context, agentID string) (*Event, error) 
 func (c *Client) next(ctx context.Context, m *nextMsg) (*Event, error) {
 	e, err := ask(ctx, c.s, m)
 	if err != nil && ctx.Err() != nil {
-		c.undelivered(&undeliveredMsg{waiter: m, call: newCall[struct{}](ctx, c.gen)})
+		c.s.send(&undeliveredMsg{waiter: m, call: newCall[struct{}](ctx, c.gen)})
 	}
 	return e, err
 }
 
-// Undelivered says that an event which Next or NextEvent ("" and the agent's
-// identifier) returned could not be written to the client: the next call gets it.
+// Undelivered takes back an event that could not be written to the client: the next call
+// gets it. agentID is "" for an event of Next, else the one that was given to NextEvent.
 func (c *Client) Undelivered(agentID string, e *Event) {
 	w := &nextMsg{isAgent: agentID != "", agentID: agentID, event: e}
-	c.undelivered(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
+	c.s.send(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
 }
 
-func (c *Client) undelivered(m *undeliveredMsg) {
-	if c.s.serveNow(m) {
-		return
-	}
-	select {
-	case c.s.inbox <- m:
-	case <-c.s.dead:
-	}
-}
-
-// BeginAnswer opens the runtime's answer to invocation id; it is legal or refused
-// before the body is read (RT-28). FinishAnswer must follow. If there is a Stream the
-// body goes there; without one FinishAnswer has it.
+// BeginAnswer opens the runtime's answer to invocation id, or refuses it, before the body
+// is read (RT-28). FinishAnswer must follow. If the Stream is not nil the body goes there,
+// else to FinishAnswer.
 func (c *Client) BeginAnswer(ctx context.Context, id string, h AnswerHead) (*Stream, error) {
 	return ask(ctx, c.s, &beginAnswerMsg{id: id, head: h, call: newCall[*Stream](ctx, c.gen)})
 }
@@ -123,12 +113,11 @@ func (c *Client) FailAgent(ctx context.Context, agentID string, f AgentFailure) 
 	return err
 }
 
-// A message is a request to the owner of the sandbox's state, which is the goroutine in
-// Run, or while that waits whoever has the turn. Each is answered exactly once. To serve
-// one never blocks.
+// A message is a request to touch the state of the sandbox. The holder of the token serves
+// it, which never blocks. Each message is answered exactly once, by serve or later.
 type message interface {
 	serve(*Sandbox)
-	generation() uint64
+	generation() uint64 // of its sender's processes, or noGeneration
 	refuse(error)
 }
 
@@ -137,11 +126,11 @@ type reply[T any] struct {
 	err error
 }
 
-// noGeneration is the invoker's: it belongs to no generation of processes.
+// noGeneration is the generation of messages that do not come from a process.
 const noGeneration = ^uint64(0)
 
-// A call is the reply half of a message. The channel holds one reply, so the owner
-// never waits for a caller that has gone away.
+// A call is the reply half of a message. The channel has room for the reply, so the holder
+// of the token never waits for the caller.
 type call[T any] struct {
 	ctx   context.Context
 	gen   uint64 // of the client, or noGeneration
@@ -156,6 +145,8 @@ func (c *call[T]) refuse(err error)       { c.reply <- reply[T]{err: err} }
 func (c *call[T]) replies() chan reply[T] { return c.reply }
 func (c *call[T]) generation() uint64     { return c.gen }
 
+// ask delivers m and waits for the reply. The error is that of the reply or of ctx; if the
+// sandbox is dead it is ErrDead with the cause, or ErrClosed for a process.
 func ask[T any](ctx context.Context, s *Sandbox, m interface {
 	message
 	replies() chan reply[T]
@@ -200,8 +191,19 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 	}
 }
 
-// whyDead is ErrDead with what has broken the sandbox, if something has. The sandbox is
-// dead: nothing changes that any more.
+// send delivers a message to which nobody waits for a reply.
+func (s *Sandbox) send(m message) {
+	if s.serveNow(m) {
+		return
+	}
+	select {
+	case s.inbox <- m:
+	case <-s.dead:
+	}
+}
+
+// whyDead returns ErrDead, with the fault of the host that has ended the sandbox if there
+// is one. Only the holder of the token may call it, and everybody once the sandbox is dead.
 func (s *Sandbox) whyDead() error {
 	if s.broken == nil {
 		return ErrDead
@@ -209,36 +211,8 @@ func (s *Sandbox) whyDead() error {
 	return fmt.Errorf("%w: %w", ErrDead, s.broken)
 }
 
-// serveNow serves m on the goroutine of its sender if Run does nothing but wait, and
-// wakes Run only if m brings what it waits for and the step that follows is for Run
-// (warm.go): two switches of goroutines cost more than what most messages ask. If it returns false, m goes to the inbox.
-func (s *Sandbox) serveNow(m message) bool {
-	if !s.turn.TryLock() {
-		return false
-	}
-	s.serve(m)
-	enough := s.awaited() && !s.step()
-	s.turn.Unlock()
-	if enough {
-		select {
-		case s.nudge <- struct{}{}:
-		default: // it will look
-		}
-	}
-	return true
-}
-
-// nudged tells whether there is a nudge that nobody has seen.
-func (s *Sandbox) nudged() bool {
-	select {
-	case <-s.nudge:
-		return true
-	default:
-		return false
-	}
-}
-
-// serve answers or parks m, unless its sender's generation is gone. The turn is held.
+// serve answers or parks m, unless its sender's generation is gone. The caller holds the
+// token.
 func (s *Sandbox) serve(m message) {
 	if g := m.generation(); g != noGeneration && g != s.gen.Load() {
 		m.refuse(ErrClosed)
@@ -257,11 +231,7 @@ func (m *invokeMsg) serve(s *Sandbox) {
 	switch st := s.State(); {
 	case st == ShuttingDown || st == Dead || s.lost || s.broken != nil:
 		m.refuse(ErrDead)
-	case s.Managed():
-		s.admit(m)
-	case s.current != nil:
-		m.refuse(ErrBusy) // LC-20, until the reset after a failed one is over
-	default: // taken up at once, or after the initialization or reset that goes on
-		s.current = newInvocation(m, s.cfg.Function.ARN)
+	default:
+		s.mode.admit(m)
 	}
 }

@@ -20,10 +20,7 @@ var notForExtensions = []string{
 func runtimeEnv(c *Config) []string {
 	env := platformEnv(c)
 	addCustomer(env, c.Function.Env)
-	if c.Initialization == Managed { // ENV-12, RT-67, LOG-11
-		env["AWS_LAMBDA_MAX_CONCURRENCY"] = strconv.Itoa(c.MaxConcurrency)
-		delete(env, "_LAMBDA_TELEMETRY_LOG_FD")
-	}
+	traitsOf(c.Initialization).environment(c, env)
 	return sorted(env)
 }
 

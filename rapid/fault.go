@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
@@ -36,8 +37,8 @@ const (
 	LogsValidationError         RefusalType = "Logs.ValidationError"
 )
 
-// Refusal says why a call of a process was not legal. Nothing has changed by it,
-// but where RT-34 to RT-36 say so.
+// Refusal says why a call of a process was not legal. A refused call changes nothing,
+// except where RT-34 to RT-36 say so.
 type Refusal struct {
 	Type    RefusalType
 	Message string
@@ -64,7 +65,7 @@ const (
 )
 
 // Fault is a fatal error of the environment. Its type is chosen where the fault is
-// seen; the message may come later, with the exit that it leads to.
+// seen. The message may come later, with the exit that the fault leads to.
 type Fault struct{ Type, Message string }
 
 // note stores f as the fatal error if it is the first (LC-49, FE-31).
@@ -86,6 +87,13 @@ func (s *Sandbox) fatal() *Fault {
 		f.Message = "Runtime exited without providing a reason"
 	}
 	return &f
+}
+
+// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
+func (s *Sandbox) reportFault(requestID string) {
+	s.noteExit()
+	f := s.fatal()
+	s.log.Platform(&telemetry.Fault{RequestID: requestID, Message: f.Message, ErrorType: f.Type})
 }
 
 // exitFault words the end of a process as LC-45 does. A process that the kernel
@@ -169,14 +177,14 @@ func errorResult(a *Answer) *Result {
 	}
 	r.Cause = sanitizeCause(body.Cause)
 	body.Cause = nil
-	if p, err := json.Marshal(body); err == nil {
+	if p, err := json.Marshal(body); err == nil { // strings, and parts of valid JSON: it cannot fail
 		r.Payload, r.ContentType = p, "application/json"
 	}
 	return r
 }
 
 // trailerResult is the answer of a runtime that failed while it sent a body (RT-70).
-// What it had sent is of no use to who waits for the whole.
+// What it had sent before is dropped: the caller waits for the whole.
 func trailerResult(a *Answer) *Result {
 	r := &Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true}
 	if len(r.Payload) == 0 {

@@ -31,7 +31,9 @@ func (s *Sandbox) startDomains(ctx context.Context) error {
 		}
 	}
 	s.started = true
-	return s.sup.Throttle(ctx, false)
+	limited, cancel := context.WithTimeout(ctx, quotaTime)
+	defer cancel()
+	return s.sup.Throttle(limited, false)
 }
 
 // domains are those of the sandbox: no extension domain without external extensions.
@@ -42,23 +44,27 @@ func (s *Sandbox) domains() []string {
 	return []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 }
 
-// beginInit opens a generation (LC-10) and writes INIT_START.
-func (s *Sandbox) beginInit() {
+// beginInit opens a generation (LC-10), writes INIT_START, and returns how long the
+// initialization may take.
+func (s *Sandbox) beginInit() (limit time.Duration) {
 	f := &s.cfg.Function
 	s.gen.Add(1)
-	s.fault, s.exit, s.throttled, s.initStatus = nil, nil, false, false
-	s.runtime = runtimeParty{state: rtStarted}
+	s.fault, s.exit, s.throttled = nil, nil, false
+	s.runtime = newRuntimeParty()
 	s.hub.Open()
-	s.initBegin, s.initPhase = time.Now(), telemetry.InitPhase
-	if s.inline() {
-		s.initPhase, s.inlineLog = telemetry.InvokePhase, true
-		s.initTime = nil
-		s.runtime.id = s.current.inv.ID // an id is current already: 403, not 400
-		s.beginLog()
-	}
-	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
+	s.init = initialization{began: time.Now()}
+	s.init.phase, limit = s.mode.beginInit()
+	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f), FunctionName: f.Name, FunctionVersion: f.Version,
-		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20, FunctionARN: s.managedARN()})
+		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20, FunctionARN: s.recordARN()})
+	return limit
+}
+
+// initialization is the present or the last one.
+type initialization struct {
+	phase       telemetry.Phase
+	began       time.Time
+	runtimeDone bool // initRuntimeDone was written
 }
 
 // runtimeARN names the runtime's version as Lambda's ARNs do.
@@ -72,11 +78,11 @@ func (s *Sandbox) launchExtensions(ctx context.Context) *Fault {
 		return nil
 	}
 	for i, name := range s.cfg.Function.Extensions {
-		a := &agent{name: name, external: true, state: agStarted}
+		a := &agent{AgentState: AgentState{Name: name, External: true, State: agStarted}}
 		s.agents = append(s.agents, a)
 		var err error
 		if i >= maxAgents {
-			a.errorType = "TooManyExtensions"
+			a.ErrorType = "TooManyExtensions"
 			err = fmt.Errorf("more than %d extensions", maxAgents)
 		} else {
 			a.process, err = s.start(ctx, a, supervisor.ExecRequest{Domain: isolation.ExtensionDomain,
@@ -84,9 +90,9 @@ func (s *Sandbox) launchExtensions(ctx context.Context) *Fault {
 				Env: extensionEnv(&s.cfg)})
 		}
 		if err != nil {
-			a.state = agLaunchError
-			if a.errorType == "" {
-				a.errorType = launchErrorType(err)
+			a.State = agLaunchError
+			if a.ErrorType == "" {
+				a.ErrorType = launchErrorType(err)
 			}
 			return &Fault{errExtensionLaunch, fmt.Sprintf("extension %s: %v", name, err)}
 		}
@@ -115,137 +121,94 @@ func (s *Sandbox) launchRuntime(ctx context.Context) *Fault {
 }
 
 func (s *Sandbox) allRegistered() bool {
-	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.state == agStarted })
+	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.State == agStarted })
 }
 
-// allReady tells whether the runtime and every registered agent have asked for
-// their first event, those apart that have given up. It writes initRuntimeDone when the runtime is there.
+// allReady reports whether the runtime and every registered agent that has not given up
+// have asked for their first event. It writes initRuntimeDone when the runtime has.
 func (s *Sandbox) allReady() bool {
-	if s.runtime.state != rtReady && s.runtime.state != rtRestoreReady {
+	if s.runtime.State != rtReady && s.runtime.State != rtRestoreReady {
 		return false
 	}
-	s.tellInitRuntimeDone("", telemetry.Success)
-	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.state != agReady && !a.gaveUp() })
+	s.reportInitRuntimeDone("", telemetry.Success)
+	return !slices.ContainsFunc(s.agents, func(a *agent) bool { return a.State != agReady && !a.gaveUp() })
 }
 
-func (s *Sandbox) tellInitRuntimeDone(errorType string, status telemetry.Status) {
-	if s.initStatus {
+func (s *Sandbox) reportInitRuntimeDone(errorType string, status telemetry.Status) {
+	if s.init.runtimeDone {
 		return
 	}
-	s.initStatus = true
+	s.init.runtimeDone = true
 	s.drain() // what the runtime has said is before it
-	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase, Status: status, ErrorType: errorType})
-}
-
-// initDone ends a successful initialization (LC-01, step 9).
-func (s *Sandbox) initDone() {
-	d := s.endInit("", telemetry.Success)
-	s.posted = nil
-	switch {
-	case s.cfg.Initialization == SnapStart:
-		s.snapshot = true // the initialization is not the invocation's
-	case s.initPhase == telemetry.InitPhase:
-		s.initTime = &d
-	}
+	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase, Status: status, ErrorType: errorType})
 }
 
 // endInit writes the records of the end of an initialization, and returns how long
 // it took.
 func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Duration {
-	d := time.Since(s.initBegin)
+	d := time.Since(s.init.began)
 	s.hub.Close() // TL-14
 	s.flush()
 	if status == telemetry.Success || s.fault == nil {
-		s.tellInitRuntimeDone(errorType, status)
+		s.reportInitRuntimeDone(errorType, status)
 	} else {
-		s.tellInitRuntimeDone(s.fault.Type, status)
+		s.reportInitRuntimeDone(s.fault.Type, status)
 	}
 	for _, a := range s.agents {
-		events := a.events
+		events := a.Events
 		if events == nil {
 			events = []string{}
 		}
-		s.log.Platform(&telemetry.Extension{Name: a.name, State: string(a.state), Events: events, ErrorType: a.errorType})
+		s.log.Platform(&telemetry.Extension{Name: a.Name, State: string(a.State), Events: events, ErrorType: a.ErrorType})
 	}
-	s.log.Platform(&telemetry.InitReport{InitializationType: s.cfg.Initialization.String(), Phase: s.initPhase,
+	s.log.Platform(&telemetry.InitReport{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase,
 		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Status: status, ErrorType: errorType})
 	return d
 }
 
-// initEnded says what follows when an initialization was waited for in vain.
+// initEnded says what follows an initialization that was waited for in vain.
 func (s *Sandbox) initEnded(w wakening) State {
 	switch w {
 	case cancelled:
-		s.abandon(ErrDead)
+		s.mode.abandon(ErrDead)
 		return ShuttingDown
 	case limitPassed:
 		s.endInit("", telemetry.Timeout) // TL-47
-		s.timeAllOut()
-		limit := s.cfg.Function.Timeout
-		if !s.inline() && s.current != nil && !s.renewable() { // LC-09: it has no second try to wait for
-			limit = s.cfg.Settings.InitTimeout
-			s.current.begin(time.Now(), limit)
-		}
-		if s.inline() {
-			s.tellStart()
-			s.timedOut(limit)
-		}
+		s.mode.initTimedOut()
 		return s.fail(nil, reasonTimeout)
 	}
-	s.lastWords(s.spoke) // RT-51
+	s.awaitLastPost(s.spoke) // RT-51
 	s.noteExit()
 	return s.initFailed(s.fatal())
 }
 
-// spoke tells whether the process that ended had posted why.
+// initFailed ends an initialization that cannot succeed (LC-08).
+func (s *Sandbox) initFailed(f *Fault) State {
+	s.note(f)
+	f = s.fatal()
+	s.endInit(f.Type, telemetry.Error)
+	s.mode.initFailed(f)
+	return s.fail(nil, reasonFailure)
+}
+
+// spoke reports whether the process that ended has posted why.
 func (s *Sandbox) spoke() bool {
 	p := s.exit
 	switch {
 	case p == nil:
 		return true
 	case p.agent != nil:
-		return p.agent.state == agInitError || p.agent.state == agExitError
+		return p.agent.State == agInitError || p.agent.State == agExitError
 	}
 	return s.posted != nil && s.posted.gen == s.gen.Load()
 }
 
-// initFailed ends an initialization that cannot succeed (LC-08). Inside an invocation
-// it is the invocation that has failed (LC-26); one that only waits for the sandbox
-// gets another try of its own, if there is still a sandbox that may try (LC-09).
-func (s *Sandbox) initFailed(f *Fault) State {
-	s.note(f)
-	f = s.fatal()
-	s.endInit(f.Type, telemetry.Error)
-	s.failAll(f)
-	if s.current != nil && (s.lost || !s.renewable()) && !s.inline() {
-		s.current.begin(time.Now(), s.cfg.Function.Timeout)
-	}
-	if !s.inline() {
-		return s.fail(nil, reasonFailure)
-	}
-	return s.failUnstarted(f)
-}
-
-// failUnstarted answers and reports an invocation that never got to the runtime.
-func (s *Sandbox) failUnstarted(f *Fault) State {
-	s.tellStart()
-	s.tellFault()
-	if p := s.posted; p != nil { // LC-27
-		s.answer(&Result{Payload: p.body, ContentType: p.contentType(), FunctionError: true, ErrorType: p.errorType})
-		s.posted = nil
-	} else {
-		s.answer(faultResult(s.current.inv.ID, f))
-	}
-	s.report(f.Type, telemetry.StatusOf(f.Type))
-	return s.fail(nil, reasonFailure)
-}
-
-// lastWords serves calls for a short grace after an exit, until done holds: what a
+// awaitLastPost serves calls for a short grace after an exit, until done holds: what a
 // process has posted just before its end may be on its way (RT-51).
-func (s *Sandbox) lastWords(done func() bool) {
+func (s *Sandbox) awaitLastPost(done func() bool) {
 	s.timer.Reset(s.cfg.Settings.ExitGrace)
 	for !s.lost {
-		if s.wait(s.runCtx, done) != failed {
+		if s.wait(s.token.life, done) != failed {
 			return
 		}
 	}

@@ -23,11 +23,15 @@ import (
 //	   │    │
 //	   └── Cold
 //
-// The first Invoke of a snap-start sandbox leads from Idle through Restoring to
-// Invoking. A managed sandbox goes from Initializing to Serving, which takes many
-// invocations at once and ends only with the sandbox. Cancelling the context of Run leads from every state to ShuttingDown and
-// then to Dead. The loss of a domain (out of memory) or a reset that fails leads to
-// Dead too, and so does every reset of a sandbox that is not OnDemand (LC-09).
+// Idle, Restoring, Invoking and Cold are states of classic mode (classic.go). The first
+// Invoke of a snap-start sandbox leads from Idle through Restoring to Invoking. A managed
+// sandbox goes from Initializing to Serving (managed.go), which takes many invocations at
+// once and ends only with the sandbox.
+//
+// Cancelling the context of Run leads from every state to ShuttingDown and then to Dead. So
+// does a fault of the host ([Sandbox.giveUp]). The loss of a domain (out of memory) or a
+// reset that fails leads to Dead too, and so does every reset of a sandbox that is not
+// OnDemand (LC-09).
 type State int
 
 const (
@@ -58,7 +62,7 @@ const (
 // sandbox cannot go on. Each state is one function that returns the state to go to
 // next. The error is nil after a regular end by ctx.
 func (s *Sandbox) Run(ctx context.Context) error {
-	s.runCtx = ctx // the turn is ours from New on
+	s.token.life = ctx // the token is ours from New on
 	s.clock.begin()
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
@@ -67,22 +71,14 @@ func (s *Sandbox) Run(ctx context.Context) error {
 		switch state {
 		case Initializing:
 			state = s.initialize(ctx)
-		case Idle:
-			state = s.idle(ctx)
-		case Restoring:
-			state = s.restore(ctx)
-		case Invoking:
-			state = s.invoke(ctx)
-		case Serving:
-			state = s.serveMany(ctx)
 		case Resetting:
 			state = s.reset()
-		case Cold:
-			state = s.cold(ctx)
 		case ShuttingDown:
 			state = s.shutDown()
 		case Dead:
 			return s.end()
+		default: // a state of the mode
+			state = s.mode.run(ctx, state)
 		}
 	}
 }
@@ -92,15 +88,12 @@ func (s *Sandbox) enter(st State) {
 	if s.cfg.OnState != nil {
 		s.cfg.OnState(st)
 	}
-	if st == Idle || st == Cold {
-		s.release()
-	}
 }
 
 // initialize follows LC-01: start the extensions, wait until each has registered,
 // start the runtime, and wait until all of them have asked for their first event. An
-// invocation that waits for it in Cold makes it an inline initialization, which has
-// the function's time instead of a limit of its own.
+// invocation that was waited for in Cold makes it an inline initialization, which is part of
+// the invocation and of its time.
 func (s *Sandbox) initialize(ctx context.Context) State {
 	domains, started := tracing.Step(ctx, "domains")
 	err := s.startDomains(domains)
@@ -108,12 +101,7 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 	if err != nil {
 		return s.giveUp(ctx, hostError("start the domains", err))
 	}
-	s.beginInit()
-
-	limit := s.cfg.Settings.InitTimeout
-	if s.inline() {
-		limit = time.Until(s.current.deadline)
-	}
+	limit := s.beginInit()
 	s.timer.Reset(limit)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -139,131 +127,9 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 			return s.initEnded(w)
 		}
 	}
-	s.initDone()
-	if s.Managed() {
-		return Serving
-	}
-	if s.inline() {
-		return Invoking
-	}
-	if s.current != nil && !s.snapshot {
-		s.current.begin(time.Now(), s.cfg.Function.Timeout)
-		return Invoking
-	}
-	return Idle
-}
-
-// idle waits for an invocation, and freezes the sandbox when none comes for a while.
-// One that comes before that finds everything running.
-func (s *Sandbox) idle(ctx context.Context) State {
-	s.beginIdle()
-	return s.idling(ctx, s.waitWarm(ctx, s.hasInvocation))
-}
-
-func (s *Sandbox) beginIdle() {
-	failpoint.Pass(failpoint.Idle)
-	s.limit = time.Now().Add(s.cfg.Settings.Linger)
-	s.timer.Reset(s.cfg.Settings.Linger)
-}
-
-// idling goes on in Idle when the first waiting is over.
-func (s *Sandbox) idling(ctx context.Context, w wakening) State {
-	for ; ; w = s.waitWarm(ctx, s.hasInvocation) {
-		if s.State() == Invoking { // others have brought it there
-			return s.invoking(ctx, w)
-		}
-		switch w {
-		case limitPassed:
-			if err := s.freeze(); err != nil {
-				return s.fail(&Fault{Type: errSandboxFailure, Message: err.Error()}, reasonFailure)
-			}
-		case failed:
-			s.tellFault() // EX-29: reset before the next dispatch
-			return Resetting
-		case cancelled:
-			return ShuttingDown
-		}
-		if s.current != nil {
-			break
-		}
-	}
-	select {
-	case e := <-s.exits: // EX-29, though the invocation was seen first
-		if s.exited(e) {
-			s.tellFault()
-			return Resetting
-		}
-	default:
-	}
-	if err := s.thaw(); err != nil {
-		return s.giveUp(ctx, err)
-	}
-	if s.snapshot {
-		return Restoring
-	}
-	s.current.begin(time.Now(), s.cfg.Function.Timeout)
-	return Invoking
-}
-
-// invoke hands out the current invocation and waits until it is Done (LC-40): the
-// runtime has answered, and it and every agent that got the event ask for the next.
-func (s *Sandbox) invoke(ctx context.Context) State {
-	s.beginInvoking()
-	w := s.waitWarm(ctx, s.answered)
-	if s.State() == Idle { // others have brought it there
-		return s.idling(ctx, w)
-	}
-	return s.invoking(ctx, w)
-}
-
-func (s *Sandbox) beginInvoking() {
-	s.dispatch()
-	failpoint.Pass(failpoint.Invoking)
-	s.limit = s.current.deadline
-	s.timer.Reset(time.Until(s.limit))
-}
-
-// invoking goes on in Invoking when the first waiting is over.
-func (s *Sandbox) invoking(ctx context.Context, w wakening) State {
-	if w == reached && s.current.cut != nil {
-		w = s.answerCut(ctx)
-	}
-	if w == reached {
-		s.tellRuntimeDone("", telemetry.Success)
-		w = s.wait(ctx, s.agentsDone)
-	}
-	switch w {
-	case reached:
-		s.invoked()
-		return Idle
-	case limitPassed:
-		s.timedOut(s.cfg.Function.Timeout)
-		return s.fail(nil, reasonTimeout)
-	case cancelled:
-		s.abandon(ErrDead)
-		return ShuttingDown
-	}
-	s.invokeFailed()
-	return Resetting
-}
-
-// answered tells whether the runtime is done with the invocation, or its answer was cut.
-func (s *Sandbox) answered() bool { return s.runtimeDone() || s.current.cut != nil }
-
-// invoked tells of an invocation that has ended well.
-func (s *Sandbox) invoked() {
-	s.tellRuntimeDone("", telemetry.Success)
-	s.report("", telemetry.Success)
-}
-
-// cold waits for the invocation that pays for the next initialization.
-func (s *Sandbox) cold(ctx context.Context) State {
-	s.timer.Stop()
-	if s.wait(ctx, s.hasInvocation) != reached {
-		return ShuttingDown
-	}
-	s.current.begin(time.Now(), s.cfg.Function.Timeout)
-	return Initializing
+	took := s.endInit("", telemetry.Success)
+	s.posted = nil
+	return s.mode.initialized(took)
 }
 
 // reset ends every process and forgets what belonged to them (LC-70). A reset that
@@ -280,7 +146,7 @@ func (s *Sandbox) reset() State {
 	return Cold
 }
 
-// renewable tells whether the sandbox may initialize once more after a failure.
+// renewable reports whether the sandbox may initialize once more after a failure.
 func (s *Sandbox) renewable() bool { return s.cfg.Initialization.String() == string(OnDemand) }
 
 // shutDown is the last reset.
@@ -290,10 +156,10 @@ func (s *Sandbox) shutDown() State {
 	return Dead
 }
 
-// end answers who still waits and releases what New acquired.
+// end answers everybody who still waits, and releases what New has acquired.
 func (s *Sandbox) end() error {
-	s.abandon(ErrDead)
-	s.release()
+	s.mode.abandon(ErrDead)
+	s.mode.end()
 	close(s.dead)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -303,61 +169,7 @@ func (s *Sandbox) end() error {
 	return s.broken
 }
 
-// A wakening says why wait has returned.
-type wakening int
-
-const (
-	reached     wakening = iota // what was waited for holds
-	limitPassed                 // the timer of the state has fired
-	failed                      // s.fault says what ended
-	cancelled                   // the context of Run
-)
-
-// wait serves the parties' calls until done holds or something ends the waiting. It
-// is the one place where a life can be held up.
-func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
-	if s.lost {
-		return failed
-	}
-	s.awaited = done
-	for !s.awaited() {
-		s.turn.Unlock()
-		var m message
-		var e exited
-		w := reached // not yet
-		select {
-		case <-s.nudge:
-		case m = <-s.inbox:
-		case e = <-s.exits:
-		case <-s.timer.C:
-			w = limitPassed
-		case <-s.sup.Lost():
-			w = failed
-		case <-ctx.Done():
-			w = cancelled
-		}
-		s.turn.Lock()
-		switch {
-		case m != nil:
-			s.serve(m)
-		case e.p != nil:
-			if s.exited(e) {
-				return failed
-			}
-		case w == failed:
-			s.lostDomains()
-			return failed
-		case w == limitPassed && s.warm && time.Now().Before(s.limit): // it was that of the state before
-		case w == limitPassed && s.nudged() && s.awaited(): // it came to hold before we had the turn
-			return reached
-		case w != reached:
-			return w
-		}
-	}
-	return reached
-}
-
-// fail notes why the processes are to be ended.
+// fail notes why the processes must be ended: f, unless that is noted already.
 func (s *Sandbox) fail(f *Fault, reason string) State {
 	if f != nil {
 		s.note(f)
@@ -366,14 +178,14 @@ func (s *Sandbox) fail(f *Fault, reason string) State {
 	return Resetting
 }
 
-// giveUp ends the sandbox for a fault of the host. The caller of an invocation gets
-// it as an error: the function is not to blame.
+// giveUp ends the sandbox for a fault of the host, err. Callers of invocations get it as
+// an error, not as a result: the function is not to blame.
 func (s *Sandbox) giveUp(ctx context.Context, err error) State {
 	if ctx.Err() == nil {
 		s.broken = errors.Join(s.broken, err)
 	}
 	if s.broken != nil {
-		s.abandon(s.whyDead())
+		s.mode.abandon(s.whyDead())
 	}
 	return ShuttingDown
 }

@@ -3,33 +3,33 @@ package rapid
 import (
 	"context"
 	"errors"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// Managed tells whether the sandbox runs many invocations at once (section 1.9). The
-// runtime then has no state of its own: each of its workers asks for an event and
-// answers it by its id.
-func (s *Sandbox) Managed() bool { return s.cfg.Initialization == Managed }
+// managedMode is the mode of many invocations at once (section 1.9). The runtime has no state of
+// its own once it is ready: each of its workers asks for an event and answers it by its id.
+// The one state of this mode is Serving. It is never frozen (LC-84), a timeout ends one
+// invocation only, and the end of any process ends the sandbox (RT-68).
+type managedMode struct {
+	s *Sandbox
 
-const (
-	maxIdleWorkers = 10000        // RT-60
-	maxLate        = 1000         // RT-63
-	managedSchema  = "2025-01-29" // RT-66
+	serving map[string]*managedInvocation // by id: those in queue and those that run
+	queue   []*managedInvocation          // those that wait for a worker, oldest first
+	running []*managedInvocation          // those that a worker has, oldest first
+	late    []string                      // ids of the last that timed out (RT-63)
+	changed bool                          // there may be something to hand out
+}
 
-	// workerPatience is how long an invocation waits for a worker. One that has
-	// answered asks for its next event in far less.
-	workerPatience = 100 * time.Millisecond
-)
-
-// managedAgentType is what an agent's error type must match (EX-24).
-var managedAgentType = regexp.MustCompile(`Extension\.[A-Z][a-zA-Z]+`)
-
-// ErrTooManyWorkers says that no more calls of next can wait (RT-60).
-var ErrTooManyWorkers = errors.New("Runtime.TooManyIdleRuntimes: too many calls of next wait")
+// managedInvocation is an invocation of managed mode.
+type managedInvocation struct {
+	invocation
+	event    *Event     // what its worker was given; nil before
+	patience time.Time  // until when it waits for a worker
+	body     answerBody // which answer has begun
+}
 
 // answerBody says which answer of an invocation has begun.
 type answerBody int
@@ -40,105 +40,120 @@ const (
 	errorBody
 )
 
-// serveMany hands invocations to the workers of the runtime until the sandbox ends
-// (RT-60 to RT-68). It is never frozen (LC-84), and ends with any of its processes.
-func (s *Sandbox) serveMany(ctx context.Context) State {
-	s.throttle()
-	for _, c := range s.queue { // they have waited for the initialization
+const (
+	maxIdleWorkers = 10000 // RT-60
+	maxLate        = 1000  // RT-63
+
+	// workerPatience is how long an invocation waits for a worker. One that has
+	// answered asks for its next event in far less.
+	workerPatience = 100 * time.Millisecond
+)
+
+// ErrTooManyWorkers says that no more calls of next can wait (RT-60).
+var ErrTooManyWorkers = errors.New("Runtime.TooManyIdleRuntimes: too many calls of next wait")
+
+func newManaged(s *Sandbox) mode {
+	return &managedMode{s: s, serving: map[string]*managedInvocation{}}
+}
+
+// run is Serving: it hands invocations to the workers of the runtime until the sandbox ends.
+func (m *managedMode) run(ctx context.Context, _ State) State {
+	s := m.s
+	if err := s.throttle(ctx); err != nil {
+		return s.giveUp(ctx, err)
+	}
+	for _, c := range m.queue { // they have waited for the initialization
 		c.patience = time.Now().Add(workerPatience)
 	}
+	isChanged := func() bool { return m.changed }
 	for {
-		s.handOut()
-		s.timer.Reset(s.nextLimit())
-		asked := false
-		once := func() bool { // true after one message
-			again := asked
-			asked = true
-			return again
-		}
-		switch s.wait(ctx, once) {
+		m.changed = false
+		m.handOut()
+		s.timer.Reset(m.nextLimit())
+		switch s.wait(ctx, isChanged) {
 		case limitPassed:
-			s.expire(time.Now())
+			m.expire(time.Now())
 		case failed:
-			s.noteExit()
-			s.tellFault()
-			s.failAll(s.fatal())
+			s.reportFault("")
+			m.failAll(s.fatal())
 			return Resetting
 		case cancelled:
-			s.abandon(ErrDead)
+			m.abandon(ErrDead)
 			return ShuttingDown
 		}
 	}
 }
 
-// admit takes an invocation up, for now or for after the initialization.
-func (s *Sandbox) admit(m *invokeMsg) {
+func (m *managedMode) admit(msg *invokeMsg) {
 	switch {
-	case s.serving[m.inv.ID] != nil:
-		m.refuse(ErrDuplicate)
-	case len(s.serving) >= s.cfg.MaxConcurrency:
-		m.refuse(ErrBusy)
+	case m.serving[msg.inv.ID] != nil:
+		msg.refuse(ErrDuplicate)
+	case len(m.serving) >= m.s.cfg.MaxConcurrency:
+		msg.refuse(ErrBusy)
 	default:
-		c := newInvocation(m, s.cfg.Function.ARN)
-		c.patience = time.Now().Add(workerPatience)
-		s.serving[c.inv.ID] = c
-		s.queue = append(s.queue, c)
+		c := &managedInvocation{invocation: newInvocation(msg, m.s.cfg.Function.ARN), patience: time.Now().Add(workerPatience)}
+		m.serving[c.inv.ID] = c
+		m.queue = append(m.queue, c)
+		m.changed = true
+	}
+}
+
+func (m *managedMode) next(msg *nextMsg) {
+	r := &m.s.runtime
+	if len(r.waiters) >= maxIdleWorkers {
+		msg.refuse(ErrTooManyWorkers)
+		return
+	}
+	if m.s.runtimeAsks(msg) {
+		r.waiters = append(r.waiters, msg) // RT-60
+		m.changed = true
 	}
 }
 
 // handOut gives what is in queue to workers that wait.
-func (s *Sandbox) handOut() {
-	r := &s.runtime
-	for len(s.queue) > 0 && len(r.waiters) > 0 {
+func (m *managedMode) handOut() {
+	r := &m.s.runtime
+	for len(m.queue) > 0 && len(r.waiters) > 0 {
 		w := r.waiters[0]
 		r.waiters = slices.Delete(r.waiters, 0, 1)
 		if !w.alive() {
 			w.refuse(ErrClosed)
 			continue
 		}
-		c := s.queue[0]
-		s.queue = slices.Delete(s.queue, 0, 1)
+		c := m.queue[0]
+		m.queue = slices.Delete(m.queue, 0, 1)
 		if c.event == nil {
-			s.startManaged(c)
+			m.start(c)
 		}
-		s.running = append(s.running, c)
+		m.running = append(m.running, c)
 		w.deliver(c.event)
 	}
 }
 
-// startManaged begins an invocation's time and log.
-func (s *Sandbox) startManaged(c *invocation) {
-	f, now := &s.cfg.Function, time.Now()
-	c.begin(now, f.Timeout)
+// start begins an invocation's time and log.
+func (m *managedMode) start(c *managedInvocation) {
+	now := time.Now()
+	c.begin(now, m.s.cfg.Function.Timeout)
 	c.released, c.event = now, c.newEvent()
-	s.log.Platform(&telemetry.Start{RequestID: c.inv.ID, Version: f.Version, Tracing: telemetry.NewTracing(c.inv.TraceID),
-		TenantID: c.inv.TenantID, FunctionARN: s.managedARN()})
+	m.s.reportStart(&c.invocation)
 }
 
-// managedARN is the ARN in records of managed mode (TL-32, TL-35), else "".
-func (s *Sandbox) managedARN() string {
-	if s.Managed() {
-		return s.cfg.Function.ARN
-	}
-	return ""
-}
-
-// takeBack queues an event again that did not reach its worker (RT-25).
-func (s *Sandbox) takeBack(w *nextMsg) {
+func (m *managedMode) undelivered(w *nextMsg) {
 	if w.event == nil {
 		return
 	}
-	c := s.serving[w.event.Invocation.ID]
-	i := slices.Index(s.running, c)
+	c := m.serving[w.event.Invocation.ID]
+	i := slices.Index(m.running, c)
 	if i < 0 || c.event != w.event || c.body != noBody {
 		return
 	}
-	s.running = slices.Delete(s.running, i, i+1)
-	s.queue = slices.Insert(s.queue, 0, c)
+	m.running = slices.Delete(m.running, i, i+1)
+	m.queue = slices.Insert(m.queue, 0, c)
+	m.changed = true
 }
 
 // limit is the end of an invocation's patience or time.
-func (c *invocation) limit() time.Time {
+func (c *managedInvocation) limit() time.Time {
 	if c.event == nil {
 		return c.patience
 	}
@@ -146,86 +161,93 @@ func (c *invocation) limit() time.Time {
 }
 
 // nextLimit is how long nothing can expire.
-func (s *Sandbox) nextLimit() time.Duration {
+func (m *managedMode) nextLimit() time.Duration {
 	d := time.Hour
-	for _, c := range s.serving {
+	for _, c := range m.serving {
 		d = min(d, time.Until(c.limit()))
 	}
 	return d
 }
 
 // expire ends what has waited for a worker, or has run, for too long (RT-65, RT-68).
-func (s *Sandbox) expire(now time.Time) {
-	for _, c := range s.inFlight() {
+func (m *managedMode) expire(now time.Time) {
+	for _, c := range m.inFlight() {
 		switch {
 		case now.Before(c.limit()):
 		case c.event == nil:
-			s.turnAway(c, ErrUnavailable)
+			m.turnAway(c, ErrUnavailable)
 		default:
-			s.timeOut(c)
+			m.timeOut(c)
 		}
 	}
 }
 
 // timeOut ends one invocation; its worker goes on, and may answer late (RT-63).
-func (s *Sandbox) timeOut(c *invocation) {
-	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: s.cfg.Function.Timeout}
-	errorType := errSandboxTimedout
-	if c.stream != nil {
-		errorType = errSandboxTimeout
+func (m *managedMode) timeOut(c *managedInvocation) {
+	m.late = append(m.late, c.inv.ID)
+	if len(m.late) > maxLate {
+		m.late = slices.Delete(m.late, 0, 1)
 	}
-	s.late = append(s.late, c.inv.ID)
-	if len(s.late) > maxLate {
-		s.late = slices.Delete(s.late, 0, 1)
-	}
-	c.answer(failure(errorType, "RequestId: "+c.inv.ID+" Error: "+t.Message()))
-	s.endManaged(c, "", telemetry.Timeout)
+	c.timeOut(m.s.cfg.Function.Timeout)
+	m.finish(c, "", telemetry.Timeout)
 }
 
 // inFlight lists what is served, what a worker has first.
-func (s *Sandbox) inFlight() []*invocation { return slices.Concat(s.running, s.queue) }
+func (m *managedMode) inFlight() []*managedInvocation { return slices.Concat(m.running, m.queue) }
 
 // drop forgets c.
-func (s *Sandbox) drop(c *invocation) {
-	is := func(o *invocation) bool { return o == c }
-	s.running, s.queue = slices.DeleteFunc(s.running, is), slices.DeleteFunc(s.queue, is)
-	delete(s.serving, c.inv.ID)
+func (m *managedMode) drop(c *managedInvocation) {
+	is := func(o *managedInvocation) bool { return o == c }
+	m.running, m.queue = slices.DeleteFunc(m.running, is), slices.DeleteFunc(m.queue, is)
+	delete(m.serving, c.inv.ID)
 }
 
 // turnAway refuses an invocation that no worker has seen.
-func (s *Sandbox) turnAway(c *invocation, err error) {
-	s.drop(c)
-	c.result = &Result{Done: c.over.done} // nobody sees it
-	c.msg.refuse(err)
+func (m *managedMode) turnAway(c *managedInvocation, err error) {
+	m.drop(c)
+	c.refuse(err)
 	c.over.end()
 }
 
-// endManaged reports an invocation that is answered, and makes room for another.
-func (s *Sandbox) endManaged(c *invocation, errorType string, status telemetry.Status) {
-	s.drop(c)
-	s.drain() // what the runtime has said is before it
+// finish reports an invocation that is answered, and makes room for another.
+func (m *managedMode) finish(c *managedInvocation, errorType string, status telemetry.Status) {
+	m.drop(c)
+	m.s.drain() // what the runtime has said is before it
 	if status == telemetry.Success && c.result.FunctionError {
 		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
 	}
 	d := time.Since(c.started)
 	if status == telemetry.Timeout {
-		d = min(d, s.cfg.Function.Timeout)
+		d = min(d, m.s.cfg.Function.Timeout)
 	}
-	s.log.Platform(&telemetry.ManagedReport{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
-		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Spans: c.managedSpans(), Tracing: telemetry.NewTracing(c.inv.TraceID)})
+	// Of the spans of TL-45 runtimeOverhead is missing: nobody can tell which worker's next
+	// call ends it.
+	m.s.log.Platform(&telemetry.ManagedReport{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
+		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Spans: c.spans(), Tracing: telemetry.NewTracing(c.inv.TraceID)})
 	c.over.end()
 }
 
-// managedSpans are those of TL-45 but runtimeOverhead: which worker's next call ends
-// it cannot be told.
-func (c *invocation) managedSpans() []telemetry.Span {
-	spans := c.spans()
-	return spans[:min(len(spans), 2)]
+func (m *managedMode) beginInit() (telemetry.Phase, time.Duration) {
+	return telemetry.InitPhase, m.s.cfg.Settings.InitTimeout
 }
+
+func (m *managedMode) initialized(time.Duration) State { return Serving }
+
+func (m *managedMode) initTimedOut() {
+	for _, c := range m.inFlight() {
+		if c.event == nil {
+			m.start(c)
+		}
+		m.timeOut(c)
+	}
+}
+
+func (m *managedMode) initFailed(f *Fault) { m.failAll(f) }
 
 // failAll answers everything with the fault that ends a managed sandbox. What no
 // worker has seen may run in another sandbox, unless this one never came to serve.
-func (s *Sandbox) failAll(f *Fault) {
+func (m *managedMode) failAll(f *Fault) {
+	s := m.s
 	f = &Fault{f.Type, f.Message}
 	if s.posted != nil { // FE-16
 		f.Type = errManagedInit
@@ -233,127 +255,115 @@ func (s *Sandbox) failAll(f *Fault) {
 	if s.lost { // FE-16, INV-14
 		f.Type = errOutOfMemory
 	}
-	for _, c := range s.inFlight() {
+	for _, c := range m.inFlight() {
 		if c.event == nil && s.State() == Serving {
-			s.turnAway(c, ErrDead)
+			m.turnAway(c, ErrDead)
 			continue
 		}
 		if c.event == nil {
-			s.startManaged(c)
+			m.start(c)
 		}
-		if p := s.posted; p != nil {
-			c.answer(&Result{Payload: p.body, ContentType: p.contentType(), FunctionError: true, ErrorType: f.Type})
+		if s.posted != nil {
+			c.answer(s.posted.result(f.Type))
 		} else {
 			c.answer(faultResult(c.inv.ID, f))
 		}
-		s.endManaged(c, f.Type, telemetry.StatusOf(f.Type))
+		m.finish(c, f.Type, telemetry.StatusOf(f.Type))
 	}
 }
 
-// timeAllOut answers what has waited for an initialization that took too long.
-func (s *Sandbox) timeAllOut() {
-	for _, c := range s.inFlight() {
+func (m *managedMode) abandon(err error) {
+	for _, c := range m.inFlight() {
 		if c.event == nil {
-			s.startManaged(c)
-		}
-		s.timeOut(c)
-	}
-}
-
-// abandonAll ends everything with an error that is not the function's.
-func (s *Sandbox) abandonAll(err error) {
-	for _, c := range s.inFlight() {
-		switch {
-		case c.event == nil:
-			s.turnAway(c, err)
+			m.turnAway(c, err)
 			continue
-		case c.stream != nil: // RT-73
-			c.answer(failure(errSandboxFailure, "RequestId: "+c.inv.ID+" Error: the sandbox ended before the response was complete"))
-		default:
-			c.result = &Result{Done: c.over.done} // nobody sees it
-			c.msg.refuse(err)
 		}
-		s.endManaged(c, errSandboxFailure, telemetry.Failure)
+		c.refuse(err)
+		m.finish(c, errSandboxFailure, telemetry.Failure)
 	}
 }
 
-// beginManaged opens a worker's answer (RT-61 to RT-63).
-func (s *Sandbox) beginManaged(m *beginAnswerMsg) {
-	c := s.serving[m.id]
+// end has nothing to close: whatever is over has left serving.
+func (m *managedMode) end() {}
+
+// beginAnswer opens a worker's answer (RT-61 to RT-63).
+func (m *managedMode) beginAnswer(msg *beginAnswerMsg) {
+	c := m.serving[msg.id]
 	switch {
-	case c == nil && s.consumeLate(m.id):
-		m.refuse(&Refusal{Type: InvokeTimeout, Message: "Invoke timeout"})
+	case c == nil && m.consumeLate(msg.id):
+		msg.refuse(lateAnswer)
 		return
-	case c == nil || c.event == nil || !c.mayAnswer(m.head.Kind):
-		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
+	case c == nil || c.event == nil || !c.mayAnswer(msg.head.Kind):
+		msg.refuse(invalidRequestID)
 		return
-	case m.head.Nonce != "" && m.head.Nonce != c.event.Nonce: // RT-33
-		m.refuse(&Refusal{Type: InvokeTimeout, Message: "Invoke timeout"})
+	case msg.head.Nonce != "" && msg.head.Nonce != c.event.Nonce: // RT-33
+		msg.refuse(lateAnswer)
 		return
 	}
 	if c.firstByte.IsZero() {
 		c.firstByte = time.Now()
 	}
-	if m.head.Kind == AnswerError {
+	if msg.head.Kind == AnswerError {
 		c.body = errorBody
-		m.answer(nil)
+		msg.answer(nil)
 		return
 	}
 	c.body = responseBody
-	if m.head.Mode != "" && m.head.Mode != ModeStreaming { // RT-36
-		c.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
-		s.endManaged(c, "", telemetry.Success)
-		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
+	if msg.head.badMode() { // RT-36
+		c.answer(badModeResult())
+		m.finish(c, "", telemetry.Success)
+		msg.refuse(invalidResponseMode)
 		return
 	}
-	if m.head.Mode == ModeStreaming && c.inv.Stream { // else RT-74
-		c.openStream(m.head.ContentType, s.cfg.Settings.Stream)
+	if msg.head.Mode == ModeStreaming && c.inv.Stream { // else RT-74
+		c.openStream(msg.head.ContentType, m.s.cfg.Settings.Stream)
 	}
-	m.answer(c.stream)
+	msg.answer(c.stream)
 }
 
-// mayAnswer tells whether an answer of that kind may begin (RT-61): one, and an error
+// mayAnswer reports whether an answer of that kind may begin (RT-61): one, and an error
 // in the middle of a streamed response (RT-62).
-func (c *invocation) mayAnswer(k AnswerKind) bool {
+func (c *managedInvocation) mayAnswer(k AnswerKind) bool {
 	return c.body == noBody || c.body == responseBody && k == AnswerError && c.stream != nil
 }
 
-// finishManaged takes the body of a worker's answer.
-func (s *Sandbox) finishManaged(m *finishAnswerMsg) {
-	c, a := s.serving[m.id], &m.body
+// finishAnswer takes the body of a worker's answer.
+func (m *managedMode) finishAnswer(msg *finishAnswerMsg) {
+	c, a := m.serving[msg.id], &msg.body
 	body := responseBody
 	if a.Kind == AnswerError {
 		body = errorBody
 	}
 	switch {
-	case c == nil && s.consumeLate(m.id):
-		m.refuse(&Refusal{Type: InvokeTimeout, Message: "Invoke timeout"})
+	case c == nil && m.consumeLate(msg.id):
+		msg.refuse(lateAnswer)
 		return
 	case c == nil || c.body != body:
-		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
+		msg.refuse(invalidRequestID)
 		return
 	}
 	if a.ContentType == "" {
 		a.ContentType = "application/octet-stream" // RT-31
 	}
-	refusal := s.complete(c, a)
+	refusal := c.complete(a, m.s.BodyLimit(a.Kind))
 	if c.cut != nil {
 		c.answer(c.cut)
 	}
-	s.endManaged(c, "", telemetry.Success)
+	m.finish(c, "", telemetry.Success)
 	if refusal != nil {
-		m.refuse(refusal)
+		msg.refuse(refusal)
 		return
 	}
-	m.answer(struct{}{})
+	msg.answer(struct{}{})
 }
 
-// consumeLate tells, once for each, whether id is of an invocation that timed out.
-func (s *Sandbox) consumeLate(id string) bool {
-	i := slices.Index(s.late, id)
+// consumeLate reports whether id is that of an invocation that timed out; it does so once
+// for each.
+func (m *managedMode) consumeLate(id string) bool {
+	i := slices.Index(m.late, id)
 	if i < 0 {
 		return false
 	}
-	s.late = slices.Delete(s.late, i, i+1)
+	m.late = slices.Delete(m.late, i, i+1)
 	return true
 }

@@ -3,6 +3,7 @@ package rapid
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -23,14 +24,14 @@ type exited struct{ p *process }
 // after stderr.
 const framesFD = "3"
 
-// start runs r with descriptors for its output, and arranges for its exit to reach
-// the owner exactly once.
+// start runs r with descriptors for its output, and arranges for its exit to reach Run
+// exactly once. a is nil for the runtime.
 func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest) (*process, error) {
 	source, name := telemetry.FromFunction, "runtime"
 	if a != nil {
-		source, name = telemetry.FromExtension, a.name
+		source, name = telemetry.FromExtension, a.Name
 	}
-	framed := a == nil && !s.Managed() // else LOG-11
+	framed := a == nil && s.traits.framedLog
 	out, err := s.openOutput(framed, func(m telemetry.Message) { s.log.Output(source, name, m) })
 	if err != nil {
 		return nil, err
@@ -42,14 +43,14 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	h, err := s.sup.Exec(ctx, r)
 	out.Release()
 	if err != nil {
-		_ = out.Close()
+		_ = out.Close() // err is what matters, and nothing was written
 		return nil, err
 	}
 	p := &process{domain: r.Domain, name: r.Name, agent: a, handle: h, out: out}
 	s.procs = append(s.procs, p)
 	go func() {
 		<-h.Done()
-		s.exiting.Add(1) // left takes it back
+		s.token.exiting.Add(1) // left takes it back
 		select {
 		case s.exits <- exited{p}:
 		case <-s.dead:
@@ -58,8 +59,8 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	return p, nil
 }
 
-// exited takes note of an exit outside a shutdown, and tells whether it belongs to
-// this generation (LC-10). Every such exit is a failure (LC-11, EX-28).
+// exited notes an exit outside a shutdown, and reports whether it belongs to this
+// generation (LC-10). Every such exit is a failure (LC-11, EX-28).
 func (s *Sandbox) exited(e exited) bool {
 	if !s.left(e) {
 		return false
@@ -76,7 +77,7 @@ func (s *Sandbox) exited(e exited) bool {
 
 // left marks a process of this generation as gone.
 func (s *Sandbox) left(e exited) bool {
-	s.exiting.Add(-1)
+	s.token.exiting.Add(-1)
 	for _, p := range s.procs {
 		if p == e.p {
 			p.gone = true
@@ -86,8 +87,8 @@ func (s *Sandbox) left(e exited) bool {
 	return false
 }
 
-// noteExit turns the exit that was seen first into the fatal error, unless the
-// process had said it better.
+// noteExit makes the exit that was seen first the fatal error, unless the process has
+// posted a better one.
 func (s *Sandbox) noteExit() {
 	if s.exit != nil {
 		s.note(exitFault(s.exit))
@@ -103,15 +104,15 @@ func (s *Sandbox) lostDomains() {
 	}
 }
 
-// drain passes on what the processes have written until now.
+// drain passes on to the log what the processes have written until now.
 func (s *Sandbox) drain() {
 	for _, p := range s.procs {
 		p.out.Drain()
 	}
 }
 
-// flush is drain, and what a runtime or a dead process has left without a newline
-// counts as a line.
+// flush does what drain does, and takes what the runtime or a dead process has left without
+// a newline for a line.
 func (s *Sandbox) flush() {
 	for _, p := range s.procs {
 		if p.agent == nil || p.gone {
@@ -124,7 +125,7 @@ func (s *Sandbox) flush() {
 
 // freeze stops every process until thaw (LC-80).
 func (s *Sandbox) freeze() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.token.life), s.cfg.Settings.FreezeTimeout)
 	defer cancel()
 	s.frozen = true // also when it fails: thaw undoes half a freeze
 	s.clock.freeze()
@@ -138,7 +139,7 @@ func (s *Sandbox) thaw() error {
 	if !s.frozen {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.runCtx), s.cfg.Settings.FreezeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.token.life), s.cfg.Settings.FreezeTimeout)
 	defer cancel()
 	if err := s.sup.Thaw(ctx); err != nil {
 		return hostError("thaw", err)
@@ -148,13 +149,22 @@ func (s *Sandbox) thaw() error {
 	return nil
 }
 
-// throttle puts the CPU quota in force from the first invocation of a generation on
-// (docs/decisions/0036).
-func (s *Sandbox) throttle() {
+// quotaTime is how long a change of the CPU quota may take: it is one request to the
+// supervisor, which writes one file.
+const quotaTime = 10 * time.Second
+
+// throttle puts the CPU quota in force, which it must be from the first invocation of a
+// generation on (docs/decisions/0036). Without it the function would take the CPU of
+// its neighbours: after an error the sandbox must be given up. Only Run may call it.
+func (s *Sandbox) throttle(ctx context.Context) error {
 	if s.throttled {
-		return
+		return nil
 	}
-	if err := s.sup.Throttle(s.runCtx, true); err == nil {
-		s.throttled = true // else again with the next
+	ctx, cancel := context.WithTimeout(ctx, quotaTime)
+	defer cancel()
+	if err := s.sup.Throttle(ctx, true); err != nil {
+		return hostError("put the CPU quota in force", err)
 	}
+	s.throttled = true
+	return nil
 }

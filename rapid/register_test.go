@@ -130,13 +130,13 @@ func TestRestoreRows(t *testing.T) {
 		{rtRestoring, callNext, rtReady}, {rtRestoring, callInitError, rtRestoreError},
 		{rtRestoreError, callNext, ""}, {rtRestoreError, callInitError, ""},
 	} {
-		r := runtimeParty{state: tt.from}
+		r := runtimeParty{RuntimeState: RuntimeState{State: tt.from}}
 		err := r.move(tt.call)
-		if (err == nil) != (tt.to != "") || err == nil && r.state != tt.to {
-			t.Errorf("%s, call %d: %s, %v", tt.from, tt.call, r.state, err)
+		if (err == nil) != (tt.to != "") || err == nil && r.State != tt.to {
+			t.Errorf("%s, call %d: %s, %v", tt.from, tt.call, r.State, err)
 		}
 	}
-	r := runtimeParty{state: rtInitError}
+	r := runtimeParty{RuntimeState: RuntimeState{State: rtInitError}}
 	want := "State transition from InitError to Ready failed for runtime. Error: State transition is not allowed"
 	if err := r.move(callNext); err == nil || err.Message != want {
 		t.Errorf("%v, want %s (RT-30)", err, want)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
@@ -15,72 +16,112 @@ type Restored struct {
 	LogStream   string // "" keeps the name
 }
 
-// restoreLimit is the time of a restore: the runtime's hooks, and the way to its
-// first event (LC-91).
+// restoreLimit is the time of a restore: the new credentials, the runtime's hooks, and the
+// way to its first event (LC-91).
 const restoreLimit = 10 * time.Second
 
-// SnapStart tells whether the endpoints of section 4.7 exist.
+// SnapStart reports whether the endpoints of section 4.7 exist.
 func (s *Sandbox) SnapStart() bool { return s.cfg.Initialization == SnapStart }
 
 // restore makes a sandbox that was initialized long ago ready for its first
 // invocation (LC-91): new credentials, and the hooks of a runtime that waits for them.
-func (s *Sandbox) restore(ctx context.Context) State {
+func (m *classicMode) restore(ctx context.Context) State {
+	s := m.s
 	began := time.Now()
 	s.timer.Reset(restoreLimit)
-	s.snapshot = false
-	if err := s.renew(); err != nil {
-		s.broken = hostError("renew the credentials", err) // the operator's alone: it may name or quote his files
-		return s.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
+	m.snapshot = false
+	w, err := m.renew(ctx)
+	if err != nil {
+		s.broken = hostError("renew the credentials", err) // for the operator alone: it may name or quote their files
+		return m.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
+	}
+	if w != reached {
+		return m.restoreEnded(w, began)
 	}
 	f := &s.cfg.Function
 	s.log.Platform(&telemetry.RestoreStart{FunctionName: f.Name, FunctionVersion: f.Version,
 		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f)})
 	s.runtime.release()
-
-	switch s.wait(ctx, func() bool { return s.runtime.state == rtReady || s.posted != nil }) {
-	case cancelled:
-		s.abandon(ErrDead)
-		return ShuttingDown
-	case limitPassed:
-		return s.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
-	case failed:
-		s.lastWords(s.spoke)
-		s.noteExit()
-		return s.restoreFailed(began, s.fatal())
+	if w := s.wait(ctx, func() bool { return s.runtime.State == rtReady || s.posted != nil }); w != reached {
+		return m.restoreEnded(w, began)
 	}
 	if s.posted != nil {
-		return s.restoreFailed(began, &Fault{s.posted.errorType, "the runtime's hooks after the restore have failed"})
+		return m.restoreFailed(began, &Fault{s.posted.errorType, "the runtime's hooks after the restore have failed"})
 	}
 	d := s.endRestore(began, "")
-	s.restoreTime = &d
-	s.current.begin(time.Now(), f.Timeout)
+	m.restoreTime = &d
+	m.current.begin(time.Now(), f.Timeout)
 	return Invoking
 }
 
-// renew takes what the restore brings.
-func (s *Sandbox) renew() error {
+// renew takes what Config.Restore returns, and serves the parties while it waits for that.
+// The error is that of Restore, or that it takes too long. The wakening says whether the
+// wait has ended for another reason.
+func (m *classicMode) renew(ctx context.Context) (wakening, error) {
+	s := m.s
 	if s.cfg.Restore == nil {
-		return nil
+		return reached, nil
 	}
-	r, err := s.cfg.Restore()
-	if err != nil {
-		return err
+	limited, cancel := context.WithTimeout(ctx, restoreLimit)
+	defer cancel()
+	go func() {
+		r, err := s.cfg.Restore(limited)
+		s.send(&renewedMsg{mode: m, restored: r, err: err})
+	}()
+	w := s.wait(ctx, func() bool { return m.renewed != nil })
+	switch {
+	case ctx.Err() != nil: // it may have failed for that
+		return cancelled, nil
+	case w == limitPassed:
+		return w, fmt.Errorf("no answer within %v", restoreLimit)
+	case w != reached:
+		return w, nil
+	case m.renewed.err != nil:
+		return reached, m.renewed.err
 	}
+	r := &m.renewed.restored
 	s.cfg.Credentials = r.Credentials
 	if r.LogStream != "" {
 		s.cfg.LogStream = r.LogStream
 	}
-	return nil
+	return reached, nil
+}
+
+// renewedMsg is what Config.Restore has returned. Nobody waits for a reply.
+type renewedMsg struct {
+	mode     *classicMode
+	restored Restored
+	err      error
+}
+
+func (msg *renewedMsg) serve(*Sandbox)     { msg.mode.renewed = msg }
+func (msg *renewedMsg) generation() uint64 { return noGeneration }
+func (msg *renewedMsg) refuse(error)       {}
+
+// restoreEnded says what follows a restore that was waited for in vain.
+func (m *classicMode) restoreEnded(w wakening, began time.Time) State {
+	switch w {
+	case cancelled:
+		m.abandon(ErrDead)
+		return ShuttingDown
+	case limitPassed:
+		return m.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
+	}
+	m.s.awaitLastPost(m.s.spoke)
+	m.s.noteExit()
+	return m.restoreFailed(began, m.s.fatal())
 }
 
 // restoreFailed ends a restore that cannot succeed (LC-92), and the sandbox with it.
-func (s *Sandbox) restoreFailed(began time.Time, f *Fault) State {
+func (m *classicMode) restoreFailed(began time.Time, f *Fault) State {
+	s := m.s
 	s.note(f)
 	f = s.fatal()
 	s.endRestore(began, f.Type)
-	s.current.begin(time.Now(), s.cfg.Function.Timeout)
-	return s.failUnstarted(f)
+	m.current.begin(time.Now(), s.cfg.Function.Timeout)
+	m.failUnstarted(f)
+	return s.fail(nil, reasonFailure)
 }
 
 // endRestore writes the records of the end of a restore, and returns how long it took.
@@ -97,11 +138,15 @@ func (s *Sandbox) endRestore(began time.Time, errorType string) time.Duration {
 
 // release lets a runtime go on that waits for the restore.
 func (r *runtimeParty) release() {
-	if r.state != rtRestoreReady {
+	if r.State != rtRestoreReady {
 		return // RT-54: it asked for its first event at once
 	}
-	r.state = rtRestoring
-	r.restore.answer(struct{}{})
+	r.State = rtRestoring
+	if r.restore != nil && r.restore.ctx.Err() == nil {
+		r.restore.answer(struct{}{})
+	} else { // its connection is gone: it makes the call again
+		r.RestoreOwed = true
+	}
 	r.restore = nil
 }
 
@@ -109,7 +154,12 @@ type restoreNextMsg struct{ call[struct{}] }
 
 func (m *restoreNextMsg) serve(s *Sandbox) {
 	r := &s.runtime
-	lost := r.state == rtRestoreReady && r.restore.ctx.Err() != nil // its connection is gone: it may ask again
+	if r.State == rtRestoring && r.RestoreOwed {
+		r.RestoreOwed = false
+		m.answer(struct{}{})
+		return
+	}
+	lost := r.State == rtRestoreReady && (r.restore == nil || r.restore.ctx.Err() != nil) // its connection is gone: it may ask again
 	if err := r.move(callRestoreNext); err != nil && !lost {
 		m.refuse(err)
 		return

@@ -53,7 +53,7 @@ func TestRestore(t *testing.T) {
 			t.Errorf("log stream %q (LC-93)", w.s.cfg.LogStream)
 		}
 	}, with(snapStart), with(func(c *Config, _ *fakesup.Supervisor) {
-		c.Restore = func() (Restored, error) { return Restored{LogStream: "new stream"}, nil }
+		c.Restore = func(context.Context) (Restored, error) { return Restored{LogStream: "new stream"}, nil }
 	}))
 }
 
@@ -123,7 +123,7 @@ func TestRestoreCannotRenew(t *testing.T) {
 			t.Errorf("the function's log has the operator's error:\n%s", w.log.String())
 		}
 	}, with(snapStart), with(func(c *Config, _ *fakesup.Supervisor) {
-		c.Restore = func() (Restored, error) { return Restored{}, errors.New("no such file") }
+		c.Restore = func(context.Context) (Restored, error) { return Restored{}, errors.New("no such file") }
 	}))
 }
 
@@ -217,4 +217,92 @@ func TestHostFaultInInit(t *testing.T) {
 	}, with(func(_ *Config, s *fakesup.Supervisor) {
 		s.ExecErr = map[string]error{bootstrap: errors.New("no descriptors left")}
 	}))
+}
+
+// LC-91: what the restore brings comes from another process. While a sandbox waits for it,
+// it can be shut down at once, its processes are served and their ends seen, and the time
+// of the restore ends the wait. In each case the request to that process is cancelled.
+func TestRestoreWaitsForItsCredentials(t *testing.T) {
+	var asked, ended chan struct{}
+	slow := with(func(c *Config, _ *fakesup.Supervisor) {
+		asked, ended = make(chan struct{}), make(chan struct{})
+		c.Restore = func(ctx context.Context) (Restored, error) {
+			close(asked)
+			<-ctx.Done()
+			close(ended)
+			return Restored{}, ctx.Err()
+		}
+	})
+	t.Run("shut down", func(t *testing.T) {
+		inWorld(t, echo(0), func(w *world) {
+			synctest.Wait()
+			began := time.Now()
+			go func() { <-asked; w.cancel() }()
+			if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "one"}); !errors.Is(err, ErrDead) {
+				t.Errorf("Invoke: %v, want ErrDead", err)
+			}
+			<-ended
+			<-w.s.dead
+			if d := time.Since(began); d != 0 {
+				t.Errorf("the shutdown took %v", d)
+			}
+			w.wantStates("Initializing Idle Restoring ShuttingDown Dead")
+		}, with(snapStart), slow)
+	})
+	t.Run("too long", func(t *testing.T) {
+		inWorld(t, echo(0), func(w *world) {
+			w.mayFail = true
+			synctest.Wait()
+			began := time.Now()
+			if r := w.invoke("one"); r.ErrorType != "errRestoreUpdateCredentials" {
+				t.Errorf("%+v %s", r, r.Payload)
+			}
+			<-ended
+			if d := time.Since(began); d != restoreLimit {
+				t.Errorf("failed after %v, want %v", d, restoreLimit)
+			}
+			if err := <-w.ran; err == nil || !strings.Contains(err.Error(), "renew the credentials") {
+				t.Errorf("Run: %v, want what failed", err)
+			} else {
+				w.ran <- err
+			}
+		}, with(snapStart), slow)
+	})
+	t.Run("the runtime exits", func(t *testing.T) {
+		inWorld(t, func(w *world) fakesup.Program {
+			return func(p *fakesup.Process) supervisor.Exit {
+				c := w.s.NewClient()
+				go func() { _ = c.RestoreNext(p.Ctx) }()
+				<-asked
+				if _, err := c.Credentials(p.Ctx, "token"); err != nil { // it is served
+					t.Errorf("credentials: %v", err)
+				}
+				return supervisor.Exit{Code: 9}
+			}
+		}, func(w *world) {
+			synctest.Wait()
+			if r := w.invoke("one"); r.ErrorType != "Runtime.ExitError" {
+				t.Errorf("%+v %s", r, r.Payload)
+			}
+			<-ended
+			<-w.s.dead
+			w.wantStates("Initializing Idle Restoring Resetting Dead")
+		}, with(snapStart), slow, with(func(c *Config, _ *fakesup.Supervisor) { c.Token = "token" }))
+	})
+	t.Run("nobody listens", func(t *testing.T) { // a Restore that ignores its context holds nothing up
+		deaf := make(chan struct{})
+		inWorld(t, echo(0), func(w *world) {
+			release := make(chan struct{})
+			deaf = release
+			synctest.Wait()
+			go func() { synctest.Wait(); w.cancel() }()
+			if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "one"}); !errors.Is(err, ErrDead) {
+				t.Errorf("Invoke: %v, want ErrDead", err)
+			}
+			<-w.s.dead
+			close(release)
+		}, with(snapStart), with(func(c *Config, _ *fakesup.Supervisor) {
+			c.Restore = func(context.Context) (Restored, error) { <-deaf; return Restored{}, nil }
+		}))
+	})
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // runtimeState is the protocol state of the runtime, with the names of section 1.8.
@@ -40,8 +38,8 @@ const (
 var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError,
 	callRestoreNext: rtRestoreReady, callRestoreError: rtRestoreError}
 
-// runtimeMoves is the table of section 1.8: the state that a call leads to. What is
-// not here is a 403.
+// runtimeMoves is the table of section 1.8: the state that a call leads to. A call that is
+// not here is refused with 403.
 var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 	rtStarted:      {callNext: rtReady, callInitError: rtInitError, callRestoreNext: rtRestoreReady},
 	rtRestoreReady: {},
@@ -55,27 +53,30 @@ var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 	rtRestoreError: {},
 }
 
-// runtimeParty is the runtime as the Runtime API sees it.
+// runtimeParty is the runtime as the Runtime API sees it: what can be saved, and the calls
+// that wait.
 type runtimeParty struct {
-	state   runtimeState
-	id      string          // current request id, "" for none: what RT-28 compares with
-	event   *Event          // being worked on
+	RuntimeState
 	waiters []*nextMsg      // parked calls of next, oldest first
-	restore *restoreNextMsg // its parked call of restore/next
+	restore *restoreNextMsg // its parked call of restore/next; nil for none
+}
+
+func newRuntimeParty() runtimeParty {
+	return runtimeParty{RuntimeState: RuntimeState{State: rtStarted}}
 }
 
 // move makes the transition that call asks for, or says why it is not allowed.
 func (r *runtimeParty) move(c runtimeCall) *Refusal {
-	to, ok := runtimeMoves[r.state][c]
+	to, ok := runtimeMoves[r.State][c]
 	if !ok {
 		return &Refusal{Type: InvalidStateTransition, Message: fmt.Sprintf(
-			"State transition from %s to %s failed for runtime. Error: State transition is not allowed", r.state, runtimeTarget[c])}
+			"State transition from %s to %s failed for runtime. Error: State transition is not allowed", r.State, runtimeTarget[c])}
 	}
-	r.state = to
+	r.State = to
 	return nil
 }
 
-// Event is what a runtime or an agent is told. It is shared and must not be changed.
+// Event is what a runtime or an agent gets. It is shared and must not be changed.
 type Event struct {
 	Type       string      // "INVOKE" or "SHUTDOWN"
 	Invocation *Invocation // of INVOKE
@@ -100,7 +101,8 @@ type nextMsg struct {
 
 func (m *nextMsg) alive() bool { return m.ctx.Err() == nil }
 
-// connected is alive, even if the context does not know of the end yet.
+// connected reports whether the caller is still there, even if the context does not know of
+// its end yet.
 func (m *nextMsg) connected() bool { return m.alive() && (m.hungUp == nil || !m.hungUp()) }
 
 func (m *nextMsg) deliver(e *Event) {
@@ -113,40 +115,24 @@ func (m *nextMsg) serve(s *Sandbox) {
 		s.agentNext(m)
 		return
 	}
-	r := &s.runtime
-	if s.Managed() && len(r.waiters) >= maxIdleWorkers {
-		m.refuse(ErrTooManyWorkers)
-		return
-	}
-	if err := r.move(callNext); err != nil {
-		m.refuse(err)
-		return
-	}
-	s.closedReg = true // EX-14
-	if s.Managed() {
-		r.waiters = append(r.waiters, m) // RT-60
-		return
-	}
-	if r.state == rtRunning {
-		m.deliver(r.event) // RT-26
-		return
-	}
-	r.id = ""
-	if s.State() == Initializing && s.inline() {
-		r.id = s.current.inv.ID
-	}
-	many := len(r.waiters) >= fewWaiters // whoever leaves without a word is asked for then
-	r.waiters = append(slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return !w.alive() || many && !w.connected() }), m)
+	s.mode.next(m)
 }
 
-// fewWaiters is how many calls of next may wait before their clients are asked for.
-const fewWaiters = 8
+// runtimeAsks makes the transition of a call of next, or refuses the call.
+func (s *Sandbox) runtimeAsks(m *nextMsg) (ok bool) {
+	if err := s.runtime.move(callNext); err != nil {
+		m.refuse(err)
+		return false
+	}
+	s.closedReg = true // EX-14
+	return true
+}
 
 // dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
-// If there is none, the runtime's next call gets the event; so does it if the only
-// waiter hangs up at this very moment, which is why it is not asked whether it has.
+// If there is none, the runtime's next call gets the event. That happens too if the only
+// waiter hangs up at this very moment, so its connection is not checked.
 func (r *runtimeParty) dispatch(e *Event) {
-	r.state, r.event, r.id = rtRunning, e, e.Invocation.ID
+	r.State, r.Event, r.RequestID = rtRunning, e, e.Invocation.ID
 	r.wake()
 }
 
@@ -155,7 +141,7 @@ func (r *runtimeParty) wake() {
 		w := r.waiters[0]
 		r.waiters = slices.Delete(r.waiters, 0, 1)
 		if last := len(r.waiters) == 0; last && w.alive() || w.connected() {
-			w.deliver(r.event)
+			w.deliver(r.Event)
 			return
 		}
 		w.refuse(ErrClosed)
@@ -175,16 +161,10 @@ func (m *undeliveredMsg) serve(s *Sandbox) {
 	}
 	r := &s.runtime
 	r.waiters = slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return w == m.waiter })
-	if s.Managed() {
-		s.takeBack(m.waiter)
-		return
-	}
-	if r.state == rtRunning && m.waiter.event == r.event {
-		r.wake()
-	}
+	s.mode.undelivered(m.waiter)
 }
 
-// AnswerKind tells the two ways apart in which a runtime ends an invocation.
+// AnswerKind is one of the two ways in which a runtime ends an invocation.
 type AnswerKind int
 
 // The kinds of answers.
@@ -226,16 +206,29 @@ type Answer struct {
 // MaxPayload is the limit of a response body: 6 MiB and 100 bytes (RT-34).
 const MaxPayload = 6<<20 + 100
 
-// maxManagedBody is the limit of all other bodies in managed mode (RT-64).
-const maxManagedBody = 1 << 20
-
-// BodyLimit is how many bytes the body of an answer may have that is no stream.
+// BodyLimit returns how many bytes the body of an answer may have that is no stream.
 func (s *Sandbox) BodyLimit(k AnswerKind) int64 {
-	if k == AnswerError && s.Managed() {
-		return maxManagedBody
+	if k == AnswerError {
+		return s.traits.ErrorBody
 	}
 	return MaxPayload
 }
+
+// badMode reports whether the head names a mode of response that there is not (RT-36).
+func (h *AnswerHead) badMode() bool {
+	return h.Kind == AnswerResponse && h.Mode != "" && h.Mode != ModeStreaming
+}
+
+func badModeResult() *Result {
+	return &Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"}
+}
+
+// Refusals of answers.
+var (
+	invalidRequestID    = &Refusal{Type: InvalidRequestID, Message: "Invalid request ID"}
+	invalidResponseMode = &Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"}
+	lateAnswer          = &Refusal{Type: InvokeTimeout, Message: "Invoke timeout"}
+)
 
 type beginAnswerMsg struct {
 	id   string
@@ -243,40 +236,7 @@ type beginAnswerMsg struct {
 	call[*Stream]
 }
 
-func (m *beginAnswerMsg) serve(s *Sandbox) {
-	if s.Managed() {
-		s.beginManaged(m)
-		return
-	}
-	r := &s.runtime
-	if m.id == "" || m.id != r.id {
-		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
-		return
-	}
-	if m.head.Nonce != "" && r.event != nil && m.head.Nonce != r.event.Nonce { // RT-33
-		m.refuse(&Refusal{Type: InvokeTimeout, Message: "Invoke timeout"})
-		return
-	}
-	c := callResponse
-	if m.head.Kind == AnswerError {
-		c = callError
-	}
-	if err := r.move(c); err != nil {
-		m.refuse(err)
-		return
-	}
-	if m.head.Kind == AnswerResponse && m.head.Mode != "" && m.head.Mode != ModeStreaming { // RT-36
-		s.answer(&Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"})
-		r.state = rtSent
-		m.refuse(&Refusal{Type: InvalidFunctionResponseMode, Message: "Invalid function response mode"})
-		return
-	}
-	s.current.firstByte = time.Now()
-	if m.head.Kind == AnswerResponse && m.head.Mode == ModeStreaming && s.current.inv.Stream { // else RT-74
-		s.current.openStream(m.head.ContentType, s.cfg.Settings.Stream)
-	}
-	m.answer(s.current.stream)
-}
+func (m *beginAnswerMsg) serve(s *Sandbox) { s.mode.beginAnswer(m) }
 
 type finishAnswerMsg struct {
 	id   string
@@ -284,51 +244,7 @@ type finishAnswerMsg struct {
 	call[struct{}]
 }
 
-func (m *finishAnswerMsg) serve(s *Sandbox) {
-	if s.Managed() {
-		s.finishManaged(m)
-		return
-	}
-	r, a := &s.runtime, &m.body
-	if m.id != r.id || s.current == nil || (r.state != rtResponse && r.state != rtErrorResp) {
-		m.refuse(&Refusal{Type: InvalidRequestID, Message: "Invalid request ID"})
-		return
-	}
-	r.state = rtSent // whatever the body was: the following next is legal
-	failpoint.Pass(failpoint.ResponseReceived)
-	c := s.current
-	if refusal := s.complete(c, a); refusal != nil {
-		m.refuse(refusal)
-		return
-	}
-	m.answer(struct{}{})
-}
-
-// complete gives the caller of c what the runtime has posted. The refusal is for the
-// runtime, whose answer counts all the same.
-func (s *Sandbox) complete(c *invocation, a *Answer) *Refusal {
-	c.came(a)
-	switch {
-	case a.TooLarge:
-		limit := s.BodyLimit(a.Kind)
-		if c.stream != nil {
-			limit = c.stream.limits.Bytes
-		}
-		c.answer(failure("Function.ResponseSizeTooLarge",
-			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, limit)))
-		return &Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", limit)}
-	case a.Truncated:
-		c.cut = failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", c.inv.ID))
-		return &Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
-	case a.Kind == AnswerError:
-		c.answer(errorResult(a))
-	case a.TrailerType != "" || a.TrailerBody != nil:
-		c.answer(trailerResult(a))
-	default:
-		c.answer(&Result{Payload: a.Payload, ContentType: a.ContentType})
-	}
-	return nil
-}
+func (m *finishAnswerMsg) serve(s *Sandbox) { s.mode.finishAnswer(m) }
 
 // InitError is what a runtime posted to init/error.
 type InitError struct {
@@ -342,12 +258,13 @@ type initError struct {
 	gen       uint64 // in which it was posted
 }
 
-// contentType is RT-50's.
-func (e *initError) contentType() string {
+// result is the answer to an invocation that fails with e, with the content type of RT-50.
+func (e *initError) result(errorType string) *Result {
+	contentType := "application/octet-stream"
 	if json.Valid(e.body) {
-		return "application/json"
+		contentType = "application/json"
 	}
-	return "application/octet-stream"
+	return &Result{Payload: e.body, ContentType: contentType, FunctionError: true, ErrorType: errorType}
 }
 
 type beginInitErrorMsg struct {
@@ -373,7 +290,7 @@ type finishInitErrorMsg struct {
 }
 
 func (m *finishInitErrorMsg) serve(s *Sandbox) {
-	st, r := s.State(), s.runtime.state
+	st, r := s.State(), s.runtime.State
 	if (st != Initializing || r != rtInitError) && (st != Restoring || r != rtRestoreError) {
 		m.refuse(ErrClosed)
 		return
@@ -383,12 +300,12 @@ func (m *finishInitErrorMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-// retire ends what the runtime was doing when a shutdown begins: a late answer is a
-// 400 (RT-29), and its next blocks until it is killed.
+// retire ends the runtime's work when a shutdown begins: a late answer is refused with 400
+// (RT-29), and its next blocks until it is killed.
 func (r *runtimeParty) retire() {
-	r.id, r.event = "", nil
-	if r.state == rtRunning || r.state == rtResponse || r.state == rtErrorResp {
-		r.state = rtSent
+	r.RequestID, r.Event = "", nil
+	if r.State == rtRunning || r.State == rtResponse || r.State == rtErrorResp {
+		r.State = rtSent
 	}
 }
 
@@ -400,5 +317,5 @@ func (r *runtimeParty) close() {
 	if r.restore != nil {
 		r.restore.refuse(ErrClosed)
 	}
-	*r = runtimeParty{state: rtStarted}
+	*r = newRuntimeParty()
 }

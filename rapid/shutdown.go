@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// endProcesses is the shutdown sequence of section 4.5, for a reset as for good. When
-// it returns without error no process is left, and nothing of the generation either.
+// endProcesses runs the shutdown sequence of section 4.5, for a reset and for the end of
+// the sandbox. When it returns without error, no process of the generation is left.
 func (s *Sandbox) endProcesses(reason string) error {
 	s.fault, s.exit, s.reason = nil, nil, reasonFailure // LC-49, LC-50
 	s.runtime.retire()
-	s.hub.Hurry()   // TL-17, TL-22
-	err := s.thaw() // LC-82: the window counts from here
+	s.hub.SendAtOnce() // TL-17, TL-22
+	err := s.thaw()    // LC-82: the window counts from here
 	if err == nil && !s.lost {
 		err = s.askToLeave(reason)
 	}
@@ -21,8 +21,8 @@ func (s *Sandbox) endProcesses(reason string) error {
 	return err
 }
 
-// askToLeave gives the runtime and then the agents their time (LC-61 to LC-63). It
-// leaves the killing of what stays to stopDomains.
+// askToLeave gives the runtime and then the agents their time (LC-61 to LC-63).
+// stopDomains kills what stays.
 func (s *Sandbox) askToLeave(reason string) error {
 	window, share := s.window()
 	if window == 0 {
@@ -40,7 +40,7 @@ func (s *Sandbox) askToLeave(reason string) error {
 	e := &Event{Type: EventShutdown, Reason: reason, Deadline: deadline}
 	for _, a := range s.agents {
 		switch {
-		case !a.external || a.process == nil || a.process.gone:
+		case !a.External || a.process == nil || a.process.gone:
 		case a.wants(EventShutdown):
 			a.give(e) // now, or with its next call (LC-68)
 		default:
@@ -56,8 +56,8 @@ func (s *Sandbox) askToLeave(reason string) error {
 
 // endRuntime asks the runtime to end, waits for its share of the window, and kills it.
 func (s *Sandbox) endRuntime(p *process, share time.Duration) error {
-	// SUP-07: that the process is gone already is no failure, and a SIGTERM that
-	// could not be sent is followed by a SIGKILL.
+	// SUP-07: if the process has ended that is no failure, and a SIGTERM that could not
+	// be sent is followed by a SIGKILL.
 	_ = s.sup.Terminate(p.domain, p.name)
 	s.timer.Reset(share)
 	s.waitForExits(func() bool { return p.gone })
@@ -75,7 +75,7 @@ func (s *Sandbox) kill(p *process) error {
 		return hostError("kill "+p.name, err)
 	}
 	s.timer.Reset(exitEventWait)
-	s.waitForExits(func() bool { return p.gone })
+	s.waitForExits(func() bool { return p.gone }) // stopDomains says if it does not come
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (s *Sandbox) waitForExits(done func() bool) bool {
 			s.serve(m)
 		case e := <-s.exits:
 			if s.left(e) && e.p.agent != nil {
-				e.p.agent.state = leftState(e.p)
+				e.p.agent.State = leftState(e.p)
 			}
 		case <-s.timer.C:
 			return false
@@ -143,8 +143,8 @@ func leftState(p *process) agentState {
 	return agExited
 }
 
-// alive tells whether a process of the sandbox has not been seen to end; of those
-// that got a SHUTDOWN event or also of the others.
+// alive reports whether there is a process whose exit was not seen. With toldOnly only
+// extensions count that get a SHUTDOWN event.
 func (s *Sandbox) alive(toldOnly bool) bool {
 	for _, p := range s.procs {
 		if !p.gone && (!toldOnly || p.agent != nil && p.agent.wants(EventShutdown)) {
@@ -159,8 +159,8 @@ func (s *Sandbox) window() (window, share time.Duration) {
 	set := &s.cfg.Settings
 	for _, a := range s.agents {
 		switch {
-		case a.id == "": // never registered
-		case a.external:
+		case a.ID == "": // never registered
+		case a.External:
 			return set.ExternalWindow, time.Duration(float64(set.ExternalWindow) * set.RuntimeShare)
 		default:
 			window, share = set.InternalWindow, set.InternalWindow
@@ -170,11 +170,11 @@ func (s *Sandbox) window() (window, share time.Duration) {
 }
 
 // forget clears what a reset clears (LC-70) and releases the outputs. What the
-// processes wrote last is passed on before, but to subscribers, which are gone.
+// processes wrote last still goes to the log, but not to subscribers, which are gone.
 func (s *Sandbox) forget() {
 	s.hub.Reset()
 	for _, p := range s.procs {
-		_ = p.out.Close() // of a pipe: nothing that could be done about it
+		_ = p.out.Close() // of pipes: there is nothing to do about an error, and nothing is lost
 	}
 	s.procs = nil
 	s.runtime.close()

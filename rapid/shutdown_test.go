@@ -292,14 +292,14 @@ func TestStateAfterShutdown(t *testing.T) {
 		{supervisor.Exit{Signal: syscall.SIGKILL}, agShutdownFailed},
 	} {
 		s := New(Config{Settings: DefaultSettings()}, nil)
-		a := &agent{external: true, state: agRunning}
+		a := &agent{AgentState: AgentState{External: true, State: agRunning}}
 		p := &process{agent: a, handle: ended{tt.exit}}
 		s.procs = []*process{p}
 		s.sup = fakeSup{fakesup.New(nil)}
 		go func() { s.exits <- exited{p} }()
 		s.timer = time.NewTimer(time.Minute)
-		if !s.waitForExits(func() bool { return p.gone }) || a.state != tt.want {
-			t.Errorf("%v: state %s, want %s", tt.exit, a.state, tt.want)
+		if !s.waitForExits(func() bool { return p.gone }) || a.State != tt.want {
+			t.Errorf("%v: state %s, want %s", tt.exit, a.State, tt.want)
 		}
 		if err := s.log.Close(t.Context()); err != nil {
 			t.Error(err)

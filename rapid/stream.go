@@ -9,54 +9,55 @@ import (
 	"time"
 )
 
-// Stream is the body of an answer that the runtime still sends while the invoker
-// takes it (RT-69). The goroutine that ranges over Chunks reads the body too, as long as the one
-// in ReadFrom lends it: so bytes are handed from no goroutine to another, which
-// would be a switch of threads for each piece, and what the runtime may be ahead of its
-// invoker is in the sockets' buffers. The owner of the sandbox learns of begin and end
-// only. Each of the two sides is one goroutine.
+// Stream is the body of an answer that the runtime is still sending while the invoker
+// takes it (RT-69). Each of the two sides is one goroutine: ReadFrom is the runtime's,
+// Chunks the invoker's. ReadFrom lends its reader to Chunks, whose goroutine reads the
+// body itself. So no goroutine hands bytes to another, which would cost a switch of
+// threads for each piece, and what the runtime may be ahead of its invoker stays in the
+// buffers of the sockets. The owner of the sandbox learns of begin and end only.
 type Stream struct {
 	limits StreamLimits
-	left   <-chan struct{} // closed when the invoker left before it knew of the stream
-	lent   chan *loan      // from ReadFrom to Chunks
-	over   context.Context // done when result is valid
+	left   <-chan struct{}    // closed when the invoker left before it knew of the stream
+	lent   chan *borrowedBody // from ReadFrom to Chunks
+	over   context.Context    // done when result is valid
 	finish context.CancelFunc
 	result *Result
 }
 
-// loan is a body that ReadFrom lends.
-type loan struct {
-	back chan struct{} // closed when it is given back
+// borrowedBody is a reader that ReadFrom lends to Chunks.
+type borrowedBody struct {
+	back chan struct{} // closed when Chunks gives it back
 
 	mu   sync.Mutex // held while body is read
-	body io.Reader  // nil once it is taken back
+	body io.Reader  // nil once ReadFrom has taken it back
 	n    int64      // bytes read
-	err  error      // how it ended, nil at its regular end
+	err  error      // why reading failed; nil at the regular end
 }
 
-// read is body's Read; ErrClosed if the body was taken back.
-func (l *loan) read(p []byte, limit int64) (got int, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.body == nil {
+// read is body's Read; the error is ErrClosed once the body was taken back.
+func (b *borrowedBody) read(p []byte, limit int64) (got int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.body == nil {
 		return 0, ErrClosed
 	}
-	got, err = l.body.Read(p)
-	if l.n += int64(got); l.n > limit {
-		got, err = got-int(l.n-limit), ErrStreamLimit
+	got, err = b.body.Read(p)
+	if b.n += int64(got); b.n > limit {
+		got, err = got-int(b.n-limit), ErrStreamLimit
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		l.err = err
+		b.err = err
 	}
 	return got, err
 }
 
-// end takes the body back, and returns how much was read of it.
-func (l *loan) end() (n int64, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.body = nil
-	return l.n, l.err
+// takeBack takes the body back, and returns how much of it was read. It waits for a Read
+// that goes on.
+func (b *borrowedBody) takeBack() (n int64, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.body = nil
+	return b.n, b.err
 }
 
 // StreamLimits are the limits of RT-71.
@@ -74,7 +75,7 @@ const streamPiece = 64 << 10
 var ErrStreamLimit = errors.New("the streamed response exceeds its limit")
 
 func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
-	st := &Stream{limits: limits, left: left, lent: make(chan *loan)}
+	st := &Stream{limits: limits, left: left, lent: make(chan *borrowedBody)}
 	st.over, st.finish = context.WithCancel(context.Background())
 	return st
 }
@@ -85,30 +86,30 @@ func (st *Stream) end(r *Result) {
 	st.finish()
 }
 
-// Chunks are the bytes in the order of their coming, in pieces that are never empty;
-// each is valid until the next is asked for. They end when the answer is complete or
-// cannot become so: then Result tells which. Range over them to the end, wanted or
-// not: a runtime that is ahead of its invoker waits.
+// Chunks returns the bytes in the order in which they come, in pieces that are never empty;
+// each is valid until the next iteration. The sequence ends when the answer is complete or
+// cannot become complete; Result says which. Range over all of it, even if the bytes are not
+// wanted: a runtime that is ahead of its invoker waits.
 func (st *Stream) Chunks() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		select {
-		case l := <-st.lent:
-			st.pass(l, yield)
-			close(l.back)
+		case b := <-st.lent:
+			st.pass(b, yield)
+			close(b.back)
 		case <-st.over.Done():
 			return
 		}
-		<-st.over.Done() // who lent the body tells how it ended
+		<-st.over.Done() // the sender of the body says how it ended
 	}
 }
 
-// pass reads the body of l to its end and yields what it has, if that is wanted: yield may
-// be nil.
-func (st *Stream) pass(l *loan, yield func([]byte) bool) {
+// pass reads b to its end and yields its bytes until the invoker wants no more. A nil yield
+// discards them.
+func (st *Stream) pass(b *borrowedBody, yield func([]byte) bool) {
 	shape := newBucket(st.limits)
 	buf, wanted := make([]byte, streamPiece), yield != nil
 	for {
-		got, err := l.read(buf, st.limits.Bytes)
+		got, err := b.read(buf, st.limits.Bytes)
 		if got > 0 && wanted {
 			wanted = st.pause(shape.take(got, time.Now())) && yield(buf[:got])
 		}
@@ -118,41 +119,42 @@ func (st *Stream) pass(l *loan, yield func([]byte) bool) {
 	}
 }
 
-// Ended is closed when the answer is complete or cannot become so.
+// Ended returns a channel that is closed when the answer is complete or cannot become
+// complete.
 func (st *Stream) Ended() <-chan struct{} { return st.over.Done() }
 
 // Result says how the answer ended; call it only after Ended is closed. Payload is the
 // error if there is one (INV-32) and else nil: the bytes have gone through Chunks.
 func (st *Stream) Result() *Result { return st.result }
 
-// AfterEnd has f called, on a goroutine of its own, when the stream ends. As with
-// context.AfterFunc, stop withdraws that.
+// AfterEnd arranges to call f in its own goroutine when the stream has ended. Calling stop
+// prevents that, as with context.AfterFunc.
 func (st *Stream) AfterEnd(f func()) (stop func() bool) { return context.AfterFunc(st.over, f) }
 
-// ReadFrom hands on what r has until its end, and returns how many bytes were
+// ReadFrom passes r on to the invoker until the end of r, and returns how many bytes it
 // read. It waits while the invoker is behind. The error is ErrStreamLimit, ErrClosed
-// when the stream has ended meanwhile (RT-73), or that of r. When it returns nobody reads
-// from r any more: it waits for a Read that goes on.
+// if the stream has ended meanwhile (RT-73), or the error of r. Nobody reads from r after it has
+// returned: it waits for a Read that goes on.
 func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
-	l := &loan{body: r, back: make(chan struct{})}
+	b := &borrowedBody{body: r, back: make(chan struct{})}
 	select {
-	case st.lent <- l:
+	case st.lent <- b:
 		select {
-		case <-l.back:
+		case <-b.back:
 		case <-st.over.Done(): // an invoker that takes nothing more must not hold up the runtime
 		}
 	case <-st.left: // it takes nothing, and holds nothing up
-		st.pass(l, nil)
+		st.pass(b, nil)
 	case <-st.over.Done():
 	}
-	n, err = l.end()
+	n, err = b.takeBack()
 	if st.over.Err() != nil {
 		err = ErrClosed
 	}
 	return n, err
 }
 
-// pause waits for d; false means that the stream has ended.
+// pause waits for d, and reports whether the stream still goes on.
 func (st *Stream) pause(d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -177,7 +179,7 @@ func newBucket(l StreamLimits) *bucket {
 	return &bucket{rate: float64(l.Rate), burst: float64(l.Burst), tokens: float64(l.Burst), filled: time.Now()}
 }
 
-// take takes n tokens and tells how long it is until they are there.
+// take takes n tokens, and returns how long it takes until they are there.
 func (b *bucket) take(n int, now time.Time) time.Duration {
 	if b.rate == 0 {
 		return 0

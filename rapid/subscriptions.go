@@ -28,8 +28,8 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 		return hostError("port of the Runtime API", err)
 	}
 	sub, err := telemetry.ParseSubscription(api, body, apiPort)
-	if err == nil && c.s.Managed() && sub.Schema != managedSchema {
-		err = fmt.Errorf("schemaVersion should be %s", managedSchema)
+	if only := c.s.traits.schema; err == nil && only != "" && sub.Schema != only {
+		err = fmt.Errorf("schemaVersion should be %s", only)
 	}
 	if err != nil {
 		return invalidSubscription(api, err)
@@ -42,7 +42,7 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 	last := m()
 	last.sub, last.conn = sub, conn
 	if _, err = ask(ctx, c.s, last); err != nil && conn != nil {
-		_ = conn.Close()
+		_ = conn.Close() // nothing was written to it
 	}
 	return err
 }
@@ -67,7 +67,7 @@ func (m *subscribeMsg) serve(s *Sandbox) {
 		return
 	}
 	if m.sub != nil {
-		changed, err := s.hub.Subscribe(a.name, m.sub, m.conn)
+		changed, err := s.hub.Subscribe(a.Name, m.sub, m.conn)
 		switch {
 		case errors.Is(err, telemetry.ErrClosedWindow):
 			m.refuse(closedSubscription(m.api))
@@ -76,7 +76,7 @@ func (m *subscribeMsg) serve(s *Sandbox) {
 			m.refuse(invalidSubscription(m.api, err))
 			return
 		case changed:
-			s.log.Platform(&telemetry.Subscribed{API: m.api, Name: a.name, State: "Subscribed", Types: m.sub.Types})
+			s.log.Platform(&telemetry.Subscribed{API: m.api, Name: a.Name, State: "Subscribed", Types: m.sub.Types})
 		}
 	}
 	m.answer(struct{}{})

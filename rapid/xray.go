@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"regexp"
 	"strings"
+
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 var errorTypePattern = regexp.MustCompile(`(Runtime|Function)\.[A-Z][a-zA-Z]+`)
@@ -12,7 +14,14 @@ var errorTypePattern = regexp.MustCompile(`(Runtime|Function)\.[A-Z][a-zA-Z]+`)
 // repeat it.
 const maxErrorType = 1024
 
-func cutType(t string) string { return t[:min(len(t), maxErrorType)] }
+// cutType cuts t to maxErrorType bytes at most, of whole characters.
+
+func cutType(t string) string {
+	if len(t) <= maxErrorType {
+		return t
+	}
+	return telemetry.WholeRunes(t[:maxErrorType])
+}
 
 // sanitizeType is the platform's error type for what a runtime calls it (RT-45).
 func sanitizeType(t string) string {
@@ -83,9 +92,10 @@ func causeBytes(c cause) []byte {
 	return b
 }
 
+// cutText cuts s to at most so many bytes of whole characters, and says so (RT-47).
 func cutText(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	return s[:most] + "..."
+	return telemetry.WholeRunes(s[:most]) + "..."
 }

@@ -229,19 +229,22 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	return nil
 }
 
-// Throttle turns the CPU quota on or off. A new sandbox has none
-// (docs/decisions/0036).
+// Throttle turns the CPU quota on or off. A new sandbox has none (docs/decisions/0036).
+// ctx ends the wait for a freeze or thaw that goes on.
 func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	fail := s.failer("throttle")
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
-	if err := s.freezer.take(ctx); err != nil {
-		if s.life.Err() != nil {
-			return fail(InvalidState, errClosed)
-		}
+	err := s.freezer.take(ctx)
+	if err == nil {
+		defer s.freezer.leave()
+	}
+	switch {
+	case s.life.Err() != nil:
+		return fail(InvalidState, errClosed)
+	case err != nil:
 		return fail(Failure, err)
 	}
-	defer s.freezer.leave()
 	if err := s.throttle(ctx, on); err != nil {
 		return fail(Failure, err)
 	}

@@ -103,8 +103,8 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	}
 	cfg.LogStream, cfg.APIAddr = logStream(f.rev, id), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
-		cfg.Restore = func() (rapid.Restored, error) {
-			c, err := f.renew(context.Background())
+		cfg.Restore = func(ctx context.Context) (rapid.Restored, error) {
+			c, err := f.renew(ctx)
 			return rapid.Restored{Credentials: c, LogStream: logStream(f.rev, id+"-1")}, err
 		}
 	}
@@ -171,8 +171,8 @@ func (s *sandbox) serveLookups(ctx context.Context) error {
 }
 
 // origin says why a connection is not the runtime's. See api.Origin.
-func (s *sandbox) origin(conn net.Conn) error {
-	domain, err := s.sup.Domain(context.Background(), conn)
+func (s *sandbox) origin(ctx context.Context, conn net.Conn) error {
+	domain, err := s.sup.Domain(ctx, conn)
 	switch {
 	case err != nil:
 		s.factory.log.WithError(err).Debug("a connection to the Runtime API of unknown origin")

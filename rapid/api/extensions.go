@@ -67,21 +67,17 @@ func nextEvent(r *request) error {
 	return nil
 }
 
-// small reads an extension's body, whose limit is ours in classic mode and RT-64's in
-// managed. Few that may be larger than ours are read at once: nobody has proved yet to
-// be an extension.
+// small reads the body of an extension's call. Few that are longer than maxSmall are read at
+// the same time: nobody has proved yet to be an extension.
 func (r *request) small() (b []byte, truncated bool, err error) {
-	limit := int64(maxSmall)
-	if r.sandbox.Managed() {
-		limit = r.sandbox.BodyLimit(rapid.AnswerError)
-		if n := r.ContentLength; n < 0 || n > maxSmall {
-			turns := connOf(r.Request).guard.large
-			select {
-			case turns <- struct{}{}:
-				defer func() { <-turns }()
-			case <-r.ctx().Done():
-				return nil, false, r.ctx().Err()
-			}
+	limit := r.sandbox.Rules().ExtensionBody
+	if n := r.ContentLength; limit > maxSmall && (n < 0 || n > maxSmall) {
+		places := connOf(r.Request).guard.large
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		case <-r.ctx().Done():
+			return nil, false, r.ctx().Err()
 		}
 	}
 	b, _, tooLarge, truncated := r.body(limit)

@@ -17,19 +17,20 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// guard is a listener that counts its connections. A process may hold as many as it
-// likes: when there are too many, the one that has been idle longest makes room, so
-// that hoarded connections do not keep the next good request out.
+// guard is a listener that counts its connections. When there are too many, it closes the
+// one that has been idle longest to make room, so that a process that hoards connections
+// does not keep the next good request out.
 type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin // nil: not asked
+	origin  Origin        // nil: not asked
+	asking  chan struct{} // has one element for each connection whose origin is being asked for
 	ctx     context.Context
 	handler http.Handler
 	hot     *httpfast.Server
 	headers atomic.Int64  // sum of the connections' headers
-	large   chan struct{} // a turn for each large body of an extension that is read
+	large   chan struct{} // has one element for each large body of an extension that is being read
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -38,7 +39,7 @@ type guard struct {
 
 func newGuard(ctx context.Context, l net.Listener, s *rapid.Sandbox, limits Limits) *guard {
 	h := &handler{s: s}
-	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, large: make(chan struct{}, maxLarge)}
+	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, asking: make(chan struct{}, maxOrigins), large: make(chan struct{}, maxLarge)}
 }
 
 // Accept returns the next connection there is room for.
@@ -48,20 +49,17 @@ func (g *guard) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), hot: !g.sandbox.Managed()}
+		c := &conn{Conn: nc, guard: g, client: g.sandbox.NewClient(), since: time.Now(), unknown: g.origin != nil, hot: !g.sandbox.Rules().CountsWaiters}
 		c.client.HungUp = c.hungUp
 		c.ctx, c.cancel = context.WithCancel(context.WithValue(g.ctx, connKey{}, c))
-		if g.origin != nil {
-			c.foreign = g.origin(nc)
-		}
 		if g.admit(c) {
 			return c, nil
 		}
-		_ = c.Close()
+		_ = c.Close() // nothing was written to it
 	}
 }
 
-// admit makes room for c if it must; it refuses when every connection is at work.
+// admit reports whether there is room for c, which it makes by closing an idle connection.
 func (g *guard) admit(c *conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -139,19 +137,20 @@ type conn struct {
 	net.Conn
 	guard   *guard
 	client  *rapid.Client
-	foreign error     // why its maker may not act as the runtime; nil if it may
+	foreign error     // why its maker may not act as the runtime; nil if it may; not valid while unknown
 	since   time.Time // of idleness; guard.mu
 	phase   atomic.Int32
 	closed  sync.Once
 	ctx     context.Context // of its hot requests: ends with Close
 	cancel  context.CancelFunc
+	unknown bool // its origin is to be asked for, before anything is read; the server's reading goroutine's
 	hot     bool // it has had hot requests only; the server's reading goroutine's
 
 	until   time.Duration // end of the header time, thawed; 0 if the clock has not started
 	headers int64         // bytes of line and headers of the request that is not over, but for its first piece
 }
 
-// hold counts n more bytes of headers until the request is over, and tells whether
+// hold counts n more bytes of headers until the request is over, and reports whether
 // there is room for them.
 func (c *conn) hold(n int) bool {
 	c.headers += int64(n)
@@ -175,8 +174,15 @@ func (c *conn) handle() {
 	}
 }
 
-// Read reads for the server, what it is to know of.
+// Read reads for the server. Before the first byte it finds out where the connection comes
+// from, and it serves hot requests itself: the server sees what follows them.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.unknown {
+		c.unknown = false
+		if err := c.identify(); err != nil {
+			return 0, err
+		}
+	}
 	if c.hot { // the first Read
 		var n int
 		var err error
@@ -231,7 +237,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// hungUp tells whether the peer has closed the connection, whatever of it is left to
+// hungUp reports whether the peer has closed the connection, whatever of it is left to
 // read, without waiting for the server's own reading to see it.
 func (c *conn) hungUp() (gone bool) {
 	sc, ok := c.Conn.(syscall.Conn)
@@ -245,7 +251,7 @@ func (c *conn) hungUp() (gone bool) {
 	err = raw.Control(func(fd uintptr) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
-		gone = err == nil && n > 0
+		gone = err == nil && n > 0 // if it cannot be asked, writing will tell
 	})
 	return gone || err != nil
 }

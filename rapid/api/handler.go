@@ -67,7 +67,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			h.method(r, http.MethodPut, subscribe(telemetry.TelemetryAPI))
 			return
 		case logsPath:
-			if !h.s.Managed() { // RT-66
+			if h.s.Rules().LogsAPI {
 				h.method(r, http.MethodPut, subscribe(telemetry.LogsAPI))
 				return
 			}
@@ -133,7 +133,7 @@ func (h *handler) method(r *request, method string, do func(*request) error) {
 		r.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}
-	if h.s.Managed() && method == http.MethodGet && r.ContentLength != 0 { // RT-64
+	if method == http.MethodGet && h.s.Rules().EmptyGET && r.ContentLength != 0 { // RT-64
 		r.refuse(&rapid.Refusal{Type: rapid.RequestEntityTooLarge, Message: "Exceeded maximum allowed payload size (0 bytes)."})
 		return
 	}
@@ -206,8 +206,8 @@ func ping(r *request) error {
 	return nil
 }
 
-// body reads the request's body up to limit bytes, and tells how many it has seen if
-// there are more, and whether it ended before its announced length.
+// body reads the request's body up to limit bytes. If there are more, tooLarge is set and seen
+// says how many came; truncated reports whether the body ended before its announced length.
 func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated bool) {
 	var err error
 	if n := r.ContentLength; n >= 0 && n <= limit {
@@ -234,7 +234,8 @@ func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated b
 	return b, seen, false, err != nil
 }
 
-// discard reads on in a body that is too large, so that the client comes to read our answer.
+// discard reads the rest of a body that is too large, so that the client comes to read our
+// answer. It returns how many bytes it has read.
 func (r *request) discard() int64 {
 	n, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // the answer is the same without the rest
 	return n

@@ -9,8 +9,8 @@ import (
 	"github.com/sandboxd/sandboxd/internal/httpfast"
 )
 
-// hotServer serves what a runtime asks all day long: the next event, and that its
-// answer be taken.
+// hotServer serves the requests that a runtime makes all day long: for the next event, and
+// with an answer.
 func hotServer(h http.Handler) *httpfast.Server {
 	return &httpfast.Server{Handler: h, Wants: isHot, Trailers: []string{"Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"}}
 }
@@ -24,17 +24,18 @@ func isHot(method, path string) bool {
 	return ok && id != "" && (call == "response" || call == "error")
 }
 
-// Under is the connection itself. This and what follows is for package hot.
+// Under returns the connection itself. It and the methods below implement httpfast.Conn.
 func (c *conn) Under() net.Conn { return c.Conn }
 
-// Begin says that the headers of a hot request are complete.
+// Begin notes that the headers of a hot request are complete.
 func (c *conn) Begin() context.Context {
 	c.handle()
 	return c.ctx
 }
 
-// Idle says that it is answered.
+// Idle notes that the request is answered.
 func (c *conn) Idle() { c.guard.changed(c, http.StateIdle) }
 
-// Last is for servers that are about to end; this one closes its connections.
+// Last reports whether the server ends after this answer; this one closes its connections
+// instead.
 func (c *conn) Last() bool { return false }

@@ -42,8 +42,8 @@ func next(r *request) error {
 	return nil
 }
 
-// event waits for the runtime's event. Of a hot request nobody has watched whether its
-// client is still there: it is asked for when there is something for it.
+// event waits for the runtime's event. Nobody watches the connection of a hot request while
+// it waits, so it is checked when there is an event for it.
 func (r *request) event() (*rapid.Event, error) {
 	c := connOf(r.Request)
 	if !c.hot {
@@ -119,8 +119,8 @@ func (r *request) mode() string {
 	return r.get("Lambda-Runtime-Function-Response-Mode")
 }
 
-// stream hands the body on as it comes (RT-69), to another goroutine that reads it. If the invocation ends first, so does
-// the connection, and the error is ErrClosed (RT-73).
+// stream passes the body on as it comes (RT-69). If the invocation ends first, the
+// connection is closed, and the error is ErrClosed (RT-73).
 func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool, err error) {
 	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already
 	defer stop()
@@ -137,14 +137,14 @@ func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool
 	return seen, tooLarge, err != nil && !tooLarge, nil
 }
 
-// trailers tell of a failure in the middle of a body (RT-70); there is none if both
-// are empty.
+// trailers returns what the trailers say of a failure in the middle of a body (RT-70); both
+// are empty if there was none.
 func trailers(t http.Header) (errorType string, body []byte) {
 	text := t.Get("Lambda-Runtime-Function-Error-Body")
 	if text != "" {
 		var err error
 		if body, err = base64.StdEncoding.DecodeString(text); err != nil {
-			body = []byte(text) // better than nothing
+			body = []byte(text) // not encoded, against RT-70: still better than nothing
 		}
 	}
 	return t.Get("Lambda-Runtime-Function-Error-Type"), body
@@ -171,7 +171,7 @@ func initError(begin func(*rapid.Client, context.Context) error) func(*request) 
 			return err
 		}
 		limit := r.sandbox.BodyLimit(rapid.AnswerError)
-		body, _, tooLarge, _ := r.body(limit)
+		body, _, tooLarge, _ := r.body(limit) // of one that was cut short the beginning says more than nothing
 		posted := rapid.InitError{Body: body, Type: r.get("Lambda-Runtime-Function-Error-Type")}
 		if err := r.client.FinishInitError(r.ctx(), posted); err != nil {
 			return err

@@ -1,13 +1,12 @@
-// Package api is the HTTP edge of a sandbox: the Runtime, Extensions, Logs and
-// Telemetry endpoints, as the processes inside see them. It translates requests to
-// the methods of rapid's Client and errors to status codes, keeps no state of its
-// own, and has no path that controls anything.
+// Package api serves the Runtime, Extensions, Logs and Telemetry APIs of one sandbox over
+// HTTP. It translates requests to the methods of rapid's Client and errors to status
+// codes, keeps no state of its own, and has no path that controls anything.
 //
-// Its peers are hostile. Connections are counted, request line and headers are
-// limited in size, also in that of all connections together, and in time, bodies in size. Time is the sandbox's own (RT-04): it
-// stands still while the sandbox is frozen. A waiting next and an idle connection may
-// last for ever; a body may last as long as its invocation, because the process that
-// sends it dies with it.
+// Its peers are hostile. The number of connections is limited; so are request line and
+// headers, in size (of one request and of all together) and in time, and bodies in size.
+// Time is the sandbox's own (RT-04), which stands still while the sandbox is frozen. A next
+// that waits and an idle connection may last for ever. A body may last as long as its
+// invocation: the process that sends it dies with that.
 package api
 
 import (
@@ -28,25 +27,23 @@ import (
 type Limits struct {
 	Connections int           // at once; above it the longest idle one is closed, or the new one
 	HeaderTime  time.Duration // for request line and headers that have begun, thawed time (RT-04)
+	OriginTime  time.Duration // for the answer of Origin; a connection without one in time is not the runtime's
 }
 
 // DefaultLimits returns the usual limits.
-func DefaultLimits() Limits { return Limits{Connections: 256, HeaderTime: 10 * time.Second} }
+func DefaultLimits() Limits {
+	return Limits{Connections: 256, HeaderTime: 10 * time.Second, OriginTime: 5 * time.Second}
+}
 
 const (
 	maxHeader = 1 << 20 // RT-05
-	// maxHeaders is for all connections of a sandbox together: of a request that is not
-	// over, so also of a next that waits for ever. Very many small headers take
-	// twenty times as much memory.
+	// maxHeaders limits the headers of all requests of a sandbox together that are not over,
+	// among them each next that waits. Very many small headers take twenty times as much
+	// memory.
 	maxHeaders = 4 * maxHeader
-	maxSmall   = 64 << 10 // body of an extension's call: a short list
-	maxLarge   = 4        // bodies that may be larger, and are read at once
+	maxSmall   = 64 << 10 // bytes of a usual body of an extension's call: a short list
+	maxLarge   = 4        // larger bodies of such calls that are read at the same time
 )
-
-// Origin says why the process that made a connection is not the runtime's; nil if it
-// is. It is asked once for each connection, as it is accepted, and may be called from
-// several goroutines.
-type Origin func(net.Conn) error
 
 // Serve answers the processes of s on l until ctx ends. The context must outlive
 // Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
@@ -67,10 +64,10 @@ func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    log.New(io.Discard, "", 0), // what is wrong with requests is the function's business
 	}
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // the listener may be closed already
 	defer stop()
 	err := srv.Serve(conns)
-	_ = srv.Close() // closes every connection, which ends its handler
+	_ = srv.Close() // closes every connection, which ends its handler; err is what matters
 	conns.wait()
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return nil

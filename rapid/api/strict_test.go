@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -25,7 +26,7 @@ func TestStrict(t *testing.T) {
 	}
 
 	t.Run("an extension", func(t *testing.T) {
-		w := newWorld(t, setup{origin: func(net.Conn) error { return foreign }})
+		w := newWorld(t, setup{origin: func(context.Context, net.Conn) error { return foreign }})
 		w.running()
 		for _, c := range runtimePaths {
 			r := w.do(c.method, c.path, "{}")
@@ -42,7 +43,7 @@ func TestStrict(t *testing.T) {
 	})
 	t.Run("the runtime", func(t *testing.T) {
 		var asked atomic.Int64
-		w := newWorld(t, setup{origin: func(c net.Conn) error {
+		w := newWorld(t, setup{origin: func(_ context.Context, c net.Conn) error {
 			asked.Add(1)
 			if _, ok := c.(*net.TCPConn); !ok {
 				t.Errorf("asked about a %T", c)

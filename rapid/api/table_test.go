@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -144,7 +145,7 @@ func TestCredentials(t *testing.T) {
 	w := newWorld(t, setup{config: func(c *rapid.Config) {
 		c.Initialization, c.Token = rapid.SnapStart, "the-token"
 		c.Credentials = rapid.Credentials{AccessKeyID: "old", SecretAccessKey: "s", SessionToken: "t"}
-		c.Restore = func() (rapid.Restored, error) {
+		c.Restore = func(context.Context) (rapid.Restored, error) {
 			return rapid.Restored{Credentials: rapid.Credentials{AccessKeyID: "new", SecretAccessKey: "S", SessionToken: "T"}}, nil
 		}
 	}})

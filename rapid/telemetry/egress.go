@@ -28,9 +28,9 @@ const (
 	maxStreams = 3 // of one process
 )
 
-// turns are had by the streams that are being read: half as many as processors, so that
-// output, of however many processes, leaves the other half to what has to be answered
-// (docs/decisions/0023).
+// turns has one element for each stream that is being read, and room for half as many as
+// there are processors: so output, of however many processes, leaves the other half to what
+// has to be answered (docs/decisions/0023-output-by-turns.md).
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 
 // Egress reads what one process writes: stdout and stderr line by line, and framed
@@ -43,9 +43,9 @@ type Egress struct {
 }
 
 // Open makes the descriptors of one process and starts to read them; framed adds the
-// one for section 7.1. emit gets each message and must neither block nor keep its
-// text. It is called from a goroutine for each descriptor, one message at a time for
-// each. The caller must Close the egress.
+// one for section 7.1. emit gets each message, and must neither block nor keep its
+// text. It is called by several goroutines, for one message of each descriptor at a time.
+// The caller must Close the egress.
 func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 	cutters := []cutter{&lines{emit: emit}, &lines{emit: emit}}
 	if framed {
@@ -55,14 +55,13 @@ func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 	for _, c := range cutters {
 		r, w, err := pair(kind)
 		if err != nil {
-			_ = e.Close()
+			_ = e.Close() // nothing was written
 			return nil, fmt.Errorf("make %s for the output of a process: %w", kind, err)
 		}
 		e.ends = append(e.ends, w)
 		s, err := newStream(r, c)
 		if err != nil {
-			_ = r.Close()
-			_ = e.Close()
+			_, _ = r.Close(), e.Close() // nothing was written
 			return nil, err
 		}
 		e.streams = append(e.streams, s)
@@ -89,14 +88,15 @@ func (e *Egress) Frames() *os.File {
 // Release closes our copies of the writing ends, once the process has its own.
 func (e *Egress) Release() {
 	for _, w := range e.ends {
-		_ = w.Close()
+		_ = w.Close() // the process has its own
 	}
 	e.ends = nil
 }
 
-// Drain emits every complete line and frame that was written before the call. It
-// never waits, for a turn neither: what a process has written, also one that is dead by now, is there to
-// be read (LOG-12), and what a grandchild may still write is not waited for (SUP-20).
+// Drain emits every complete line and frame that was written before the call. It never
+// waits, not even for its turn: what a process has written is there to be read, even if the
+// process is dead by now (LOG-12), and what a grandchild may still write does not matter
+// (SUP-20). Drain, Flush and Close must not be called at the same time.
 func (e *Egress) Drain() {
 	quiet := e.quiet()
 	for _, s := range e.streams {
@@ -233,6 +233,7 @@ func (s *stream) read(fd, limit int) (int, error) {
 // a process that writes without end cannot hold the caller.
 func (s *stream) drain(quiet bool) {
 	if !quiet {
+		// An error is the end of the output, which the reading goroutine sees too.
 		_ = s.raw.Control(func(fd uintptr) {
 			there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
 			for err == nil && there > 0 {

@@ -79,7 +79,7 @@ func (f *frames) begin(p []byte) []byte {
 	return p[n:]
 }
 
-// knownFrame tells whether b, which is up to four bytes, begins a type of LOG-03 or
+// knownFrame reports whether b, which is up to four bytes, begins a type of LOG-03 or
 // LOG-04.
 func knownFrame(b []byte) bool {
 	var t [4]byte
@@ -104,9 +104,13 @@ func (f *frames) fill(p []byte) []byte {
 	return p[n:]
 }
 
-// end emits the frame that is complete.
+// end emits the frame that is complete, or what there is of it.
 func (f *frames) end() {
-	m := Message{Text: bytes.TrimSuffix(f.body, []byte("\n")), Level: frameLevels[f.header[3]>>2]} // LOG-06
+	text := f.body
+	if binary.BigEndian.Uint32(f.header[4:]) > maxFrame && len(text) == maxFrame { // LOG-09: the rest is left out
+		text = WholeRunes(text)
+	}
+	m := Message{Text: bytes.TrimSuffix(text, []byte("\n")), Level: frameLevels[f.header[3]>>2]} // LOG-06
 	if us := binary.BigEndian.Uint64(f.header[8:]); us <= maxFrameTime {
 		m.Time = time.UnixMicro(int64(us))
 	}

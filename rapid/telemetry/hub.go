@@ -37,7 +37,7 @@ type Hub struct {
 
 	mu      sync.Mutex
 	open    bool // subscriptions are taken, and records kept for them
-	hurry   bool
+	atOnce  bool // batches are sent without waiting for more records
 	replay  []Record
 	size    int // of replay
 	dropped LogsDropped
@@ -52,17 +52,17 @@ func NewHub(clock Clock, dial Dial, objects bool) *Hub {
 	return &Hub{clock: clock, dial: dial, objects: objects}
 }
 
-// Open begins to take subscriptions and to keep what new subscribers are told first.
+// Open begins to take subscriptions, and to keep records for subscribers to come.
 func (h *Hub) Open() {
 	if h == nil {
 		return
 	}
 	h.mu.Lock()
-	h.open, h.hurry = true, false
+	h.open, h.atOnce = true, false
 	h.mu.Unlock()
 }
 
-// Close takes no more subscriptions (TL-14). Those that there are go on.
+// Close takes no more subscriptions (TL-14). Existing ones go on.
 func (h *Hub) Close() {
 	if h == nil {
 		return
@@ -72,16 +72,17 @@ func (h *Hub) Close() {
 	h.mu.Unlock()
 }
 
-// Flush lets every subscriber have what waits for its batch to become full.
+// Flush sends every subscriber what waits for its batch to become full.
 func (h *Hub) Flush() { h.each((*subscriber).flush) }
 
-// Hurry makes batches go out at once from now on, until Reset.
-func (h *Hub) Hurry() {
+// SendAtOnce sends what waits for its batch to become full, and until the next Open
+// sends each record without waiting for others.
+func (h *Hub) SendAtOnce() {
 	if h == nil {
 		return
 	}
 	h.mu.Lock()
-	h.hurry = true
+	h.atOnce = true
 	h.mu.Unlock()
 	h.Flush()
 }
@@ -123,7 +124,7 @@ func (h *Hub) Add(r *Record) {
 	defer h.mu.Unlock()
 	for _, s := range h.subs {
 		s.add(r, h.objects)
-		if h.hurry {
+		if h.atOnce {
 			s.flush()
 		}
 	}
@@ -160,9 +161,9 @@ func (h *Hub) Connect(ctx context.Context, sub *Subscription) (net.Conn, error) 
 	return conn, nil
 }
 
-// Subscribe adds or replaces the subscription of the agent name, and tells whether
-// there is anything new about it (TL-08). Only a destination that is new is told what
-// came before: no listener gets an event twice. It takes conn over unless it fails.
+// Subscribe adds or replaces the subscription of the agent name, and reports whether
+// it differs from what was there (TL-08). Only a new destination gets what came before: no
+// listener gets an event twice. Subscribe owns conn from then on, unless it fails.
 func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -177,7 +178,7 @@ func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed 
 			return false, ErrOtherAPI
 		case s.sub.to() == sub.to():
 			if conn != nil {
-				_ = conn.Close() // the first one serves
+				_ = conn.Close() // the first connection goes on to serve
 			}
 			return s.change(sub), nil
 		default:

@@ -459,6 +459,6 @@ func TestNilHub(*testing.T) {
 	h.Open()
 	h.Add(&Record{})
 	h.Flush()
-	h.Hurry()
+	h.SendAtOnce()
 	h.Reset()
 }

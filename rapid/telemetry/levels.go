@@ -38,7 +38,7 @@ func systemLevel(p Platform) Level {
 	return LevelWarn
 }
 
-// shows tells whether a log of that level has p; "" has everything.
+// shows reports whether a log of that level has p; "" has everything.
 func (l Level) shows(p Platform) bool {
 	return slices.Index(frameLevels[:], systemLevel(p)) >= slices.Index(frameLevels[:], l)
 }

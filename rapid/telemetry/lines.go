@@ -1,9 +1,27 @@
 package telemetry
 
-import "bytes"
+import (
+	"bytes"
+	"unicode/utf8"
+)
 
-// lines cuts a stream into lines. Only \n ends a line (LOG-10); one that grows beyond
-// maxLine is emitted in pieces (TL-26).
+// WholeRunes returns text that was cut somewhere without the incomplete UTF-8 sequence at
+// its end, if there is one: JSON and readers of a log would make another character of it.
+// Bytes that are not UTF-8 anyway are left as they are.
+func WholeRunes[T string | []byte](text T) T {
+	for i := len(text) - 1; i >= max(0, len(text)-utf8.UTFMax); i-- {
+		if utf8.RuneStart(text[i]) {
+			if !utf8.FullRune([]byte(text[i:])) {
+				return text[:i]
+			}
+			break
+		}
+	}
+	return text
+}
+
+// lines cuts a stream into lines. Only \n ends a line (LOG-10). One that grows beyond
+// maxLine is emitted in pieces (TL-26), of whole characters.
 type lines struct {
 	emit func(Message)
 	line []byte // the beginning of an unfinished line
@@ -22,7 +40,7 @@ func (l *lines) write(p []byte) {
 			part = p[:i]
 		}
 		if len(part) > 0 && len(l.line) == maxLine {
-			l.end()
+			l.cut()
 		}
 		part = part[:min(len(part), maxLine-len(l.line))]
 		l.line = append(l.line, part...)
@@ -32,6 +50,13 @@ func (l *lines) write(p []byte) {
 			p = p[1:]
 		}
 	}
+}
+
+// cut emits a line that will go on. What does not make a character yet begins the next piece.
+func (l *lines) cut() {
+	text := WholeRunes(l.line)
+	l.emit(Message{Text: text})
+	l.line = append(l.line[:0], l.line[len(text):]...)
 }
 
 func (l *lines) flush(bool) {

@@ -204,7 +204,7 @@ func (l *Log) pump() {
 	}
 }
 
-// take exchanges the queue for an empty one, and tells whether it was the last.
+// take exchanges the queue for an empty one, and reports whether it was the last.
 func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -224,7 +224,8 @@ func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	return batch, l.closed
 }
 
-// tail keeps the last TailBytes bytes of what is added.
+// tail keeps the last TailBytes bytes of what is added. Text is cut at bytes, not at
+// characters, as Lambda does (LOG-44).
 type tail struct {
 	buf   []byte
 	whole bool // keep whole records only (LOG-44)

@@ -130,8 +130,8 @@ func (*InitRuntimeDone) Type() string { return "platform.initRuntimeDone" }
 
 func (*InitRuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
 
-// InitReport ends an initialization (TL-34). Its text form exists for failures, and
-// for successes that no invocation's report tells of (LOG-27).
+// InitReport ends an initialization (TL-34). It has a text form for failures, and for
+// successes that no invocation's report contains (LOG-27).
 type InitReport struct {
 	InitializationType string      `json:"initializationType"`
 	Phase              Phase       `json:"phase"`
@@ -295,7 +295,7 @@ func (*RuntimeDone) Type() string { return "platform.runtimeDone" }
 
 func (*RuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
 
-// Fault tells how the environment failed (TL-50, LOG-29).
+// Fault says how the environment failed (TL-50, LOG-29).
 type Fault struct {
 	RequestID string // "" outside an invocation
 	Message   string // of LC-45
@@ -318,7 +318,7 @@ func (r *Fault) appendText(b []byte, _ time.Time) []byte {
 }
 
 // ImageError says why the program of a container image was not started (LOG-33). It
-// has no JSON form: there the fault tells it.
+// has no JSON form: the fault says it there.
 type ImageError struct {
 	Message    string
 	Entrypoint []string // these three as the image has them
@@ -336,7 +336,7 @@ func (r *ImageError) appendText(b []byte, _ time.Time) []byte {
 }
 
 // TimedOut says that an invocation passed its deadline (LOG-28). It has no JSON
-// form: there the report's status tells it.
+// form: the status of the report says it there.
 type TimedOut struct {
 	RequestID string
 	Timeout   time.Duration // as configured

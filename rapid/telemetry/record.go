@@ -67,7 +67,7 @@ type Sink interface {
 }
 
 // NewWriter returns a sink that renders records to w, whole records in each Write, safe
-// for concurrent use. Errors of w are ignored: there is nowhere left to tell them.
+// for concurrent use. Errors of w are ignored: nowhere is left to report them.
 func NewWriter(w io.Writer, f Format) Sink {
 	return &writer{turn: make(chan struct{}, 1), w: w, format: f}
 }
@@ -85,7 +85,7 @@ type writer struct {
 func (w *writer) Lines(ctx context.Context, records []Record) {
 	select {
 	case w.turn <- struct{}{}:
-	case <-ctx.Done(): // else everybody who ever waited for a reader that is stuck would stay
+	case <-ctx.Done(): // else the goroutines that wait for a stuck reader would stay for ever
 		return
 	}
 	defer func() { <-w.turn }()

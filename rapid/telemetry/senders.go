@@ -48,7 +48,9 @@ func (h *httpSender) send(ctx context.Context, b *batch) error {
 	if err != nil {
 		return fmt.Errorf("deliver to %s: %w", h.sub.URI, err)
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, answerBytes) // what it says is of no interest
+	// The status is all that counts. A body that cannot be read to its end costs the
+	// connection, which is made again.
+	_, _ = io.CopyN(io.Discard, resp.Body, answerBytes)
 	_ = resp.Body.Close()
 	if resp.StatusCode >= http.StatusBadRequest {
 		return fmt.Errorf("deliver to %s: %s", h.sub.URI, resp.Status)
@@ -85,7 +87,7 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 		t.conn = conn
 	}
 	conn := t.conn
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // which ends the Write
 	n, err := conn.Write(b.body[t.sent:])
 	stop()
 	t.sent += n
@@ -101,6 +103,6 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 
 func (t *tcpSender) close() {
 	if t.conn != nil {
-		_ = t.conn.Close()
+		_ = t.conn.Close() // what it had to send has failed, or was delivered
 	}
 }

@@ -125,7 +125,7 @@ func (s *subscriber) pop() *batch {
 }
 
 // change lets the subscriber go on with another subscription to the same destination,
-// and tells whether it differs.
+// and reports whether it differs.
 func (s *subscriber) change(sub *Subscription) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,6 +156,8 @@ func (s *subscriber) signal() {
 func (s *subscriber) run(ctx context.Context) {
 	defer s.via.close()
 	for b := s.take(ctx); b != nil; b = s.take(ctx) {
+		// Why a delivery fails interests the subscriber alone, who cannot be told; it is
+		// repeated (TL-18), and what is dropped meanwhile is counted (TL-19).
 		for pause := firstPause; s.via.send(ctx, b) != nil; pause = min(2*pause, lastPause) {
 			if !sleep(ctx, s.clock, pause) {
 				return
@@ -217,7 +219,7 @@ func (s *subscriber) due() (*batch, time.Duration) {
 	return b, 0
 }
 
-// sleep waits for d in which the sandbox is not frozen, and tells whether it was not
+// sleep waits for d in which the sandbox is not frozen, and reports whether it was not
 // ended by ctx.
 func sleep(ctx context.Context, clock Clock, d time.Duration) bool {
 	for end := clock.Now() + d; ; {

@@ -13,8 +13,8 @@ import (
 	"unicode/utf8"
 )
 
-// API tells the two ways to subscribe apart (TL-01). Its text begins the error types
-// of the API.
+// API is one of the two ways to subscribe (TL-01). Its text begins the error types of the
+// API.
 type API string
 
 // The two APIs.

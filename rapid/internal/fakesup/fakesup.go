@@ -25,6 +25,7 @@ type Supervisor struct {
 	ExecErr  map[string]error   // by the path: what Exec fails with
 	StartErr error
 	StopErr  error
+	QuotaErr error                                                             // what Throttle(true) fails with
 	Peak     uint64                                                            // of Usage
 	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // what Dial does; nil refuses
 
@@ -197,11 +198,15 @@ func (s *Supervisor) OutOfMemory() {
 
 func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
 func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
+func (s *Supervisor) MemoryPeak() (uint64, error)  { return s.Peak, nil }
+
 func (s *Supervisor) Throttle(_ context.Context, on bool) error {
 	s.note("throttle %v", on)
+	if on {
+		return s.QuotaErr
+	}
 	return nil
 }
-func (s *Supervisor) MemoryPeak() (uint64, error) { return s.Peak, nil }
 
 // Dial connects as Connect does.
 func (s *Supervisor) Dial(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -49,11 +49,11 @@ func TestRunSleepsOn(t *testing.T) {
 		synctest.Wait()
 		for range 100 {
 			<-w.invoke("id").Done
-			w.s.turn.Lock() // Run has no turn, and is not about to have one
-			if w.s.nudged() || !w.s.warm || w.s.State() != Idle {
-				t.Fatalf("warm %v in %v, or Run was woken", w.s.warm, w.s.State())
+			w.s.token.take() // Run does not hold the token, and is not about to take it
+			if len(w.s.token.wake) > 0 || w.s.token.step == nil || w.s.State() != Idle {
+				t.Fatalf("warm %v in %v, or Run was woken", w.s.token.step != nil, w.s.State())
 			}
-			w.s.turn.Unlock()
+			w.s.token.release()
 		}
 		w.sup.Calls()
 		time.Sleep(time.Second)
@@ -77,22 +77,22 @@ func TestNoStepBeforeAnExit(t *testing.T) {
 		}
 	}, func(w *world) {
 		synctest.Wait()
-		w.s.turn.Lock()
+		w.s.token.take()
 		close(exit)
 		seen := 0
 		for range 100_000 {
-			if runtime.Gosched(); w.s.exiting.Load() == 1 {
+			if runtime.Gosched(); w.s.token.exiting.Load() == 1 {
 				seen++
 			} else if seen > 0 {
 				break
 			}
 		}
-		if n := w.s.exiting.Load(); n != 1 {
+		if n := w.s.token.exiting.Load(); n != 1 {
 			t.Errorf("%d processes have ended that Run has not dealt with, want 1", n)
 		}
-		w.s.turn.Unlock()
+		w.s.token.release()
 		w.wantStates("Initializing Idle Resetting Cold")
-		if n := w.s.exiting.Load(); n != 0 {
+		if n := w.s.token.exiting.Load(); n != 0 {
 			t.Errorf("%d when it has", n)
 		}
 	})
