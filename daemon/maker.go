@@ -23,7 +23,7 @@ import (
 
 // prewarmed is a sandbox made ahead of need, with the lease of its ids.
 type prewarmed struct {
-	*runc.Blank
+	*runc.Prewarmed
 	base uint32
 }
 
@@ -80,7 +80,7 @@ func (m *maker) report(what string, err error) {
 
 // prepare makes a sandbox of that shape ahead of need.
 func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
-	spec, prefix, ok := m.revisions.blankSpec(s)
+	spec, prefix, ok := m.revisions.prewarmedSpec(s)
 	if !ok {
 		return p, errors.New("its revision has ended") // a moment ago
 	}
@@ -91,7 +91,7 @@ func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
 		return p, err
 	}
 	p.base = spec.IDBase
-	if p.Blank, err = m.engine.Prepare(ctx, spec); err != nil {
+	if p.Prewarmed, err = m.engine.Prepare(ctx, spec); err != nil {
 		return p, m.unmade(spec.ID, p.base, err, func() {})
 	}
 	return p, nil

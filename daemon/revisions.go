@@ -53,7 +53,7 @@ type revision struct {
 }
 
 // shape is what a sandbox has that is made ahead of need (runc.Engine.Prepare): sandboxes
-// of all revisions of one shape come from the same blanks.
+// of all revisions of one shape are assigned the same prewarmed sandboxes.
 type shape struct {
 	extensions bool // there is an extension domain
 	tmp        string
@@ -181,7 +181,7 @@ func (r *revisions) retire(number uint64) error {
 	rev.retired = true
 	if r.last[rev.shape] == rev {
 		delete(r.last, rev.shape)
-		for _, other := range r.known { // which one does not matter: see blankSpec
+		for _, other := range r.known { // which one does not matter: see prewarmedSpec
 			if other.shape == rev.shape && !other.retired {
 				r.last[rev.shape] = other
 			}
@@ -193,9 +193,9 @@ func (r *revisions) retire(number uint64) error {
 	return nil
 }
 
-// blankSpec is what to make a blank of that shape of: the revision that asked for one last,
+// prewarmedSpec is what to make a prewarmed sandbox of that shape from: the revision that asked for one last,
 // whose limits then need not be changed. ok is false if no revision has the shape any more.
-func (r *revisions) blankSpec(s shape) (spec isolation.Spec, prefix string, ok bool) {
+func (r *revisions) prewarmedSpec(s shape) (spec isolation.Spec, prefix string, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rev := r.last[s]

@@ -77,14 +77,14 @@ func TestRevisionsLive(t *testing.T) {
 	if _, err := g.acquire(3); !errors.Is(err, message.ErrUnknownRevision) {
 		t.Errorf("an unknown one: %v", err)
 	}
-	if spec, prefix, ok := g.blankSpec(a.shape); !ok || prefix != "b" || spec.Limits.MemoryBytes != 256<<20 {
-		t.Errorf("blanks are made as %q, %v", prefix, spec.Limits)
+	if spec, prefix, ok := g.prewarmedSpec(a.shape); !ok || prefix != "b" || spec.Limits.MemoryBytes != 256<<20 {
+		t.Errorf("prewarmed sandboxes are made as %q, %v", prefix, spec.Limits)
 	}
 	if err := g.retire(2); err != nil {
 		t.Fatal(err)
 	}
-	if _, prefix, ok := g.blankSpec(a.shape); !ok || prefix != "a" {
-		t.Errorf("blanks are made as %q when b has ended", prefix)
+	if _, prefix, ok := g.prewarmedSpec(a.shape); !ok || prefix != "a" {
+		t.Errorf("prewarmed sandboxes are made as %q when b has ended", prefix)
 	}
 	if err := g.retire(1); err != nil {
 		t.Fatal(err)
@@ -95,8 +95,8 @@ func TestRevisionsLive(t *testing.T) {
 	if err := g.retire(1); !errors.Is(err, message.ErrUnknownRevision) {
 		t.Errorf("ended twice: %v", err)
 	}
-	if _, _, ok := g.blankSpec(a.shape); ok {
-		t.Error("blanks are made for nobody")
+	if _, _, ok := g.prewarmedSpec(a.shape); ok {
+		t.Error("prewarmed sandboxes are made for nobody")
 	}
 	if !slices.Equal(g.closed, []string{"b"}) {
 		t.Errorf("files of %q are given back, while a has a sandbox", g.closed)

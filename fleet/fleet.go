@@ -6,8 +6,8 @@
 // ([Lease.Invoke]), so that a caller knows at once whether it is accepted.
 //
 // All state is in [Fleet] under one mutex that is never held while anything
-// waits. Each sandbox has one goroutine, its keeper (keeper.go), which alone
-// closes it. An invocation starts no goroutine and wakes no keeper: the end of it is noted by
+// waits. Each sandbox has one goroutine, its reaper (reaper.go), which alone
+// closes it. An invocation starts no goroutine and wakes no reaper: the end of it is noted by
 // who brings it.
 package fleet
 
@@ -85,7 +85,7 @@ type Fleet struct {
 	cfg     Config
 	life    context.Context    // ends when running invocations are no longer waited for
 	endLife context.CancelFunc // ends life
-	keepers sync.WaitGroup     // one for each member
+	reapers sync.WaitGroup     // one for each member
 
 	mu          sync.Mutex
 	members     map[*member]struct{} // never more than Max
@@ -165,7 +165,7 @@ func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	}
 	warm := f.warmest(tenant) >= 0
 	if !warm {
-		f.settle()
+		f.finalizeStreams()
 		warm = f.warmest(tenant) >= 0
 	}
 	room := len(f.members) < f.cfg.Max
@@ -235,9 +235,9 @@ func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 
 // The functions below are called with f.mu held.
 
-// settle finds the members whose answer has streamed to its end: a client that has all of
+// finalizeStreams finds the members whose answer has streamed to its end: a client that has all of
 // it may ask again at once.
-func (f *Fleet) settle() {
+func (f *Fleet) finalizeStreams() {
 	for m := range f.members {
 		if m.phase != taken || m.stream == nil {
 			continue
@@ -307,7 +307,7 @@ func (f *Fleet) place(m *member) *member {
 	m.done, m.broken = func() { f.done(m) }, make(chan struct{})
 	f.members[m] = struct{}{}
 	f.count[m.phase]++
-	f.keepers.Add(1) // before Shutdown's Wait: not taken once closing
+	f.reapers.Add(1) // before Shutdown's Wait: not taken once closing
 	return m
 }
 
@@ -341,8 +341,8 @@ func (f *Fleet) giveBack(m *member) {
 	switch {
 	case m.sandbox == nil:
 		f.remove(m)
-		f.keepers.Done()
-	case m.phase == taken: // else its keeper has found it dead
+		f.reapers.Done()
+	case m.phase == taken: // else its reaper has found it dead
 		f.move(m, idle)
 	}
 }
@@ -376,7 +376,7 @@ func (f *Fleet) makeRoom() {
 	}
 }
 
-// discard has the keeper of an idle member close it.
+// discard has the reaper of an idle member close it.
 func (f *Fleet) discard(m *member) {
 	m.yields = true
 	f.move(m, leaving)

@@ -61,7 +61,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	}
 }
 
-// make fills the lease's place with a new sandbox and starts its keeper.
+// make fills the lease's place with a new sandbox and starts its reaper.
 func (l *Lease) make() error {
 	f, m := l.f, l.m
 	s, err := f.newSandbox(m)
@@ -73,14 +73,14 @@ func (l *Lease) make() error {
 			f.replace(m)
 		}
 		f.remove(m)
-		f.keepers.Done()
+		f.reapers.Done()
 		if f.life.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrClosed, err)
 		}
 		return fmt.Errorf("make a sandbox: %w", err)
 	}
 	m.sandbox, m.made = s, time.Now()
-	go f.keep(m)
+	go f.reap(m)
 	return nil
 }
 
@@ -90,7 +90,7 @@ func (l *Lease) answered(res *rapid.Result) {
 	f.mu.Lock()
 	m.invocations++
 	m.stream = res.Stream
-	if m.phase == taken && res.Stream == nil { // else the keeper has found it dead, or waits for the end of the stream
+	if m.phase == taken && res.Stream == nil { // else the reaper has found it dead, or waits for the end of the stream
 		f.move(m, finishing)
 	}
 	f.mu.Unlock()
@@ -104,10 +104,10 @@ func (l *Lease) unused() {
 	l.f.mu.Unlock()
 }
 
-// broke has the keeper close a sandbox that did not take its invocation.
+// broke has the reaper close a sandbox that did not take its invocation.
 func (l *Lease) broke() {
 	l.f.mu.Lock()
-	if l.m.phase == taken { // else the keeper has found it dead
+	if l.m.phase == taken { // else the reaper has found it dead
 		l.f.move(l.m, leaving)
 	}
 	l.f.mu.Unlock()

@@ -56,7 +56,7 @@ func (f *Fleet) provision(ctx context.Context, m *member) error {
 		return fmt.Errorf("provision sandbox %s: %w", m.sandbox.ID(), ctx.Err())
 	}
 	f.mu.Lock()
-	if m.phase == warming { // else its keeper has found it dead
+	if m.phase == warming { // else its reaper has found it dead
 		f.move(m, idle)
 	}
 	f.mu.Unlock()

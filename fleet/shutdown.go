@@ -30,7 +30,7 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 		f.cutShort(context.Cause(ctx))
 	}
 	f.endLife()
-	f.keepers.Wait()
+	f.reapers.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return errors.Join(append([]error{f.cut}, f.errs...)...)

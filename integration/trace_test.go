@@ -18,7 +18,7 @@ func TestTraceInit(t *testing.T) {
 	}{
 		"ready": {"--pool=2", []string{"ready sandbox", "limits", "files of the runtime domain", "domains", "runtime until everyone asks for an event"}},
 		"new": {"--pool=0", []string{"new sandbox", "cgroup", "network", "root", "domains", "container of the runtime domain",
-			"init handler says hello", "files of the runtime domain", "runtime until everyone asks for an event"}},
+			"handshake of the init handler", "files of the runtime domain", "runtime until everyone asks for an event"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFolders(t)

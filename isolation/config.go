@@ -76,7 +76,7 @@ func (s Spec) Profile() string {
 const oomScore = 500
 
 // initCapabilities are what the init handler starts with. It gives up SETPCAP and
-// SYS_RESOURCE before it says hello (SEC-31); the processes that it
+// SYS_RESOURCE before its handshake (SEC-31); the processes that it
 // starts have none.
 var initCapabilities = []string{"CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_RESOURCE"}
 

@@ -15,7 +15,7 @@ import (
 // MemoryPeak, Usage, GivePipes, Listener, Domain and Dial at any time, the others never
 // two at once for one domain.
 type Box interface {
-	// Start makes a domain. When it returns, the domain's PID 1 has said Hello, which
+	// Start makes a domain. When it returns, the domain's PID 1 has sent its handshake, which
 	// Start has received, and the mounts are attached. The connection is the caller's.
 	Start(ctx context.Context, domain string) (*wire.Conn, error)
 

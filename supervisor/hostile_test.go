@@ -13,7 +13,7 @@ import (
 // everything is killed, and nothing panics.
 func TestHostileInit(t *testing.T) {
 	for name, messages := range map[string][]wire.Message{
-		"second Hello":         {wire.Hello{Version: 1}},
+		"second Handshake":     {wire.Handshake{Version: 1}},
 		"unknown start":        {wire.Started{ID: 77, PID: 3}},
 		"second start":         {wire.Started{ID: 1, PID: 3}},
 		"late failure":         {wire.Started{ID: 1, Errno: 2, Stage: wire.StageExec}},

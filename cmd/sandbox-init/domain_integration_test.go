@@ -408,7 +408,7 @@ func TestParentDeath(t *testing.T) {
 	if _, err := fmt.Fscan(out, &pid); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := recvWithin(local); err != nil || m != (wire.Hello{Version: wire.Version}) {
+	if m, err := recvWithin(local); err != nil || m != (wire.Handshake{Version: wire.Version}) {
 		t.Fatalf("%#v, %v", m, err)
 	}
 	if err := cmd.Process.Kill(); err != nil {

@@ -210,8 +210,8 @@ func newDomain(t testing.TB) *domain {
 			t.Errorf("sandbox-init ended with %v, want success after the end of its socket", err)
 		}
 	})
-	if m := d.recv(); m != (wire.Hello{Version: wire.Version}) {
-		t.Fatalf("first message %#v, want Hello", m)
+	if m := d.recv(); m != (wire.Handshake{Version: wire.Version}) {
+		t.Fatalf("first message %#v, want a handshake", m)
 	}
 	return d
 }

@@ -1,7 +1,7 @@
 // Command sandbox-init is the init handler: PID 1 of a domain. The supervisor starts
 // it, through libcontainer, as uid 0 of the domain's user namespace, with the control
 // socket (package wire) as descriptor 3 and the seccomp filter as descriptor 4. It puts
-// the filter on itself, gives up what it does not need, says Hello, and then starts,
+// the filter on itself, gives up what it does not need, sends its handshake, and then starts,
 // signals and reaps processes on request until the daemon is gone. Then it ends, and
 // the kernel ends everything else in the domain with it.
 //
@@ -74,7 +74,7 @@ func serve(conn *wire.Conn) error {
 		return err
 	}
 	// If the daemon died before the death signal was set, this is where it shows.
-	if err := conn.Send(wire.Hello{Version: wire.Version}); err != nil {
+	if err := conn.Send(wire.Handshake{Version: wire.Version}); err != nil {
 		return daemonGone(err)
 	}
 	// One for the loop, one that the waiting for children may hold. The daemon starts this

@@ -20,10 +20,10 @@ import (
 // which step it does, for people who list processes.
 const command = "sandboxd-unpack"
 
-// order is what such a process has to do; one field is set. It comes on standard input.
+// task is what such a process has to do; one field is set. It comes on standard input.
 // The files that the job needs are descriptors from firstFD on. On standard output the
 // process says what is wrong.
-type order struct {
+type task struct {
 	Zip    *extract.ZipJob
 	Read   *image.ReadJob
 	Unpack *image.UnpackJob
@@ -39,13 +39,13 @@ func IsProcess() bool { return os.Args[0] == command }
 
 // Main is main for such a process. It returns the exit code.
 func Main() int {
-	var o order
-	err := gob.NewDecoder(os.Stdin).Decode(&o)
+	var t task
+	err := gob.NewDecoder(os.Stdin).Decode(&t)
 	if err == nil {
-		err = o.bound()
+		err = t.bound()
 	}
 	if err == nil {
-		err = o.run(context.Background())
+		err = t.run(context.Background())
 	}
 	if err != nil {
 		_, _ = os.Stdout.Write(invalid.Encode(err))
@@ -54,18 +54,18 @@ func Main() int {
 	return 0
 }
 
-func (o *order) run(ctx context.Context) error {
+func (t *task) run(ctx context.Context) error {
 	first := os.NewFile(firstFD, "first")
 	second := func() *os.File { return os.NewFile(firstFD+1, "second") } // if there is none, the number is somebody else's
 	switch {
-	case o.Zip != nil:
-		return o.Zip.Run(ctx, first, second(), nil)
-	case o.Read != nil && o.Read.Source == image.Archive:
-		return o.Read.Run(ctx, first, second())
-	case o.Read != nil:
-		return o.Read.Run(ctx, first, nil)
-	case o.Unpack != nil:
-		return o.Unpack.Run(ctx, first, second())
+	case t.Zip != nil:
+		return t.Zip.Run(ctx, first, second(), nil)
+	case t.Read != nil && t.Read.Source == image.Archive:
+		return t.Read.Run(ctx, first, second())
+	case t.Read != nil:
+		return t.Read.Run(ctx, first, nil)
+	case t.Unpack != nil:
+		return t.Unpack.Run(ctx, first, second())
 	}
 	return errors.New("there is nothing to do")
 }
@@ -81,8 +81,8 @@ const (
 )
 
 // memory is how many bytes of memory the process may have.
-func (o *order) memory() uint64 {
-	if o.Unpack != nil {
+func (t *task) memory() uint64 {
+	if t.Unpack != nil {
 		return maxLayersMemory
 	}
 	return maxUnpackMemory
@@ -90,13 +90,13 @@ func (o *order) memory() uint64 {
 
 // bound bounds this process before it has seen a byte of a stranger's. Its user has no
 // other process, so the limit of threads counts those of its children too.
-func (o *order) bound() error {
-	memory, file := o.memory(), uint64(0)
+func (t *task) bound() error {
+	memory, file := t.memory(), uint64(0)
 	switch {
-	case o.Zip != nil:
-		file = uint64(o.Zip.Limits.UnzippedBytes)
-	case o.Unpack != nil:
-		file = uint64(o.Unpack.Limits.Bytes)
+	case t.Zip != nil:
+		file = uint64(t.Zip.Limits.UnzippedBytes)
+	case t.Unpack != nil:
+		file = uint64(t.Unpack.Limits.Bytes)
 	}
 	debug.SetMemoryLimit(int64(memory) / 4 * 3)
 	for resource, most := range map[int]uint64{
@@ -107,7 +107,7 @@ func (o *order) bound() error {
 			return os.NewSyscallError("setrlimit", err)
 		}
 	}
-	if o.Read != nil && o.Read.Source == image.Registry {
+	if t.Read != nil && t.Read.Source == image.Registry {
 		return confine.FilesAndNetwork()
 	}
 	return confine.Files()

@@ -70,12 +70,12 @@ type Runner struct {
 
 // Zip extracts a zip. See store.Store.
 func (r *Runner) Zip(ctx context.Context, job extract.ZipJob, zip, tree *os.File) error {
-	return r.run(ctx, &unprivileged{what: "zip", about: job.File, order: order{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone})
+	return r.run(ctx, &unprivileged{what: "zip", about: job.File, task: task{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone})
 }
 
 // ReadImage reads an image, with a network only where it needs one. See image.Options.
 func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
-	p := &unprivileged{what: "image", about: job.Image, order: order{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
+	p := &unprivileged{what: "image", about: job.Image, task: task{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
 	if archive != nil {
 		p.files = append(p.files, archive)
 	}
@@ -84,7 +84,7 @@ func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive
 
 // UnpackImage applies the layers of an image. See image.Options.
 func (r *Runner) UnpackImage(ctx context.Context, job image.UnpackJob, layers, tree *os.File) error {
-	return r.run(ctx, &unprivileged{what: "layers", about: job.Image, order: order{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree, idle: idleOf(job.Source)})
+	return r.run(ctx, &unprivileged{what: "layers", about: job.Image, task: task{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree, idle: idleOf(job.Source)})
 }
 
 // idleOf is for processes that take apart an image from there.
@@ -105,12 +105,12 @@ func (r *Runner) run(ctx context.Context, p *unprivileged) (err error) {
 	return p.run(ctx, uid, r.Log)
 }
 
-// unprivileged is a process for one order: a user that nothing else of the host has,
+// unprivileged is a process for one task: a user that nothing else of the host has,
 // without capability, which may open nothing but the folder that it fills.
 type unprivileged struct {
 	what    string // its argument
 	about   string // the file or image, for messages
-	order   order
+	task    task
 	files   []*os.File    // that it has open
 	tree    *os.File      // one of them, or nil: the folder
 	network bool          // that of the host, or none
@@ -132,7 +132,7 @@ func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespa
 	namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	env = []string{"GOMAXPROCS=4"} // so that many CPUs do not make many threads
 	if p.tree != nil {
-		needs.Folders, needs.Links = []*os.File{p.tree}, p.order.Unpack != nil
+		needs.Folders, needs.Links = []*os.File{p.tree}, p.task.Unpack != nil
 	}
 	if !p.network {
 		return needs, env, namespaces | unix.CLONE_NEWNET
@@ -169,7 +169,7 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		}
 	}
 	var text bytes.Buffer
-	if err := gob.NewEncoder(&text).Encode(&p.order); err != nil {
+	if err := gob.NewEncoder(&text).Encode(&p.task); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancelCause(ctx)
@@ -190,7 +190,7 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		Pdeathsig:  syscall.SIGKILL,
 		Setsid:     true, // the operator's terminal is not its, to type into
 	}
-	started, ordered, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
+	started, handedOver, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is confined
 		// Go tries out with a child, once, what the kernel's pidfds can do. In a PID namespace
@@ -216,7 +216,7 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 			err = cmd.Start()
 		}
 		if started <- err; err == nil {
-			<-ordered           // it is not reaped before
+			<-handedOver        // it is not reaped before
 			ended <- cmd.Wait() // here, because with the thread the process ends
 		}
 	}()
@@ -228,13 +228,13 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		if victim == nil {
 			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
 		}
-		stdin.Close() // without an order it ends
+		stdin.Close() // without a task it ends
 		go func() {
 			if err := p.idle.watch(ctx, cmd.Process.Pid, p.moves); err != nil {
 				stop(err)
 			}
 		}()
-		close(ordered)
+		close(handedOver)
 		if err = <-ended; victim != nil {
 			err = victim
 		}
@@ -268,7 +268,7 @@ func (p *unprivileged) whyEnded(err error, said, crash []byte) error {
 	case status.Signal() == syscall.SIGKILL:
 		why, fix = "it was killed: the host is out of memory", "free memory on the host, then retry"
 	case strings.Contains(line, "out of memory") || strings.Contains(line, "cannot allocate memory"):
-		why, fix = fmt.Sprintf("it needs more than the %s of memory that it may use", invalid.Megabytes(int64(p.order.memory()))), invalid.FixLeaveOut
+		why, fix = fmt.Sprintf("it needs more than the %s of memory that it may use", invalid.Megabytes(int64(p.task.memory()))), invalid.FixLeaveOut
 	case line != "":
 		why += ": " + line
 	}

@@ -33,21 +33,21 @@ import (
 // one could want that its input has taken over, and says what became of it.
 func TestMain(m *testing.M) {
 	if IsProcess() {
-		var o order
-		err := gob.NewDecoder(os.Stdin).Decode(&o)
+		var todo task
+		err := gob.NewDecoder(os.Stdin).Decode(&todo)
 		privileges := privileges() // once it is bounded it cannot ask
 		if err == nil {
-			err = o.bound()
+			err = todo.bound()
 		}
 		switch {
 		case err != nil:
-		case o.about() == keepsOutput:
+		case todo.about() == keepsOutput:
 			err = unix.Sendmsg(firstFD, []byte("x"), unix.UnixRights(unix.Stdout), nil, 0)
-		case o.about() == hangs:
+		case todo.about() == hangs:
 			_, err = io.ReadAll(os.NewFile(firstFD, "first")) // of which nobody closes the other end
-		case o.about() == crashes:
+		case todo.about() == crashes:
 			panic("boom\x1b[2J")
-		case o.about() == exhausts:
+		case todo.about() == exhausts:
 			for held := [][]byte{}; ; {
 				block := make([]byte, 16<<20)
 				for i := 0; i < len(block); i += 4096 {
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 				}
 				held = append(held, block)
 			}
-		case o.about() == works:
+		case todo.about() == works:
 			for began, _ := cpuTime(os.Getpid()); ; { // as long as the other end is open
 				if now, _ := cpuTime(os.Getpid()); now-began > 10*time.Millisecond && closed(firstFD) {
 					break
@@ -63,7 +63,7 @@ func TestMain(m *testing.M) {
 			}
 			err = errors.New("worked")
 		default:
-			err = errors.New(attempts(o.about(), privileges))
+			err = errors.New(attempts(todo.about(), privileges))
 		}
 		os.Stdout.Write(invalid.Encode(err))
 		os.Exit(exitFailed)
@@ -91,15 +91,15 @@ func closed(fd int) bool {
 	return err == nil && n > 0 && fds[0].Revents&unix.POLLHUP != 0
 }
 
-// about is the name in the order.
-func (o *order) about() string {
+// about is the name in the task.
+func (t *task) about() string {
 	switch {
-	case o.Zip != nil:
-		return o.Zip.File
-	case o.Read != nil:
-		return o.Read.Image
+	case t.Zip != nil:
+		return t.Zip.File
+	case t.Read != nil:
+		return t.Read.Image
 	}
-	return o.Unpack.Image
+	return t.Unpack.Image
 }
 
 // attempts says what of the host can be had, with a listener of the host at addr. The
@@ -211,10 +211,10 @@ func TestUnpackConfinement(t *testing.T) {
 		want string
 		p    unprivileged
 	}{
-		{"folder link", unprivileged{what: "zip", order: order{Zip: &extract.ZipJob{File: addr, Limits: extract.Limits{UnzippedBytes: 1}}}}},
-		{"folder link", unprivileged{what: "layers", order: order{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
-		{"", unprivileged{what: "image", order: order{Read: &image.ReadJob{Image: addr}}}},
-		{"hosts connect", unprivileged{what: "image", order: order{Read: &image.ReadJob{Image: addr, Source: image.Registry}}, network: true}},
+		{"folder link", unprivileged{what: "zip", task: task{Zip: &extract.ZipJob{File: addr, Limits: extract.Limits{UnzippedBytes: 1}}}}},
+		{"folder link", unprivileged{what: "layers", task: task{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
+		{"", unprivileged{what: "image", task: task{Read: &image.ReadJob{Image: addr}}}},
+		{"hosts connect", unprivileged{what: "image", task: task{Read: &image.ReadJob{Image: addr, Source: image.Registry}}, network: true}},
 	} {
 		p, want := test.p, test.want
 		tree, err := os.Open(t.TempDir())
@@ -251,7 +251,7 @@ func TestUnpackEnds(t *testing.T) {
 	defer theirs.Close()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	p := unprivileged{what: "image", about: keepsOutput, order: order{Read: &image.ReadJob{Image: keepsOutput}}, files: []*os.File{theirs},
+	p := unprivileged{what: "image", about: keepsOutput, task: task{Read: &image.ReadJob{Image: keepsOutput}}, files: []*os.File{theirs},
 		idle: idleAlone, moves: new(atomic.Int64)}
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(context.Background(), 1<<30, log) }()
@@ -281,7 +281,7 @@ func TestUnpackHangs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := unprivileged{what: "zip", about: about, order: order{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1}}},
+		p := unprivileged{what: "zip", about: about, task: task{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1}}},
 			files: []*os.File{from}, idle: idleness{2 * time.Second, time.Millisecond}, moves: moves}
 		ended = make(chan error, 1)
 		go func() {
@@ -342,7 +342,7 @@ func TestUnpackDies(t *testing.T) {
 		crashes:  `"panic: boom\x1b[2J"; report it to sandboxd's developers`,
 		exhausts: "more than the 512.0 MiB of memory that it may use; leave out",
 	} {
-		p := unprivileged{what: "zip", about: about, order: order{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1 << 20}}},
+		p := unprivileged{what: "zip", about: about, task: task{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1 << 20}}},
 			idle: idleAlone, moves: new(atomic.Int64)}
 		err := p.run(t.Context(), 1<<30, log)
 		if err == nil || !strings.Contains(err.Error(), about) || !strings.Contains(err.Error(), want) {

@@ -101,7 +101,7 @@ func (c *coldStarts) print(root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOnly
 	if c.table {
 		var b strings.Builder
 		writeSteps(&b, root, steps)
-		_, _ = io.WriteString(c.log.Out, b.String()) // an outlet: never fails
+		_, _ = io.WriteString(c.log.Out, b.String()) // an AsyncWriter, which never fails
 		return
 	}
 	type step struct {

@@ -27,7 +27,7 @@ const (
 	CgroupMade          Point = "cgroup-made"          // no process or file of the sandbox exists
 	NetNSMade           Point = "netns-made"           // the Runtime API's socket is bound
 	RootMounted         Point = "root-mounted"         // no domain exists
-	InitUp              Point = "init-up"              // a domain's init handler has said hello
+	InitUp              Point = "init-up"              // a domain's init handler has sent its handshake
 	ExtensionRegistered Point = "extension-registered" // its answer is not sent
 	Idle                Point = "idle"                 // everyone waits for an event
 	Invoking            Point = "invoking"             // the event is handed out

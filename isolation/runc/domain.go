@@ -151,7 +151,7 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	masked := inBackground(func() (struct{}, error) {
 		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, said) })
 	})
-	err = inStep(ctx, "init handler says hello", func() error { return hello(ctx, conn) })
+	err = inStep(ctx, "handshake of the init handler", func() error { return handshake(ctx, conn) })
 	if err == nil {
 		err = errors.Join(confined(pid), s.group.entered(pid, name))
 	}
@@ -196,7 +196,7 @@ func (s *Sandbox) shortOfMemory(err error) error {
 	return err
 }
 
-// confined says why an init handler that has said hello is not confined: everything that
+// confined says why an init handler that has sent its handshake is not confined: everything that
 // will run in the domain inherits what it has.
 func confined(pid int) error {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -211,8 +211,8 @@ func confined(pid int) error {
 	return nil
 }
 
-// hello waits for the init handler's first message.
-func hello(ctx context.Context, conn *wire.Conn) error {
+// handshake waits for the init handler's first message.
+func handshake(ctx context.Context, conn *wire.Conn) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	msg, files, err := conn.Recv()
 	for _, f := range files {
@@ -224,8 +224,8 @@ func hello(ctx context.Context, conn *wire.Conn) error {
 	if err != nil {
 		return fmt.Errorf("wait for the init handler: %w", err)
 	}
-	if h, ok := msg.(wire.Hello); !ok || h.Version != wire.Version {
-		return fmt.Errorf("init handler said %#v, want hello of version %d", msg, wire.Version)
+	if h, ok := msg.(wire.Handshake); !ok || h.Version != wire.Version {
+		return fmt.Errorf("init handler sent %#v; want a handshake of version %d", msg, wire.Version)
 	}
 	return nil
 }

@@ -32,13 +32,13 @@ func inMounts(pid int, f func() error) error {
 }
 
 // mask hides what /proc tells of the host from the domain whose init handler is, or is about
-// to be, the process pid. When the init handler has said hello, or false comes instead, it
+// to be, the process pid. When the init handler has sent its handshake, or false comes instead, it
 // makes /proc/sys read-only, and takes the effect of set-id bits from all mounts. Nothing of
 // a function is there yet.
 //
 // libcontainer can hide paths too. It takes a dozen system calls for each, where one does
 // as long as all there is in the domain is ours.
-func (e *Engine) mask(pid int, hello <-chan bool) error {
+func (e *Engine) mask(pid int, handshake <-chan bool) error {
 	empty, err := unix.OpenTree(unix.AT_FDCWD, e.empty(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
@@ -48,7 +48,7 @@ func (e *Engine) mask(pid int, hello <-chan bool) error {
 		if err := hide(isolation.MaskedPaths(), empty); err != nil {
 			return err
 		}
-		if !<-hello {
+		if !<-handshake {
 			return nil
 		}
 		// Not a detached mount: those count as mount namespaces of the domain's user

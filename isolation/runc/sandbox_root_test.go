@@ -448,7 +448,7 @@ func TestCodeOfAnotherOwnerBelongsToRoot(t *testing.T) {
 	}
 }
 
-func TestBlank(t *testing.T) { // docs/decisions/0008
+func TestPrewarmed(t *testing.T) { // docs/decisions/0008
 	spec := hostSpec(t, isolation.RuntimeDomain, isolation.ExtensionDomain)
 	b, err := engine.Prepare(t.Context(), spec)
 	if err != nil {
@@ -472,7 +472,7 @@ func TestBlank(t *testing.T) { // docs/decisions/0008
 	}
 }
 
-func TestBlankIsNotAssigned(t *testing.T) {
+func TestPrewarmedIsNotAssigned(t *testing.T) {
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	b, err := engine.Prepare(t.Context(), spec)
 	if err != nil {
@@ -484,7 +484,7 @@ func TestBlankIsNotAssigned(t *testing.T) {
 		t.Errorf("assign with a source that does not exist: %v", err)
 	}
 	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
-		t.Errorf("init handler %d of the blank that failed: %v", pid, err)
+		t.Errorf("init handler %d of the prewarmed sandbox that failed: %v", pid, err)
 	}
 	if b, err = engine.Prepare(t.Context(), spec); err != nil {
 		t.Fatal(err)

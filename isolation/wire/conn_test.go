@@ -163,7 +163,7 @@ func TestHostilePeer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hello, err := encode(Hello{Version: Version})
+	handshake, err := encode(Handshake{Version: Version})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestHostilePeer(t *testing.T) {
 		{"more than a message", false, make([]byte, MaxMessage+1), 0},
 		{"more than a message with files", false, append(valid, make([]byte, MaxMessage)...), 2},
 		{"garbage to the daemon", true, []byte{200, 1, 2}, 0},
-		{"files to the daemon", true, hello, 2},
+		{"files to the daemon", true, handshake, 2},
 		{"files without data to the daemon", true, nil, 2},
 		{"a large message to the daemon", true, make([]byte, eventSize+1), 0},
 	} {

@@ -17,7 +17,7 @@ import (
 	"strings"
 )
 
-// Version is what [Hello] carries. Both ends come from one build, so a difference
+// Version is what [Handshake] carries. Both ends come from one build, so a difference
 // means that a daemon has started a foreign init handler.
 const Version = 2
 
@@ -29,7 +29,7 @@ const (
 	MaxStrings = 4096      // entries of Argv or Env
 )
 
-// Message is one of [Exec], [Signal], [KillAll], [Hello], [Started], [Exited] and
+// Message is one of [Exec], [Signal], [KillAll], [Handshake], [Started], [Exited] and
 // [Killed], as a value.
 type Message interface {
 	kind() kind
@@ -60,9 +60,9 @@ type Signal struct {
 // answer, after the last one is reaped and its exit reported, is a [Killed].
 type KillAll struct{ Seq uint32 }
 
-// Hello is the first message of an init handler: its limits are set, its privileges
+// Handshake is the first message of an init handler: its limits are set, its privileges
 // dropped, and it takes requests.
-type Hello struct{ Version uint32 }
+type Handshake struct{ Version uint32 }
 
 // Started answers an [Exec].
 type Started struct {
@@ -97,19 +97,19 @@ const (
 	kindExec kind = iota + 1
 	kindSignal
 	kindKillAll
-	kindHello
+	kindHandshake
 	kindStarted
 	kindExited
 	kindKilled
 )
 
-func (Exec) kind() kind    { return kindExec }
-func (Signal) kind() kind  { return kindSignal }
-func (KillAll) kind() kind { return kindKillAll }
-func (Hello) kind() kind   { return kindHello }
-func (Started) kind() kind { return kindStarted }
-func (Exited) kind() kind  { return kindExited }
-func (Killed) kind() kind  { return kindKilled }
+func (Exec) kind() kind      { return kindExec }
+func (Signal) kind() kind    { return kindSignal }
+func (KillAll) kind() kind   { return kindKillAll }
+func (Handshake) kind() kind { return kindHandshake }
+func (Started) kind() kind   { return kindStarted }
+func (Exited) kind() kind    { return kindExited }
+func (Killed) kind() kind    { return kindKilled }
 
 func (m Exec) append(b []byte) []byte {
 	b = appendUint32(b, m.ID, m.UID, m.GID)
@@ -119,9 +119,9 @@ func (m Exec) append(b []byte) []byte {
 	return appendStrings(b, m.Env)
 }
 
-func (m Signal) append(b []byte) []byte  { return appendUint32(b, m.ID, uint32(m.Signal)) }
-func (m KillAll) append(b []byte) []byte { return appendUint32(b, m.Seq) }
-func (m Hello) append(b []byte) []byte   { return appendUint32(b, m.Version) }
+func (m Signal) append(b []byte) []byte    { return appendUint32(b, m.ID, uint32(m.Signal)) }
+func (m KillAll) append(b []byte) []byte   { return appendUint32(b, m.Seq) }
+func (m Handshake) append(b []byte) []byte { return appendUint32(b, m.Version) }
 func (m Started) append(b []byte) []byte {
 	return appendUint32(b, m.ID, uint32(m.PID), uint32(m.Errno), uint32(m.Stage))
 }
@@ -156,9 +156,9 @@ func (m Signal) check() error {
 	return nil
 }
 
-func (m KillAll) check() error { return nil }
-func (m Hello) check() error   { return nil }
-func (m Killed) check() error  { return nil }
+func (m KillAll) check() error   { return nil }
+func (m Handshake) check() error { return nil }
+func (m Killed) check() error    { return nil }
 
 func (m Started) check() error {
 	ok := m.Stage == StageNone && m.Errno == 0 && m.PID > 0
@@ -219,8 +219,8 @@ func decode(b []byte) (Message, error) {
 		m = Signal{ID: r.uint32(), Signal: int32(r.uint32())}
 	case kindKillAll:
 		m = KillAll{Seq: r.uint32()}
-	case kindHello:
-		m = Hello{Version: r.uint32()}
+	case kindHandshake:
+		m = Handshake{Version: r.uint32()}
 	case kindStarted:
 		m = Started{ID: r.uint32(), PID: int32(r.uint32()), Errno: int32(r.uint32()), Stage: r.stage()}
 	case kindExited:

@@ -14,7 +14,7 @@ var samples = []Message{
 	Signal{ID: 7, Signal: 1},
 	Signal{ID: 7, Signal: 64},
 	KillAll{Seq: 3},
-	Hello{Version: Version},
+	Handshake{Version: Version},
 	Started{ID: 9, PID: 2},
 	Started{ID: 9, Errno: 2, Stage: StageDir},
 	Started{ID: 9, Errno: 4095, Stage: StageExec},

@@ -12,10 +12,10 @@ import (
 // LC-64), the wait for kills (9 s, LC-63), and the removal of what it held.
 const closeTimeout = 20 * time.Second
 
-// keep is the keeper of m: it waits for the end of the sandbox, or until nobody has needed
-// it for long, then closes it.
-func (f *Fleet) keep(m *member) {
-	defer f.keepers.Done()
+// reap waits for the end of the sandbox, or until nobody has needed
+// it for long, then closes it: it is the reaper of m.
+func (f *Fleet) reap(m *member) {
+	defer f.reapers.Done()
 	f.watch(m)
 
 	f.mu.Lock()
@@ -71,7 +71,7 @@ func (f *Fleet) watch(m *member) {
 }
 
 // done frees m at the end of its invocation. One whose sandbox has died stays with its
-// keeper, which will see that.
+// reaper, which will see that.
 func (f *Fleet) done(m *member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
