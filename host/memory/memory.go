@@ -34,8 +34,8 @@ func (i Info) Read() (total, available uint64) {
 }
 
 // Short reports whether so little memory is available that what is only kept ready should
-// give up its own.
+// give up its own. Memory that cannot be read counts as short.
 func (i Info) Short() bool {
 	total, available := i.Read()
-	return available/pressureShare < total/100
+	return total == 0 || available/pressureShare < total/100
 }

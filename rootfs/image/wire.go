@@ -154,9 +154,12 @@ func (a askedFiles) open(name string) (io.ReadCloser, int64, error) {
 	}
 	var head [headBytes]byte
 	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := a.c.ReadMsgUnix(head[:], oob)
+	n, oobn, flags, _, err := a.c.ReadMsgUnix(head[:], oob)
 	if err != nil || n != len(head) {
 		return nil, 0, errors.Join(errProtocol, err)
+	}
+	if flags&unix.MSG_CTRUNC != 0 { // unix(7): the descriptor has no room here
+		return nil, 0, &fs.PathError{Op: "open", Path: name, Err: unix.EMFILE}
 	}
 	body := make([]byte, min(binary.LittleEndian.Uint32(head[1:]), maxData))
 	if _, err := io.ReadFull(a.c, body); err != nil {

@@ -40,12 +40,6 @@ const (
 	dialTime    = 5 * time.Second
 )
 
-// inJSON is an answer of one text.
-func inJSON(v any) ([]string, error) {
-	b, err := json.Marshal(v)
-	return []string{string(b)}, err
-}
-
 // numbers are those of the bits that are set.
 func numbers(set uint64) (list []int) {
 	for ; set != 0; set &= set - 1 {

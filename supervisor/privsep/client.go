@@ -2,7 +2,6 @@ package privsep
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -89,14 +88,6 @@ func (c *Client) Upstream(ctx context.Context, network string, server int) (net.
 		return nil, err
 	}
 	return a.conn()
-}
-
-// decode reads the one text of an answer.
-func (a answer) decode(v any) error {
-	if len(a.text) != 1 || json.Unmarshal([]byte(a.text[0]), v) != nil {
-		return errMalformed
-	}
-	return nil
 }
 
 // read hands out answers until there are no more.

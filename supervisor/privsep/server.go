@@ -115,25 +115,25 @@ func (s *Server) Serve(gone func()) error {
 		_ = b.Kill(context.Background()) // its Close reports what stays
 	}
 	s.mu.Unlock()
-	s.rest(2 * removalTime)
+	rest(&s.working, 2*removalTime)
+	var closing sync.WaitGroup // not working, on which an earlier Wait may have given up
 	s.mu.Lock()
 	for n, b := range s.boxes {
-		s.working.Go(func() {
+		closing.Go(func() {
 			if err := s.close(n, b); err != nil && s.cfg.OnError != nil {
 				s.cfg.OnError(err)
 			}
 		})
 	}
 	s.mu.Unlock()
-	s.rest(3 * removalTime)
+	rest(&closing, 3*removalTime)
 	return err
 }
 
-// rest waits until no request is worked on any more, but not for ever: one may hang in
-// the kernel.
-func (s *Server) rest(patience time.Duration) {
+// rest waits for a group, but not for ever: one of its goroutines may hang in the kernel.
+func rest(group *sync.WaitGroup, patience time.Duration) {
 	done := make(chan struct{})
-	go func() { s.working.Wait(); close(done) }()
+	go func() { group.Wait(); close(done) }()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
