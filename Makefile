@@ -55,10 +55,12 @@ test-parts:
 	@echo build $(TEST_PARTS)
 
 .PHONY: lint
-lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck, govulncheck, shellcheck
+lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck and govulncheck of both modules, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	go vet -tags seccomp,integration,vm ./...
+	go vet -C conformance ./...
 	$(TOOLS)/staticcheck -tags seccomp,integration,vm ./...
+	cd conformance && ../$(TOOLS)/staticcheck ./...
 	scripts/govulncheck.sh $(TOOLS)/govulncheck
 	shellcheck -x $(SCRIPTS)
 
@@ -72,8 +74,9 @@ unit: tools ## tests that need no privilege and no cgo, run as nobody
 	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor ./isolation ./architecture
 
 .PHONY: race
-race: tools $(EMBEDDED) ## the same and all other unit tests with the race detector
+race: tools $(EMBEDDED) ## the same and all other unit tests of both modules with the race detector
 	$(GOTESTSUM) --jsonfile .build/results/race.json -- -race -tags seccomp -p 1 -timeout 10m ./...
+	cd conformance && ../$(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg --jsonfile ../.build/results/race-conformance.json -- -race -p 1 -timeout 10m ./...
 
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
@@ -95,7 +98,7 @@ vm-test-systemd: tools build ## the same in a virtual machine where systemd owns
 
 .PHONY: conformance
 conformance: build ## run the conformance suite against bin/sandboxd, as root
-	CGO_ENABLED=0 go build -trimpath -o bin/conformance ./conformance/cmd/conformance
+	CGO_ENABLED=0 go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
 	bin/conformance check
 	@mkdir -p .build/results
 	bin/conformance run --again 4 --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
@@ -106,7 +109,8 @@ conformance-clients: tools build ## run official clients and SDKs against bin/sa
 	scripts/setup.sh clients
 	scripts/clients.sh
 	$(GOTESTSUM) --jsonfile .build/results/clients.json $(AGAIN) --packages ./integration -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient'
-	go run ./conformance/cmd/conformance clients .build/results/clients.json
+	go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
+	bin/conformance clients .build/results/clients.json
 
 .PHONY: attack
 attack: tools build ## the attacks of the tests, at their full length, as root

@@ -55,9 +55,10 @@ var allowed = map[string][]string{
 	"supervisor":              {"isolation", "isolation/wire"},
 	"internal/tracing":        {},
 
-	// The conformance suite knows nothing of the product: it talks to it over the wire.
+	// The conformance suite is a module of its own and knows nothing of the product: it
+	// talks to it over the wire.
 	"conformance":                 {},
-	"conformance/actor":           {"conformance/script", "integration/inside"},
+	"conformance/actor":           {"conformance/script"},
 	"conformance/cases":           {"conformance/script", "conformance/suite"},
 	"conformance/cmd/conformance": {"conformance", "conformance/actor", "conformance/cases", "conformance/suite"},
 	"conformance/script":          {},
@@ -167,7 +168,8 @@ func TestInitHandlerIsSmall(t *testing.T) {
 	}
 }
 
-// files parses the imports of every Go file of the module.
+// files parses the imports of every Go file of the module and of that of the
+// conformance suite.
 func files(t *testing.T) []file {
 	t.Helper()
 	var all []file
@@ -178,7 +180,7 @@ func files(t *testing.T) []file {
 		}
 		if entry.IsDir() {
 			hidden := strings.HasPrefix(entry.Name(), ".") && path != "."
-			if hidden || entry.Name() == "testdata" || isOtherModule(tree, path) {
+			if hidden || entry.Name() == "testdata" || path != "conformance" && isOtherModule(tree, path) {
 				return fs.SkipDir
 			}
 			return nil
@@ -212,6 +214,24 @@ func files(t *testing.T) []file {
 		t.Fatal("no Go file found")
 	}
 	return all
+}
+
+// TestConformanceStandsAlone keeps the conformance suite apart from the product: it
+// imports nothing of ours, and only the integration tests import it.
+func TestConformanceStandsAlone(t *testing.T) {
+	const suite = module + "/conformance"
+	within := func(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+	for _, f := range files(t) {
+		inside := within(f.pkg, "conformance")
+		for _, path := range f.imports {
+			if inside && within(path, module) && !within(path, suite) {
+				t.Errorf("%s imports %s: the conformance suite knows nothing of the product", f.path, path)
+			}
+			if !inside && within(path, suite) && !within(f.pkg, "integration") {
+				t.Errorf("%s imports %s: only the integration tests may", f.path, path)
+			}
+		}
+	}
 }
 
 // isOtherModule reports whether a folder below the root has a go.mod of its own.

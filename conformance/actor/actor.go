@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/integration/inside"
 )
 
 // Mark is the beginning of a line that an actor prints besides journal entries that
@@ -52,7 +51,7 @@ func Role(path string) (Config, bool) {
 	default:
 		return Config{}, false
 	}
-	c.FDs = inside.InheritedFDs()
+	c.FDs = inheritedFDs()
 	return c, true
 }
 

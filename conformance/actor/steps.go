@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/integration/inside"
 )
 
 // operation does one step and notes what became of it.
@@ -179,7 +178,7 @@ func (a *actor) announce(e script.Entry) {
 
 func processes(_ context.Context, _ *actor, _ script.Step, e *script.Entry) {
 	var err error
-	e.List, err = inside.Processes()
+	e.List, err = visibleProcesses()
 	fail(e, err)
 }
 
