@@ -41,10 +41,13 @@ func (s *Stream) Chunks() string {
 }
 
 // InvokeStream invokes the function for a streamed answer and takes it in. Frames are
-// read only of an answer with status 200; a frame that is wrong is fatal.
+// read only of an answer with status 200; a frame that is wrong is fatal, and so is a
+// stream of more than 64 MiB, which ends within a frame.
 func (t *T) InvokeStream(payload string, header ...string) *Stream {
+	ctx, cancel := t.limited()
+	defer cancel()
 	began := time.Now()
-	req, err := http.NewRequestWithContext(t.ctx, http.MethodPost, t.instance().URL()+StreamPath, strings.NewReader(payload))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.instance().URL()+StreamPath, strings.NewReader(payload))
 	if err != nil {
 		t.Fatalf("stream: %v", err)
 	}
@@ -58,12 +61,12 @@ func (t *T) InvokeStream(payload string, header ...string) *Stream {
 	defer resp.Body.Close()
 	s := &Stream{Answer: Answer{Status: resp.StatusCode, Header: resp.Header}}
 	if resp.StatusCode != http.StatusOK {
-		s.Body, _ = io.ReadAll(resp.Body)
+		s.Body, _ = io.ReadAll(io.LimitReader(resp.Body, mostBytes))
 		s.Took = time.Since(began)
 		return s
 	}
-	for {
-		m, err := ReadMessage(resp.Body)
+	for body := io.LimitReader(resp.Body, mostBytes); ; {
+		m, err := ReadMessage(body)
 		if err == io.EOF {
 			s.Took = time.Since(began)
 			return s
