@@ -112,7 +112,7 @@ var shutdown = []suite.Case{
 	{ID: "LC-66", Setup: resetting, Run: func(t *suite.T) {
 		payload, _ := t.Event(true, exit(1))
 		t.Invoke(payload)
-		t.Contains("SHUTDOWN event", ended(t.Journal().By("watcher").Named("SHUTDOWN"))[0].Text, `"shutdownReason":"failure"`)
+		t.Contains("SHUTDOWN event", t.First(ended(t.Journal().By("watcher")), "SHUTDOWN").Text, `"shutdownReason":"failure"`)
 	}},
 	{ID: "LC-68", Setup: late, Run: func(t *suite.T) {
 		payload, _ := t.Event(true, sleep(60_000))
@@ -146,6 +146,9 @@ var shutdown = []suite.Case{
 		_, j := t.Play(step{Op: "read", Path: "/tmp/kept"})
 		suite.Equal(t, "file in /tmp", t.One(j, "read").Text, "mine")
 		env := t.Journal().By("runtime").Named("env")
+		if len(env) < 2 {
+			t.Fatalf("%d environments of the runtime in the journal, want one before the reset and one after it", len(env))
+		}
 		one, _ := variable(env[0].List, "AWS_LAMBDA_LOG_STREAM_NAME")
 		two, _ := variable(env[len(env)-1].List, "AWS_LAMBDA_LOG_STREAM_NAME")
 		suite.Equal(t, "log stream after the reset", two, one)
@@ -192,6 +195,6 @@ var shutdown = []suite.Case{
 		_, before := t.Play()
 		time.Sleep(100 * time.Millisecond) // frozen by now
 		_, after := t.Play()
-		suite.Equal(t, "pid", after[0].PID, before[0].PID)
+		suite.Equal(t, "pid", t.First(after, "next").PID, t.First(before, "next").PID)
 	}},
 }
