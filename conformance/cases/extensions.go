@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
@@ -203,25 +202,6 @@ func invokes(t *suite.T, j script.Entries, who, id string) []event {
 	return list
 }
 
-// printed are the entries of a kind that an actor printed.
-func printed(t *suite.T, log, who, name string) []script.Entry {
-	var list []script.Entry
-	for line := range strings.Lines(log) {
-		_, text, found := strings.Cut(line, "CONFORMANCE ")
-		var e script.Entry
-		if !found {
-			continue
-		}
-		if err := json.Unmarshal([]byte(text), &e); err != nil {
-			t.Errorf("printed entry %q: %v", text, err)
-		}
-		if e.Who == who && e.Name == name {
-			list = append(list, e)
-		}
-	}
-	return list
-}
-
 // extensionEvents is sections 2.3 and 2.4.
 var extensionEvents = []suite.Case{
 	{ID: "EX-16", Setup: internal, Run: func(t *suite.T) {
@@ -274,7 +254,7 @@ var extensionEvents = []suite.Case{
 		t.Invoke("1")
 		before := time.Now().UnixMilli()
 		log := t.Stop()
-		list := printed(t, log, "ending", "SHUTDOWN")
+		list := script.Printed(log, "ending", "SHUTDOWN")
 		if len(list) != 1 {
 			t.Fatalf("%d SHUTDOWN events, want 1", len(list))
 		}

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/conformance/actor"
 	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/conformance/suite"
 )
@@ -90,7 +89,7 @@ func liar(setup *suite.Setup, text, tail string) *hostile {
 		for _, name := range []string{"start", "next", "INVOKE", "SHUTDOWN", "sigterm"} {
 			e := script.Entry{Who: who, Name: name, Text: text, Start: 1}
 			journal = append(journal, e)
-			log.WriteString(actor.Mark + script.Encode(e) + "\n")
+			log.WriteString(e.Print())
 		}
 		for _, steps := range starts {
 			note(who, "", steps)

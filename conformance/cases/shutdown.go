@@ -15,15 +15,15 @@ const (
 	share  = window * 30 / 100
 )
 
-func termed(data string) step { return step{Op: "onterm", Data: data} }
+func termed(list ...step) step { return step{Op: "onterm", Steps: list} }
 
 var (
-	alone    = &suite.Setup{Name: "shutdown without extensions", Runtime: starts(steps(termed("")))}
-	obedient = &suite.Setup{Name: "shutdown of a runtime that exits", Runtime: starts(steps(termed("exit"))),
+	alone    = &suite.Setup{Name: "shutdown without extensions", Runtime: starts(steps(termed()))}
+	obedient = &suite.Setup{Name: "shutdown of a runtime that exits", Runtime: starts(steps(termed(exit(0)))),
 		Extensions: map[string][][]step{"watcher": watch(both), "deaf": watch(`"INVOKE"`)}}
-	deaf = &suite.Setup{Name: "shutdown of a runtime that goes on", Runtime: starts(steps(termed(""))),
+	deaf = &suite.Setup{Name: "shutdown of a runtime that goes on", Runtime: starts(steps(termed())),
 		Extensions: map[string][][]step{"watcher": starts(steps(registerAs(both), onShutdown(serve(0), sleep(60_000))))}}
-	late = &suite.Setup{Name: "shutdown of a busy extension", Timeout: 1, Runtime: starts(steps(termed("exit"))),
+	late = &suite.Setup{Name: "shutdown of a busy extension", Timeout: 1, Runtime: starts(steps(termed(exit(0)))),
 		Extensions: map[string][][]step{"watcher": starts(steps(registerAs(both), serve(0, sleep(1500))))}}
 	resetting = &suite.Setup{Name: "reset with an extension", Runtime: starts(lookAround), Extensions: map[string][][]step{"watcher": watch(both)}}
 )
@@ -52,20 +52,20 @@ func deadlineOf(t *suite.T, e script.Entry) time.Time {
 var shutdown = []suite.Case{
 	{ID: "LC-60", Setup: alone, Run: func(t *suite.T) {
 		t.Invoke("1")
-		if n := len(printed(t, t.Stop(), "runtime", "sigterm")); n > 0 {
+		if n := len(script.Printed(t.Stop(), "runtime", "sigterm")); n > 0 {
 			t.Errorf("the runtime got SIGTERM, without any extension")
 		}
 	}},
 	{ID: "LC-61", Setup: obedient, Run: func(t *suite.T) {
 		t.Invoke("1")
-		if n := len(printed(t, t.Stop(), "runtime", "sigterm")); n != 1 {
+		if n := len(script.Printed(t.Stop(), "runtime", "sigterm")); n != 1 {
 			t.Errorf("%d SIGTERM at spindown, want 1", n)
 		}
 	}},
 	{ID: "LC-62", Setup: deaf, Run: func(t *suite.T) {
 		t.Invoke("1")
 		log := t.Stop()
-		term, down := printed(t, log, "runtime", "sigterm"), printed(t, log, "watcher", "SHUTDOWN")
+		term, down := script.Printed(log, "runtime", "sigterm"), script.Printed(log, "watcher", "SHUTDOWN")
 		if len(term) != 1 || len(down) != 1 {
 			t.Fatalf("%d SIGTERM, %d SHUTDOWN; want one of each", len(term), len(down))
 		}
@@ -87,7 +87,7 @@ var shutdown = []suite.Case{
 		t.Restart()
 		t.Invoke("1")
 		began := time.Now()
-		down := printed(t, t.Stop(), "watcher", "SHUTDOWN")
+		down := script.Printed(t.Stop(), "watcher", "SHUTDOWN")
 		if len(down) != 1 {
 			t.Fatalf("%d SHUTDOWN events", len(down))
 		}
@@ -100,7 +100,7 @@ var shutdown = []suite.Case{
 		t.Restart()
 		t.Invoke("1")
 		log := t.Stop()
-		term, down := printed(t, log, "runtime", "sigterm"), printed(t, log, "watcher", "SHUTDOWN")
+		term, down := script.Printed(log, "runtime", "sigterm"), script.Printed(log, "watcher", "SHUTDOWN")
 		if len(term) != 1 || len(down) != 1 {
 			t.Fatalf("%d SIGTERM, %d SHUTDOWN; want one of each", len(term), len(down))
 		}
@@ -124,7 +124,7 @@ var shutdown = []suite.Case{
 		t.Invoke(payload)
 		_, j := t.Play(step{Op: "ps"})
 		for _, p := range t.One(j, "ps").List {
-			if strings.Contains(p, "conformance-daemon") {
+			if strings.Contains(p, script.DaemonName) {
 				t.Errorf("it outlived the reset: %s", p)
 			}
 		}
@@ -186,7 +186,7 @@ var shutdown = []suite.Case{
 		t.Invoke("1")
 		time.Sleep(100 * time.Millisecond) // frozen by now, where idle environments are
 		began := time.Now()
-		down := printed(t, t.Stop(), "watcher", "SHUTDOWN")
+		down := script.Printed(t.Stop(), "watcher", "SHUTDOWN")
 		if len(down) != 1 || deadlineOf(t, down[0]).Sub(began) < window-10*time.Millisecond {
 			t.Errorf("a frozen environment got %d SHUTDOWN events, or not the whole window", len(down))
 		}
