@@ -80,6 +80,7 @@ var allowed = map[string][]string{
 	"examples/go-echo":          {},
 	"examples/go-sigterm":       {},
 	"integration":               {"internal/failpoint"},
+	"integration/actor":         {"conformance/actor", "conformance/script"},
 	"integration/audit":         {},
 	"integration/clients/go":    {},
 	"integration/dockerspec":    {},
