@@ -53,6 +53,7 @@ var allowed = map[string][]string{
 	"host/subid":              {"internal/runfolder"},
 	"internal/runfolder":      {},
 	"supervisor":              {"isolation", "isolation/wire"},
+	"internal/testdaemon":     {},
 	"internal/tracing":        {},
 
 	// The conformance suite is a module of its own and knows nothing of the product: it
@@ -73,7 +74,7 @@ var allowed = map[string][]string{
 	"bench/load":      {"bench/clock"},
 	"bench/plot":      {},
 	"bench/result":    {"bench/load", "bench/plot"},
-	"bench/suite":     {"bench/engine", "bench/load", "bench/result", "isolation/runc"},
+	"bench/suite":     {"bench/engine", "bench/load", "bench/result", "internal/testdaemon", "isolation/runc"},
 
 	// What runs inside sandboxes must build without the rest.
 	"examples/extension-go":     {},
