@@ -77,18 +77,14 @@ var allowed = map[string][]string{
 	"bench/suite":     {"bench/engine", "bench/load", "bench/result", "internal/testdaemon", "isolation/runc"},
 
 	// What runs inside sandboxes must build without the rest.
-	"examples/extension-go":     {},
-	"examples/go-echo":          {},
-	"examples/go-sigterm":       {},
-	"integration":               {"internal/failpoint"},
-	"integration/actor":         {"conformance/actor", "conformance/script"},
-	"integration/audit":         {},
-	"integration/clients/go":    {},
-	"integration/dockerspec":    {},
-	"integration/inside":        {},
-	"integration/script":        {},
-	"integration/testextension": {"integration/inside", "integration/script"},
-	"integration/testruntime":   {"integration/inside", "integration/script"},
+	"examples/extension-go":  {},
+	"examples/go-echo":       {},
+	"examples/go-sigterm":    {},
+	"integration":            {"internal/failpoint"},
+	"integration/actor":      {"conformance/actor", "conformance/script"},
+	"integration/audit":      {},
+	"integration/clients/go": {},
+	"integration/dockerspec": {},
 }
 
 // onlyIn names the packages that alone may import what begins with a path: the live

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // abuse is one step against the Runtime API that must be refused.
@@ -57,12 +57,12 @@ func abuses() []abuse {
 // Every abuse is refused with a status of 4xx, or cut off; the function's own request
 // that follows is answered: it is how the result gets here.
 func TestAttackRuntimeAPI(t *testing.T) {
-	d := start(t, "--memory=512", "--timeout=60s", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--timeout=60s", function(t))
 	d.invokeMany(20, 1)
 	before, fds := d.anonymous(), d.fds()
 	for _, a := range abuses() {
 		t.Run(a.name, func(t *testing.T) {
-			answer := d.invoke(script.Event{Steps: []script.Step{a.step}})
+			answer := d.invoke(script.Event{Report: true, Steps: []script.Step{a.step}})
 			r := d.report(answer).Results[0]
 			if r.Error != "" || r.Status != 0 && r.Status/100 != 4 {
 				t.Errorf("status %d, %s; want 4xx or an end", r.Status, r.Error)
@@ -101,7 +101,7 @@ func TestAttackRuntimeAPIConnections(t *testing.T) {
 	t.Parallel()     // it mostly waits
 	const most = 256 // connections of one sandbox
 	const body = "POST /2018-06-01/runtime/invocation/{id}/response HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
-	d := start(t, "--memory=1769", "--timeout=120s", function(t, "testruntime"))
+	d := start(t, "--memory=1769", "--timeout=120s", function(t))
 	d.invokeMany(5, 1)
 	before, fds := d.anonymous(), d.fds()
 	r := d.do(hoards()...).Results
@@ -112,7 +112,7 @@ func TestAttackRuntimeAPIConnections(t *testing.T) {
 		t.Errorf("%d of %d idle connections are open, want %d at most; %s", r[3].N, r[2].N, most, r[2].Error)
 	}
 	// Bodies that do not end: one is the invocation's answer, so this invocation has none.
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "hold", N: 50, Data: body}, {Op: "exit", N: 3}}})
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "hold", N: 50, Data: body}, {Op: "exit", N: 3}}})
 	a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 3")
 	d.do()
 	d.wantGrownLess(before)

@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // size is how much of an attack is carried out: a part that CI can bear, or with
@@ -51,16 +51,16 @@ func (d *daemon) wantGrownLess(before int64) {
 // the other tries to use something up; the daemon and another function do not notice.
 func TestAttackExhaustion(t *testing.T) {
 	n := newNeighbour(t)
-	d := start(t, "--memory=512", "--timeout=300s", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--timeout=300s", function(t))
 	d.invokeMany(20, 1)
 	before := d.anonymous()
-	one := func(s script.Step) script.Result { t.Helper(); return d.do(s).Results[0] }
+	one := func(s script.Step) script.Entry { t.Helper(); return d.do(s).Results[0] }
 	for _, attack := range []struct {
 		name string
 		do   func(t *testing.T)
 	}{
 		{"threads", func(t *testing.T) {
-			a := d.invoke(script.Event{Steps: []script.Step{{Op: "threads", N: 3000}}})
+			a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "threads", N: 3000}}})
 			a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 2")
 		}},
 		{"/dev/shm", func(t *testing.T) {
@@ -82,8 +82,8 @@ func TestAttackExhaustion(t *testing.T) {
 			}
 		}},
 		{"CPU", func(t *testing.T) {
-			if r := one(script.Step{Op: "spin", N: 16, MS: 1500}); float64(r.MS) > 0.4*float64(r.N) { // 512 MB are 0.29 CPUs
-				t.Errorf("%d ms of CPU in %d ms", r.MS, r.N)
+			if r := one(script.Step{Op: "spin", N: 16, MS: 1500}); cpus(r) > 0.4 { // 512 MB are 0.29 CPUs
+				t.Errorf("%d ms of CPU in %v", r.N, r.Took())
 			}
 		}},
 		{"standard error", func(t *testing.T) {
@@ -186,22 +186,22 @@ func naiveAPI(t *testing.T) *naive {
 	return n
 }
 
-// outside lets the test runtime do steps as a plain process of the host.
-func outside(t *testing.T, api *naive, steps ...script.Step) []script.Result {
+// outside lets the scripted function do steps as a plain process of the host.
+func outside(t *testing.T, api *naive, steps ...script.Step) script.Entries {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", `ulimit -n 10000; exec "$0"`, filepath.Join(testbin, "testruntime"))
-	cmd.Env = append(os.Environ(), "AWS_LAMBDA_RUNTIME_API="+api.addr)
+	cmd := exec.Command("sh", "-c", `ulimit -n 10000; exec "$0"`, filepath.Join(testbin, actor))
 	cmd.Dir = t.TempDir()
+	cmd.Env = append(os.Environ(), "AWS_LAMBDA_RUNTIME_API="+api.addr, "TMPDIR="+cmd.Dir)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	api.event <- []byte(script.Encode(script.Event{Steps: steps}))
+	api.event <- []byte(script.Encode(script.Event{Report: true, Steps: steps}))
 	var report script.Report
 	select {
 	case err := <-ended:
-		t.Fatalf("the test runtime ended: %v", err)
+		t.Fatalf("the function ended: %v", err)
 	case answer := <-api.answer:
 		if err := json.Unmarshal(answer, &report); err != nil {
 			t.Error(err)

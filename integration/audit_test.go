@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,7 +109,7 @@ func parseFacts(t *testing.T, who string, text []byte) []fact {
 
 func auditSandboxd(t *testing.T, flags ...string) []fact {
 	t.Helper()
-	code := function(t, "testruntime")
+	code := function(t)
 	writeFile(t, filepath.Join(code, "audit"), readFile(t, filepath.Join(testbin, "audit")), 0o755)
 	d := start(t, append(flags, oneCPU, "--timeout=60s", code)...)
 	r := d.do(script.Step{Op: "exec", Argv: append([]string{"/var/task/audit"}, hostNamespaces(t)...)}).Results[0]

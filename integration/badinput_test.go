@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // outcome is what a command that ended has left.
@@ -107,7 +109,7 @@ func TestBadInput(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFolders(t)
 			// A configuration that is accepted by mistake must end too.
-			args := slices.Concat([]string{"run", "--listen=127.0.0.1:0"}, f.flags(), c.args)
+			args := slices.Concat([]string{"run", "--listen=127.0.0.1:0"}, f.Flags(), c.args)
 			out := sandboxdCommandWithin(t, "not json", args...)
 			wantUsageError(t, out, c.want)
 		})
@@ -119,24 +121,24 @@ func TestBadInput(t *testing.T) {
 func sandboxdCommandWithin(t *testing.T, stdin string, args ...string) outcome {
 	t.Helper()
 	var stdout bytes.Buffer
-	book := newLogBook()
+	book := testdaemon.NewBook()
 	cmd := exec.Command(sandboxd, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, book
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
-		if _, ok := book.wait(patience, func(line string) bool { return strings.Contains(line, "msg=listening") }); ok {
+		if _, ok := book.Wait(patience, func(line string) bool { return strings.Contains(line, "msg=listening") }); ok {
 			cmd.Process.Signal(syscall.SIGTERM)
 		}
 	}()
 	var exit *exec.ExitError
 	err := cmd.Wait()
-	book.end()
+	book.End()
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return outcome{cmd.ProcessState.ExitCode(), stdout.String(), book.text()}
+	return outcome{cmd.ProcessState.ExitCode(), stdout.String(), book.Text()}
 }
 
 // wantUsageError checks exit code 2 and a message with every part wanted.
@@ -178,7 +180,7 @@ func codeWith(t *testing.T, name string, content []byte, mode fs.FileMode) strin
 // ELF header (e_machine, at 18): AArch64 is 183.
 func foreignProgram(t *testing.T) []byte {
 	t.Helper()
-	program := readFile(t, filepath.Join(testbin, "testruntime"))
+	program := readFile(t, filepath.Join(testbin, actor))
 	program[18], program[19] = 183, 0
 	return program
 }
@@ -219,7 +221,7 @@ func TestNotRoot(t *testing.T) {
 // in a mount namespace where they are hidden.
 func TestHostWithoutCgroups(t *testing.T) {
 	f := newFolders(t)
-	args := slices.Concat([]string{"run", "--event=-"}, f.flags(), []string{shellFunction(t, shellBootstrap)})
+	args := slices.Concat([]string{"run", "--event=-"}, f.Flags(), []string{shellFunction(t, shellBootstrap)})
 	out := finish(t, "{}", withoutCgroups(args...))
 	wantUsageError(t, out, []string{"cgroup", "fix"})
 }

@@ -106,7 +106,7 @@ func letGoOn(t *testing.T, dir, read string) {
 // callProgram calls through a program that takes endpoint, kind, name and payload.
 func callProgram(d *daemon, dir string, argv ...string) caller {
 	return func(t *testing.T, c call) (called, error) {
-		cmd := exec.CommandContext(t.Context(), argv[0], append(argv[1:], "http://"+d.addr, c.kind, c.name, c.payload)...)
+		cmd := exec.CommandContext(t.Context(), argv[0], append(argv[1:], "http://"+d.Addr, c.kind, c.name, c.payload)...)
 		cmd.Env, cmd.Stderr = awsEnvironment(), os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -143,7 +143,7 @@ func callProgram(d *daemon, dir string, argv ...string) caller {
 func callCLI(d *daemon, aws string) caller {
 	return func(t *testing.T, c call) (called, error) {
 		answer := filepath.Join(t.TempDir(), "answer")
-		cmd := exec.CommandContext(t.Context(), aws, "lambda", "invoke", "--endpoint-url", "http://"+d.addr, "--function-name", c.name,
+		cmd := exec.CommandContext(t.Context(), aws, "lambda", "invoke", "--endpoint-url", "http://"+d.Addr, "--function-name", c.name,
 			"--invocation-type", c.kind, "--payload", c.payload, "--log-type", "Tail", answer)
 		cmd.Env = awsEnvironment()
 		out, err := cmd.Output()

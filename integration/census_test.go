@@ -31,14 +31,14 @@ type census map[string]int
 // host do not matter.
 func (d *daemon) census() census {
 	d.t.Helper()
-	pid := d.cmd.Process.Pid
+	pid := d.Cmd.Process.Pid
 	c := census{}
 	for kind, n := range d.fds() {
 		c["descriptors "+kind] = n
 	}
 	c["mounts of the daemon"] = bytes.Count(readFile(d.t, fmt.Sprintf("/proc/%d/mountinfo", pid)), []byte("\n"))
 	marked := func(text string) bool {
-		return strings.Contains(text, d.instance) || strings.Contains(text, d.folders.run)
+		return strings.Contains(text, d.Instance) || strings.Contains(text, d.folders.Run)
 	}
 	for line := range strings.Lines(string(readFile(d.t, "/proc/1/mountinfo"))) {
 		if marked(line) {
@@ -72,7 +72,7 @@ func (d *daemon) census() census {
 			c["sandboxes in quarantine"]++
 		}
 	}
-	c["loop devices"] = len(loopDevices(d.t, func(image string) bool { return strings.Contains(image, d.folders.state) }))
+	c["loop devices"] = len(loopDevices(d.t, func(image string) bool { return strings.Contains(image, d.folders.State) }))
 	c["leased id ranges"] = len(leases(d.t, marked))
 	c["entries of the state and run folders"] = len(d.files())
 	c["threads in namespaces of sandboxes"] = d.strayThreads()
@@ -132,7 +132,7 @@ func (d *daemon) ps() (list []listed) {
 // strayThreads counts the daemon's threads that are not in its own namespaces.
 func (d *daemon) strayThreads() (n int) {
 	d.t.Helper()
-	dir := fmt.Sprintf("/proc/%d", d.cmd.Process.Pid)
+	dir := fmt.Sprintf("/proc/%d", d.Cmd.Process.Pid)
 	tasks, err := os.ReadDir(filepath.Join(dir, "task"))
 	if err != nil {
 		d.t.Fatal(err)
@@ -166,7 +166,7 @@ func (c census) grown(before census) (list []string) {
 func (d *daemon) sandboxes() (ids []string) {
 	d.t.Helper()
 	for _, dir := range cgroups(d.t) {
-		if id := filepath.Base(dir); filepath.Base(filepath.Dir(dir)) == d.instance && !slices.Contains(ids, id) {
+		if id := filepath.Base(dir); filepath.Base(filepath.Dir(dir)) == d.Instance && !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
 	}
@@ -237,7 +237,7 @@ func TestPlantedLeaks(t *testing.T) {
 	} {
 		t.Run(plant.name, func(t *testing.T) {
 			f := newFolders(t)
-			args := []string{"--memory=512", config(t, "idle-timeout: 1ms\n"), function(t, "testruntime")}
+			args := []string{"--memory=512", config(t, "idle-timeout: 1ms\n"), function(t)}
 			if plant.egress {
 				f.host = newInternet(t)
 				args = append([]string{"--network=egress", "--allow", public4}, args...)
@@ -263,7 +263,7 @@ func TestPlantedLeaks(t *testing.T) {
 				f.faults().clear(t)
 				next := startIn(t, f, args...)
 				if f.host != nil {
-					f.host.wantNothingOnNetwork(d.instance)
+					f.host.wantNothingOnNetwork(d.Instance)
 				}
 				next.do()
 			}

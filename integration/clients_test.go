@@ -156,7 +156,7 @@ func (d *daemon) wantClientLog() {
 // sdkClient is the AWS SDK for a daemon. It tries once.
 func (d *daemon) sdkClient() *lambda.Client {
 	return lambda.New(lambda.Options{
-		BaseEndpoint: aws.String("http://" + d.addr), Region: "us-east-1", RetryMaxAttempts: 1,
+		BaseEndpoint: aws.String("http://" + d.Addr), Region: "us-east-1", RetryMaxAttempts: 1,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 			return aws.Credentials{AccessKeyID: "dummy", SecretAccessKey: "dummy"}, nil
 		}),

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // S-06: the wall clock jumps while an invocation runs. Durations go by the monotonic
@@ -18,7 +18,7 @@ import (
 // may be set; vm/test.sh builds this file.
 func TestClockJumps(t *testing.T) {
 	const year = 365 * 24 * time.Hour
-	d := start(t, oneCPU, "--timeout=6s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=6s", function(t))
 	boot := monotonic(t)
 	origin := time.Now()
 	restore := func() { setClock(t, origin.Add(monotonic(t)-boot)) }
@@ -26,9 +26,9 @@ func TestClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{time.Hour, -time.Hour, 10 * year, -10 * year} {
 		t.Run(jump.String(), func(t *testing.T) {
 			during := func(step script.Step) answer {
-				seen := len(d.log.printed("runtime", "invoked"))
-				answers := d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "invoked"}, step}})
-				d.waitNotes("runtime", "invoked", seen+1)
+				seen := len(d.printed("runtime", "invoked"))
+				answers := d.invokeLater(script.Event{Report: true, Steps: []script.Step{note("invoked"), step}})
+				d.waitPrinted("runtime", "invoked", seen+1)
 				setClock(t, time.Now().Add(jump))
 				return <-answers
 			}

@@ -10,13 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // --event: the response alone on standard output, all else on standard error; exit
 // 0, or 1 for a function error (issue 2).
 func TestEventOnce(t *testing.T) {
-	code := function(t, "testruntime")
+	code := function(t)
 	event := filepath.Join(t.TempDir(), "event.json")
 	writeFile(t, event, []byte(`{"from":"file"}`), 0o644)
 	for _, c := range []struct {
@@ -27,11 +27,11 @@ func TestEventOnce(t *testing.T) {
 		{"standard input", "-", `{"from":"stdin"}`, 0, `{"from":"stdin"}`},
 		{"file", event, "", 0, `{"from":"file"}`},
 		{"nothing", "-", "", 0, `{}`},
-		{"function error", "-", script.Encode(script.Event{Steps: []script.Step{{Op: "exit", N: 3}}}), 1, "exit status 3"},
+		{"function error", "-", script.Encode(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 3}}}), 1, "exit status 3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFolders(t)
-			out := sandboxdCommand(t, c.stdin, slices.Concat([]string{"run", "--event", c.flag}, f.flags(), []string{code})...)
+			out := sandboxdCommand(t, c.stdin, slices.Concat([]string{"run", "--event", c.flag}, f.Flags(), []string{code})...)
 			if out.code != c.code {
 				t.Errorf("exit code %d, want %d: %s", out.code, c.code, out.stderr)
 			}
@@ -71,7 +71,7 @@ func TestLayers(t *testing.T) {
 	}
 	d := start(t, oneCPU,
 		"--layer", layer(map[string]string{"both": "first", "only-first": "1"}),
-		"--layer", zipFile(t, "both", 0o644, strings.NewReader("second")), function(t, "testruntime"))
+		"--layer", zipFile(t, "both", 0o644, strings.NewReader("second")), function(t))
 	r := d.do(script.Step{Op: "read", Path: "/opt/both"}, script.Step{Op: "read", Path: "/opt/only-first"}).Results
 	if r[0].Text != "second" || r[1].Text != "1" {
 		t.Errorf("/opt: %+v", r)
@@ -81,7 +81,7 @@ func TestLayers(t *testing.T) {
 // The endpoint as the SDKs see it (INV-01, INV-02, INV-03, INV-19); the front's own
 // tests have the rest.
 func TestEndpoint(t *testing.T) {
-	d := start(t, oneCPU, "--function-name=mine", function(t, "testruntime"))
+	d := start(t, oneCPU, "--function-name=mine", function(t))
 	a := d.invoke(map[string]int{"n": 1}, withTail...)
 	if string(a.body) != `{"n":1}` {
 		t.Errorf("body %s", a.body)
@@ -98,14 +98,14 @@ func TestEndpoint(t *testing.T) {
 	if a, err := d.request("x", "X-Amz-Invocation-Type", "DryRun"); err != nil || a.status != http.StatusNoContent || len(a.body) != 0 {
 		t.Errorf("DryRun: %d %q, %v", a.status, a.body, err)
 	}
-	background, err := d.request(script.Event{Steps: []script.Step{{Op: "note", Data: "background"}}}, "X-Amz-Invocation-Type", "Event")
+	background, err := d.request(script.Event{Report: true, Steps: []script.Step{note("background")}}, "X-Amz-Invocation-Type", "Event")
 	if err != nil || background.status != http.StatusAccepted || len(background.body) != 0 {
 		t.Errorf("Event: %d %q, %v", background.status, background.body, err)
 	}
-	d.waitNotes("runtime", "background", 1)
+	d.waitPrinted("runtime", "background", 1)
 	d.reportOf(background.id()) // until then the one sandbox is taken
 	for name, status := range map[string]int{"mine": 200, "function": 200, "other": 404} {
-		resp, err := http.Post("http://"+d.addr+"/2015-03-31/functions/"+name+"/invocations", "application/json", strings.NewReader("{}"))
+		resp, err := http.Post("http://"+d.Addr+"/2015-03-31/functions/"+name+"/invocations", "application/json", strings.NewReader("{}"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,12 +148,12 @@ type inspected struct {
 
 // ps and inspect tell what is so (issue 2).
 func TestPsAndInspect(t *testing.T) {
-	d := start(t, "--memory=885", "--function-name=seen", "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
+	d := start(t, "--memory=885", "--function-name=seen", "--layer", layer(t, extensions{"watcher": idle()}), function(t))
 	d.do()
 	d.waitFrozen()
 	var list []listed
 	d.ask(&list, "ps")
-	if len(list) != 1 || list[0].Instance != d.instance || list[0].Function != "seen" || list[0].Invocations != 1 {
+	if len(list) != 1 || list[0].Instance != d.Instance || list[0].Function != "seen" || list[0].Invocations != 1 {
 		t.Fatalf("ps: %+v", list)
 	}
 	var in inspected
@@ -185,11 +185,11 @@ func TestPsAndInspect(t *testing.T) {
 	if want := []string{"extension extension", "extension init handler", "runtime init handler", "runtime runtime"}; !slices.Equal(roles, want) {
 		t.Errorf("processes %q, want %q", roles, want)
 	}
-	if out := sandboxdCommand(t, "", "inspect", "--run-dir", d.folders.run, "no-such-sandbox"); out.code != 2 || !strings.Contains(out.stderr, "no-such-sandbox") {
+	if out := sandboxdCommand(t, "", "inspect", "--run-dir", d.folders.Run, "no-such-sandbox"); out.code != 2 || !strings.Contains(out.stderr, "no-such-sandbox") {
 		t.Errorf("inspect of no sandbox: %+v", out)
 	}
 	for _, args := range [][]string{{"ps"}, {"inspect", list[0].ID}} {
-		out := sandboxdCommand(t, "", append(args, "--run-dir", d.folders.run)...)
+		out := sandboxdCommand(t, "", append(args, "--run-dir", d.folders.Run)...)
 		if out.code != 0 || !strings.Contains(out.stdout, list[0].ID) {
 			t.Errorf("%v: %+v", args, out)
 		}
@@ -199,7 +199,7 @@ func TestPsAndInspect(t *testing.T) {
 // ask runs a command that prints JSON and decodes it.
 func (d *daemon) ask(into any, args ...string) {
 	d.t.Helper()
-	out := sandboxdCommand(d.t, "", append(args, "--run-dir", d.folders.run, "--output=json")...)
+	out := sandboxdCommand(d.t, "", append(args, "--run-dir", d.folders.Run, "--output=json")...)
 	if out.code != 0 {
 		d.t.Fatalf("%v: %+v", args, out)
 	}

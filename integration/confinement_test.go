@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +30,7 @@ func (d *daemon) posture() (unmet []finding, all int) {
 	if len(list) != 1 {
 		d.t.Fatalf("%d sandboxes, want 1", len(list))
 	}
-	out := sandboxdCommand(d.t, "", "inspect", "--posture", "--output=json", "--run-dir", d.folders.run, list[0].ID)
+	out := sandboxdCommand(d.t, "", "inspect", "--posture", "--output=json", "--run-dir", d.folders.Run, list[0].ID)
 	var report struct {
 		Met     bool
 		Posture []struct {
@@ -54,7 +54,7 @@ func (d *daemon) posture() (unmet []finding, all int) {
 
 // REQUIREMENTS section 3, from the kernel, for both domains, frozen or running.
 func TestPostureFromTheKernel(t *testing.T) {
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
+	d := start(t, oneCPU, "--layer", layer(t, extensions{"watcher": idle()}), function(t))
 	d.do()
 	d.waitFrozen()
 	unmet, all := d.posture()
@@ -101,7 +101,7 @@ type memoryFile struct {
 func TestInspectProfile(t *testing.T) {
 	for _, profile := range []string{"default", "debug"} {
 		t.Run(profile, func(t *testing.T) {
-			d := start(t, oneCPU, config(t, "seccomp: "+profile+"\n"), "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
+			d := start(t, oneCPU, config(t, "seccomp: "+profile+"\n"), "--layer", layer(t, extensions{"watcher": idle()}), function(t))
 			first := d.do(script.Step{Op: "memfd", Data: "planted\x1b[2J"})
 			d.waitFrozen()
 			for range 3 {
@@ -127,7 +127,7 @@ func TestInspectProfile(t *testing.T) {
 					t.Errorf("files in memory: %+v", files)
 				}
 			}
-			out := sandboxdCommand(t, "", "inspect", "--run-dir", d.folders.run, d.ps()[0].ID)
+			out := sandboxdCommand(t, "", "inspect", "--run-dir", d.folders.Run, d.ps()[0].ID)
 			if out.code != 0 || !strings.Contains(out.stdout, "filter, profile "+profile) || !strings.Contains(out.stdout, "planted") || strings.Contains(out.stdout, "\x1b") {
 				t.Errorf("exit code %d: %s%s", out.code, out.stdout, out.stderr)
 			}
@@ -143,7 +143,7 @@ func TestInspectProfile(t *testing.T) {
 
 // The same of several sandboxes while they are at work.
 func TestPostureUnderLoad(t *testing.T) {
-	d := start(t, "--memory=512", "--timeout=60s", "--concurrency=3", "--pool=1", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--timeout=60s", "--concurrency=3", "--pool=1", function(t))
 	done, n := make(chan struct{}), rounds(t, 300)
 	go func() {
 		defer close(done)
@@ -159,7 +159,7 @@ func TestPostureUnderLoad(t *testing.T) {
 		var list []struct{ ID string }
 		d.ask(&list, "ps")
 		for _, s := range list {
-			out := sandboxdCommand(t, "", "inspect", "--posture", "--run-dir", d.folders.run, s.ID)
+			out := sandboxdCommand(t, "", "inspect", "--posture", "--run-dir", d.folders.Run, s.ID)
 			if out.code != 0 && !strings.Contains(out.stderr, "has ended") {
 				t.Errorf("%s: exit code %d: %s%s", s.ID, out.code, out.stdout, out.stderr)
 			}
@@ -184,7 +184,7 @@ func setIDProgram(t *testing.T, dir string) string {
 
 // What only a process inside can tell of section 3.
 func TestPostureFromInside(t *testing.T) {
-	code := function(t, "testruntime")
+	code := function(t)
 	setID := setIDProgram(t, code)
 	d := start(t, oneCPU, code)
 

@@ -10,26 +10,25 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // ACC-21, LC-80, LC-83.
 func TestACC21Freeze(t *testing.T) {
 	const period = 5 * time.Millisecond
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	d.do(script.Step{Op: "tick", MS: period.Milliseconds()}, script.Step{Op: "sleep", MS: 50})
 	d.waitFrozen()
 	from := time.Now()
 	<-time.After(20 * period) // the time in which nothing may happen is what is measured
 	to := time.Now()
 	r := d.do(script.Step{Op: "sleep", MS: 50}, script.Step{Op: "ticks"})
-	times := r.Results[1].Times
 	var before, after int
-	for _, at := range times {
-		switch tick := time.UnixMilli(at); { // in whole milliseconds, rounded down
+	for _, at := range r.Results[1].Times {
+		switch tick := time.UnixMicro(at); { // rounded down
 		case tick.Before(from):
 			before++
-		case tick.Add(time.Millisecond).After(to):
+		case tick.Add(time.Microsecond).After(to):
 			after++
 		default:
 			t.Errorf("the counter advanced at %v, frozen from %v to %v", tick, from, to)
@@ -48,7 +47,7 @@ type neighbour struct {
 
 func newNeighbour(t *testing.T) neighbour {
 	t.Helper()
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	return neighbour{d, d.do()}
 }
 
@@ -71,7 +70,7 @@ func TestACC23Exhaustion(t *testing.T) {
 	n := newNeighbour(t)
 
 	t.Run("processes", func(t *testing.T) {
-		d := start(t, oneCPU, "--timeout=60s", function(t, "testruntime"))
+		d := start(t, oneCPU, "--timeout=60s", function(t))
 		r := d.do(script.Step{Op: "fork", N: 2000}).Results[0]
 		// Each child of the Go program is several threads.
 		if syscall.Errno(r.Errno) != syscall.EAGAIN || r.N < 50 || r.N > 1024 {
@@ -81,9 +80,9 @@ func TestACC23Exhaustion(t *testing.T) {
 		d.do()
 	})
 	t.Run("fork bomb", func(t *testing.T) {
-		d := start(t, oneCPU, "--timeout=5s", function(t, "testruntime"))
+		d := start(t, oneCPU, "--timeout=5s", function(t))
 		before := d.do()
-		a := d.invoke(script.Event{Steps: []script.Step{{Op: "bomb"}, {Op: "sleep", MS: 600_000}}})
+		a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "bomb"}, {Op: "sleep", MS: 600_000}}})
 		// A runtime without threads to spare may die before its time is up.
 		if body := string(a.body); !strings.Contains(body, `"Sandbox.Timedout"`) && !strings.Contains(body, `"Runtime.ExitError"`) {
 			t.Errorf("answer %s; want Sandbox.Timedout or Runtime.ExitError", body)
@@ -97,7 +96,7 @@ func TestACC23Exhaustion(t *testing.T) {
 		}
 	})
 	t.Run("descriptors", func(t *testing.T) {
-		d := start(t, oneCPU, function(t, "testruntime"))
+		d := start(t, oneCPU, function(t))
 		before := d.do()
 		r := d.do(script.Step{Op: "open", N: 5000}).Results[0]
 		if syscall.Errno(r.Errno) != syscall.EMFILE || r.N < 900 || r.N > 1024 {
@@ -111,7 +110,7 @@ func TestACC23Exhaustion(t *testing.T) {
 	t.Run("tmp", func(t *testing.T) {
 		const size = 512 << 20
 		// More than the memory limit: filling /tmp costs no memory of the function's.
-		d := start(t, "--memory=384", "--timeout=600s", "--ephemeral-storage=512", function(t, "testruntime"))
+		d := start(t, "--memory=384", "--timeout=600s", "--ephemeral-storage=512", function(t))
 		r := d.do(script.Step{Op: "fill", Path: "/tmp/full", N: 4 << 30}).Results[0]
 		if syscall.Errno(r.Errno) != syscall.ENOSPC || r.N < size || r.N > size+size/25 {
 			t.Errorf("%+v; want ENOSPC at 512 MiB, or a little later", r)
@@ -135,9 +134,9 @@ func TestACC23Exhaustion(t *testing.T) {
 		n.check(t)
 	})
 	t.Run("memory", func(t *testing.T) {
-		d := start(t, "--memory=256", "--timeout=60s", function(t, "testruntime"))
+		d := start(t, "--memory=256", "--timeout=60s", function(t))
 		before := d.do()
-		a := d.invoke(script.Event{Steps: []script.Step{{Op: "alloc", N: 1024}}})
+		a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: 1024}}})
 		a.wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
 		n.check(t)
 		if after := d.do(); after.LogStream == before.LogStream || after.Started == before.Started {
@@ -151,9 +150,9 @@ func TestACC23Exhaustion(t *testing.T) {
 		n.check(t)
 	})
 	t.Run("output", func(t *testing.T) {
-		d := start(t, oneCPU, "--timeout=120s", "--log-level=info", function(t, "testruntime"))
+		d := start(t, oneCPU, "--timeout=120s", "--log-level=info", function(t))
 		before := d.do()
-		d.do(script.Step{Op: "print", N: 20_000, Data: strings.Repeat("x", 1000)})
+		d.do(script.Step{Op: "print", N: 20_000, Data: strings.Repeat("x", 1000) + "\n"})
 		n.check(t)
 		if after := d.do(); after.Started != before.Started {
 			t.Error("the runtime was replaced")
@@ -163,19 +162,19 @@ func TestACC23Exhaustion(t *testing.T) {
 
 // ACC-24, LC-69, SUP-13.
 func TestACC24Daemon(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	r := d.do(script.Step{Op: "daemon"})
 	if r.Results[0].N == 0 {
 		t.Fatalf("no daemon: %+v", r.Results)
 	}
-	daemons := slices.DeleteFunc(d.guests(), func(p process) bool { return !strings.Contains(command(p.pid), " daemon") })
+	daemons := slices.DeleteFunc(d.guests(), func(p process) bool { return !strings.Contains(command(p.pid), script.DaemonName) })
 	if len(daemons) != 1 {
 		t.Fatalf("%d daemons on the host, want 1; in the sandbox are %v", len(daemons), d.guests())
 	}
-	d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}}).
+	d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 1}}}).
 		wantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 1")
 	for _, line := range d.do(script.Step{Op: "ps"}).Results[0].List {
-		if strings.Contains(line, " daemon") {
+		if strings.Contains(line, script.DaemonName) {
 			t.Errorf("after the reset: %s", line)
 		}
 	}
@@ -187,10 +186,10 @@ func TestACC24Daemon(t *testing.T) {
 // REQUIREMENTS section 3 "IPC": what a function leaves in shared memory and /tmp is seen by
 // itself, and neither by a sandbox beside it nor by the one that takes its place.
 func TestNothingOfOthers(t *testing.T) {
-	d := start(t, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t))
 	do := func(tenant string, steps ...script.Step) script.Report {
 		t.Helper()
-		a, err := d.askTenant(tenant, script.Event{Steps: steps})
+		a, err := d.askTenant(tenant, script.Event{Report: true, Steps: steps})
 		if err != nil {
 			t.Fatal(err)
 		}

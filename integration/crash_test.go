@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // kill -9 of the daemon while sandboxes run and while they are frozen: everything in
@@ -22,8 +22,8 @@ func TestDaemonKilled(t *testing.T) {
 		reach func(*daemon, gates)
 	}{
 		{"running", func(d *daemon, g gates) {
-			d.fire(script.Event{Steps: []script.Step{{Op: "daemon"}, {Op: "note", Data: "invoked"}, g.at("never")}})
-			d.waitNotes("runtime", "invoked", 1)
+			d.fire(script.Event{Report: true, Steps: []script.Step{{Op: "daemon"}, note("invoked"), gate("never")}})
+			d.waitPrinted("runtime", "invoked", 1)
 		}},
 		{"frozen", func(d *daemon, _ gates) {
 			d.do(script.Step{Op: "daemon"})
@@ -31,19 +31,18 @@ func TestDaemonKilled(t *testing.T) {
 		}},
 		{"initializing", func(d *daemon, g gates) {
 			d.do()
-			d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}})
+			d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 1}}})
 			g.shut("init")
 			d.fire(script.Event{})
-			d.waitNotes("runtime", "start", 2)
+			d.waitPrinted("runtime", "start", 2)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := gates{t, function(t, "testruntime")}
+			g := gates{t, function(t, gate("init"))}
 			g.open("init")
 			folders := newFolders(t)
-			args := []string{oneCPU, "--timeout=60s", initFlag(g.at("init")), "--layer", extensionLayer(t, "watcher"),
-				extensionFlag("watcher", script.Extension{Events: both}), g.code}
-			other := start(t, oneCPU, function(t, "testruntime")) // must not notice anything
+			args := []string{oneCPU, "--timeout=60s", "--layer", layer(t, extensions{"watcher": watch()}), g.code}
+			other := start(t, oneCPU, function(t)) // must not notice anything
 			otherBefore := other.do()
 
 			d := startIn(t, folders, args...)
@@ -67,10 +66,10 @@ func TestDaemonKilled(t *testing.T) {
 				t.Errorf("everything inside was dead after %v; want %v at most", took, limit)
 			}
 
-			foreign := plantForeign(t, folders, d.instance)
+			foreign := plantForeign(t, folders, d.Instance)
 			g.open("init")
 			next := startIn(t, folders, args...)
-			wantNothingLeft(t, d.instance)
+			wantNothingLeft(t, d.Instance)
 			for _, path := range foreign {
 				if _, err := os.Stat(path); err != nil {
 					t.Errorf("not ours, and gone: %v", err)
@@ -113,8 +112,8 @@ func plantForeign(t *testing.T, f folders, instance string) []string {
 			plant(filepath.Join(own, similar))
 		}
 	}
-	plant(filepath.Join(f.run, "mine"))
-	plant(filepath.Join(f.run, instance+"-mine"))
+	plant(filepath.Join(f.Run, "mine"))
+	plant(filepath.Join(f.Run, instance+"-mine"))
 	return planted
 }
 
@@ -135,7 +134,7 @@ func TestDaemonsShareNoIDs(t *testing.T) {
 		if i >= 2 {
 			f = newFolders(t)
 		}
-		d := startIn(t, f, oneCPU, function(t, "testruntime"))
+		d := startIn(t, f, oneCPU, function(t))
 		d.do()
 		own := uids(d)
 		if len(own) != 2 {
@@ -153,9 +152,9 @@ func TestDaemonsShareNoIDs(t *testing.T) {
 // The suite's own eyes: what wantNothingLeft looks for, it finds.
 func TestPlantedLeaksAreFound(t *testing.T) {
 	f := newFolders(t)
-	d := startIn(t, f, oneCPU, function(t, "testruntime"))
+	d := startIn(t, f, oneCPU, function(t))
 	d.do()
-	found := strings.Join(leftovers(t, d.instance, f.state, f.run), "\n")
+	found := strings.Join(leftovers(t, d.Instance, f.State, f.Run), "\n")
 	for _, kind := range []string{"cgroup ", "process ", "loop device ", "file ", "lease "} {
 		if !strings.Contains(found, kind) {
 			t.Errorf("a live daemon leaves no trace of the kind %q: the check is blind to it; found\n%s", kind, found)

@@ -7,29 +7,26 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
-// folders are the places where a daemon keeps what it has. Several daemons of a
-// test may share them, one after the other or at once.
+// folders are the places where a daemon keeps what it has, and the host that it is on.
+// Several daemons of a test may share them, one after the other or at once.
 type folders struct {
-	state, run string
-	host       *space // the network namespace that plays the host for the daemons; nil is the machine's own
+	testdaemon.Folders
+	host *space // the network namespace that plays the host for the daemons; nil is the machine's own
 }
 
 // newFolders makes folders that go with the test, and wants that nothing is left of
@@ -40,30 +37,24 @@ func newFolders(t *testing.T) folders {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := folders{state: filepath.Join(root, "state"), run: filepath.Join(root, "run")}
-	t.Cleanup(func() { // after those of the daemons
-		wantNothingLeft(t, f.state, f.run)
-		if err := os.RemoveAll(root); err != nil {
-			t.Errorf("removing the daemon's folders: %v", err)
-		}
-	})
-	if err := os.Chmod(root, 0o711); err != nil { // sandbox users pass through the run folder
+	f, err := testdaemon.NewFolders(root)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return f
+	t.Cleanup(func() { // after those of the daemons
+		wantNothingLeft(t, f.State, f.Run)
+		if err := os.RemoveAll(root); err != nil {
+			t.Errorf("remove the daemon's folders: %v", err)
+		}
+	})
+	return folders{Folders: f}
 }
 
-func (f folders) flags() []string { return []string{"--state-dir", f.state, "--run-dir", f.run} }
-
-// daemon is one `sandboxd run` that serves.
+// daemon is one `sandboxd run` of a test.
 type daemon struct {
-	t        *testing.T
-	folders  folders
-	addr     string // of the invoke endpoint
-	instance string // id of the daemon
-	cmd      *exec.Cmd
-	log      *logBook
-	exited   chan struct{} // closed when the process is reaped
+	*testdaemon.Daemon
+	t       *testing.T
+	folders folders
 }
 
 // start runs sandboxd with the flags and code given, and waits until it serves. At
@@ -73,6 +64,7 @@ func start(t *testing.T, args ...string) *daemon {
 	return startIn(t, newFolders(t), args...)
 }
 
+// startIn is start with folders that others may have too.
 func startIn(t *testing.T, f folders, args ...string) *daemon {
 	t.Helper()
 	return launch(t, f, args...).listening()
@@ -83,19 +75,14 @@ func startIn(t *testing.T, f folders, args ...string) *daemon {
 func (d *daemon) listening() *daemon {
 	t := d.t
 	t.Helper()
-	line, ok := d.log.wait(patience, func(line string) bool { return strings.Contains(line, "listening") })
-	if !ok {
-		t.Fatalf("sandboxd did not come to listen; its log:\n%s", d.log.text())
-	}
-	d.addr, d.instance = field(line, "addr"), field(line, "instance")
-	if d.addr == "" || d.instance == "" {
-		t.Fatalf("no addr or instance in %q", line)
+	if err := d.Daemon.Listening(patience); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		d.stop()
-		wantNothingLeft(t, d.instance)
+		wantNothingLeft(t, d.Instance)
 		if t.Failed() {
-			t.Logf("log of sandboxd %s:\n%s", d.instance, d.log.text())
+			t.Logf("log of sandboxd %s:\n%s", d.Instance, d.Log.Text())
 		}
 	})
 	return d
@@ -113,8 +100,6 @@ func launch(t *testing.T, f folders, args ...string) *daemon {
 func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemon {
 	t.Helper()
 	d := newDaemon(t, binary, f, args...)
-	d.cmd.Stderr = d.log
-	d.cmd.Stdout = d.log
 	d.run()
 	if binary != sandboxd {
 		go d.killWhenHeld()
@@ -124,44 +109,26 @@ func launchBinary(t *testing.T, binary string, f folders, args ...string) *daemo
 
 // newDaemon is a daemon that does not run yet. Its command may be changed until run.
 func newDaemon(t *testing.T, binary string, f folders, args ...string) *daemon {
-	d := &daemon{t: t, folders: f, log: newLogBook(), exited: make(chan struct{})}
-	d.cmd = f.host.command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.flags()...), args...)...)
-	d.cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.faults().path) // heard by builds with fail-points only
-	d.cmd.WaitDelay = time.Second
-	return d
+	cmd := f.host.command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.Flags()...), args...)...)
+	cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.faults().path) // heard by builds with fail-points only
+	return &daemon{Daemon: testdaemon.NewDaemon(cmd, f.Folders), t: t, folders: f}
 }
 
-// run starts the daemon's process.
+// run starts the daemon's process. It is killed at the end of the test, whatever
+// happened before.
 func (d *daemon) run() {
 	d.t.Helper()
-	if err := d.cmd.Start(); err != nil {
+	if err := d.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	go func() {
-		_ = d.cmd.Wait() // the exit code is what counts
-		d.log.end()
-		close(d.exited)
-	}()
-	d.t.Cleanup(func() { // whatever happened before
-		d.cmd.Process.Kill()
-		<-d.exited
-	})
-}
-
-// field finds key=value in a line of logrus text, or "key":"value" in one of JSON.
-func field(line, key string) string {
-	m := regexp.MustCompile(`\b` + key + `(?:=|":)"?([^" ]+)`).FindStringSubmatch(line)
-	if m == nil {
-		return ""
-	}
-	return m[1]
+	d.t.Cleanup(d.Kill)
 }
 
 // signal sends sig to the daemon.
 func (d *daemon) signal(sig syscall.Signal) {
 	d.t.Helper()
-	if err := d.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		d.t.Errorf("signal %v: %v", sig, err)
+	if err := d.Daemon.Signal(sig); err != nil {
+		d.t.Error(err)
 	}
 }
 
@@ -169,35 +136,24 @@ func (d *daemon) signal(sig syscall.Signal) {
 // signal.
 func (d *daemon) waitExit() int {
 	d.t.Helper()
-	select {
-	case <-d.exited:
-	case <-time.After(patience):
-		d.t.Errorf("sandboxd is still there after %v; its log:\n%s", patience, d.log.text())
-		d.cmd.Process.Kill()
-		<-d.exited
+	if err := d.Daemon.Wait(patience); err != nil {
+		d.t.Errorf("%v; its log:\n%s", err, d.Log.Text())
 	}
-	return d.cmd.ProcessState.ExitCode()
+	return d.ExitCode()
 }
 
 // stop ends the daemon in order, unless it has ended already.
 func (d *daemon) stop() {
 	d.t.Helper()
-	select {
-	case <-d.exited:
-		return
-	default:
-	}
-	d.signal(syscall.SIGTERM)
-	if code := d.waitExit(); code != 0 {
-		d.t.Errorf("sandboxd ended with code %d after SIGTERM", code)
+	if err := d.Daemon.Stop(patience); err != nil {
+		d.t.Errorf("%v; its log:\n%s", err, d.Log.Text())
 	}
 }
 
 // crash ends the daemon with SIGKILL.
 func (d *daemon) crash() {
 	d.t.Helper()
-	d.signal(syscall.SIGKILL)
-	d.waitExit()
+	d.Kill()
 }
 
 // answer is what the invoke endpoint said.
@@ -216,7 +172,7 @@ func (d *daemon) request(payload any, header ...string) (answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.addr+"/2015-03-31/functions/function/invocations", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.Addr+"/2015-03-31/functions/function/invocations", bytes.NewReader(body))
 	if err != nil {
 		return answer{}, err
 	}
@@ -246,13 +202,13 @@ func (d *daemon) invoke(payload any, header ...string) answer {
 	return a
 }
 
-// do lets the test runtime do steps, and returns its report.
+// do lets the runtime do steps, and returns its report.
 func (d *daemon) do(steps ...script.Step) script.Report {
 	d.t.Helper()
-	return d.report(d.invoke(script.Event{Steps: append([]script.Step{}, steps...)}))
+	return d.report(d.invoke(script.Event{Report: true, Steps: steps}))
 }
 
-// report is the test runtime's report in an answer that must not be an error.
+// report is the runtime's report in an answer that must not be an error.
 func (d *daemon) report(a answer) script.Report {
 	d.t.Helper()
 	if kind := a.header.Get("X-Amz-Function-Error"); kind != "" {
@@ -265,15 +221,20 @@ func (d *daemon) report(a answer) script.Report {
 	return r
 }
 
-// notes reads the event log of the sandbox back, through the test runtime.
-func (d *daemon) notes() []script.Note {
+// journal is the journal of the sandbox, which its runtime reads out.
+func (d *daemon) journal() script.Entries {
 	d.t.Helper()
-	r := d.do(script.Step{Op: "read", Path: script.EventLog})
-	notes, err := script.ParseLog(r.Results[0].Text)
-	if err != nil {
-		d.t.Fatal(err)
+	a := d.invoke(script.Event{Journal: true})
+	var list script.Entries
+	if err := json.Unmarshal(a.body, &list); err != nil {
+		d.t.Fatalf("journal %.1000q: %v", a.body, err)
 	}
-	return notes
+	return list
+}
+
+// printed are the entries that who printed, with the name given.
+func (d *daemon) printed(who, name string) script.Entries {
+	return script.Printed(d.Log.Text(), who, name)
 }
 
 // withTail are the header lines that ask for the end of the log. The answer then
@@ -340,7 +301,7 @@ func parseReport(log, id string) (reportLine, error) {
 // reportOf waits for the REPORT line of an invocation in the daemon's log.
 func (d *daemon) reportOf(id string) reportLine {
 	d.t.Helper()
-	line, ok := d.log.wait(patience, func(line string) bool { return strings.Contains(line, "REPORT RequestId: "+id) })
+	line, ok := d.Log.Wait(patience, func(line string) bool { return strings.Contains(line, "REPORT RequestId: "+id) })
 	if !ok {
 		d.t.Fatalf("no REPORT line of %s", id)
 	}
@@ -351,91 +312,12 @@ func (d *daemon) reportOf(id string) reportLine {
 	return r
 }
 
-// logBook collects the lines that a process prints.
-type logBook struct {
-	mu    sync.Mutex
-	lines []string
-	rest  []byte        // of a line that has not ended
-	more  chan struct{} // closed and replaced at every new line
-	ended bool          // nothing more will come
-}
-
-func newLogBook() *logBook { return &logBook{more: make(chan struct{})} }
-
-func (l *logBook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.rest = append(l.rest, p...)
-	for {
-		i := bytes.IndexByte(l.rest, '\n')
-		if i < 0 {
-			return len(p), nil
-		}
-		l.lines = append(l.lines, string(l.rest[:i]))
-		l.rest = l.rest[i+1:]
-		close(l.more)
-		l.more = make(chan struct{})
-	}
-}
-
-// end says that nothing more will come.
-func (l *logBook) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = true
-	close(l.more)
-	l.more = nil
-}
-
-// wait returns the first line that is wanted, waiting for it at most for limit, and
-// not beyond the end.
-func (l *logBook) wait(limit time.Duration, wanted func(string) bool) (string, bool) {
-	timeout := time.After(limit)
-	for next := 0; ; {
-		l.mu.Lock()
-		lines, more, ended := l.lines[next:], l.more, l.ended
-		l.mu.Unlock()
-		for _, line := range lines {
-			if wanted(line) {
-				return line, true
-			}
-		}
-		next += len(lines)
-		if ended {
-			return "", false
-		}
-		select {
-		case <-more:
-		case <-timeout:
-			return "", false
-		}
-	}
-}
-
 // waitFor waits for a line that contains text.
 func (d *daemon) waitFor(text string) string {
 	d.t.Helper()
-	line, ok := d.log.wait(patience, func(line string) bool { return strings.Contains(line, text) })
+	line, ok := d.Log.Wait(patience, func(line string) bool { return strings.Contains(line, text) })
 	if !ok {
 		d.t.Fatalf("no %q in the log", text)
 	}
 	return line
-}
-
-// text is everything printed so far.
-func (l *logBook) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(append(l.lines[:len(l.lines):len(l.lines)], string(l.rest)), "\n")
-}
-
-// printed returns the notes that who printed, of the kind given.
-func (l *logBook) printed(who, what string) []script.Note {
-	var notes []script.Note
-	for line := range strings.Lines(l.text()) {
-		if n, ok := script.ParsePrinted(line); ok && n.Who == who && n.What == what {
-			notes = append(notes, n)
-		}
-	}
-	return notes
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/nftables"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // dialStep connects to servePort of an address.
@@ -82,7 +82,7 @@ func (d *daemon) inspectNetwork() (n struct {
 	d.t.Helper()
 	var list []struct{ ID string }
 	run := func(v any, args ...string) {
-		out, err := d.folders.host.command(sandboxd, append(args, "--run-dir", d.folders.run, "--output=json")...).Output()
+		out, err := d.folders.host.command(sandboxd, append(args, "--run-dir", d.folders.Run, "--output=json")...).Output()
 		if err == nil {
 			err = json.Unmarshal(out, v)
 		}
@@ -106,7 +106,7 @@ func TestEgress(t *testing.T) {
 	f := newFolders(t)
 	f.host = newInternet(t)
 	d := startIn(t, f, oneCPU, "--timeout=60s", "--pool=1", "--network=egress",
-		"--allow", public4+":7000/tcp", "--allow", "["+public6+"]", "--allow-name=*.example.com:7000/tcp", function(t, "testruntime"))
+		"--allow", public4+":7000/tcp", "--allow", "["+public6+"]", "--allow-name=*.example.com:7000/tcp", function(t))
 	d.wantReached(true, public4, public6)
 	d.wantReached(false, append([]string{named4, hostUplink4, hostUplink6, "169.254.1.1"}, closedAddresses...)...)
 	before := d.inspectNetwork()
@@ -123,19 +123,19 @@ func TestEgress(t *testing.T) {
 	}
 
 	for _, s := range []script.Step{
-		{Op: "raw", Method: "ip"}, {Op: "raw", Method: "packet"}, {Op: "linkdown", Path: "eth0"}, {Op: "linkdown", Path: "lo"},
-		{Op: "listen", Path: ":1023"}, // the settled question
+		{Op: "rawsocket", Method: "ip"}, {Op: "rawsocket", Method: "packet"}, {Op: "linkdown", Path: "eth0"}, {Op: "linkdown", Path: "lo"},
+		{Op: "bind", Path: ":1023"}, // the settled question
 	} {
 		// ENOSYS is the seccomp filter's answer to what no program needs.
 		if r := d.do(s).Results[0]; !slices.Contains([]syscall.Errno{syscall.EPERM, syscall.EACCES, syscall.ENOSYS}, syscall.Errno(r.Errno)) {
 			t.Errorf("%+v: %+v, want it refused", s, r)
 		}
 	}
-	if r := d.do(script.Step{Op: "listen", Path: ":1024"}).Results[0]; r.Error != "" {
+	if r := d.do(script.Step{Op: "bind", Path: ":1024"}).Results[0]; r.Error != "" {
 		t.Errorf("listen at a port of its own: %+v", r)
 	}
 	d.stop()
-	f.host.wantNothingOnNetwork(d.instance)
+	f.host.wantNothingOnNetwork(d.Instance)
 }
 
 // A killed daemon leaves its table, so that its sandboxes reach no more than before as
@@ -143,18 +143,18 @@ func TestEgress(t *testing.T) {
 func TestEgressAfterKill(t *testing.T) {
 	f := newFolders(t)
 	f.host = newInternet(t)
-	flags := []string{oneCPU, "--pool=1", "--network=egress", "--allow", public4, function(t, "testruntime")}
+	flags := []string{oneCPU, "--pool=1", "--network=egress", "--allow", public4, function(t)}
 	d := startIn(t, f, flags...)
 	d.wantReached(true, public4)
 	d.crash()
-	if !slices.Contains(f.host.tables(), "sandboxd-"+d.instance) {
+	if !slices.Contains(f.host.tables(), "sandboxd-"+d.Instance) {
 		t.Errorf("the tables after the kill are %v", f.host.tables())
 	}
 	next := startIn(t, f, flags...)
-	f.host.wantNothingOnNetwork(d.instance)
+	f.host.wantNothingOnNetwork(d.Instance)
 	next.wantReached(true, public4)
 	next.stop()
-	f.host.wantNothingOnNetwork(next.instance)
+	f.host.wantNothingOnNetwork(next.Instance)
 }
 
 // With the host's network the same function reaches what the host reaches: the probes of
@@ -162,7 +162,7 @@ func TestEgressAfterKill(t *testing.T) {
 func TestHostNetwork(t *testing.T) {
 	f := newFolders(t)
 	f.host = newInternet(t)
-	d := startIn(t, f, oneCPU, "--timeout=60s", "--pool=1", "--network=host", "--unsafe-host-network", function(t, "testruntime"))
+	d := startIn(t, f, oneCPU, "--timeout=60s", "--pool=1", "--network=host", "--unsafe-host-network", function(t))
 	d.waitFor("UNSAFE")
 	d.wantReached(true, append([]string{public4, public6, named4, hostUplink4, hostUplink6}, closedAddresses...)...)
 	if n := d.inspectNetwork(); n.Mode != "host" || !n.Unsafe {

@@ -35,10 +35,10 @@ func wantExample(t *testing.T, d *daemon) {
 func TestACC22Go(t *testing.T) {
 	layer := t.TempDir()
 	place(t, "extension-go", filepath.Join(layer, "extensions", "extension-go"))
-	d := start(t, "--timeout=10s", "--layer", layer, function(t, "go-echo"))
+	d := start(t, "--timeout=10s", "--layer", layer, programFunction(t, "go-echo"))
 	wantExample(t, d)
 	d.stop()
-	if log := d.log.text(); strings.Count(log, "extension-go: INVOKE ") != 3 || strings.Count(log, "extension-go: SHUTDOWN spindown") != 1 {
+	if log := d.Log.Text(); strings.Count(log, "extension-go: INVOKE ") != 3 || strings.Count(log, "extension-go: SHUTDOWN spindown") != 1 {
 		t.Error("the extension did not print 3 INVOKE and 1 SHUTDOWN")
 	}
 }

@@ -82,7 +82,7 @@ func (d *daemon) askTenant(tenant string, payload any) (answer, error) {
 // as any other end of that process: nothing of its sandboxes lives on or stays, and the
 // next start serves.
 func TestDaemonOutOfMemory(t *testing.T) {
-	args := []string{"--memory=512", "--concurrency=3", "--tenant-isolation", "--timeout=60s", function(t, "testruntime")}
+	args := []string{"--memory=512", "--concurrency=3", "--tenant-isolation", "--timeout=60s", function(t)}
 	use := func(t *testing.T, d *daemon, pid int, payload any) {
 		t.Helper()
 		g := newMemoryGroup(t)
@@ -91,15 +91,15 @@ func TestDaemonOutOfMemory(t *testing.T) {
 		for i := 0; ; i++ {
 			_, _ = d.askTenant(fmt.Sprint("tenant ", i%9), payload) // breaks with the daemon
 			select {
-			case <-d.exited:
+			case <-d.Done():
 				if g.kills() == 0 {
-					t.Errorf("the daemon ended, but not for want of memory: %v", d.cmd.ProcessState)
+					t.Errorf("the daemon ended, but not for want of memory: %v", d.Cmd.ProcessState)
 				}
 				return
 			default:
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("the daemon lives, after %d kills; its log:\n%s", g.kills(), d.log.text())
+				t.Fatalf("the daemon lives, after %d kills; its log:\n%s", g.kills(), d.Log.Text())
 			}
 		}
 	}
@@ -107,11 +107,11 @@ func TestDaemonOutOfMemory(t *testing.T) {
 		f := newFolders(t)
 		d := startIn(t, f, args...)
 		d.askTenant("one", "x")
-		use(t, d, d.cmd.Process.Pid, "x")
+		use(t, d, d.Cmd.Process.Pid, "x")
 		d.waitKilled()
-		wantDeadSoon(t, d.instance)
+		wantDeadSoon(t, d.Instance)
 		next := startIn(t, f, args...)
-		wantNothingLeft(t, d.instance)
+		wantNothingLeft(t, d.Instance)
 		next.serves(t)
 	})
 	t.Run("worker", func(t *testing.T) {
@@ -119,10 +119,10 @@ func TestDaemonOutOfMemory(t *testing.T) {
 		d := startIn(t, f, args...)
 		d.askTenant("one", "x")
 		use(t, d, d.worker().pid, strings.Repeat("x", 5<<20))
-		if code := d.waitExit(); code != 2 || !strings.Contains(d.log.text(), "all sandboxes with it: signal: killed") {
-			t.Errorf("exit code %d, want 2; its log:\n%s", code, d.log.text())
+		if code := d.waitExit(); code != 2 || !strings.Contains(d.Log.Text(), "all sandboxes with it: signal: killed") {
+			t.Errorf("exit code %d, want 2; its log:\n%s", code, d.Log.Text())
 		}
-		wantNothingLeft(t, d.instance)
+		wantNothingLeft(t, d.Instance)
 		startIn(t, f, args...).serves(t)
 	})
 }
@@ -138,15 +138,15 @@ func (d *daemon) serves(t *testing.T) {
 // S-05: memory that a sandbox uses up is not the daemon's: none of its processes is in a
 // cgroup of a sandbox.
 func TestDaemonIsInNoSandbox(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	d.do()
-	for _, p := range []process{{pid: d.cmd.Process.Pid}, d.worker()} {
-		if in := readFile(t, fmt.Sprintf("/proc/%d/cgroup", p.pid)); strings.Contains(string(in), d.instance+"/") {
+	for _, p := range []process{{pid: d.Cmd.Process.Pid}, d.worker()} {
+		if in := readFile(t, fmt.Sprintf("/proc/%d/cgroup", p.pid)); strings.Contains(string(in), d.Instance+"/") {
 			t.Errorf("%s is in the cgroup of a sandbox:\n%s", command(p.pid), in)
 		}
 	}
 	if guests := d.guests(); !slices.ContainsFunc(guests, func(p process) bool {
-		return strings.Contains(string(readFile(t, fmt.Sprintf("/proc/%d/cgroup", p.pid))), d.instance+"/")
+		return strings.Contains(string(readFile(t, fmt.Sprintf("/proc/%d/cgroup", p.pid))), d.Instance+"/")
 	}) {
 		t.Errorf("control: %v are in no cgroup of a sandbox either", guests)
 	}
@@ -155,7 +155,7 @@ func TestDaemonIsInNoSandbox(t *testing.T) {
 // S-05: a process of the daemon may open no more files. Who needs one is told or waits,
 // sandboxes that are there work, and all is well when there are files again.
 func TestDaemonOutOfDescriptors(t *testing.T) {
-	d := start(t, "--memory=512", "--concurrency=3", "--tenant-isolation", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--concurrency=3", "--tenant-isolation", function(t))
 	d.serves(t)
 	// As who the process is: root needs a capability for others', which it may not have.
 	limit := func(p process, soft string) {
@@ -177,7 +177,7 @@ func TestDaemonOutOfDescriptors(t *testing.T) {
 		return func() { limit(p, was) }
 	}
 	t.Run("supervisor", func(t *testing.T) {
-		restore := restrict(process{pid: d.cmd.Process.Pid})
+		restore := restrict(process{pid: d.Cmd.Process.Pid})
 		a, err := d.askTenant("two", "x")
 		if err != nil || a.status != http.StatusInternalServerError {
 			t.Errorf("a sandbox that cannot be made: %v, %d %s", err, a.status, a.body)

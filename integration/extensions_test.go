@@ -4,63 +4,68 @@ package integration
 
 import (
 	"fmt"
-	"slices"
-	"strconv"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
-// both are the events that an external extension may ask for.
-var both = []string{"INVOKE", "SHUTDOWN"}
-
-// first returns the first note of who and what.
-func first(t *testing.T, notes []script.Note, who, what string) script.Note {
+// first returns the first entry of who with the name.
+func first(t *testing.T, journal script.Entries, who, name string) script.Entry {
 	t.Helper()
-	i := slices.IndexFunc(notes, func(n script.Note) bool { return n.Who == who && n.What == what })
-	if i < 0 {
-		t.Fatalf("no note %s of %s in %v", what, who, notes)
+	found := journal.By(who).Named(name)
+	if len(found) == 0 {
+		t.Fatalf("no entry %s of %s in %+v", name, who, journal)
 	}
-	return notes[i]
+	return found[0]
+}
+
+// eventOf is the event in an entry of an extension.
+func eventOf(t *testing.T, e script.Entry) script.ExtensionEvent {
+	t.Helper()
+	event, err := e.Event()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return event
 }
 
 // ACC-09, LC-01, EX-19.
 func TestACC09OrderOfInit(t *testing.T) {
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "early", "late"),
-		extensionFlag("early", script.Extension{Events: both}),
-		extensionFlag("late", script.Extension{Events: both, RegisterAfterMS: 200, NextAfterMS: 300}),
-		function(t, "testruntime"))
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "sleep", MS: 200}}}) // lets the extensions note it
+	sleep := func(ms int64) script.Step { return script.Step{Op: "sleep", MS: ms} }
+	d := start(t, oneCPU, "--layer", layer(t, extensions{
+		"early": watch(),
+		"late":  {sleep(200), both, sleep(300), {Op: "serve"}},
+	}), function(t))
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{sleep(200)}}) // lets the extensions note it
 	r := d.report(a)
-	notes := d.notes()
+	journal := d.journal()
 
-	started := first(t, notes, "runtime", "start").At
+	started := first(t, journal, "runtime", "start").At
 	for _, name := range []string{"early", "late"} {
-		if at := first(t, notes, name, "register").At; at >= started {
+		if at := first(t, journal, name, "register").Began; at >= started {
 			t.Errorf("%s asked to register %d us after the runtime had started", name, at-started)
 		}
-		invoke := first(t, notes, name, "INVOKE")
-		if invoke.Values["request"] != a.id() {
-			t.Errorf("%s: INVOKE of %s, want %s", name, invoke.Values["request"], a.id())
+		invoke := eventOf(t, first(t, journal, name, "INVOKE"))
+		if invoke.RequestID != a.id() {
+			t.Errorf("%s: INVOKE of %s, want %s", name, invoke.RequestID, a.id())
 		}
-		if deadline := strconv.FormatInt(r.Deadline, 10); invoke.Values["deadline"] != deadline {
-			t.Errorf("%s: deadline %s, the runtime's is %s", name, invoke.Values["deadline"], deadline)
+		if invoke.DeadlineMs != r.Deadline {
+			t.Errorf("%s: deadline %d, the runtime's is %d", name, invoke.DeadlineMs, r.Deadline)
 		}
 	}
-	if next := first(t, notes, "late", "next").At; r.Received*1000 < next-1000 { // Received is in whole ms
-		t.Errorf("dispatched %d us before the last extension was ready", next-r.Received*1000)
+	if next := first(t, journal, "late", "INVOKE").Began; r.Received < next {
+		t.Errorf("dispatched %d us before the last extension was ready", next-r.Received)
 	}
 }
 
 // ACC-10, LC-40, LC-41, LC-44.
 func TestACC10SlowExtension(t *testing.T) {
 	const busy = 500 * time.Millisecond
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "slow"),
-		extensionFlag("slow", script.Extension{Events: both, InvokeMS: busy.Milliseconds()}),
-		function(t, "testruntime"))
+	d := start(t, oneCPU, "--layer", layer(t, extensions{"slow": watch(script.Step{Op: "sleep", MS: busy.Milliseconds()})}), function(t))
 	d.do() // the cold start is not looked at
 	d.waitFor("REPORT RequestId: ")
 
@@ -69,7 +74,7 @@ func TestACC10SlowExtension(t *testing.T) {
 		t.Errorf("the caller waited %v for an extension that takes %v", a.took, busy)
 	}
 	answered := time.Now()
-	b := d.invoke(script.Event{Steps: []script.Step{}})
+	b := d.invoke(script.Event{Report: true})
 	waited := time.Since(answered)
 	r := d.report(b)
 	if duration := d.reportOf(a.id()).duration; duration < 500 {
@@ -78,38 +83,46 @@ func TestACC10SlowExtension(t *testing.T) {
 	if waited < busy-a.took-scaled(t, 10*time.Millisecond) {
 		t.Errorf("the second invocation was answered after %v, while the first one's extension was busy", waited)
 	}
-	notes := d.log.printed("slow", "next")
-	free := notes[slices.IndexFunc(notes, func(n script.Note) bool { return n.At > answered.UnixMicro() })].At
-	if r.Received*1000 < free-1000 {
-		t.Errorf("the second invocation was dispatched %d us before the extension was done", free-r.Received*1000)
+	// It asks for its next event when it is free.
+	var free int64
+	for _, e := range d.journal().By("slow").Named("INVOKE") {
+		if eventOf(t, e).RequestID == b.id() {
+			free = e.Began
+		}
+	}
+	if free < answered.UnixMicro() || r.Received < free {
+		t.Errorf("the second invocation was dispatched %d us before the extension was done, which was %d us after the first answer", free-r.Received, free-answered.UnixMicro())
 	}
 }
 
 // ACC-11, EX-03, EX-04.
 func TestACC11ExtensionLaunch(t *testing.T) {
-	names := func(n int) (names []string) {
+	many := func(n int) extensions {
+		list := extensions{}
 		for i := range n {
-			names = append(names, fmt.Sprintf("ext%02d", i))
+			list[fmt.Sprintf("ext%02d", i)] = idle()
 		}
-		return names
+		return list
 	}
 	t.Run("ten start", func(t *testing.T) {
-		d := start(t, "--memory=1769", "--timeout=20s", "--layer", extensionLayer(t, names(10)...), function(t, "testruntime"))
+		d := start(t, "--memory=1769", "--timeout=20s", "--layer", layer(t, many(10)), function(t))
 		d.do()
-		notes := d.notes()
-		for _, name := range names(10) {
-			first(t, notes, name, "registered")
+		journal := d.journal()
+		for name := range many(10) {
+			if e := first(t, journal, name, "register"); e.Status != http.StatusOK {
+				t.Errorf("%s: %+v", name, e)
+			}
 		}
 	})
 	t.Run("eleven do not", func(t *testing.T) {
-		d := start(t, "--memory=1769", "--timeout=20s", "--layer", extensionLayer(t, names(11)...), function(t, "testruntime"))
+		d := start(t, "--memory=1769", "--timeout=20s", "--layer", layer(t, many(11)), function(t))
 		wantLaunchError(t, d)
 		d.waitFor("TooManyExtensions")
 	})
 	t.Run("not executable", func(t *testing.T) {
-		layer := extensionLayer(t)
-		writeFile(t, layer+"/extensions/plain", []byte("#!/bin/sh\n"), 0o644)
-		d := start(t, oneCPU, "--layer", layer, function(t, "testruntime"))
+		dir := t.TempDir()
+		writeFile(t, dir+"/extensions/plain", []byte("#!/bin/sh\n"), 0o644)
+		d := start(t, oneCPU, "--layer", dir, function(t))
 		wantLaunchError(t, d)
 		d.waitFor("PermissionDenied")
 	})
@@ -122,51 +135,62 @@ func wantLaunchError(t *testing.T, d *daemon) {
 	if a.header.Get("X-Amz-Function-Error") != "Unhandled" || !strings.Contains(string(a.body), `"errorType":"Extension.LaunchError"`) {
 		t.Errorf("function error %q, body %s; want Extension.LaunchError", a.header.Get("X-Amz-Function-Error"), a.body)
 	}
-	if n := d.log.printed("runtime", "start"); len(n) != 0 {
+	if n := d.printed("runtime", "start"); len(n) != 0 {
 		t.Error("the runtime was started")
 	}
 }
 
 // ACC-12, EX-27, EX-28, LC-70.
 func TestACC12ExtensionExits(t *testing.T) {
-	d := start(t, oneCPU, "--timeout=20s", "--layer", extensionLayer(t, "quitter"),
-		extensionFlag("quitter", script.Extension{Events: both, ExitOnInvoke: 2}),
-		function(t, "testruntime"))
+	quitter := []script.Step{both, {Op: "serve", N: 2}, {Op: "exit"}}
+	d := start(t, oneCPU, "--timeout=20s", "--layer", layer(t, extensions{"quitter": quitter}), function(t))
 	before := d.do()
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
 	a.wantError(t, "Extension.Crash", "RequestId: <id> Error: exit code 0")
 	after := d.do()
 	if after.Started == before.Started {
 		t.Error("the runtime survived the reset")
 	}
 	var ids []string
-	for _, n := range d.log.printed("quitter", "registered") {
-		ids = append(ids, n.Values["id"])
+	for _, e := range d.printed("quitter", "register") {
+		ids = append(ids, e.Headers["Lambda-Extension-Identifier"])
 	}
 	if len(ids) != 2 || ids[0] == "" || ids[0] == ids[1] {
 		t.Errorf("extension ids %q; want two different ones", ids)
 	}
 }
 
+// beatAtSIGTERM has a runtime go on after SIGTERM and print heartbeats.
+var beatAtSIGTERM = script.Step{Op: "onterm", Steps: []script.Step{heartbeat}}
+
+// internalExtension registers one for no event and leaves its next blocked for ever, as
+// aws-lambda-go's SIGTERM helper does (EX-16).
+func internalExtension() []script.Step {
+	return []script.Step{
+		{Op: "register", Path: "internal", Data: `{"events":null}`},
+		{Op: "call", Method: "GET", Path: "/2020-01-01/extension/event/next", Headers: map[string]string{"Lambda-Extension-Identifier": "{ext}"}, Background: true},
+	}
+}
+
 // ACC-13, LC-60, LC-61, LC-64, EX-16.
 func TestACC13SIGTERM(t *testing.T) {
 	t.Run("no extension", func(t *testing.T) {
-		d := start(t, oneCPU, initFlag(script.Step{Op: "on_sigterm", Data: "heartbeat"}), function(t, "testruntime"))
+		d := start(t, oneCPU, function(t, beatAtSIGTERM))
 		d.do()
 		d.stop()
-		if n := d.log.printed("runtime", "sigterm"); len(n) != 0 {
+		if n := d.printed("runtime", "sigterm"); len(n) != 0 {
 			t.Errorf("SIGTERM came: %v", n)
 		}
 	})
 	t.Run("internal extension", func(t *testing.T) {
 		const window = 500 * time.Millisecond
-		d := start(t, oneCPU, initFlag(script.Step{Op: "register"}, script.Step{Op: "on_sigterm", Data: "heartbeat"}), function(t, "testruntime"))
+		d := start(t, oneCPU, function(t, append(internalExtension(), beatAtSIGTERM)...))
 		d.do()
 		d.waitFrozen()
 		asked := time.Now()
 		d.stop()
-		stopped := d.log.printed("runtime", "sigterm")
-		beats := d.log.printed("runtime", "heartbeat")
+		stopped := d.printed("runtime", "sigterm")
+		beats := d.printed("runtime", "heartbeat")
 		if len(stopped) != 1 || len(beats) == 0 {
 			t.Fatalf("%d SIGTERM, %d heartbeats; want 1 and some", len(stopped), len(beats))
 		}
@@ -180,10 +204,10 @@ func TestACC13SIGTERM(t *testing.T) {
 		}
 	})
 	t.Run("aws-lambda-go", func(t *testing.T) {
-		d := start(t, oneCPU, function(t, "go-sigterm"))
+		d := start(t, oneCPU, programFunction(t, "go-sigterm"))
 		d.invoke("x")
 		d.stop()
-		if !strings.Contains(d.log.text(), "SIGTERM: cleaning up") {
+		if !strings.Contains(d.Log.Text(), "SIGTERM: cleaning up") {
 			t.Error("the function's SIGTERM handler did not run")
 		}
 	})
@@ -195,9 +219,7 @@ func TestACC14Shutdown(t *testing.T) {
 		window = 2000 * time.Millisecond
 		share  = 600 * time.Millisecond // 30 percent, LC-64 as settled
 	)
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "stubborn"),
-		extensionFlag("stubborn", script.Extension{Events: both, IgnoreShutdown: true}),
-		initFlag(script.Step{Op: "on_sigterm", Data: "heartbeat"}), function(t, "testruntime"))
+	d := start(t, oneCPU, "--layer", layer(t, extensions{"stubborn": stubborn()}), function(t, beatAtSIGTERM))
 	d.do()
 	d.waitFrozen()
 	asked := time.Now()
@@ -206,19 +228,16 @@ func TestACC14Shutdown(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 
-	terms, events := d.log.printed("runtime", "sigterm"), d.log.printed("stubborn", "SHUTDOWN")
-	beats := d.log.printed("stubborn", "heartbeat")
+	terms, events := d.printed("runtime", "sigterm"), d.printed("stubborn", "SHUTDOWN")
+	beats := d.printed("stubborn", "heartbeat")
 	if len(terms) != 1 || len(events) != 1 || len(beats) == 0 {
 		t.Fatalf("%d SIGTERM, %d SHUTDOWN, %d heartbeats; want 1, 1, some", len(terms), len(events), len(beats))
 	}
 	begun, shutdown := time.UnixMicro(terms[0].At), time.UnixMicro(events[0].At)
-	ms, err := strconv.ParseInt(events[0].Values["deadline"], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.UnixMilli(ms)
-	if events[0].Values["reason"] != "spindown" {
-		t.Errorf("reason %q, want spindown", events[0].Values["reason"])
+	event := eventOf(t, events[0])
+	deadline := time.UnixMilli(event.DeadlineMs)
+	if event.ShutdownReason != "spindown" {
+		t.Errorf("reason %q, want spindown", event.ShutdownReason)
 	}
 	if at := shutdown.Sub(asked); at < share {
 		t.Errorf("SHUTDOWN came %v after the shutdown was asked for; want %v at least", at, share)

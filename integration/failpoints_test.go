@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
@@ -50,7 +50,7 @@ func startFaulty(t *testing.T, f folders, args ...string) *daemon {
 // faults are what the daemons of a folder, if built so, are told to do wrong.
 type faults struct{ path string }
 
-func (f folders) faults() faults { return faults{filepath.Join(filepath.Dir(f.run), "faults")} }
+func (f folders) faults() faults { return faults{filepath.Join(filepath.Dir(f.Run), "faults")} }
 
 // set has point p do that from now on.
 func (f faults) set(t *testing.T, p failpoint.Point, action string) {
@@ -98,13 +98,12 @@ func TestReleaseHasNoFailPoints(t *testing.T) {
 
 // S-01: kill -9 of the daemon at each step of a sandbox's life.
 func TestDaemonKilledAtEachStep(t *testing.T) {
-	neighbour := start(t, oneCPU, function(t, "testruntime"))
+	neighbour := start(t, oneCPU, function(t))
 	before := neighbour.do()
 	for _, step := range failpoint.Steps {
 		t.Run(string(step), func(t *testing.T) {
 			f := newFolders(t)
-			args := []string{oneCPU, "--timeout=60s", "--layer", extensionLayer(t, "watcher"),
-				extensionFlag("watcher", script.Extension{Events: both}), zippedRuntime(t)}
+			args := []string{oneCPU, "--timeout=60s", "--layer", layer(t, extensions{"watcher": watch()}), zippedRuntime(t)}
 			var d *daemon
 			switch step {
 			case failpoint.ZipStaged: // before it serves
@@ -118,25 +117,25 @@ func TestDaemonKilledAtEachStep(t *testing.T) {
 			default:
 				d = startFaulty(t, f, args...)
 				f.faults().set(t, step, "kill")
-				d.fire(script.Event{Steps: []script.Step{}})
+				d.fire(script.Event{Report: true})
 			}
 			d.waitKilled()
-			mark := f.run // no other has it; the instance is not known before it serves
-			if d.instance != "" {
-				mark = d.instance
+			mark := f.Run // no other has it; the instance is not known before it serves
+			if d.Instance != "" {
+				mark = d.Instance
 			}
 			wantDeadSoon(t, mark)
 			f.faults().clear(t)
 
 			var foreign []string
-			if d.instance != "" {
-				foreign = plantForeign(t, f, d.instance)
+			if d.Instance != "" {
+				foreign = plantForeign(t, f, d.Instance)
 			}
 			begin := time.Now()
 			next := startFaulty(t, f, args...)
 			wantWithin(t, "the next start", time.Since(begin), 2*time.Second)
-			if d.instance != "" {
-				wantNothingLeft(t, d.instance)
+			if d.Instance != "" {
+				wantNothingLeft(t, d.Instance)
 			}
 			for _, path := range foreign {
 				if !exists(path) {
@@ -145,7 +144,7 @@ func TestDaemonKilledAtEachStep(t *testing.T) {
 			}
 			next.do()
 			next.stop()
-			wantNothingLeft(t, f.state, f.run)
+			wantNothingLeft(t, f.State, f.Run)
 		})
 	}
 	if after := neighbour.do(); after.Started != before.Started {
@@ -156,7 +155,7 @@ func TestDaemonKilledAtEachStep(t *testing.T) {
 // zippedRuntime is a zip of the test runtime.
 func zippedRuntime(t *testing.T) string {
 	t.Helper()
-	program, err := os.Open(filepath.Join(testbin, "testruntime"))
+	program, err := os.Open(filepath.Join(testbin, actor))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +166,7 @@ func zippedRuntime(t *testing.T) string {
 // killWhenHeld kills the daemon when its worker has come to a fail-point at which that is
 // to happen. It returns when the daemon has ended.
 func (d *daemon) killWhenHeld() {
-	if _, ok := d.log.wait(time.Hour, func(line string) bool { return strings.HasPrefix(line, failpoint.Held) }); ok {
+	if _, ok := d.Log.Wait(time.Hour, func(line string) bool { return strings.HasPrefix(line, failpoint.Held) }); ok {
 		d.signal(syscall.SIGKILL)
 	}
 }
@@ -176,8 +175,8 @@ func (d *daemon) killWhenHeld() {
 func (d *daemon) waitKilled() {
 	d.t.Helper()
 	d.waitExit()
-	if st := d.cmd.ProcessState.Sys().(syscall.WaitStatus); !st.Signaled() || st.Signal() != syscall.SIGKILL {
-		d.t.Fatalf("the daemon ended with %v, not by its fail-point; its log:\n%s", d.cmd.ProcessState, d.log.text())
+	if st := d.Cmd.ProcessState.Sys().(syscall.WaitStatus); !st.Signaled() || st.Signal() != syscall.SIGKILL {
+		d.t.Fatalf("the daemon ended with %v, not by its fail-point; its log:\n%s", d.Cmd.ProcessState, d.Log.Text())
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
@@ -27,13 +27,13 @@ func TestDaemonStopped(t *testing.T) {
 	if os.Getenv("SOAK_REPORT") != "" { // as in make soak
 		pause = 30 * time.Second
 	}
-	d := start(t, oneCPU, "--timeout=2s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=2s", function(t))
 	before := d.do()
 	d.waitFrozen()
 
-	seen := len(d.log.printed("runtime", "invoked"))
-	answers := d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "invoked"}, {Op: "sleep", MS: 60_000}}})
-	d.waitNotes("runtime", "invoked", seen+1)
+	seen := len(d.printed("runtime", "invoked"))
+	answers := d.invokeLater(script.Event{Report: true, Steps: []script.Step{note("invoked"), {Op: "sleep", MS: 60_000}}})
+	d.waitPrinted("runtime", "invoked", seen+1)
 	d.signal(syscall.SIGSTOP)
 	time.Sleep(pause)
 	d.signal(syscall.SIGCONT)
@@ -76,14 +76,14 @@ func TestDiskFullAtStart(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFolders(t)
 			disk := mountImage(t, "64m", "-N", "256")
-			f.state = filepath.Join(disk, "state")
+			f.State = filepath.Join(disk, "state")
 			args := []string{"--memory=512", zippedRuntime(t)}
 			empty := c.fill(t, disk)
 			d := launch(t, f, args...)
-			if code := d.waitExit(); code != 2 || !strings.Contains(d.log.text(), "no space left on device") {
-				t.Errorf("exit code %d, want 2; %s", code, d.log.text())
+			if code := d.waitExit(); code != 2 || !strings.Contains(d.Log.Text(), "no space left on device") {
+				t.Errorf("exit code %d, want 2; %s", code, d.Log.Text())
 			}
-			wantNothingLeft(t, f.state, f.run)
+			wantNothingLeft(t, f.State, f.Run)
 			empty()
 			startIn(t, f, args...).do()
 		})
@@ -102,8 +102,8 @@ func remove(t *testing.T, path string) {
 func TestDiskFullAtCreation(t *testing.T) {
 	f := newFolders(t)
 	disk := mountImage(t, "64m")
-	f.state = filepath.Join(disk, "state")
-	d := startIn(t, f, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
+	f.State = filepath.Join(disk, "state")
+	d := startIn(t, f, "--memory=512", "--concurrency=2", "--tenant-isolation", function(t))
 	ask := func(tenant string) answer {
 		a, err := d.request("x", "X-Amz-Tenant-Id", tenant)
 		if err != nil {
@@ -140,14 +140,14 @@ func TestLogDiskFull(t *testing.T) {
 	}
 	defer log.Close()
 	f := newFolders(t)
-	d := launchLogging(t, f, log, "--memory=512", "--timeout=60s", function(t, "testruntime"))
+	d := launchLogging(t, f, log, "--memory=512", "--timeout=60s", function(t))
 	full := filepath.Join(disk, "full")
 	if err := fillUp(full); err != nil {
 		t.Fatal(err)
 	}
-	first := d.do(script.Step{Op: "print", N: 5000, Data: strings.Repeat("x", 1000)})
+	first := d.do(script.Step{Op: "print", N: 5000, Data: strings.Repeat("x", 1000) + "\n"})
 	remove(t, full)
-	if second := d.do(script.Step{Op: "print", N: 1, Data: "there is room again"}); second.Started != first.Started {
+	if second := d.do(script.Step{Op: "print", Data: "there is room again\n"}); second.Started != first.Started {
 		t.Error("the runtime was replaced")
 	}
 	eventually(t, patience, func() string {
@@ -164,12 +164,11 @@ func TestLogDiskFull(t *testing.T) {
 func launchLogging(t *testing.T, f folders, log *os.File, args ...string) *daemon {
 	t.Helper()
 	d := newDaemon(t, sandboxd, f, args...)
-	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.Cmd.Stdout, d.Cmd.Stderr = log, log
 	d.run()
 	eventually(t, patience, func() string {
 		for line := range strings.Lines(string(readFile(t, log.Name()))) {
-			if strings.Contains(line, "listening") {
-				d.addr, d.instance = field(line, "addr"), field(line, "instance")
+			if d.Hear(line) {
 				return ""
 			}
 		}
@@ -182,11 +181,11 @@ func launchLogging(t *testing.T, f folders, log *os.File, args ...string) *daemo
 // and told of; others work, its ids stay its own, and it is removed when the disk is
 // back.
 func TestProcessThatCannotBeKilled(t *testing.T) {
-	g := gates{t, function(t, "testruntime")}
+	g := gates{t, function(t)}
 	d := start(t, oneCPU, "--timeout=10s", "--concurrency=2", "--tenant-isolation", g.code)
-	caller := d.fireTenant("stuck", script.Event{Steps: []script.Step{
-		{Op: "note", Data: "ready"}, g.at("frozen"), {Op: "fill", Path: "/tmp/file", N: 64 << 20}}})
-	d.waitNotes("runtime", "ready", 1)
+	caller := d.fireTenant("stuck", script.Event{Report: true, Steps: []script.Step{
+		note("ready"), gate("frozen"), {Op: "fill", Path: "/tmp/file", N: 64 << 20}}})
+	d.waitPrinted("runtime", "ready", 1)
 	stuck := d.ps()
 	guests := d.guests()
 	if len(stuck) != 1 || len(guests) != 1 {
@@ -197,7 +196,7 @@ func TestProcessThatCannotBeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tmp.Close()
-	held := leases(t, func(owner string) bool { return strings.Contains(owner, d.instance) })
+	held := leases(t, func(owner string) bool { return strings.Contains(owner, d.Instance) })
 	if err := unix.IoctlSetInt(int(tmp.Fd()), fiFreeze, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +224,7 @@ func TestProcessThatCannotBeKilled(t *testing.T) {
 		return false
 	}
 	eventually(t, patience, func() string {
-		if a := <-d.fireTenant("other", script.Event{Steps: []script.Step{}}); a.status != http.StatusOK {
+		if a := <-d.fireTenant("other", script.Event{Report: true}); a.status != http.StatusOK {
 			t.Errorf("another tenant: %d %s", a.status, a.body)
 		}
 		if !quarantined() {
@@ -234,7 +233,7 @@ func TestProcessThatCannotBeKilled(t *testing.T) {
 		return ""
 	})
 	d.waitFor("sandbox " + stuck[0].ID + " is quarantined")
-	now := leases(t, func(owner string) bool { return strings.Contains(owner, d.instance) })
+	now := leases(t, func(owner string) bool { return strings.Contains(owner, d.Instance) })
 	if !strings.Contains(strings.Join(now, "\n"), held[0]) {
 		t.Errorf("leases %q: the lease of the sandbox in quarantine, %s, is gone", now, held)
 	}
@@ -273,7 +272,7 @@ func TestBusy(t *testing.T) {
 	for _, p := range []failpoint.Point{failpoint.RemoveCgroup, failpoint.UnmountRoot} {
 		t.Run(string(p), func(t *testing.T) {
 			f := newFolders(t)
-			d := startFaulty(t, f, oneCPU, config(t, "idle-timeout: 1ms\n"), function(t, "testruntime"))
+			d := startFaulty(t, f, oneCPU, config(t, "idle-timeout: 1ms\n"), function(t))
 			f.faults().set(t, p, "EBUSY")
 			if _, err := d.request("x"); err != nil { // where the root is let go before the start, this fails
 				t.Fatal(err)
@@ -307,20 +306,20 @@ func TestDamagedState(t *testing.T) {
 		damage func(t *testing.T, f folders, d *daemon)
 	}{
 		{"record cut short", func(t *testing.T, f folders, d *daemon) {
-			damage(t, filepath.Join(f.run, d.instance, "cgroup"), truncate)
+			damage(t, filepath.Join(f.Run, d.Instance, "cgroup"), truncate)
 		}},
-		{"record with a flipped bit", func(t *testing.T, f folders, d *daemon) { damage(t, filepath.Join(f.run, d.instance, "cgroup"), flip) }},
+		{"record with a flipped bit", func(t *testing.T, f folders, d *daemon) { damage(t, filepath.Join(f.Run, d.Instance, "cgroup"), flip) }},
 		{"package's record cut short", func(t *testing.T, f folders, _ *daemon) {
-			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), truncate)
+			damage(t, only(t, f.State, "packages/sha256/*/entry.json"), truncate)
 		}},
 		{"package's record with a flipped bit", func(t *testing.T, f folders, _ *daemon) {
-			damage(t, only(t, f.state, "packages/sha256/*/entry.json"), flip)
+			damage(t, only(t, f.State, "packages/sha256/*/entry.json"), flip)
 		}},
 		{"package's file cut short", func(t *testing.T, f folders, _ *daemon) {
-			damage(t, only(t, f.state, "packages/sha256/*/tree/bootstrap"), truncate)
+			damage(t, only(t, f.State, "packages/sha256/*/tree/bootstrap"), truncate)
 		}},
-		{"image of /tmp cut short", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), truncate) }},
-		{"image of /tmp with a flipped bit", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.state, "tmp/*.ext4"), flip) }},
+		{"image of /tmp cut short", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.State, "tmp/*.ext4"), truncate) }},
+		{"image of /tmp with a flipped bit", func(t *testing.T, f folders, _ *daemon) { damage(t, only(t, f.State, "tmp/*.ext4"), flip) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFolders(t)
@@ -329,7 +328,7 @@ func TestDamagedState(t *testing.T) {
 			d.crash()
 			c.damage(t, f, d)
 			next := startIn(t, f, "--memory=512", code)
-			wantNothingLeft(t, d.instance)
+			wantNothingLeft(t, d.Instance)
 			r := next.do(script.Step{Op: "fill", Path: "/tmp/x", N: 1 << 20})
 			if r.Results[0].Error != "" {
 				t.Errorf("/tmp: %+v", r.Results[0])

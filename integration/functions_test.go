@@ -11,14 +11,30 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 //go:embed shell/bootstrap
 var shellBootstrap []byte
 
-// function makes a function folder whose bootstrap is a program of testbin.
-func function(t *testing.T, program string) string {
+// actor is the name of the scripted function and extension in testbin.
+const actor = "actor"
+
+// function makes a folder of the scripted function, which does steps before its first
+// next. Its entries are printed as well as noted, and those of steps are in reports.
+func function(t *testing.T, init ...script.Step) string {
+	t.Helper()
+	dir := programFunction(t, actor)
+	program := script.Program{Announce: true, Quiet: true}
+	if len(init) > 0 {
+		program.Starts = [][]script.Step{init}
+	}
+	writeFile(t, filepath.Join(dir, script.File), []byte(script.Encode(program)), 0o644)
+	return dir
+}
+
+// programFunction makes a function folder whose bootstrap is a program of testbin.
+func programFunction(t *testing.T, program string) string {
 	t.Helper()
 	dir := t.TempDir()
 	place(t, program, filepath.Join(dir, "bootstrap"))
@@ -33,25 +49,49 @@ func shellFunction(t *testing.T, text []byte) string {
 	return dir
 }
 
-// extensionLayer makes a layer with external extensions under the names given, all
-// of them the test extension. Names are letters, digits and underscores.
-func extensionLayer(t *testing.T, names ...string) string {
+// extensions are the steps of external extensions by their names.
+type extensions map[string][]script.Step
+
+// layer makes a layer with external extensions. Their entries are printed as well as
+// noted.
+func layer(t *testing.T, list extensions) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, name := range names {
-		place(t, "testextension", filepath.Join(dir, "extensions", name))
+	for name, steps := range list {
+		place(t, actor, filepath.Join(dir, "extensions", name))
+		program := script.Program{Announce: true, Starts: [][]script.Step{steps}}
+		writeFile(t, filepath.Join(dir, script.Folder, name+".json"), []byte(script.Encode(program)), 0o644)
 	}
 	return dir
 }
 
-// extensionFlag is the flag that gives one extension its part.
-func extensionFlag(name string, e script.Extension) string {
-	return "--env=" + script.ExtensionVariable + name + "=" + script.Encode(e)
+// both registers an extension for all events there are.
+var both = script.Step{Op: "register", Data: `{"events":["INVOKE","SHUTDOWN"]}`}
+
+// idle is an extension that wants no event: it asks once and waits for ever.
+func idle() []script.Step {
+	return []script.Step{{Op: "register", Data: `{"events":[]}`}, {Op: "serve"}}
 }
 
-// initFlag is the flag that gives the test runtime the steps of its initialisation.
-func initFlag(steps ...script.Step) string {
-	return "--env=" + script.InitVariable + "=" + script.Encode(steps)
+// watch is an extension that takes every event, and does steps at each INVOKE.
+func watch(each ...script.Step) []script.Step {
+	return []script.Step{both, {Op: "serve", Steps: each}}
+}
+
+// stubborn is an extension that goes on after SHUTDOWN and prints heartbeats.
+func stubborn() []script.Step {
+	return []script.Step{both, {Op: "serve", Last: []script.Step{heartbeat}}}
+}
+
+// heartbeat prints "heartbeat" entries for ever.
+var heartbeat = script.Step{Op: "heartbeat", MS: 10}
+
+// note leaves an entry that is printed.
+func note(name string) script.Step { return script.Step{Op: "note", Name: name} }
+
+// respond answers the current invocation. It is for events that are Answered.
+func respond(data string) script.Step {
+	return script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/response", Data: data}
 }
 
 // place puts a program of testbin at path, as a hard link where that is possible.

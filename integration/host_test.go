@@ -257,7 +257,7 @@ func (p process) inside() string {
 func (d *daemon) worker() process {
 	d.t.Helper()
 	for _, p := range d.descendants() {
-		if p.parent == d.cmd.Process.Pid && command(p.pid) == "sandboxd-worker" {
+		if p.parent == d.Cmd.Process.Pid && command(p.pid) == "sandboxd-worker" {
 			return p
 		}
 	}
@@ -268,7 +268,7 @@ func (d *daemon) worker() process {
 // sum is a number of /proc/PID/status, of the daemon's two processes together.
 func (d *daemon) sum(key string) (sum int64) {
 	d.t.Helper()
-	for _, p := range []process{{pid: d.cmd.Process.Pid}, d.worker()} {
+	for _, p := range []process{{pid: d.Cmd.Process.Pid}, d.worker()} {
 		var n int64
 		if _, err := fmt.Sscan(p.status(key), &n); err != nil {
 			d.t.Fatalf("%s of process %d: %v", key, p.pid, err)
@@ -289,7 +289,7 @@ func (d *daemon) descendants() []process {
 		}
 	}
 	var list []process
-	for next := []int{d.cmd.Process.Pid}; len(next) > 0; next = next[1:] {
+	for next := []int{d.Cmd.Process.Pid}; len(next) > 0; next = next[1:] {
 		for _, p := range children[next[0]] {
 			list = append(list, p)
 			next = append(next, p.pid)
@@ -361,7 +361,7 @@ func (d *daemon) fds() map[string]int {
 	d.t.Helper()
 	digits := regexp.MustCompile(`\b[0-9a-f]{8}\b|[0-9]+`) // ids too
 	count := make(map[string]int)
-	for who, pid := range map[string]int{"supervisor": d.cmd.Process.Pid, "worker": d.worker().pid} {
+	for who, pid := range map[string]int{"supervisor": d.Cmd.Process.Pid, "worker": d.worker().pid} {
 		for _, target := range descriptors(d.t, pid) {
 			count[who+": "+digits.ReplaceAllString(target, "N")]++
 		}

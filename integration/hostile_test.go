@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // treeHash is a hash of names, modes, owners, link targets and contents below dir.
@@ -67,7 +67,7 @@ var hostileNames = []string{"proc", "sys", "dev", "dev/shm", "tmp", "etc", "var"
 // CVE-2019-19921, 2021-30465, 2024-21626 and 2025-52881). The start is refused, or
 // what the links name lies inside the root; the host's files stay as they are.
 func TestAttackHostileRootTree(t *testing.T) {
-	code := function(t, "testruntime")
+	code := function(t)
 	for _, name := range hostileNames {
 		t.Run(name, func(t *testing.T) {
 			victim, base := canary(t), t.TempDir()
@@ -80,10 +80,10 @@ func TestAttackHostileRootTree(t *testing.T) {
 				t.Fatal(err)
 			}
 			f := newFolders(t)
-			out := sandboxdCommand(t, script.Encode(script.Event{Steps: []script.Step{
+			out := sandboxdCommand(t, script.Encode(script.Event{Report: true, Steps: []script.Step{
 				{Op: "write", Path: "/" + name + "/planted", Data: "x"}, {Op: "read", Path: "/" + name + "/hosts"}, {Op: "read", Path: victim + "/hosts"},
 				{Op: "write", Path: "/tmp/own", Data: "x"}, {Op: "read", Path: "/proc/self/status"},
-			}}), slices.Concat([]string{"run", "--event=-", "--rootfs=" + base, "--concurrency=1", "--pool=0"}, f.flags(), []string{code})...)
+			}}), slices.Concat([]string{"run", "--event=-", "--rootfs=" + base, "--concurrency=1", "--pool=0"}, f.Flags(), []string{code})...)
 			if out.code != 0 && out.code != 2 {
 				t.Errorf("exit code %d: %s", out.code, out.stderr)
 			}
@@ -105,7 +105,7 @@ func lastLine(text string) string {
 
 // The same while the tree changes: a folder and a link to the host take turns.
 func TestAttackChangingRootTree(t *testing.T) {
-	code, victim := function(t, "testruntime"), canary(t)
+	code, victim := function(t), canary(t)
 	before := treeHash(t, victim)
 	base := t.TempDir()
 	a, b := filepath.Join(base, "folder"), filepath.Join(base, "link")
@@ -136,8 +136,8 @@ func TestAttackChangingRootTree(t *testing.T) {
 	})
 	for range size(t, 10, 100) {
 		f := newFolders(t)
-		out := sandboxdCommand(t, script.Encode(script.Event{Steps: []script.Step{{Op: "read", Path: "/opt/hosts"}, {Op: "read", Path: "/etc/hosts"}, {Op: "write", Path: "/opt/planted", Data: "x"}}}),
-			slices.Concat([]string{"run", "--event=-", "--rootfs=" + base, "--concurrency=1", "--pool=0"}, f.flags(), []string{code})...)
+		out := sandboxdCommand(t, script.Encode(script.Event{Report: true, Steps: []script.Step{{Op: "read", Path: "/opt/hosts"}, {Op: "read", Path: "/etc/hosts"}, {Op: "write", Path: "/opt/planted", Data: "x"}}}),
+			slices.Concat([]string{"run", "--event=-", "--rootfs=" + base, "--concurrency=1", "--pool=0"}, f.Flags(), []string{code})...)
 		if out.code != 0 && out.code != 2 || strings.Contains(out.stdout, "host's own") {
 			t.Errorf("exit code %d: %s %s", out.code, out.stdout, out.stderr)
 		}
@@ -169,12 +169,12 @@ const localProbe = `while read -r p; do [ -r "$p" ] && [ ! -d "$p" ] && echo "re
 // REQUIREMENTS section 4: an unprivileged user of the host gets at nothing of a
 // running daemon's: sockets, state, code, logs, cgroups.
 func TestAttackLocalUser(t *testing.T) {
-	zip := zipFile(t, "bootstrap", 0o755, strings.NewReader(string(readFile(t, filepath.Join(testbin, "testruntime")))))
+	zip := zipFile(t, "bootstrap", 0o755, strings.NewReader(string(readFile(t, filepath.Join(testbin, actor)))))
 	d := start(t, oneCPU, zip)
 	d.do()
 	paths := d.files()
 	for _, dir := range cgroups(t) {
-		if strings.Contains(dir, d.instance) {
+		if strings.Contains(dir, d.Instance) {
 			paths = append(paths, dir, dir+"/cgroup.procs", dir+"/cgroup.kill", dir+"/memory.max", dir+"/tasks")
 		}
 	}
@@ -196,7 +196,7 @@ func TestAttackLocalUser(t *testing.T) {
 		}
 	}
 	control := probe(0)
-	for _, want := range []string{"reads " + d.folders.state, "writes " + d.folders.run, "control.sock"} {
+	for _, want := range []string{"reads " + d.folders.State, "writes " + d.folders.Run, "control.sock"} {
 		if !strings.Contains(control, want) {
 			t.Errorf("root's probe says nothing of %s: the check above proves nothing:\n%s", want, control)
 		}

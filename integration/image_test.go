@@ -20,7 +20,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // imageLayout writes an OCI image layout and returns its folder. It has the test
@@ -52,7 +52,7 @@ func imageLayout(t *testing.T, config map[string]any, more ...io.Reader) string 
 		return b
 	}
 
-	program, err := os.ReadFile(filepath.Join(testbin, "testruntime"))
+	program, err := os.ReadFile(filepath.Join(testbin, actor))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestImageFromRegistry(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(login), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	certificates := newFolders(t).state // a folder that others may enter
+	certificates := newFolders(t).State // a folder that others may enter
 	if err := os.MkdirAll(certificates, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -193,8 +193,8 @@ func TestImageFromRegistry(t *testing.T) {
 	t.Setenv("SSL_CERT_FILE", ca)
 	t.Setenv("HOME", t.TempDir())
 	refused := launch(t, newFolders(t), "--memory=512", "--image", given)
-	if code := refused.waitExit(); code != 2 || !strings.Contains(refused.log.text(), "log in as the daemon's user with docker login") {
-		t.Errorf("without credentials: exit code %d; log:\n%s", code, refused.log.text())
+	if code := refused.waitExit(); code != 2 || !strings.Contains(refused.Log.Text(), "log in as the daemon's user with docker login") {
+		t.Errorf("without credentials: exit code %d; log:\n%s", code, refused.Log.Text())
 	}
 	t.Setenv("DOCKER_CONFIG", home)
 	d := start(t, "--memory=512", "--image", given)

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // RT-53, RT-72, LC-91, LC-93: a runtime that waits in restore/next is frozen there.
@@ -27,13 +27,13 @@ func TestSnapStart(t *testing.T) {
 	}
 	keys("BEFORE")
 	credentials := script.Step{Op: "call", Method: "GET", Path: "/2021-04-23/credentials", Headers: map[string]string{"Authorization": "{token}"}}
-	steps := script.Encode([]script.Step{credentials, {Op: "call", Method: "GET", Path: "/2018-06-01/runtime/restore/next"}})
-	d := start(t, oneCPU, "--snap-start", "--config", config, "--env", script.InitVariable+"="+steps, function(t, "testruntime"))
+	restore := script.Step{Op: "call", Method: "GET", Path: "/2018-06-01/runtime/restore/next"}
+	d := start(t, oneCPU, "--snap-start", "--config", config, function(t, credentials, restore))
 
-	first := d.invokeLater(script.Event{Steps: []script.Step{credentials, {Op: "env"},
+	first := d.invokeLater(script.Event{Report: true, Steps: []script.Step{credentials, {Op: "env"},
 		{Op: "call", Method: "GET", Path: "/2021-04-23/credentials", Headers: map[string]string{"Authorization": "wrong"}}}})
 	r := d.report(<-first)
-	for i, want := range []struct{ result script.Result }{{r.Init[0]}, {r.Results[0]}} {
+	for i, want := range []struct{ result script.Entry }{{r.Init[0]}, {r.Results[0]}} {
 		var c struct{ AccessKeyId, SecretAccessKey, Token, Expiration string }
 		if err := json.Unmarshal([]byte(want.result.Text), &c); err != nil || c.AccessKeyId != "BEFORE" || c.SecretAccessKey != "secret" || c.Token != "token" || c.Expiration == "" {
 			t.Errorf("credentials %d: %d %s %v", i, want.result.Status, want.result.Text, err)
@@ -56,7 +56,7 @@ func TestSnapStart(t *testing.T) {
 	}
 
 	keys("AFTER") // a new sandbox is restored with the new ones
-	d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}})
+	d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 1}}})
 	r = d.do(credentials)
 	if !strings.Contains(r.Results[0].Text, "AFTER") {
 		t.Errorf("credentials after a rotation: %s", r.Results[0].Text)
@@ -65,11 +65,11 @@ func TestSnapStart(t *testing.T) {
 
 // LC-92, RT-55: hooks that fail.
 func TestRestoreErrorIsTheAnswer(t *testing.T) {
-	steps := script.Encode([]script.Step{{Op: "call", Method: "GET", Path: "/2018-06-01/runtime/restore/next"},
+	steps := []script.Step{{Op: "call", Method: "GET", Path: "/2018-06-01/runtime/restore/next"},
 		{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/restore/error", Data: `{"errorType":"Runtime.AfterRestoreError","errorMessage":"no database"}`,
 			Headers: map[string]string{"Lambda-Runtime-Function-Error-Type": "Runtime.AfterRestoreError"}},
-		{Op: "exit", N: 65}})
-	d := start(t, oneCPU, "--snap-start", "--env", script.InitVariable+"="+steps, function(t, "testruntime"))
+		{Op: "exit", N: 65}}
+	d := start(t, oneCPU, "--snap-start", function(t, steps...))
 	for range 2 { // each in a sandbox of its own
 		a := d.invoke(script.Event{})
 		if a.header.Get("X-Amz-Function-Error") != "Unhandled" || !strings.Contains(string(a.body), "no database") {
@@ -82,12 +82,12 @@ func TestRestoreErrorIsTheAnswer(t *testing.T) {
 // LC-09: provisioned sandboxes have initialized when the endpoint answers, one that
 // dies is replaced, and further requests get sandboxes on demand.
 func TestProvisioned(t *testing.T) {
-	d := start(t, oneCPU, "--provisioned=2", "--concurrency=3", function(t, "testruntime"))
+	d := start(t, oneCPU, "--provisioned=2", "--concurrency=3", function(t))
 	guests := d.guests()
 	if len(guests) != 2 {
 		t.Fatalf("%d runtimes before the first request, want 2", len(guests))
 	}
-	sleep := script.Event{Steps: []script.Step{{Op: "env"}, {Op: "sleep", MS: 300}}}
+	sleep := script.Event{Report: true, Steps: []script.Step{{Op: "env"}, {Op: "sleep", MS: 300}}}
 	var kinds []string
 	var running []<-chan answer
 	for range 3 {
@@ -125,9 +125,8 @@ func contains(list []process, pid int) bool {
 
 // LC-09: a function that cannot initialize does not come to serve.
 func TestProvisionedInitFails(t *testing.T) {
-	steps := script.Encode([]script.Step{{Op: "print", Data: "no database", N: 1}, {Op: "exit", N: 3}})
-	out := sandboxdCommand(t, "", append(append([]string{"run", "--listen=127.0.0.1:0", "--pool=0"}, newFolders(t).flags()...), "--provisioned=2",
-		"--env", script.InitVariable+"="+steps, function(t, "testruntime"))...)
+	code := function(t, script.Step{Op: "print", Data: "no database\n"}, script.Step{Op: "exit", N: 3})
+	out := sandboxdCommand(t, "", append(append([]string{"run", "--listen=127.0.0.1:0", "--pool=0"}, newFolders(t).Flags()...), "--provisioned=2", code)...)
 	if out.code != 2 || !strings.Contains(out.stderr, "the initialization failed") || !strings.Contains(out.stderr, "Error Type: Runtime.ExitError") {
 		t.Errorf("exit code %d, stderr:\n%s", out.code, out.stderr)
 	}
@@ -135,13 +134,13 @@ func TestProvisionedInitFails(t *testing.T) {
 
 // INV-05, RT-19: tenants share no sandbox, one after the other and at the limit.
 func TestTenantIsolation(t *testing.T) {
-	d := start(t, oneCPU, "--tenant-isolation", "--concurrency=2", function(t, "testruntime"))
+	d := start(t, oneCPU, "--tenant-isolation", "--concurrency=2", function(t))
 	if a, err := d.request(script.Event{}); err != nil || a.status != http.StatusBadRequest {
 		t.Errorf("without a tenant: %d %s %v", a.status, a.body, err)
 	}
 	owner := map[string]string{} // by sandbox
 	for _, tenant := range []string{"red", "blue", "red", "green", "blue", "red"} {
-		r := d.report(d.invoke(script.Event{Steps: []script.Step{{Op: "env"}}}, "X-Amz-Tenant-Id", tenant))
+		r := d.report(d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "env"}}}, "X-Amz-Tenant-Id", tenant))
 		if was, ok := owner[r.LogStream]; ok && was != tenant {
 			t.Errorf("%s ran in a sandbox of %s", tenant, was)
 		}

@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // An injector lets chosen system calls of a daemon fail (S-10). It does what `strace -e
@@ -86,15 +86,14 @@ func startInjected(t *testing.T, f folders, calls []int, args ...string) (*daemo
 		t.Fatal(err)
 	}
 	d := newDaemon(t, self, f, args...)
-	d.cmd.Args = append([]string{self, sandboxd}, d.cmd.Args[1:]...)
+	d.Cmd.Args = append([]string{self, sandboxd}, d.Cmd.Args[1:]...)
 	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(calls), " ", ","), "[]")
-	d.cmd.Env = append(d.cmd.Env, injectee+"="+list)
+	d.Cmd.Env = append(d.Cmd.Env, injectee+"="+list)
 	// When a start fails, libcontainer forgets descriptors that the collector closes; it
 	// must not be waited for. What we forget ourselves, TestPlantedLeaks would see.
-	d.cmd.Env = append(d.cmd.Env, "GOGC=1")
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	d.Cmd.Env = append(d.Cmd.Env, "GOGC=1")
 	d.run()
-	in := &injector{pid: d.cmd.Process.Pid, calls: map[int]int{}, done: make(chan struct{})}
+	in := &injector{pid: d.Cmd.Process.Pid, calls: map[int]int{}, done: make(chan struct{})}
 	eventually(t, patience, func() string {
 		in.listener, err = listenerOf(in.pid)
 		if err != nil {
@@ -104,8 +103,8 @@ func startInjected(t *testing.T, f folders, calls []int, args ...string) (*daemo
 	})
 	go in.serve()
 	t.Cleanup(func() {
-		d.cmd.Process.Kill()
-		<-d.exited
+		d.Cmd.Process.Kill()
+		<-d.Done()
 		<-in.done
 		in.listener.Close()
 	})
@@ -254,7 +253,7 @@ func TestInjectedErrors(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 10))
 	f := newFolders(t)
 	args := []string{"--memory=512", "--timeout=10s", "--linger=0s", config(t, "idle-timeout: 1ms\n"),
-		"--layer", extensionLayer(t, "watcher"), function(t, "testruntime")}
+		"--layer", layer(t, extensions{"watcher": idle()}), function(t)}
 	var calls []int
 	for _, nr := range injected {
 		calls = append(calls, nr)
@@ -296,9 +295,9 @@ func TestInjectedErrors(t *testing.T) {
 	hits, ended := 0, 0
 	over := func(what string, err error) { // S-01
 		ended++
-		said := strings.Split(strings.TrimSpace(d.log.text()), "\n")
+		said := strings.Split(strings.TrimSpace(d.Log.Text()), "\n")
 		t.Logf("%s ended the daemon: %v; it said: %s", what, err, said[len(said)-1])
-		last := d.instance
+		last := d.Instance
 		begin()
 		wantNothingLeft(t, last)
 	}
@@ -308,12 +307,12 @@ func TestInjectedErrors(t *testing.T) {
 		began := time.Now()
 		late := time.AfterFunc(patience, func() {
 			t.Errorf("%s: no answer after %v", what, patience)
-			d.cmd.Process.Kill()
+			d.Cmd.Process.Kill()
 		})
-		_, err := d.request(script.Event{Steps: []script.Step{}}) // it may fail
+		_, err := d.request(script.Event{Report: true}) // it may fail
 		late.Stop()
 		select {
-		case <-d.exited:
+		case <-d.Done():
 			over(what, err)
 			continue
 		default:
@@ -330,10 +329,10 @@ func TestInjectedErrors(t *testing.T) {
 			hits++
 		}
 		t.Logf("%s: met %t, over after %v", what, hit, time.Since(began).Round(time.Millisecond))
-		a, err := d.request(script.Event{Steps: []script.Step{}})
+		a, err := d.request(script.Event{Report: true})
 		if err != nil && hit { // it is about to end
 			select {
-			case <-d.exited:
+			case <-d.Done():
 				hits-- // over counts it
 				over(what, err)
 				continue
@@ -346,7 +345,7 @@ func TestInjectedErrors(t *testing.T) {
 		// What waits for the collector needs work that makes it run: a further life.
 		grown := d.settle(before, patience/12).grown(before)
 		for more := 0; len(grown) > 0 && more < 12; more++ {
-			_, _ = d.request(script.Event{Steps: []script.Step{}})
+			_, _ = d.request(script.Event{Report: true})
 			grown = d.settle(before, patience/12).grown(before)
 		}
 		if len(grown) > 0 {

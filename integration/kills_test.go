@@ -11,11 +11,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
-// gates are files beside the bootstrap that the test runtime can be told to await:
-// a shut gate holds it where it is.
+// gates are files beside the bootstrap that the scripted function can be told to await: a
+// shut gate holds it where it is.
 type gates struct {
 	t    *testing.T
 	code string // function folder
@@ -35,8 +35,8 @@ func (g gates) shut(name string) {
 	}
 }
 
-// at is the step that waits for a gate.
-func (g gates) at(name string) script.Step {
+// gate is the step that waits for a gate.
+func gate(name string) script.Step {
 	return script.Step{Op: "await", Path: "/var/task/" + name}
 }
 
@@ -53,12 +53,12 @@ func (d *daemon) invokeLater(payload any) <-chan answer {
 	return answers
 }
 
-// waitNotes waits for the nth printed note of who and what.
-func (d *daemon) waitNotes(who, what string, n int) {
+// waitPrinted waits for the nth entry that who prints with the name given.
+func (d *daemon) waitPrinted(who, name string, n int) {
 	d.t.Helper()
 	eventually(d.t, patience, func() string {
-		if got := len(d.log.printed(who, what)); got < n {
-			return fmt.Sprintf("%d notes %s of %s, want %d", got, what, who, n)
+		if got := len(d.printed(who, name)); got < n {
+			return fmt.Sprintf("%d entries %s of %s, want %d", got, name, who, n)
 		}
 		return ""
 	})
@@ -74,7 +74,7 @@ func (d *daemon) killSandboxes() {
 	}
 	var dirs []string
 	for _, p := range inits {
-		dirs = append(dirs, sandboxCgroups(d.t, d.instance, p)...)
+		dirs = append(dirs, sandboxCgroups(d.t, d.Instance, p)...)
 	}
 	for _, p := range inits {
 		if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
@@ -132,16 +132,16 @@ type lifeState struct {
 var lifeStates = []lifeState{
 	{"Initializing", nil, func(d *daemon, g gates) <-chan answer {
 		g.shut("init")
-		seen := len(d.log.printed("runtime", "start"))
-		answers := d.invokeLater(script.Event{Steps: []script.Step{}})
-		d.waitNotes("runtime", "start", seen+1)
+		seen := len(d.printed("runtime", "start"))
+		answers := d.invokeLater(script.Event{Report: true})
+		d.waitPrinted("runtime", "start", seen+1)
 		return answers
 	}, `"errorType"`},
 	{"Invoking", nil, func(d *daemon, g gates) <-chan answer {
 		g.shut("invoke")
-		seen := len(d.log.printed("runtime", "invoked"))
-		answers := d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "invoked"}, g.at("invoke")}})
-		d.waitNotes("runtime", "invoked", seen+1)
+		seen := len(d.printed("runtime", "invoked"))
+		answers := d.invokeLater(script.Event{Report: true, Steps: []script.Step{note("invoked"), gate("invoke")}})
+		d.waitPrinted("runtime", "invoked", seen+1)
 		return answers
 	}, "signal: killed"},
 	{"Idle", []string{"--linger=10s"}, func(d *daemon, _ gates) <-chan answer {
@@ -154,15 +154,15 @@ var lifeStates = []lifeState{
 		return nil
 	}, ""},
 	{"Resetting", nil, func(d *daemon, _ gates) <-chan answer {
-		seen := len(d.log.printed("stubborn", "SHUTDOWN"))
-		d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}})
-		d.waitNotes("stubborn", "SHUTDOWN", seen+1)
+		seen := len(d.printed("stubborn", "SHUTDOWN"))
+		d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 1}}})
+		d.waitPrinted("stubborn", "SHUTDOWN", seen+1)
 		return nil
 	}, ""},
 	{"ShuttingDown", []string{"idle-timeout: 20ms"}, func(d *daemon, _ gates) <-chan answer {
-		seen := len(d.log.printed("stubborn", "SHUTDOWN"))
+		seen := len(d.printed("stubborn", "SHUTDOWN"))
 		d.do()
-		d.waitNotes("stubborn", "SHUTDOWN", seen+1)
+		d.waitPrinted("stubborn", "SHUTDOWN", seen+1)
 		return nil
 	}, ""},
 }
@@ -174,9 +174,8 @@ func TestKilledInEveryState(t *testing.T) {
 	kills := rounds(t, 20)
 	for _, state := range lifeStates {
 		t.Run(state.name, func(t *testing.T) {
-			g := gates{t, function(t, "testruntime")}
-			flags := []string{oneCPU, "--timeout=60s", initFlag(g.at("init")),
-				"--layer", extensionLayer(t, "stubborn"), extensionFlag("stubborn", script.Extension{Events: both, IgnoreShutdown: true})}
+			g := gates{t, function(t, gate("init"))}
+			flags := []string{oneCPU, "--timeout=60s", "--layer", layer(t, extensions{"stubborn": stubborn()})}
 			for _, f := range state.flags {
 				if !strings.HasPrefix(f, "--") {
 					f = config(t, f+"\n")

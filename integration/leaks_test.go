@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // config writes a configuration file with what only such a file can set.
@@ -77,7 +77,7 @@ func (d *daemon) goroutines() map[string]int {
 	d.waitExit()
 	count := make(map[string]int)
 	created := regexp.MustCompile(`(?m)^created by (\S+)`)
-	dumps := strings.Split(d.log.text(), "SIGQUIT: quit")
+	dumps := strings.Split(d.Log.Text(), "SIGQUIT: quit")
 	if len(dumps) != 3 {
 		d.t.Fatalf("%d goroutine dumps after SIGQUIT, want one of each process", len(dumps)-1)
 	}
@@ -98,7 +98,7 @@ func (d *daemon) goroutines() map[string]int {
 // sandboxes made and closed leave no process, cgroup, mount, namespace, descriptor
 // or goroutine more than one of each does.
 func TestNothingLeaks(t *testing.T) {
-	code := function(t, "testruntime")
+	code := function(t)
 	folders := newFolders(t)
 	serve := func() *daemon {
 		return startIn(t, folders, "--memory=512", "--concurrency=4", "--linger=0s", config(t, "idle-timeout: 100ms\n"), code)
@@ -176,7 +176,7 @@ func (d *daemon) invokeMany(n, parallel int) {
 func (d *daemon) files() []string {
 	d.t.Helper()
 	var list []string
-	for _, dir := range []string{d.folders.state, d.folders.run} {
+	for _, dir := range []string{d.folders.State, d.folders.Run} {
 		err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 			list = append(list, path)
 			return err

@@ -20,7 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/protocol/eventstream"
 	"github.com/google/uuid"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // outcomes are how an invocation of the ledger may go, with how often of 100,000 it
@@ -34,23 +34,24 @@ var outcomes = []struct {
 }{
 	{"echo", 0, func(id string) any { return id }, "", ""}, // all the others
 	{"error", 10000, func(string) any {
-		return script.Event{Steps: []script.Step{{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/error", Data: `{"errorType":"Mine"}`}}}
+		return answering(script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/error", Data: `{"errorType":"Mine"}`})
 	}, "Status: error\tError Type: Runtime.Unknown\t", `{"errorType":"Mine"}`},
 	{"large", 500, func(id string) any { return id + strings.Repeat("x", 300<<10) }, "", ""},
 	{"stream", 5000, func(id string) any {
-		return script.Event{Steps: []script.Step{{Op: "stream", Argv: []string{"one ", id}}}}
+		return answering(streaming(0, "one ", id))
 	}, "", "one "},
 	{"stream fails", 2000, func(id string) any {
-		return script.Event{Steps: []script.Step{{Op: "stream", Argv: []string{"one ", id}, Trailers: map[string]string{
-			"Lambda-Runtime-Function-Error-Type": "Runtime.Mid", "Lambda-Runtime-Function-Error-Body": "e30="}}}}
+		s := streaming(0, "one ", id)
+		s.Trailers = map[string]string{"Lambda-Runtime-Function-Error-Type": "Runtime.Mid", "Lambda-Runtime-Function-Error-Body": "e30="}
+		return answering(s)
 	}, "Status: error\tError Type: Runtime.Mid\t", "one "},
 	{"background", 3000, func(id string) any { return id }, "", ""},
-	{"client leaves", 500, func(string) any { return script.Event{Steps: []script.Step{{Op: "sleep", MS: 20}}} }, "", ""},
-	{"exit", 200, func(string) any { return script.Event{Steps: []script.Step{{Op: "exit", N: 3}}} },
+	{"client leaves", 500, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 20}}} }, "", ""},
+	{"exit", 200, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 3}}} },
 		"Status: error\tError Type: Runtime.ExitError\t", "exit status 3"},
-	{"out of memory", 20, func(string) any { return script.Event{Steps: []script.Step{{Op: "alloc", N: 1500}}} },
+	{"out of memory", 20, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: 1500}}} },
 		"Status: error\tError Type: Runtime.ExitError\t", "signal: killed"},
-	{"timeout", 4, func(string) any { return script.Event{Steps: []script.Step{{Op: "sleep", MS: 60000}}} },
+	{"timeout", 4, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 60000}}} },
 		"Status: timeout\t", "Task timed out"},
 }
 
@@ -74,7 +75,7 @@ func TestLedger(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d, %d invocations", seed, n)
 	// A machine that is busy needs seconds to touch a gigabyte.
-	d := start(t, "--memory=1024", "--timeout=20s", "--concurrency=4", "--pool=2", function(t, "testruntime"))
+	d := start(t, "--memory=1024", "--timeout=20s", "--concurrency=4", "--pool=2", function(t))
 	l := &ledger{d: d, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: parallel}},
 		outcome: map[string]int{}, unsure: map[string]bool{}}
 	var wg sync.WaitGroup
@@ -156,7 +157,7 @@ func (l *ledger) send(kind, id, payload string) (status int, text string, err er
 		ctx, cancel = context.WithTimeout(ctx, 10*time.Millisecond)
 		defer cancel()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+l.d.addr+path, strings.NewReader(payload))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+l.d.Addr+path, strings.NewReader(payload))
 	if err != nil {
 		return 0, "", err
 	}
@@ -209,7 +210,7 @@ func (l *ledger) check() {
 			t.Errorf(format, args...)
 		}
 	}
-	for line := range strings.Lines(l.d.log.text()) {
+	for line := range strings.Lines(l.d.Log.Text()) {
 		line = strings.TrimSuffix(line, "\n")
 		if rest, ok := strings.CutPrefix(line, "START RequestId: "); ok {
 			entry(rest).start++

@@ -9,16 +9,17 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // LOG-26, issue 2: within 10 percent for 100 MB and more above the idle peak.
 func TestMaxMemoryUsed(t *testing.T) {
 	const mb = 200
-	d := start(t, "--memory=512", "--timeout=30s", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--timeout=30s", function(t))
 	idle := d.reportOf(d.invoke("x").id())
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "alloc", N: mb}}})
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: mb}}})
 	d.report(a)
 	used := d.reportOf(a.id())
 	want := idle.maxMemory + mb
@@ -34,6 +35,11 @@ func TestMaxMemoryUsed(t *testing.T) {
 // some of it, so that the best of several counts where enough is wanted.
 const tries = 5
 
+// cpus is how many CPUs the step spin had.
+func cpus(e script.Entry) float64 {
+	return float64(time.Duration(e.N)*time.Millisecond) / float64(e.Took())
+}
+
 // ENV-32: 1,769 MB are one CPU.
 func TestCPUShare(t *testing.T) {
 	for _, c := range []struct {
@@ -45,11 +51,11 @@ func TestCPUShare(t *testing.T) {
 		{"--memory=885", 4, 0.5}, // threads do not widen it
 		{"--memory=1769", 4, 1.0},
 	} {
-		d := start(t, c.memory, "--timeout=60s", function(t, "testruntime"))
+		d := start(t, c.memory, "--timeout=60s", function(t))
 		var best float64
 		for range tries {
 			r := d.do(script.Step{Op: "spin", MS: 2000, N: c.threads}).Results[0]
-			share := float64(r.MS) / float64(r.N)
+			share := cpus(r)
 			if most := c.share * 1.1; share > most {
 				t.Errorf("%s, %d threads: %.2f CPUs, want at most %.2f", c.memory, c.threads, share, most)
 			}
@@ -68,13 +74,12 @@ func TestCPUShare(t *testing.T) {
 func TestInitIsNotThrottled(t *testing.T) {
 	var best float64
 	for range tries {
-		d := start(t, "--memory=128", "--timeout=60s", initFlag(script.Step{Op: "spin", MS: 400, N: 1}), function(t, "testruntime"))
+		d := start(t, "--memory=128", "--timeout=60s", function(t, script.Step{Op: "spin", MS: 400, N: 1}))
 		r := d.do(script.Step{Op: "spin", MS: 400, N: 1})
-		share := func(r script.Result) float64 { return float64(r.MS) / float64(r.N) }
-		if s := share(r.Results[0]); s > 0.2 {
+		if s := cpus(r.Results[0]); s > 0.2 {
 			t.Errorf("%.2f CPUs in the invocation", s)
 		}
-		if best = max(best, share(r.Init[0])); best > 0.5 {
+		if best = max(best, cpus(r.Init[0])); best > 0.5 {
 			return
 		}
 	}
@@ -85,9 +90,9 @@ func TestInitIsNotThrottled(t *testing.T) {
 // 429 (issue 2, INV-23, LC-20).
 func TestConcurrency(t *testing.T) {
 	const sandboxes, requests = 4, 8
-	code := function(t, "testruntime")
+	code := function(t)
 	d := start(t, "--memory=512", "--timeout=120s", "--concurrency=4", code)
-	event := script.Event{Steps: []script.Step{{Op: "await", Path: "/var/task/go"}}}
+	event := script.Event{Report: true, Steps: []script.Step{{Op: "await", Path: "/var/task/go"}}}
 	answers := make(chan answer, requests)
 	for range requests {
 		go func() {
@@ -124,11 +129,11 @@ func TestConcurrency(t *testing.T) {
 
 // SIGTERM drains: what is in flight is answered, new requests are not taken.
 func TestSIGTERMDrains(t *testing.T) {
-	code := function(t, "testruntime")
+	code := function(t)
 	d := start(t, oneCPU, "--timeout=60s", "--concurrency=2", code)
 	answers := make(chan answer, 1)
 	go func() {
-		a, err := d.request(script.Event{Steps: []script.Step{{Op: "print", Data: "IN FLIGHT", N: 1}, {Op: "await", Path: "/var/task/go"}}})
+		a, err := d.request(script.Event{Report: true, Steps: []script.Step{{Op: "print", Data: "IN FLIGHT\n"}, {Op: "await", Path: "/var/task/go"}}})
 		if err != nil {
 			t.Errorf("invoke: %v", err)
 		}
@@ -144,7 +149,7 @@ func TestSIGTERMDrains(t *testing.T) {
 		return ""
 	})
 	select {
-	case <-d.exited:
+	case <-d.Done():
 		t.Error("sandboxd ended with an invocation in flight")
 	default:
 	}
@@ -155,7 +160,7 @@ func TestSIGTERMDrains(t *testing.T) {
 	if code := d.waitExit(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if _, err := os.Stat(filepath.Join(d.folders.run, d.instance)); err == nil {
+	if _, err := os.Stat(filepath.Join(d.folders.Run, d.Instance)); err == nil {
 		t.Error("the instance folder is still there")
 	}
 }

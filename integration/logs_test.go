@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // ARCHITECTURE decision 10: what the two kinds of log descriptors are inside, that
@@ -18,10 +18,9 @@ import (
 func TestLogDescriptors(t *testing.T) {
 	for kind, reopened := range map[string]syscall.Errno{"pipe": 0, "socket": syscall.ENXIO} {
 		t.Run(kind, func(t *testing.T) {
-			d := start(t, oneCPU, "--log-descriptors="+kind, "--layer", extensionLayer(t, "watcher"),
-				extensionFlag("watcher", script.Extension{Events: both}), function(t, "testruntime"))
+			d := start(t, oneCPU, "--log-descriptors="+kind, "--layer", layer(t, extensions{"watcher": watch()}), function(t))
 			long := strings.Repeat("long ", 4000) // more than a pipe takes at once, less than a line may have
-			r := d.do(script.Step{Op: "fds"}, script.Step{Op: "print", Data: "said by the function", N: 3}, script.Step{Op: "print", Data: long, N: 1},
+			r := d.do(script.Step{Op: "fds"}, script.Step{Op: "print", Data: "said by the function\n", N: 3}, script.Step{Op: "print", Data: long + "\n"},
 				script.Step{Op: "frames", Data: "framed", N: 1}, script.Step{Op: "write", Path: "/proc/self/fd/2", Data: "said to the reopened descriptor\n"})
 			for _, fd := range []string{"1 ", "2 "} {
 				if !slices.ContainsFunc(r.Results[0].List, func(f string) bool { return strings.HasPrefix(f, fd+kind+":[") }) {
@@ -32,7 +31,7 @@ func TestLogDescriptors(t *testing.T) {
 				t.Errorf("opening the descriptor again: %+v; want errno %d", got, reopened)
 			}
 			d.stop() // all lines are there
-			lines := strings.Split(d.log.text(), "\n")
+			lines := strings.Split(d.Log.Text(), "\n")
 			count := func(begin string) (n int) {
 				for _, l := range lines {
 					if strings.HasPrefix(l, begin) {
@@ -50,7 +49,7 @@ func TestLogDescriptors(t *testing.T) {
 					t.Errorf("%.40q is there %d times, want %d", line, got, n)
 				}
 			}
-			if n := d.log.printed("watcher", "INVOKE"); len(n) != 1 {
+			if n := d.printed("watcher", "INVOKE"); len(n) != 1 {
 				t.Errorf("the extension's line is there %d times", len(n))
 			}
 		})
@@ -61,9 +60,8 @@ func TestLogDescriptors(t *testing.T) {
 // that are none become one; the others are as they were printed.
 func TestLogFormatJSON(t *testing.T) {
 	const own = `{"level":"INFO","message":"its own"}`
-	d := start(t, oneCPU, "--log-format=JSON", "--config", logLevel(t, "DEBUG"), "--layer", extensionLayer(t, "watcher"),
-		extensionFlag("watcher", script.Extension{Events: both}), function(t, "testruntime"))
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "env"}, {Op: "print", Data: own, N: 1}, {Op: "print", Data: "plain text", N: 1}}}, withTail...)
+	d := start(t, oneCPU, "--log-format=JSON", "--config", logLevel(t, "DEBUG"), "--layer", layer(t, extensions{"watcher": watch()}), function(t))
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "env"}, {Op: "print", Data: own + "\n"}, {Op: "print", Data: "plain text\n"}}}, withTail...)
 	if env := d.report(a).Results[0].List; !slices.Contains(env, "AWS_LAMBDA_LOG_FORMAT=JSON") {
 		t.Errorf("AWS_LAMBDA_LOG_FORMAT is not JSON: %q", env)
 	}
@@ -71,7 +69,7 @@ func TestLogFormatJSON(t *testing.T) {
 
 	want := []string{"platform.initStart", "platform.initRuntimeDone", "platform.extension", "platform.initReport",
 		"platform.start", own, "plain text", "platform.runtimeDone", "platform.report"}
-	got := slices.DeleteFunc(jsonEvents(t, d.log.text(), a.id()), func(s string) bool { return !slices.Contains(want, s) })
+	got := slices.DeleteFunc(jsonEvents(t, d.Log.Text(), a.id()), func(s string) bool { return !slices.Contains(want, s) })
 	if !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
 	}
@@ -128,11 +126,11 @@ func jsonEvents(t *testing.T, log, id string) (events []string) {
 
 // LOG-41: the system's log level leaves out what is below it.
 func TestSystemLogLevel(t *testing.T) {
-	d := start(t, oneCPU, "--log-format=JSON", "--config", logLevel(t, "WARN"), function(t, "testruntime"))
+	d := start(t, oneCPU, "--log-format=JSON", "--config", logLevel(t, "WARN"), function(t))
 	d.do()
-	d.request(script.Event{Steps: []script.Step{{Op: "exit", N: 1}}}) // what fails is a warning
+	d.request(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 1}}}) // what fails is a warning
 	d.stop()
-	log := d.log.text()
+	log := d.Log.Text()
 	if strings.Contains(log, `"platform.start"`) || strings.Contains(log, `"status":"success"`) {
 		t.Error("information is in a log of warnings")
 	}

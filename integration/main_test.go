@@ -77,7 +77,7 @@ func existing(variable, otherwise string) (string, error) {
 // build makes the static programs that run inside sandboxes.
 func build(dir string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/",
-		"./testruntime", "./testextension", "./audit", "../examples/go-echo", "../examples/go-sigterm", "../examples/extension-go")
+		"./actor", "./audit", "../examples/go-echo", "../examples/go-sigterm", "../examples/extension-go")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the test programs: %w\n%s", err, out)

@@ -8,22 +8,23 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // startManaged serves the test runtime in managed mode, n invocations a sandbox.
 func startManaged(t *testing.T, n int, args ...string) *daemon {
 	t.Helper()
 	all := append([]string{oneCPU, fmt.Sprint("--managed=", n), "--log-format=JSON", "--timeout=2s"}, args...)
-	return start(t, append(all, function(t, "testruntime"))...)
+	return start(t, append(all, function(t))...)
 }
 
 // RT-60, RT-67, RT-68, LC-84: invocations of one sandbox overlap; one that times out
 // disturbs no other; a crash ends them all, and the next request has another sandbox.
 func TestManaged(t *testing.T) {
 	d := startManaged(t, 4)
-	together := script.Event{Steps: []script.Step{{Op: "env"}, {Op: "sleep", MS: 500}}}
+	together := script.Event{Report: true, Steps: []script.Step{{Op: "env"}, {Op: "sleep", MS: 500}}}
 	var running []<-chan answer
 	for range 4 {
 		running = append(running, d.invokeLater(together))
@@ -41,11 +42,11 @@ func TestManaged(t *testing.T) {
 	if len(streams) != 1 || len(pids) != 1 {
 		t.Errorf("%d sandboxes, %d processes; want one of each", len(streams), len(pids))
 	}
-	if spread := slices.Max(ends) - slices.Min(ends); spread > 400 {
-		t.Errorf("the last of four began %d ms after the first: they did not overlap", spread)
+	if spread := time.Duration(slices.Max(ends)-slices.Min(ends)) * time.Microsecond; spread > 400*time.Millisecond {
+		t.Errorf("the last of four began %v after the first: they did not overlap", spread)
 	}
 
-	slow := d.invokeLater(script.Event{Steps: []script.Step{{Op: "sleep", MS: 3000}}})
+	slow := d.invokeLater(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 3000}}})
 	for i := range 5 {
 		if r := d.do(script.Step{Op: "sleep", MS: 100}); !streams[r.LogStream] {
 			t.Errorf("%d ran in another sandbox", i)
@@ -54,11 +55,11 @@ func TestManaged(t *testing.T) {
 	if a := <-slow; !strings.Contains(string(a.body), "Task timed out after 2.00 seconds") {
 		t.Errorf("%s", a.body)
 	}
-	d.waitNotes("runtime", "late", 1) // RT-63: its answer got a 410, and its worker goes on
+	d.waitPrinted("runtime", "late", 1) // RT-63: its answer got a 410, and its worker goes on
 
-	beside := d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "beside"}, {Op: "sleep", MS: 1000}}})
-	d.waitNotes("runtime", "beside", 1)
-	crash := d.invoke(script.Event{Steps: []script.Step{{Op: "exit", N: 3}}})
+	beside := d.invokeLater(script.Event{Report: true, Steps: []script.Step{note("beside"), {Op: "sleep", MS: 1000}}})
+	d.waitPrinted("runtime", "beside", 1)
+	crash := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 3}}})
 	for _, a := range []answer{crash, <-beside} {
 		if !strings.Contains(string(a.body), "Runtime.ExitError") || !strings.Contains(string(a.body), "exit status 3") {
 			t.Errorf("%s", a.body)
@@ -74,9 +75,9 @@ func TestManagedScales(t *testing.T) {
 	d := startManaged(t, 2, "--concurrency=2")
 	var running []<-chan answer
 	for range 4 {
-		running = append(running, d.invokeLater(script.Event{Steps: []script.Step{{Op: "note", Data: "here"}, {Op: "sleep", MS: 1000}}}))
+		running = append(running, d.invokeLater(script.Event{Report: true, Steps: []script.Step{note("here"), {Op: "sleep", MS: 1000}}}))
 	}
-	d.waitNotes("runtime", "here", 4)
+	d.waitPrinted("runtime", "here", 4)
 	if a, err := d.request(script.Event{}); err != nil || a.status != http.StatusTooManyRequests {
 		t.Errorf("the fifth: %d %s %v", a.status, a.body, err)
 	}
@@ -102,7 +103,7 @@ func TestManagedStreams(t *testing.T) {
 	done := make(chan got)
 	for i := range 3 {
 		go func() {
-			done <- got{i, d.stream([]script.Step{{Op: "stream", Argv: []string{fmt.Sprint("a", i), fmt.Sprint("b", i)}, MS: 100}})}
+			done <- got{i, d.streamOf(answering(streaming(100*time.Millisecond, fmt.Sprint("a", i), fmt.Sprint("b", i))))}
 		}()
 	}
 	for range 3 {

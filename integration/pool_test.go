@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // waitInits waits until the daemon has n init handlers and returns them.
@@ -27,7 +27,7 @@ func (d *daemon) waitInits(n int) (inits []process) {
 // A cold start takes a sandbox that was ready before (ARCHITECTURE decision 2), the
 // pool refills, holds no more than there may be, and goes with the daemon.
 func TestPool(t *testing.T) {
-	d := start(t, oneCPU, "--concurrency=3", "--pool=2", function(t, "testruntime"))
+	d := start(t, oneCPU, "--concurrency=3", "--pool=2", function(t))
 	ready := d.waitInits(2)
 	if n := len(d.guests()); n != 0 {
 		t.Errorf("%d processes of a function before the first invocation", n)
@@ -55,7 +55,7 @@ func TestPool(t *testing.T) {
 	}
 	busy := make(chan error, 1)
 	go func() {
-		_, err := d.request(script.Event{Steps: []script.Step{{Op: "sleep", MS: 500}}})
+		_, err := d.request(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 500}}})
 		busy <- err
 	}()
 	d.do()
@@ -67,8 +67,8 @@ func TestPool(t *testing.T) {
 // Both processes of the daemon have room for the descriptors of all sandboxes that there
 // may be before there is one: a table that grows later makes a cold start wait.
 func TestRoomForDescriptors(t *testing.T) {
-	d := start(t, oneCPU, "--concurrency=100", "--pool=0", function(t, "testruntime"))
-	supervisor, ok := readProcess(d.cmd.Process.Pid)
+	d := start(t, oneCPU, "--concurrency=100", "--pool=0", function(t))
+	supervisor, ok := readProcess(d.Cmd.Process.Pid)
 	if !ok {
 		t.Fatal("the supervisor is gone")
 	}
@@ -84,7 +84,7 @@ func TestRoomForDescriptors(t *testing.T) {
 
 // Idle sandboxes hold no more memory than warm-memory says, whatever their idle time-out.
 func TestWarmMemory(t *testing.T) {
-	d := start(t, config(t, "warm-memory: 1\nidle-timeout: 0s\n"), oneCPU, function(t, "testruntime"))
+	d := start(t, config(t, "warm-memory: 1\nidle-timeout: 0s\n"), oneCPU, function(t))
 	d.do()
 	d.waitEmpty()
 	d.do() // the next request gets a new one

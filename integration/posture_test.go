@@ -4,7 +4,6 @@ package integration
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -14,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // The environment of the spec's section 6 for a function with --runtime
@@ -90,14 +89,19 @@ func wantFDs(t *testing.T, who string, got []string, telemetry bool) {
 	}
 }
 
+// lookAround is an extension that notes what it was given before it does anything else.
+func lookAround() []script.Step {
+	return append([]script.Step{{Op: "env"}, {Op: "fds"}, {Op: "read", Path: "/proc/self/status"}, {Op: "ps"}}, idle()...)
+}
+
 // ACC-20, ENV-01 to ENV-21, ENV-31, ENV-37.
 func TestACC20Environment(t *testing.T) {
 	t.Setenv("DAEMONS_OWN_SECRET", "must not leak") // ENV-19
-	layer := extensionLayer(t, "watcher")
-	d := start(t, oneCPU, "--function-name=posture", "--handler=the.handler", "--layer", layer,
+	d := start(t, oneCPU, "--function-name=posture", "--handler=the.handler", "--layer", layer(t, extensions{"watcher": lookAround()}),
 		config(t, "access-key-id: the key\nsecret-access-key: the secret\nsession-token: the token\n"), "--env=OWN=customer value",
-		function(t, "testruntime"))
-	r := d.do(script.Step{Op: "env"}, script.Step{Op: "fds"}, script.Step{Op: "read", Path: "/tmp/watcher.posture"})
+		function(t))
+	r := d.do(script.Step{Op: "env"}, script.Step{Op: "fds"})
+	watcher := d.journal().By("watcher")
 
 	env := r.Results[0].List
 	want := maps.Clone(sharedEnvironment)
@@ -105,21 +109,16 @@ func TestACC20Environment(t *testing.T) {
 	wantEnvironment(t, "runtime", env, want)
 	wantFDs(t, "runtime", r.Results[1].List, true) // LOG-01
 
-	var p script.Posture
-	if err := json.Unmarshal([]byte(r.Results[2].Text), &p); err != nil {
-		t.Fatalf("posture of the extension %+v: %v", r.Results[2], err)
-	}
-	wantEnvironment(t, "extension", p.Env, sharedEnvironment)
-	wantFDs(t, "extension", p.FDs, false)
+	wantEnvironment(t, "extension", first(t, watcher, "watcher", "env").List, sharedEnvironment)
+	wantFDs(t, "extension", first(t, watcher, "watcher", "fds").List, false)
 }
 
 // REQUIREMENTS section 3, what a process can see of it from inside; ENV-28, ENV-29.
 func TestPosture(t *testing.T) {
-	f := function(t, "testruntime")
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), f)
+	f := function(t)
+	d := start(t, oneCPU, "--layer", layer(t, extensions{"watcher": lookAround()}), f)
 	r := d.do(
 		script.Step{Op: "read", Path: "/proc/self/status"},
-		script.Step{Op: "read", Path: "/tmp/watcher.posture"},
 		script.Step{Op: "ps"},
 		script.Step{Op: "read", Path: "/proc/self/mountinfo"},
 		script.Step{Op: "read", Path: "/proc/self/limits"},
@@ -135,37 +134,34 @@ func TestPosture(t *testing.T) {
 		script.Step{Op: "read", Path: "/etc/passwd"},
 	)
 	got := r.Results
-	var p script.Posture
-	if err := json.Unmarshal([]byte(got[1].Text), &p); err != nil {
-		t.Fatal(err)
-	}
+	watcher := d.journal().By("watcher")
 	wantStatus(t, "runtime", got[0].Text)
-	wantStatus(t, "extension", p.Status)
-	wantOnlyOwn(t, "runtime", got[2].List, "bootstrap", "watcher")
-	wantOnlyOwn(t, "extension", p.Processes, "watcher", "bootstrap")
-	wantMounts(t, got[3].Text)
-	wantLimits(t, got[4].Text)
-	for line := range strings.Lines(got[5].Text) {
+	wantStatus(t, "extension", first(t, watcher, "watcher", "read").Text)
+	wantOnlyOwn(t, "runtime", got[1].List, "bootstrap", "watcher")
+	wantOnlyOwn(t, "extension", first(t, watcher, "watcher", "ps").List, "watcher", "bootstrap")
+	wantMounts(t, got[2].Text)
+	wantLimits(t, got[3].Text)
+	for line := range strings.Lines(got[4].Text) {
 		if !strings.HasSuffix(strings.TrimSpace(line), ":/") {
 			t.Errorf("cgroup %q, want /", line)
 		}
 	}
-	if len(got[6].List) != 0 || got[7].Error == "" {
-		t.Errorf("/sys holds %q, /sys/fs/cgroup %+v", got[6].List, got[7])
+	if len(got[5].List) != 0 || got[6].Error == "" {
+		t.Errorf("/sys holds %q, /sys/fs/cgroup %+v", got[5].List, got[6])
 	}
-	for _, i := range []int{8, 9, 10} {
+	for _, i := range []int{7, 8, 9} {
 		if syscall.Errno(got[i].Errno) != syscall.EPERM {
-			t.Errorf("%s (%d): %+v, want EPERM", got[i].Op, i, got[i])
+			t.Errorf("%s (%d): %+v, want EPERM", got[i].Name, i, got[i])
 		}
 	}
-	if got[11].Text != "dtrwxrwxrwx" {
-		t.Errorf("/tmp has mode %s", got[11].Text)
+	if got[10].Text != "dtrwxrwxrwx" {
+		t.Errorf("/tmp has mode %s", got[10].Text)
 	}
-	if got[12].Error == "" || got[13].Error == "" {
-		t.Errorf("/etc/shadow: %q, /proc/1/environ: %q; want errors", got[12].Error, got[13].Error)
+	if got[11].Error == "" || got[12].Error == "" {
+		t.Errorf("/etc/shadow: %q, /proc/1/environ: %q; want errors", got[11].Error, got[12].Error)
 	}
-	if !strings.Contains(got[14].Text, ":993:990:") {
-		t.Errorf("/etc/passwd has no sandbox user: %q", got[14].Text)
+	if !strings.Contains(got[13].Text, ":993:990:") {
+		t.Errorf("/etc/passwd has no sandbox user: %q", got[13].Text)
 	}
 	wantReadOnly(t, d)
 	wantOwnNamespaces(t, d)

@@ -94,7 +94,7 @@ func TestRealWebAdapter(t *testing.T) {
 	}
 	// The adapter asks until the server is there, and only then for the first event.
 	inOrder := regexp.MustCompile(`(?s)the server starts.*"GET / HTTP/1.1" 200.*EXTENSION\tName: lambda-adapter\tState: Ready.*START RequestId.*"GET /hello`)
-	if log := strings.ReplaceAll(d.log.text(), `\t`, "\t"); !inOrder.MatchString(log) {
+	if log := strings.ReplaceAll(d.Log.Text(), `\t`, "\t"); !inOrder.MatchString(log) {
 		t.Error("the readiness check does not stand before the first invocation")
 	}
 }
@@ -174,7 +174,7 @@ func TestRealOpenTelemetry(t *testing.T) {
 	})
 	d.stop()
 
-	if !strings.Contains(d.log.text(), "State: Subscribed") {
+	if !strings.Contains(d.Log.Text(), "State: Subscribed") {
 		t.Error("the extension has not subscribed to the Telemetry API")
 	}
 	printed := d.printedGauges()
@@ -195,7 +195,7 @@ func TestRealOpenTelemetry(t *testing.T) {
 // printedGauges are the metrics that the extension has printed.
 func (d *daemon) printedGauges() (all gauges) {
 	d.t.Helper()
-	for line := range strings.Lines(d.log.text()) {
+	for line := range strings.Lines(d.Log.Text()) {
 		begin := strings.Index(line, `{"otlp_fallback":{"type":"metrics"`)
 		if begin < 0 {
 			continue

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // oneCPU is the memory setting, in MB, that is worth a whole CPU (ENV-32): tests
@@ -109,44 +109,39 @@ func TestACC04RuntimeDies(t *testing.T) {
 func TestACC05Timeout(t *testing.T) {
 	const timeout = 3 * time.Second
 	d := start(t, oneCPU, "--timeout=3s",
-		"--layer", extensionLayer(t, "watcher"), extensionFlag("watcher", script.Extension{Events: []string{"INVOKE", "SHUTDOWN"}}),
-		function(t, "testruntime"))
-	d.do(script.Step{Op: "on_sigterm", Data: "late"})
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
+		"--layer", layer(t, extensions{"watcher": watch()}), function(t))
+	late := respond(`"late"`)
+	late.Name = "late"
+	d.do(script.Step{Op: "onterm", Steps: []script.Step{late}})
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
 	a.wantError(t, "Sandbox.Timedout", "RequestId: <id> Error: Task timed out after 3.00 seconds")
 	if most := timeout + scaled(t, 300*time.Millisecond); a.took < timeout || a.took > most {
 		t.Errorf("answered after %v; want %v to %v", a.took, timeout, most)
 	}
-	var shutdown, late *script.Note
-	for _, n := range d.notes() {
-		switch {
-		case n.Who == "watcher" && n.What == "SHUTDOWN":
-			shutdown = &n
-		case n.Who == "runtime" && n.What == "late":
-			late = &n
-		}
+	journal := d.journal()
+	if event := eventOf(t, first(t, journal, "watcher", "SHUTDOWN")); event.ShutdownReason != "timeout" {
+		t.Errorf("SHUTDOWN event %+v; want reason timeout", event)
 	}
-	if shutdown == nil || shutdown.Values["reason"] != "timeout" {
-		t.Errorf("SHUTDOWN event %+v; want reason timeout", shutdown)
-	}
-	if late == nil || late.Values["status"] != "400" {
-		t.Errorf("late response %+v; want status 400", late)
+	if e := first(t, journal, "runtime", "late"); e.Status != http.StatusBadRequest {
+		t.Errorf("late response %+v; want status 400", e)
 	}
 }
 
 // ACC-06, RT-34, INV-08.
 func TestACC06ResponseSize(t *testing.T) {
 	const limit = 6_291_556
-	d := start(t, "--memory=512", "--timeout=60s", function(t, "testruntime"))
+	d := start(t, "--memory=512", "--timeout=60s", function(t))
 	first := d.do()
-	response := func(size int64) script.Step {
-		return script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/response", N: size}
+	response := func(size int64) script.Event {
+		s := respond("")
+		s.N = size
+		return script.Event{Report: true, Steps: []script.Step{s}, Answered: true}
 	}
-	d.invoke(script.Event{Steps: []script.Step{response(limit)}})
+	d.invoke(response(limit))
 	if r := d.do().Previous[0]; r.Status != http.StatusAccepted {
 		t.Errorf("response of %d bytes: %+v; want 202", limit, r)
 	}
-	a := d.invoke(script.Event{Steps: []script.Step{response(limit + 1)}})
+	a := d.invoke(response(limit + 1))
 	a.wantError(t, "Function.ResponseSizeTooLarge", fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", limit+1, limit))
 	after := d.do()
 	if r := after.Previous[0]; r.Status != http.StatusRequestEntityTooLarge || !strings.Contains(r.Text, "RequestEntityTooLarge") {
@@ -159,9 +154,9 @@ func TestACC06ResponseSize(t *testing.T) {
 
 // ACC-07, RT-26.
 func TestACC07NextWhileRunning(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	next := script.Step{Op: "call", Method: "GET", Path: "/2018-06-01/runtime/invocation/next"}
-	event := script.Event{Steps: []script.Step{next, next}}
+	event := script.Event{Report: true, Steps: []script.Step{next, next}}
 	r := d.report(d.invoke(event))
 	for i, again := range r.Results {
 		if again.Status != http.StatusOK || again.Text != script.Encode(event) {
@@ -172,24 +167,24 @@ func TestACC07NextWhileRunning(t *testing.T) {
 		}
 	}
 	d.reportOf(r.ID)
-	if n := strings.Count(d.log.text(), "START RequestId: "+r.ID); n != 1 {
+	if n := strings.Count(d.Log.Text(), "START RequestId: "+r.ID); n != 1 {
 		t.Errorf("%d START lines, want 1", n)
 	}
 }
 
 // ACC-08, RT-28, RT-29, RT-30, RT-07.
 func TestACC08ResponseTwice(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	post := func(id string) script.Step {
 		return script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/" + id + "/response", Data: `"mine"`}
 	}
-	a := d.invoke(script.Event{Steps: []script.Step{post("00000000-0000-4000-8000-000000000000"), post("{id}"), post("{id}")}})
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{post("00000000-0000-4000-8000-000000000000"), post("{id}"), post("{id}")}, Answered: true})
 	if string(a.body) != `"mine"` {
 		t.Errorf("body %q", a.body)
 	}
 	after := d.do(post("{previous}"))
 	for i, want := range []struct {
-		result script.Result
+		result script.Entry
 		status int
 		text   string
 	}{
@@ -217,10 +212,10 @@ func TestACC16InitTimeout(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			begin := time.Now()
-			d := start(t, oneCPU, "--timeout="+c.timeout, initFlag(script.Step{Op: "sleep", MS: 11_000}), function(t, "testruntime"))
+			d := start(t, oneCPU, "--timeout="+c.timeout, function(t, script.Step{Op: "sleep", MS: 11_000}))
 			answers := make(chan answer, 1)
 			go func() { // brings a sandbox up, should none be there already
-				a, err := d.request(script.Event{Steps: []script.Step{}})
+				a, err := d.request(script.Event{Report: true})
 				if err != nil {
 					t.Errorf("invoke: %v", err)
 				}
@@ -250,9 +245,9 @@ func TestACC16InitTimeout(t *testing.T) {
 // ACC-17, RT-49, RT-51, LC-27.
 func TestACC17InitError(t *testing.T) {
 	const body = `{"errorMessage":"no such table","errorType":"My.InitError","stackTrace":[]}`
-	d := start(t, oneCPU, initFlag(
+	d := start(t, oneCPU, function(t,
 		script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/init/error", Data: body},
-		script.Step{Op: "exit", N: 1}), function(t, "testruntime"))
+		script.Step{Op: "exit", N: 1}))
 	a := d.invoke("x")
 	if a.header.Get("X-Amz-Function-Error") != "Unhandled" || string(a.body) != body {
 		t.Errorf("function error %q, body %q; want Unhandled, %q", a.header.Get("X-Amz-Function-Error"), a.body, body)

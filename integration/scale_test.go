@@ -28,7 +28,7 @@ func scaled(t *testing.T, d time.Duration) time.Duration {
 	var took []time.Duration
 	for range 10 {
 		start := time.Now()
-		if err := exec.Command(filepath.Join(testbin, "testruntime"), "exit").Run(); err != nil {
+		if err := exec.Command(filepath.Join(testbin, actor), "exit").Run(); err != nil {
 			t.Fatalf("calibration: %v", err)
 		}
 		took = append(took, time.Since(start))

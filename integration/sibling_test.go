@@ -11,7 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // siblingAttacks are what a function does over and over while another one is measured.
@@ -39,7 +40,7 @@ var siblingAttacks = []struct {
 
 // beginning keeps the beginning of a log, and lets the rest go.
 type beginning struct {
-	log  *logBook
+	log  *testdaemon.Book
 	left int
 }
 
@@ -82,9 +83,9 @@ func TestAttackSiblingLatency(t *testing.T) {
 			continue // CI has time for a few
 		}
 		t.Run(attack.name, func(t *testing.T) {
-			d := newDaemon(t, sandboxd, newFolders(t), "--memory=512", "--timeout=60s", "--concurrency=2", "--tenant-isolation", function(t, "testruntime"))
-			d.cmd.Stderr = &beginning{d.log, 64 << 10}
-			d.cmd.Stdout = d.cmd.Stderr
+			d := newDaemon(t, sandboxd, newFolders(t), "--memory=512", "--timeout=60s", "--concurrency=2", "--tenant-isolation", function(t))
+			d.Cmd.Stderr = &beginning{d.Log, 64 << 10}
+			d.Cmd.Stdout = d.Cmd.Stderr
 			d.run()
 			d.listening()
 			d.latencies("sibling", window/4) // to be warm
@@ -94,12 +95,12 @@ func TestAttackSiblingLatency(t *testing.T) {
 				alone = append(alone, d.latencies("sibling", window/2)...)
 				stop := make(chan struct{})
 				var wg sync.WaitGroup
-				if a, err := d.askTenant("attacker", script.Event{Steps: []script.Step{}}); err != nil || a.status != http.StatusOK {
+				if a, err := d.askTenant("attacker", script.Event{Report: true}); err != nil || a.status != http.StatusOK {
 					t.Fatalf("attacker: %v, %d %s", err, a.status, a.body)
 				}
 				wg.Go(func() {
 					for {
-						if _, err := d.askTenant("attacker", script.Event{Steps: attack.steps}); err != nil {
+						if _, err := d.askTenant("attacker", script.Event{Report: true, Steps: attack.steps}); err != nil {
 							t.Errorf("attacker: %v", err)
 							return
 						}

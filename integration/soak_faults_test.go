@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
@@ -26,13 +26,13 @@ var soakFaults = []struct {
 	{"the runtime is killed", 100, func(s *soak) { s.wantFailure("signal: killed", script.Step{Op: "signal", N: int64(syscall.SIGKILL)}) }},
 	{"out of memory", 80, func(s *soak) { s.wantFailure("signal: killed", script.Step{Op: "alloc", N: 1500}) }},
 	{"time-out, deaf to SIGTERM, with a daemon", 20, func(s *soak) {
-		s.wantFailure("Task timed out", script.Step{Op: "daemon"}, script.Step{Op: "on_sigterm", Data: "heartbeat"}, script.Step{Op: "sleep", MS: 60_000})
+		s.wantFailure("Task timed out", script.Step{Op: "daemon"}, beatAtSIGTERM, script.Step{Op: "sleep", MS: 60_000})
 	}},
 	{"time-out, stopped by itself", 10, func(s *soak) {
 		s.wantFailure("Task timed out", script.Step{Op: "signal", N: int64(syscall.SIGSTOP)})
 	}},
 	{"the caller leaves", 100, func(s *soak) {
-		s.ask(script.Event{Steps: []script.Step{{Op: "sleep", MS: 100}}}, time.Duration(s.random.below(60))*time.Millisecond)
+		s.ask(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 100}}}, time.Duration(s.random.below(60))*time.Millisecond)
 	}},
 	{"an init handler is killed", 80, (*soak).killInit},
 	{"the daemon is stopped for a while", 20, (*soak).stopDaemon},
@@ -59,8 +59,8 @@ func (s *soak) faultOf(i int) int {
 }
 
 func (s *soak) exitAfterResponse() {
-	r := s.ask(script.Event{Steps: []script.Step{
-		{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/response", Data: `"early"`}, {Op: "exit", N: 1}}}, patience)
+	r := s.ask(script.Event{Report: true, Steps: []script.Step{
+		respond(`"early"`), {Op: "exit", N: 1}}}, patience)
 	if (r.fate != answered || r.text != `"early"`) && !r.upset {
 		s.t.Errorf("%s: fate %d, answer %.300s; want the response that came before the exit", r.id, r.fate, r.text)
 	}
@@ -114,7 +114,7 @@ func (s *soak) killAtStep() {
 		s.folders.faults().set(s.t, steps[s.random.below(len(steps))], "kill")
 		for alive := true; alive; {
 			select {
-			case <-d.exited:
+			case <-d.Done():
 				alive = false
 			default:
 				s.drive(d)
@@ -139,7 +139,7 @@ func (s *soak) exchange() {
 	last.waitKilled()
 	s.folders.faults().clear(s.t)
 	s.use(startFaulty(s.t, s.folders, s.args...))
-	wantNothingLeft(s.t, last.instance)
+	wantNothingLeft(s.t, last.Instance)
 }
 
 // failStep lets a step of the tear-down fail for some cycles.
@@ -156,7 +156,7 @@ func (s *soak) failStep(p failpoint.Point, errno string) {
 // fillDisk leaves no room in the file system of the state folder for some cycles.
 func (s *soak) fillDisk() {
 	s.beside(func(d *daemon) {
-		full := filepath.Join(s.folders.state, "full")
+		full := filepath.Join(s.folders.State, "full")
 		if err := fillUp(full); err != nil {
 			s.t.Error(err)
 		}

@@ -48,7 +48,7 @@ func (r *soakReport) plain(t *testing.T, cycles int) {
 	began := time.Now()
 	s := newSoak(t, r.seed)
 	s.args = []string{"--tenant-isolation", "--concurrency=4", "--pool=4", "--linger=0s", "--memory=256", "--timeout=60s",
-		config(t, "idle-timeout: 10ms\n"), function(t, "testruntime")}
+		config(t, "idle-timeout: 10ms\n"), function(t)}
 	serve := func() census {
 		s.use(startIn(t, s.folders, s.args...))
 		work(soakLanes, 4*soakLanes, func(int) { s.echo() })
@@ -129,9 +129,9 @@ func wantNoGrowth(t *testing.T, before, after census) {
 func (r *soakReport) faulted(t *testing.T, cycles int) {
 	began := time.Now()
 	s := newSoak(t, r.seed)
-	s.folders.state = filepath.Join(mountImage(t, "256m"), "state")
+	s.folders.State = filepath.Join(mountImage(t, "256m"), "state")
 	s.args = []string{"--tenant-isolation", "--concurrency=4", "--pool=4", "--linger=0s", "--memory=512", "--timeout=5s",
-		config(t, "idle-timeout: 10ms\n"), "--layer", extensionLayer(t, "watcher"), function(t, "testruntime")}
+		config(t, "idle-timeout: 10ms\n"), "--layer", layer(t, extensions{"watcher": idle()}), function(t)}
 	s.use(startFaulty(t, s.folders, s.args...))
 	work(soakLanes, 2*soakLanes, func(int) { s.echo() })
 	before := s.rest(soakLanes)
@@ -150,7 +150,7 @@ func (r *soakReport) faulted(t *testing.T, cycles int) {
 	wantNoGrowth(t, before, after)
 	s.daemon.stop()
 	for _, d := range s.daemons {
-		wantNothingLeft(t, d.instance)
+		wantNothingLeft(t, d.Instance)
 	}
 	r.phases = append(r.phases, phase{"faulted cycles", cycles, time.Since(began), before, after, s.ledger()})
 }
@@ -161,13 +161,13 @@ func (r *soakReport) kills(t *testing.T, kills int) {
 	began := time.Now()
 	s := newSoak(t, r.seed)
 	s.args = []string{"--tenant-isolation", "--concurrency=2", "--pool=2", "--linger=0s", "--memory=256", "--timeout=60s",
-		config(t, "idle-timeout: 10ms\n"), function(t, "testruntime")}
+		config(t, "idle-timeout: 10ms\n"), function(t)}
 	s.use(startIn(t, s.folders, s.args...))
 	s.echo()
 	before := s.rest(2)
 	s.daemon.crash()
 	var starts []time.Duration
-	marks := []string{s.folders.state, s.folders.run}
+	marks := []string{s.folders.State, s.folders.Run}
 	for i := range kills {
 		start := time.Now()
 		d := launch(t, s.folders, s.args...)
@@ -178,7 +178,7 @@ func (r *soakReport) kills(t *testing.T, kills int) {
 		}
 		d.listening()
 		starts = append(starts, time.Since(start))
-		marks = append(marks, d.instance)
+		marks = append(marks, d.Instance)
 		s.use(d)
 		var callers = make(chan struct{})
 		go func() {
@@ -199,7 +199,7 @@ func (r *soakReport) kills(t *testing.T, kills int) {
 	after := s.settle(before, patience)
 	wantNoGrowth(t, before, after)
 	last.stop()
-	wantNothingLeft(t, append(marks, last.instance)...)
+	wantNothingLeft(t, append(marks, last.Instance)...)
 	r.starts = starts
 	r.phases = append(r.phases, phase{"kills of the daemon", kills, time.Since(began), before, after, s.ledger()})
 }

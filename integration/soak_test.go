@@ -18,7 +18,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // A cycle is the life of one sandbox: a tenant of its own asks for it, and the next
@@ -153,7 +153,7 @@ func (s *soak) send(d *daemon, payload any, limit time.Duration) reply {
 	r := reply{id: uuid.NewString(), fate: lost}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.addr+"/2015-03-31/functions/function/invocations",
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.Addr+"/2015-03-31/functions/function/invocations",
 		strings.NewReader(script.Encode(payload)))
 	if err != nil {
 		s.t.Error(err)
@@ -196,7 +196,7 @@ func (s *soak) echo() {
 // wantFailure is a cycle in which the function fails of itself, with an error that has
 // want in it.
 func (s *soak) wantFailure(want string, steps ...script.Step) {
-	r := s.ask(script.Event{Steps: steps}, patience)
+	r := s.ask(script.Event{Report: true, Steps: steps}, patience)
 	if (r.fate != failed || !strings.Contains(r.text, want)) && !r.upset {
 		s.t.Errorf("%s: fate %d, answer %.300s; want %s", r.id, r.fate, r.text, want)
 	}
@@ -227,7 +227,7 @@ func (s *soak) ledger() (sum [lost + 1]int) {
 	type lines struct{ start, end, report int }
 	seen := map[string]*lines{}
 	for _, d := range s.daemons {
-		for line := range strings.Lines(d.log.text()) {
+		for line := range strings.Lines(d.Log.Text()) {
 			kind, rest, ok := strings.Cut(strings.TrimSpace(line), " RequestId: ")
 			if !ok || kind != "START" && kind != "END" && kind != "REPORT" {
 				continue
@@ -259,7 +259,7 @@ func (s *soak) ledger() (sum [lost + 1]int) {
 		switch {
 		case r.fate == refused:
 			right = got == lines{}
-		case !r.daemon.cmd.ProcessState.Exited(): // killed, with what it had not written
+		case !r.daemon.Cmd.ProcessState.Exited(): // killed, with what it had not written
 			right = got.start <= 1 && got.end <= 1 && got.report <= 1
 		case r.fate == answered:
 			right = got == whole

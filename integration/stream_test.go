@@ -15,7 +15,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws/protocol/eventstream"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // streamed is a response stream as the AWS SDK's decoder reads it, which checks the
@@ -34,7 +34,7 @@ func (d *daemon) openStream(payload any, header ...string) *http.Response {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	d.t.Cleanup(cancel)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.addr+"/2021-11-15/functions/function/response-streaming-invocations",
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.Addr+"/2021-11-15/functions/function/response-streaming-invocations",
 		strings.NewReader(script.Encode(payload)))
 	if err != nil {
 		d.t.Fatal(err)
@@ -52,12 +52,6 @@ func (d *daemon) openStream(payload any, header ...string) *http.Response {
 		d.t.Fatalf("status %d, content type %q: %s (INV-29)", resp.StatusCode, kind, text)
 	}
 	return resp
-}
-
-// stream lets the test runtime do steps and reads the whole stream.
-func (d *daemon) stream(steps []script.Step, header ...string) *streamed {
-	d.t.Helper()
-	return d.streamOf(script.Event{Steps: steps}, header...)
 }
 
 // streamOf reads the whole stream that a payload is answered with.
@@ -114,14 +108,42 @@ func (s *streamed) wantEnd(t *testing.T, text, code, details string) {
 	}
 }
 
-func steps(s ...script.Step) []script.Step { return s }
+// streaming is a step that answers the current invocation with a stream of parts, with a
+// pause before each but the first.
+func streaming(pause time.Duration, parts ...string) script.Step {
+	s := respond("")
+	s.Headers = map[string]string{"Lambda-Runtime-Function-Response-Mode": "streaming"}
+	for i, part := range parts {
+		chunk := script.Chunk{Data: part}
+		if i > 0 {
+			chunk.AfterMS = pause.Milliseconds()
+		}
+		s.Chunks = append(s.Chunks, chunk)
+	}
+	return s
+}
+
+// endless is a stream that does not end after its part.
+func endless(part string) script.Step { return streaming(time.Hour, part, "never") }
+
+// letters is a stream of n letters.
+func letters(n int64) script.Step {
+	s := streaming(0)
+	s.Chunks = []script.Chunk{{N: n}}
+	return s
+}
+
+// answering is an event whose steps answer it.
+func answering(steps ...script.Step) script.Event {
+	return script.Event{Report: true, Steps: steps, Answered: true}
+}
 
 // RT-69, INV-28 to INV-31: the first bytes come long before the function ends.
 func TestStreamComesBeforeTheEnd(t *testing.T) {
 	const pause = 400 * time.Millisecond
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	d.do() // warm
-	s := d.stream(steps(script.Step{Op: "stream", Argv: []string{"one ", "two ", "three"}, MS: pause.Milliseconds()}), withTail...)
+	s := d.streamOf(answering(streaming(pause, "one ", "two ", "three")), withTail...)
 	s.wantEnd(t, "one two three", "", "")
 	if s.chunks != 3 || s.took-s.first < 2*pause-pause/10 {
 		t.Errorf("%d chunks, the first after %v of %v", s.chunks, s.first, s.took)
@@ -137,15 +159,16 @@ func TestStreamComesBeforeTheEnd(t *testing.T) {
 
 // ACC-18, RT-70, INV-32.
 func TestACC18Trailers(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
+	d := start(t, oneCPU, function(t))
 	before := d.do()
 	const details = `{"errorType":"My.Error","errorMessage":"in the middle"}`
-	failing := script.Step{Op: "stream", Argv: []string{"half"}, Trailers: map[string]string{
+	failing := streaming(0, "half")
+	failing.Trailers = map[string]string{
 		"Lambda-Runtime-Function-Error-Type": "My.Error",
 		"Lambda-Runtime-Function-Error-Body": base64.StdEncoding.EncodeToString([]byte(details)),
-	}}
-	d.stream(steps(failing)).wantEnd(t, "half", "My.Error", details)
-	a := d.invoke(script.Event{Steps: steps(failing)}) // RT-74: the whole is an error
+	}
+	d.streamOf(answering(failing)).wantEnd(t, "half", "My.Error", details)
+	a := d.invoke(answering(failing)) // RT-74: the whole is an error
 	if a.header.Get("X-Amz-Function-Error") != "Unhandled" || string(a.body) != details {
 		t.Errorf("buffered: %q %s", a.header.Get("X-Amz-Function-Error"), a.body)
 	}
@@ -156,15 +179,17 @@ func TestACC18Trailers(t *testing.T) {
 
 // RT-73, INV-32: streams that end because the environment does.
 func TestStreamIsCutOff(t *testing.T) {
-	d := start(t, oneCPU, "--timeout=2s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=2s", function(t))
 	before := d.do()
-	s := d.stream(steps(script.Step{Op: "stream", Argv: []string{"half"}, Data: "hang"}))
+	s := d.streamOf(answering(endless("half")))
 	s.wantEnd(t, "half", "Sandbox.Timeout", `{"errorType":"Sandbox.Timeout","errorMessage":"RequestId: <id> Error: Task timed out after 2.00 seconds"}`)
 	if most := 2*time.Second + scaled(t, 500*time.Millisecond); s.took < 2*time.Second || s.took > most {
 		t.Errorf("it took %v, want 2s to %v", s.took, most)
 	}
 	between := d.do()
-	s = d.stream(steps(script.Step{Op: "stream", Argv: []string{"half"}, Data: "exit", MS: 100, N: 3}))
+	half := endless("half")
+	half.Background = true
+	s = d.streamOf(answering(half, script.Step{Op: "sleep", MS: 100}, script.Step{Op: "exit", N: 3})) // the part gets through meanwhile
 	s.wantEnd(t, "half", "Runtime.ExitError", `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: <id> Error: Runtime exited with error: exit status 3"}`)
 	after := d.do()
 	if before.Started == between.Started || between.Started == after.Started {
@@ -175,12 +200,12 @@ func TestStreamIsCutOff(t *testing.T) {
 // RT-71, RT-74: 200 MiB stream, one byte more does not; a buffered invocation keeps its 6 MiB.
 func TestStreamLimits(t *testing.T) {
 	const limit = 200 << 20
-	d := start(t, oneCPU, "--timeout=120s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=120s", function(t))
 	before := d.do()
-	if s := d.stream(steps(script.Step{Op: "stream", N: limit})); s.length != limit || s.end.ErrorCode != "" {
+	if s := d.streamOf(answering(letters(limit))); s.length != limit || s.end.ErrorCode != "" {
 		t.Errorf("%d bytes, %+v", s.length, s.end)
 	}
-	s := d.stream(steps(script.Step{Op: "stream", N: limit + 1}))
+	s := d.streamOf(answering(letters(limit + 1)))
 	if s.length != limit || s.end.ErrorCode != "Function.ResponseSizeTooLarge" {
 		t.Errorf("%d bytes, %+v", s.length, s.end)
 	}
@@ -188,35 +213,35 @@ func TestStreamLimits(t *testing.T) {
 	if after.PID != before.PID || after.Previous[0].Status != http.StatusRequestEntityTooLarge {
 		t.Errorf("pid %d, before %d; the runtime got %+v", after.PID, before.PID, after.Previous[0])
 	}
-	a := d.invoke(script.Event{Steps: steps(script.Step{Op: "stream", N: 6<<20 + 101})})
+	a := d.invoke(answering(letters(6<<20 + 101)))
 	a.wantError(t, "Function.ResponseSizeTooLarge", "Response payload size (6291557 bytes) exceeded maximum allowed payload size (6291556 bytes).")
 }
 
 // RT-74: each kind of invocation with each kind of handler.
 func TestStreamAndBuffer(t *testing.T) {
-	d := start(t, oneCPU, function(t, "testruntime"))
-	a := d.invoke(script.Event{Steps: steps(script.Step{Op: "stream", Argv: []string{"one ", "two"}, MS: 50})})
+	d := start(t, oneCPU, function(t))
+	a := d.invoke(answering(streaming(50*time.Millisecond, "one ", "two")))
 	if string(a.body) != "one two" || a.header.Get("X-Amz-Function-Error") != "" {
 		t.Errorf("a streaming handler, buffered: %q", a.body)
 	}
-	s := d.stream(steps(script.Step{Op: "env"}))
+	s := d.streamOf(script.Event{Report: true, Steps: []script.Step{{Op: "env"}}})
 	var r script.Report
 	if err := json.Unmarshal([]byte(s.text), &r); err != nil || s.chunks != 1 || r.ID != s.id() {
 		t.Errorf("a buffered handler, streamed: %d chunks, %v: %q", s.chunks, err, s.text)
 	}
 	const body = `{"errorType":"T","errorMessage":"m"}`
-	d.stream(steps(script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/error", Data: body})).
+	d.streamOf(answering(script.Step{Op: "call", Method: "POST", Path: "/2018-06-01/runtime/invocation/{id}/error", Data: body})).
 		wantEnd(t, "", "Unhandled", body)
 }
 
 // A client that reads nothing holds no memory to speak of, and the sandbox until the
 // deadline.
 func TestStreamNobodyReads(t *testing.T) {
-	d := start(t, oneCPU, "--timeout=2s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--timeout=2s", function(t))
 	d.do()
 	peak := d.memory()
-	resp := d.openStream(script.Event{Steps: steps(script.Step{Op: "stream", N: 1 << 40})})
-	if a, err := d.request(script.Event{Steps: []script.Step{}}); err != nil || a.status != http.StatusTooManyRequests {
+	resp := d.openStream(answering(letters(1 << 40)))
+	if a, err := d.request(script.Event{Report: true}); err != nil || a.status != http.StatusTooManyRequests {
 		t.Errorf("beside it: %d, %v", a.status, err)
 	}
 	d.reportOf(resp.Header.Get("X-Amzn-RequestId"))
@@ -225,7 +250,7 @@ func TestStreamNobodyReads(t *testing.T) {
 	}
 	resp.Body.Close()
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		a, err := d.request(script.Event{Steps: []script.Step{}})
+		a, err := d.request(script.Event{Report: true})
 		if err == nil && a.status == http.StatusOK {
 			break
 		}

@@ -8,33 +8,26 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // Strict mode keeps an extension from acting as the runtime. Without it the same
 // extension reads the event and answers in the runtime's place.
 func TestStrict(t *testing.T) {
 	const forged = `"forged"`
-	intruder := script.Extension{Events: both, Calls: []script.Step{
-		{Method: http.MethodGet, Path: "/2018-06-01/runtime/invocation/next"},
-		{Method: http.MethodPost, Path: "/2018-06-01/runtime/invocation/{id}/response", Data: forged},
-	}}
-	calls := script.CallLog("intruder")
+	const done = "/tmp/intruder.done"
+	forge := respond(forged)
+	calls := []script.Step{{Op: "call", Method: http.MethodGet, Path: "/2018-06-01/runtime/invocation/next"}, forge}
+	for i, name := range []string{"takes", "answers"} {
+		calls[i].Name = name
+	}
+	intruder := []script.Step{both, {Op: "serve", N: 1, Steps: append(calls, script.Step{Op: "write", Path: done})}, {Op: "serve"}}
 	run := func(t *testing.T, flags ...string) (*daemon, answer) {
-		args := append(flags, oneCPU, "--timeout=20s", "--layer", extensionLayer(t, "intruder"), extensionFlag("intruder", intruder), function(t, "testruntime"))
+		args := append(flags, oneCPU, "--timeout=20s", "--layer", layer(t, extensions{"intruder": intruder}), function(t))
 		d := start(t, args...)
 		// The runtime answers when the extension has done its worst.
-		return d, d.invoke(script.Event{Steps: []script.Step{{Op: "await", Path: calls}}})
+		return d, d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "await", Path: done}}})
 	}
-	answers := func(t *testing.T, d *daemon) (results []script.Result) {
-		t.Helper()
-		text := d.do(script.Step{Op: "read", Path: calls}).Results[0].Text
-		if err := json.Unmarshal([]byte(text), &results); err != nil || len(results) != len(intruder.Calls) {
-			t.Fatalf("the extension's calls: %q, %v", text, err)
-		}
-		return results
-	}
-
 	t.Run("off", func(t *testing.T) { // the control: the probe works
 		d, a := run(t)
 		if string(a.body) != forged {
@@ -42,8 +35,11 @@ func TestStrict(t *testing.T) {
 		}
 		// The runtime, whose own answer was refused, may be gone and its /tmp with it: the
 		// extension has printed what it was told.
-		for i, status := range []string{"200", "202"} {
-			d.waitFor("path=" + intruder.Calls[i].Path + " status=" + status)
+		for i, status := range []int{http.StatusOK, http.StatusAccepted} {
+			d.waitPrinted("intruder", calls[i].Name, 1)
+			if e := d.printed("intruder", calls[i].Name)[0]; e.Status != status {
+				t.Errorf("the extension's call: %+v, want status %d", e, status)
+			}
 		}
 	})
 	t.Run("on", func(t *testing.T) {
@@ -52,7 +48,9 @@ func TestStrict(t *testing.T) {
 			t.Errorf("report of %s, want %s", r.ID, a.id())
 		}
 		d.waitFrozen()
-		for _, got := range answers(t, d) { // through the same sandbox, thawed
+		journal := d.journal() // through the same sandbox, thawed
+		for _, call := range calls {
+			got := first(t, journal, "intruder", call.Name)
 			var refusal struct{ ErrorType, ErrorMessage string }
 			err := json.Unmarshal([]byte(got.Text), &refusal)
 			if err != nil || got.Status != http.StatusForbidden || refusal.ErrorType != "Runtime.Forbidden" || !strings.Contains(refusal.ErrorMessage, "extension domain") {
@@ -60,15 +58,15 @@ func TestStrict(t *testing.T) {
 			}
 		}
 		d.stop()
-		if n := d.log.printed("intruder", "INVOKE"); len(n) != 2 {
+		if n := d.printed("intruder", "INVOKE"); len(n) != 2 {
 			t.Errorf("the extension heard of %d invocations, want 2", len(n))
 		}
-		if n := d.log.printed("intruder", "SHUTDOWN"); len(n) != 1 {
+		if n := d.printed("intruder", "SHUTDOWN"); len(n) != 1 {
 			t.Errorf("the extension heard of %d shutdowns, want 1", len(n))
 		}
 	})
 	t.Run("on, with telemetry", func(t *testing.T) {
-		d := start(t, oneCPU, "--strict", "--layer", extensionLayer(t, "http"), subscriberFlag("http", "HTTP", 4323, 25, 0), function(t, "testruntime"))
+		d := start(t, oneCPU, "--strict", "--layer", layer(t, extensions{"http": subscriber("HTTP", 4323, 25, 0)}), function(t))
 		d.do()
 		eventually(t, patience, func() string {
 			for _, e := range d.delivered("http") {

@@ -5,40 +5,48 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 const telemetryPath = "/2022-07-01/telemetry"
 
-// subscriberFlag makes the extension name a subscriber to everything.
-func subscriberFlag(name, protocol string, port, timeoutMS int, answer time.Duration) string {
+// subscriber is an extension that subscribes to everything, and asks again with the first
+// INVOKE, in a step named "late". Each batch that comes over HTTP is answered after a pause.
+func subscriber(protocol string, port, timeoutMS int, pause time.Duration) []script.Step {
 	destination := fmt.Sprintf(`{"protocol":"TCP","port":%d}`, port)
 	if protocol == "HTTP" {
 		destination = fmt.Sprintf(`{"protocol":"HTTP","URI":"http://sandbox.localdomain:%d/path"}`, port)
 	}
 	body := fmt.Sprintf(`{"schemaVersion":"2022-12-13","types":["platform","function","extension"],"destination":%s,"buffering":{"maxItems":1000,"maxBytes":262144,"timeoutMs":%d}}`,
 		destination, timeoutMS)
-	return extensionFlag(name, script.Extension{Events: both, Telemetry: &script.Telemetry{
-		Path: telemetryPath, Body: body, Protocol: protocol, Port: port, AnswerMS: answer.Milliseconds()}})
+	subscribe := func(name string) script.Step {
+		return script.Step{Op: "call", Name: name, Method: "PUT", Path: telemetryPath, Data: body, Headers: map[string]string{"Lambda-Extension-Identifier": "{ext}"}}
+	}
+	return []script.Step{both, {Op: "listen", Name: "telemetry", Method: strings.ToLower(protocol), N: int64(port), MS: pause.Milliseconds()},
+		subscribe("subscribed"), {Op: "serve", N: 1, Steps: []script.Step{subscribe("late")}}, {Op: "serve"}}
 }
 
-// delivered reads back what a subscriber has got, through the test runtime.
-func (d *daemon) delivered(name string) []script.Delivered {
+// delivery is one event that a subscriber got.
+type delivery struct {
+	Batch      int64 `json:"-"` // number of the POST; 1 with TCP
+	Time, Type string
+	Record     json.RawMessage
+}
+
+// delivered are the events that a subscriber has got, the first of them if there are very
+// many.
+func (d *daemon) delivered(name string) (all []delivery) {
 	d.t.Helper()
-	r := d.do(script.Step{Op: "read", Path: script.TelemetryLog(name)})
-	var all []script.Delivered
-	for line := range strings.Lines(r.Results[0].Text) {
-		var one script.Delivered
-		if !strings.HasSuffix(line, "\n") {
-			break // being written, or beyond what is read
-		}
-		if err := json.Unmarshal([]byte(line), &one); err != nil {
-			d.t.Fatalf("%q: %v", line, err)
+	for _, e := range d.journal().By(name).Named("telemetry") {
+		one := delivery{Batch: e.N}
+		if err := json.Unmarshal([]byte(e.Text), &one); err != nil || e.Error != "" {
+			d.t.Fatalf("%+v: %v", e, err)
 		}
 		all = append(all, one)
 	}
@@ -48,11 +56,10 @@ func (d *daemon) delivered(name string) []script.Delivered {
 // ACC-15, TL-13 to TL-16, TL-20, TL-23, TL-32 to TL-37: HTTP and TCP subscribers hear
 // of everything from the begin of the initialization, in order; a late one is refused.
 func TestACC15Telemetry(t *testing.T) {
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "http", "tcp"),
-		subscriberFlag("http", "HTTP", 4323, 25, 0), subscriberFlag("tcp", "TCP", 4324, 25, 0),
-		initFlag(script.Step{Op: "print", Data: "said in init", N: 1}), function(t, "testruntime"))
-	first := d.invoke(script.Event{Steps: []script.Step{{Op: "print", Data: "said in the invocation", N: 1}, {Op: "sleep", MS: 100}}}, withTail...)
-	d.report(first)
+	subscribers := layer(t, extensions{"http": subscriber("HTTP", 4323, 25, 0), "tcp": subscriber("TCP", 4324, 25, 0)})
+	d := start(t, oneCPU, "--layer", subscribers, function(t, script.Step{Op: "print", Data: "said in init\n"}))
+	invoked := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "print", Data: "said in the invocation\n"}, {Op: "sleep", MS: 100}}}, withTail...)
+	d.report(invoked)
 
 	want := []string{"platform.initStart", "said in init", "platform.initRuntimeDone",
 		"platform.extension", "platform.extension", "platform.initReport", "platform.start", "said in the invocation", "platform.runtimeDone", "platform.report"}
@@ -95,7 +102,7 @@ func TestACC15Telemetry(t *testing.T) {
 		if err := json.Unmarshal([]byte(records["platform.report"]), &report); err != nil {
 			t.Fatal(err)
 		}
-		if m := report.Metrics; report.RequestID != first.id() || m.DurationMs < 100 || m.InitDurationMs <= 0 || m.MaxMemoryUsedMB <= 0 ||
+		if m := report.Metrics; report.RequestID != invoked.id() || m.DurationMs < 100 || m.InitDurationMs <= 0 || m.MaxMemoryUsedMB <= 0 ||
 			len(report.Spans) != 1 || report.Spans[0].Name != "extensionOverhead" {
 			t.Errorf("%s: report %s", name, records["platform.report"])
 		}
@@ -109,38 +116,32 @@ func TestACC15Telemetry(t *testing.T) {
 		if err := json.Unmarshal([]byte(records["platform.runtimeDone"]), &done); err != nil {
 			t.Fatal(err)
 		}
-		if len(done.Spans) != 3 || done.Spans[0].Name != "responseLatency" || done.Spans[0].DurationMs < 100 || int(done.Metrics.ProducedBytes) != len(first.body) {
-			t.Errorf("%s: runtimeDone %s, a body of %d bytes", name, records["platform.runtimeDone"], len(first.body))
+		if len(done.Spans) != 3 || done.Spans[0].Name != "responseLatency" || done.Spans[0].DurationMs < 100 || int(done.Metrics.ProducedBytes) != len(invoked.body) {
+			t.Errorf("%s: runtimeDone %s, a body of %d bytes", name, records["platform.runtimeDone"], len(invoked.body))
 		}
 	}
-	notes := d.notes()
+	journal := d.journal()
 	for _, name := range []string{"http", "tcp"} {
-		if s := firstNote(t, notes, name, "subscribed"); s != "200" {
-			t.Errorf("%s: subscribed with status %s", name, s)
+		if e := first(t, journal, name, "subscribed"); e.Status != http.StatusOK {
+			t.Errorf("%s: %+v; want status 200", name, e)
 		}
-		if s := firstNote(t, notes, name, "late"); s != "403" {
-			t.Errorf("%s: a late subscription has status %s (TL-10)", name, s)
+		if e := first(t, journal, name, "late"); e.Status != http.StatusForbidden {
+			t.Errorf("%s: %+v; want status 403 of a late subscription (TL-10)", name, e)
 		}
 	}
-}
-
-func firstNote(t *testing.T, notes []script.Note, who, what string) string {
-	t.Helper()
-	return first(t, notes, who, what).Values["status"]
 }
 
 // ACC-15, TL-17 to TL-19, TL-22: batches keep their limits, a slow consumer loses
 // whole batches and is told, and the function does not wait for it.
 func TestACC15SlowConsumer(t *testing.T) {
 	const lines = 40000
-	d := start(t, oneCPU, "--timeout=30s", "--layer", extensionLayer(t, "slow"),
-		subscriberFlag("slow", "HTTP", 4323, 1000, 300*time.Millisecond), function(t, "testruntime"))
-	a := d.invoke(script.Event{Steps: []script.Step{{Op: "print", Data: strings.Repeat("x", 500), N: lines}}}, withTail...)
+	d := start(t, oneCPU, "--timeout=30s", "--layer", layer(t, extensions{"slow": subscriber("HTTP", 4323, 1000, 300*time.Millisecond)}), function(t))
+	a := d.invoke(script.Event{Report: true, Steps: []script.Step{{Op: "print", Data: strings.Repeat("x", 500) + "\n", N: lines}}}, withTail...)
 	d.report(a)
 	if report, err := parseReport(a.tail(t), a.id()); err != nil || report.duration > 10_000 {
 		t.Errorf("the function took %v ms, %v", report.duration, err)
 	}
-	var all []script.Delivered
+	var all []delivery
 	eventually(t, 2*patience, func() string {
 		d.do(script.Step{Op: "sleep", MS: 300}) // time that is not frozen
 		all = d.delivered("slow")
@@ -151,7 +152,7 @@ func TestACC15SlowConsumer(t *testing.T) {
 		}
 		return fmt.Sprintf("no platform.logsDropped in %d events", len(all))
 	})
-	batches := map[int]int{}
+	batches := map[int64]int{}
 	functions := 0
 	var dropped struct {
 		DroppedRecords, DroppedBytes int
@@ -183,7 +184,7 @@ func TestACC15SlowConsumer(t *testing.T) {
 // their own time and level.
 func TestACC19Frames(t *testing.T) {
 	const begin = 1_000_000_000
-	d := start(t, oneCPU, "--log-format=JSON", function(t, "testruntime"))
+	d := start(t, oneCPU, "--log-format=JSON", function(t))
 	n := int(d.do(script.Step{Op: "frames", Data: "framed\ntext", N: begin}).Results[0].N)
 	if n < 16 {
 		t.Fatalf("%d frames", n)
@@ -193,7 +194,7 @@ func TestACC19Frames(t *testing.T) {
 			time.Unix(begin+int64(k), 0).UTC().Format("2006-01-02T15:04:05.000Z"), k)
 		d.waitFor(want)
 	}
-	if c := strings.Count(d.log.text(), `"record":"framed\ntext`); c != n {
+	if c := strings.Count(d.Log.Text(), `"record":"framed\ntext`); c != n {
 		t.Errorf("%d frames are %d events", n, c)
 	}
 }

@@ -22,19 +22,19 @@ func TestTraceInit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFolders(t)
-			d := startIn(t, f, "--trace-init", "--concurrency=3", tt.pool, function(t, "testruntime"))
+			d := startIn(t, f, "--trace-init", "--concurrency=3", tt.pool, function(t))
 			if name == "ready" {
 				d.waitInits(2) // so the first of them is ready
 			}
 			d.do()
-			trace, ok := d.log.wait(patience, func(line string) bool { return strings.HasPrefix(line, "cold start of function-") })
+			trace, ok := d.Log.Wait(patience, func(line string) bool { return strings.HasPrefix(line, "cold start of function-") })
 			if !ok {
-				t.Fatalf("no trace in the log:\n%s", d.log.text())
+				t.Fatalf("no trace in the log:\n%s", d.Log.Text())
 			}
 			d.stop()
-			text := d.log.text()
+			text := d.Log.Text()
 			text = text[strings.Index(text, trace):]
-			spans, err := os.ReadFile(filepath.Join(f.state, "trace.jsonl"))
+			spans, err := os.ReadFile(filepath.Join(f.State, "trace.jsonl"))
 			if err != nil {
 				t.Fatal(err)
 			}

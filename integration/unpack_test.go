@@ -43,7 +43,7 @@ func TestUnpackPosture(t *testing.T) {
 				}
 				return ""
 			})
-			next := startIn(t, folders, oneCPU, function(t, "testruntime")) // removes the half-made tree
+			next := startIn(t, folders, oneCPU, function(t)) // removes the half-made tree
 			next.do()
 		})
 	}

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sandboxd/sandboxd/integration/script"
+	"github.com/sandboxd/sandboxd/conformance/script"
 )
 
 // allowedFDs are what the worker may have open while it serves: no file of the host but
@@ -28,7 +28,7 @@ var allowedFDs = regexp.MustCompile(`^(/dev/null|/proc/meminfo|(pipe|socket):\[\
 // REQUIREMENTS section 1, sandbox/daemon and client/front: whoever reads what strangers
 // say has no privilege (ARCHITECTURE decision 13).
 func TestWorkerPosture(t *testing.T) {
-	d := start(t, oneCPU, "--layer", extensionLayer(t, "watcher"), function(t, "testruntime"))
+	d := start(t, oneCPU, "--layer", layer(t, extensions{"watcher": idle()}), function(t))
 	d.do()
 	w := d.worker()
 
@@ -87,12 +87,12 @@ func TestWorkerPosture(t *testing.T) {
 	}
 
 	// The endpoint is the worker's alone: the supervisor reads nothing that a client sends.
-	endpoint := "socket:[" + listeningInode(t, w.pid, d.addr) + "]"
+	endpoint := "socket:[" + listeningInode(t, w.pid, d.Addr) + "]"
 	if !slices.Contains(fds, endpoint) {
-		t.Errorf("the worker does not listen on %s", d.addr)
+		t.Errorf("the worker does not listen on %s", d.Addr)
 	}
-	if slices.Contains(descriptors(t, d.cmd.Process.Pid), endpoint) {
-		t.Errorf("the supervisor has the socket of %s too", d.addr)
+	if slices.Contains(descriptors(t, d.Cmd.Process.Pid), endpoint) {
+		t.Errorf("the supervisor has the socket of %s too", d.Addr)
 	}
 }
 
@@ -138,7 +138,7 @@ func listeningInode(t *testing.T, pid int, addr string) string {
 // A worker that is killed, at whatever moment, takes its sandboxes with it, frozen ones
 // too; the supervisor removes all that is left of them and says so.
 func TestWorkerKilled(t *testing.T) {
-	code, layer := function(t, "testruntime"), extensionLayer(t, "watcher")
+	code, watched := function(t), layer(t, extensions{"watcher": idle()})
 	kill := func(t *testing.T, d *daemon) {
 		t.Helper()
 		inside := d.descendants()
@@ -148,18 +148,18 @@ func TestWorkerKilled(t *testing.T) {
 		if code := d.waitExit(); code != 2 {
 			t.Errorf("exit code %d, want 2", code)
 		}
-		if !strings.Contains(d.log.text(), "the worker has ended, and all sandboxes with it: signal: killed") {
-			t.Errorf("the log does not tell:\n%s", d.log.text())
+		if !strings.Contains(d.Log.Text(), "the worker has ended, and all sandboxes with it: signal: killed") {
+			t.Errorf("the log does not tell:\n%s", d.Log.Text())
 		}
 		for _, p := range inside {
 			if p.alive() {
 				t.Errorf("process %d (%s) is alive", p.pid, command(p.pid))
 			}
 		}
-		wantNothingLeft(t, d.instance)
+		wantNothingLeft(t, d.Instance)
 	}
 	t.Run("frozen", func(t *testing.T) {
-		d := start(t, oneCPU, "--layer", layer, code)
+		d := start(t, oneCPU, "--layer", watched, code)
 		d.do()
 		d.waitFrozen()
 		kill(t, d)
@@ -168,15 +168,15 @@ func TestWorkerKilled(t *testing.T) {
 		g := gates{t, code}
 		g.shut("invoke")
 		d := start(t, oneCPU, "--timeout=60s", code)
-		d.fire(script.Event{Steps: []script.Step{{Op: "note", Data: "invoked"}, g.at("invoke")}})
-		d.waitNotes("runtime", "invoked", 1)
+		d.fire(script.Event{Report: true, Steps: []script.Step{note("invoked"), gate("invoke")}})
+		d.waitPrinted("runtime", "invoked", 1)
 		kill(t, d)
 		g.open("invoke")
 	})
 	t.Run("random", func(t *testing.T) {
 		folders := newFolders(t)
 		for range rounds(t, 10) {
-			d := startIn(t, folders, oneCPU, "--concurrency=3", "--pool=1", "--layer", layer, code)
+			d := startIn(t, folders, oneCPU, "--concurrency=3", "--pool=1", "--layer", watched, code)
 			for range 3 {
 				d.fire("x")
 			}
@@ -189,9 +189,9 @@ func TestWorkerKilled(t *testing.T) {
 // A worker that does not come to its end is ended: nobody who has taken it over can keep
 // the supervisor.
 func TestWorkerHangs(t *testing.T) {
-	d := start(t, oneCPU, "--drain-timeout=1s", function(t, "testruntime"))
+	d := start(t, oneCPU, "--drain-timeout=1s", function(t))
 	d.do()
-	w, supervisor := d.worker(), process{pid: d.cmd.Process.Pid}
+	w, supervisor := d.worker(), process{pid: d.Cmd.Process.Pid}
 	if err := syscall.Kill(w.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

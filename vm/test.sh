@@ -23,7 +23,7 @@ mkdir -p "$payload"/{bin,programs,packages}
 install bin/sandboxd cmd/sandboxd/embedded/sandbox-init "$payload/bin/"
 cp -r examples "$payload/"
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/programs/" \
-	./integration/testruntime ./integration/testextension ./integration/audit \
+	./integration/actor ./integration/audit \
 	./examples/go-echo ./examples/go-sigterm ./examples/extension-go
 go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$payload/programs/sandboxd-failpoint" ./cmd/sandboxd
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/bin/test2json" cmd/test2json

@@ -142,8 +142,8 @@ func serve(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
 	for s.N == 0 || e.N < s.N {
 		got := script.Entry{Name: "event", Began: time.Now().UnixMicro()}
 		call(ctx, a, script.Step{Method: http.MethodGet, Path: extensionBase + "event/next", Headers: map[string]string{idHeader: "{ext}"}}, &got)
-		var event struct{ EventType, RequestID string }
-		if got.Status != http.StatusOK || json.Unmarshal([]byte(got.Text), &event) != nil {
+		event, err := got.Event()
+		if got.Status != http.StatusOK || err != nil {
 			a.Note(got)
 			e.Error, e.Status, e.Text = "event/next: "+got.Error, got.Status, got.Text
 			return
@@ -163,7 +163,8 @@ func serve(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
 
 // listen takes telemetry on a port of the loopback interface. Each event leaves an
 // entry named like the step, whose N is the number of its batch. Each batch that comes over
-// HTTP is answered after MS, with the status in Data if there is one.
+// HTTP is answered after MS, with the status in Data if there is one. The entries are never
+// printed: what is printed is telemetry too.
 func listen(_ context.Context, a *Actor, s script.Step, e *script.Entry) {
 	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.FormatInt(s.N, 10)))
 	if err != nil {
@@ -198,7 +199,7 @@ func (a *Actor) takeLines(label string, conn net.Conn) {
 	sc := bufio.NewScanner(conn)
 	sc.Buffer(nil, 4<<20)
 	for sc.Scan() {
-		a.Note(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1})
+		a.record(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1}, false)
 	}
 }
 
@@ -221,10 +222,10 @@ func (k *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	time.Sleep(k.pause)
 	head := map[string]string{"method": r.Method, "path": r.URL.Path, "type": r.Header.Get("Content-Type")}
 	if err != nil {
-		k.a.Note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Error: err.Error(), Text: clip(string(body))})
+		k.a.record(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Error: err.Error(), Text: clip(string(body))}, false)
 	}
 	for _, event := range events {
-		k.a.Note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Text: clip(string(event)), N: k.batches})
+		k.a.record(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Text: clip(string(event)), N: k.batches}, false)
 	}
 	w.WriteHeader(k.status)
 }

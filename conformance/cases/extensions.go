@@ -180,20 +180,13 @@ func value(s *string) string {
 	return *s
 }
 
-// event is what event/next answers.
-type event struct {
-	EventType, RequestID, InvokedFunctionARN, ShutdownReason string
-	DeadlineMs                                               int64
-	Tracing                                                  *struct{ Type, Value string }
-}
-
 // invokes are the INVOKE events of an extension for one request.
-func invokes(t *suite.T, j script.Entries, who, id string) []event {
-	var list []event
+func invokes(t *suite.T, j script.Entries, who, id string) []script.ExtensionEvent {
+	var list []script.ExtensionEvent
 	for _, e := range j.By(who).Named("INVOKE") {
-		var ev event
-		if err := json.Unmarshal([]byte(e.Text), &ev); err != nil {
-			t.Errorf("event %q: %v", e.Text, err)
+		ev, err := e.Event()
+		if err != nil {
+			t.Errorf("%v", err)
 		}
 		if ev.RequestID == id {
 			list = append(list, ev)

@@ -1,7 +1,6 @@
 package cases
 
 import (
-	"encoding/json"
 	"strings"
 	"time"
 
@@ -41,9 +40,9 @@ func ended(l script.Entries) script.Entries {
 
 // deadlineOf is the deadline in a SHUTDOWN event.
 func deadlineOf(t *suite.T, e script.Entry) time.Time {
-	var ev event
-	if err := json.Unmarshal([]byte(e.Text), &ev); err != nil {
-		t.Fatalf("event %q: %v", e.Text, err)
+	ev, err := e.Event()
+	if err != nil {
+		t.Fatalf("%v", err)
 	}
 	return time.UnixMilli(ev.DeadlineMs)
 }

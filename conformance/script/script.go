@@ -7,6 +7,7 @@ package script
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"time"
@@ -125,6 +126,22 @@ func (e *Entry) Fail(err error) {
 
 // Took is the time from the beginning of the step to its end.
 func (e Entry) Took() time.Duration { return time.Duration(e.At-e.Began) * time.Microsecond }
+
+// ExtensionEvent is what an extension is told when it asks for its next event.
+type ExtensionEvent struct {
+	EventType, RequestID, InvokedFunctionARN, ShutdownReason string
+	DeadlineMs                                               int64 // Unix time in milliseconds
+	Tracing                                                  *struct{ Type, Value string }
+}
+
+// Event is the event of an entry that the step serve has left.
+func (e Entry) Event() (ExtensionEvent, error) {
+	var event ExtensionEvent
+	if err := json.Unmarshal([]byte(e.Text), &event); err != nil {
+		return event, fmt.Errorf("event %q of %s: %w", e.Text, e.Who, err)
+	}
+	return event, nil
+}
 
 // mark begins the printed form of an entry. The entry follows as JSON.
 const mark = "CONFORMANCE "
