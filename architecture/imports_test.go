@@ -77,14 +77,21 @@ var allowed = map[string][]string{
 	"bench/suite":     {"bench/engine", "bench/load", "bench/result", "internal/testdaemon", "isolation/runc"},
 
 	// What runs inside sandboxes must build without the rest.
-	"examples/extension-go":  {},
-	"examples/go-echo":       {},
-	"examples/go-sigterm":    {},
-	"integration":            {"internal/failpoint"},
-	"integration/actor":      {"conformance/actor", "conformance/script"},
-	"integration/audit":      {},
-	"integration/clients/go": {},
-	"integration/dockerspec": {},
+	"examples/extension-go":        {},
+	"examples/go-echo":             {},
+	"examples/go-sigterm":          {},
+	"integration":                  {},
+	"integration/actor":            {"conformance/actor", "conformance/script"},
+	"integration/audit":            {},
+	"integration/clients":          {},
+	"integration/clients/go":       {},
+	"integration/containment":      {},
+	"integration/dockerspec":       {},
+	"integration/images":           {},
+	"integration/internal/harness": {"conformance/script", "host/subid", "internal/failpoint", "internal/testdaemon"},
+	"integration/lifecycle":        {},
+	"integration/network":          {},
+	"integration/recovery":         {},
 }
 
 // onlyIn names the packages that alone may import what begins with a path: the live
