@@ -38,7 +38,7 @@ const DefaultPatience = 20 * time.Second
 func (c *Command) Start(ctx context.Context, s *Setup) (Instance, error) {
 	root, err := os.MkdirTemp("", "conformance")
 	if err != nil {
-		return nil, fmt.Errorf("suite: folder of a start: %w", err)
+		return nil, fmt.Errorf("make a folder for the target: %w", err)
 	}
 	p := &process{root: root, patience: cmp.Or(c.Patience, DefaultPatience), log: newBook(), exited: make(chan struct{}), silent: make(chan struct{})}
 	if err := p.start(ctx, c, s); err != nil {
@@ -138,7 +138,7 @@ func (p *process) accepting(ctx context.Context) error {
 		select {
 		case <-again.C:
 		case <-p.exited:
-			return errors.New("the command ended before it listened")
+			return fmt.Errorf("the command ended before it listened at %s", p.addr)
 		case <-ctx.Done():
 			return fmt.Errorf("nothing listens at %s: %w", p.addr, err)
 		}
