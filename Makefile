@@ -16,6 +16,9 @@ STATIC := -ldflags '-s -w -linkmode external -extldflags -static'
 TOOLS := .build/tools
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)
 FUZZTIME ?= 60s
+# What the end-to-end tests run in sandboxes, built once for all packages.
+PROGRAMS := .build/test-programs
+integration extensions conformance-clients: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
 # One line per package; every event is kept for scripts/summary.sh.
@@ -55,10 +58,12 @@ test-parts:
 	@echo build $(TEST_PARTS)
 
 .PHONY: lint
-lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck, govulncheck, shellcheck
+lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck and govulncheck of both modules, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	go vet -tags seccomp,integration,vm ./...
+	go vet -C conformance ./...
 	$(TOOLS)/staticcheck -tags seccomp,integration,vm ./...
+	cd conformance && ../$(TOOLS)/staticcheck ./...
 	scripts/govulncheck.sh $(TOOLS)/govulncheck
 	shellcheck -x $(SCRIPTS)
 
@@ -72,18 +77,21 @@ unit: tools ## tests that need no privilege and no cgo, run as nobody
 	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor ./isolation ./architecture
 
 .PHONY: race
-race: tools $(EMBEDDED) ## the same and all other unit tests with the race detector
+race: tools $(EMBEDDED) ## the same and all other unit tests of both modules with the race detector
 	$(GOTESTSUM) --jsonfile .build/results/race.json -- -race -tags seccomp -p 1 -timeout 10m ./...
+	cd conformance && ../$(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg --jsonfile ../.build/results/race-conformance.json -- -race -p 1 -timeout 10m ./...
 
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
+	scripts/test-programs.sh $(PROGRAMS) fail-points
 	$(GOTESTSUM) --jsonfile .build/results/integration.json $(AGAIN) --packages '$(ROOT_PACKAGES)' -- -tags seccomp,integration -p 1 -parallel 4 -count 1 -timeout 30m -skip '^Test(Client|Real)'
 
 .PHONY: extensions
 extensions: tools build ## run extensions of others, built from public registries, in sandboxes
 	scripts/setup.sh extensions
-	$(GOTESTSUM) --jsonfile .build/results/extensions.json $(AGAIN) --packages ./integration -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal'
+	scripts/test-programs.sh $(PROGRAMS)
+	$(GOTESTSUM) --jsonfile .build/results/extensions.json $(AGAIN) --packages ./integration/clients -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal'
 
 .PHONY: vm-test
 vm-test: tools build ## those that depend on the kernel, in a virtual machine with pure cgroup v2
@@ -95,7 +103,7 @@ vm-test-systemd: tools build ## the same in a virtual machine where systemd owns
 
 .PHONY: conformance
 conformance: build ## run the conformance suite against bin/sandboxd, as root
-	CGO_ENABLED=0 go build -trimpath -o bin/conformance ./conformance/cmd/conformance
+	CGO_ENABLED=0 go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
 	bin/conformance check
 	@mkdir -p .build/results
 	bin/conformance run --again 4 --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
@@ -105,17 +113,19 @@ conformance: build ## run the conformance suite against bin/sandboxd, as root
 conformance-clients: tools build ## run official clients and SDKs against bin/sandboxd, as root
 	scripts/setup.sh clients
 	scripts/clients.sh
-	$(GOTESTSUM) --jsonfile .build/results/clients.json $(AGAIN) --packages ./integration -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient'
-	go run ./conformance/cmd/conformance clients .build/results/clients.json
+	scripts/test-programs.sh $(PROGRAMS)
+	$(GOTESTSUM) --jsonfile .build/results/clients.json $(AGAIN) --packages ./integration/clients -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient'
+	go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
+	bin/conformance clients .build/results/clients.json
 
 .PHONY: attack
 attack: tools build ## the attacks of the tests, at their full length, as root
-	SANDBOXD_ATTACK=whole go test -tags seccomp,integration -count 1 -timeout 60m -v -run 'TestAttack|Exhaustion|Seccomp|TestPosture|Hostile' ./integration ./isolation/runc ./rootfs/...
+	SANDBOXD_ATTACK=whole go test -tags seccomp,integration -count 1 -timeout 60m -v -run 'TestAttack|Exhaustion|Seccomp|TestPosture|Hostile' ./integration/containment ./isolation/runc ./rootfs/...
 
 .PHONY: audit
 audit: build ## compare the posture with other runtimes', as root, and write docs/security.md
 	scripts/setup.sh audit
-	go test -tags seccomp,integration -count 1 -run '^TestAudit$$' ./integration -audit ../docs/security.md
+	go test -tags seccomp,integration -count 1 -run '^TestAudit$$' ./integration/containment -audit ../../docs/security.md
 
 .PHONY: fuzz
 fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (60s)
@@ -154,11 +164,11 @@ SEED ?= $(shell date +%s)
 .PHONY: soak
 soak: build ## cycles with random faults; N (10000), SEED; writes docs/reliability.md
 	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_INJECT=$$(($(N) / 10)) SOAK_REPORT=$(CURDIR)/docs/reliability.md \
-		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration
+		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration/recovery
 
 .PHONY: ledger
 ledger: build ## 100,000 invocations with mixed outcomes, of which no record is lost or doubled
-	SOAK_INVOCATIONS=100000 go test -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration
+	SOAK_INVOCATIONS=100000 go test -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration/recovery
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

@@ -70,3 +70,9 @@ require (
 	google.golang.org/protobuf v1.36.11 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 )
+
+// The integration tests build the suite's actor and speak its script. Nothing that is
+// shipped imports it, see architecture/imports_test.go.
+require github.com/sandboxd/sandboxd/conformance v0.0.0
+
+replace github.com/sandboxd/sandboxd/conformance => ./conformance

@@ -41,7 +41,7 @@ func TestDesignSaysTheSame(t *testing.T) {
 		if own == 0 {
 			t.Errorf("docs/design.md does not say what package %s is responsible for", pkg)
 		}
-		for _, other := range imports {
+		for other := range imports {
 			if place(other) < own {
 				t.Errorf("docs/design.md has %s below %s, which it imports: move a row", pkg, other)
 			}

@@ -14,87 +14,262 @@ import (
 
 const module = "github.com/sandboxd/sandboxd"
 
-// allowed says which of our packages a package may import: the arrows of
-// docs/design.md. A package that is not listed fails the test, so that whoever adds
-// one decides where it stands.
-var allowed = map[string][]string{
-	"architecture":                {},
-	"bench/clock":                 {},
-	"bench/cmd/bench":             {"bench/engine", "bench/result", "bench/suite", "isolation/runc"},
-	"bench/engine":                {"host/instance", "host/subid", "isolation", "isolation/runc", "rootfs", "rootfs/store", "supervisor"},
-	"bench/floor":                 {"bench/clock"},
-	"bench/function":              {"bench/clock"},
-	"bench/load":                  {"bench/clock"},
-	"bench/plot":                  {},
-	"bench/result":                {"bench/load", "bench/plot"},
-	"bench/suite":                 {"bench/engine", "bench/load", "bench/result", "isolation/runc"},
-	"cmd/sandbox-init":            {"isolation/wire"},
-	"cmd/sandbox-stage":           {"isolation/runc/reexec"},
-	"cmd/sandboxd":                {"bench/load", "daemon", "daemon/admin", "daemon/unpack", "daemon/worker", "function", "host/doctor", "host/inspect", "host/subid", "internal/cli", "internal/exit", "internal/message", "internal/runfolder", "isolation", "isolation/runc", "rapid", "rootfs", "rootfs/store"},
+// ground says what the packages are for that any other may need: they know this machine,
+// or nothing, and import nothing from above. An arrow to one of them needs no reason of
+// its own.
+var ground = map[string]string{
+	"host":                "the error of what this machine cannot do",
+	"host/memory":         "how much memory the host has",
+	"host/subid":          "the ranges of host ids, and who has which",
+	"internal/accept":     "loops that accept go on after errors that pass",
+	"internal/cli":        "flags and tables of commands",
+	"internal/confine":    "a process takes from itself what it does not need",
+	"internal/descriptor": "descriptors that stay open while they are used",
+	"internal/exit":       "exit codes and the last message",
+	"internal/failpoint":  "places where tests end the process",
+	"internal/filetable":  "which descriptors a process has",
+	"internal/httpfast":   "requests and answers of known form, without net/http",
+	"internal/logging":    "log lines on streams that may be slow",
+	"internal/pool":       "things made ahead of need",
+	"internal/runfolder":  "the folder of what runs",
+	"internal/testdaemon": "a daemon under test",
+	"internal/tracing":    "the steps of a cold start",
+}
+
+// arrows are the packages of ours that a package imports, each with the reason; those to
+// the ground have none. Who adds an arrow must name its reason, and who adds a package
+// decides where it stands.
+type arrows map[string]string
+
+var allowed = map[string]arrows{
+	// Commands.
+	"cmd/sandbox-init":  {"isolation/wire": "answers the supervisor"},
+	"cmd/sandbox-stage": {"isolation/runc/reexec": "is what libcontainer executes"},
+	"cmd/sandboxd": {
+		"bench/load":       "bench sends requests",
+		"daemon":           "run is its root side",
+		"daemon/admin":     "ps and inspect ask running daemons",
+		"daemon/unpack":    "the binary is also the process that takes apart packages",
+		"daemon/worker":    "the binary is also the worker",
+		"function":         "flags become settings",
+		"host/doctor":      "doctor prints what it finds",
+		"host/inspect":     "inspect prints what it reads",
+		"internal/cli":     "",
+		"internal/exit":    "",
+		"internal/message": "flags become the worker's configuration",
+		"isolation":        "flags name profiles and networks",
+		"isolation/runc":   "doctor and inspect know the filters that it compiles",
+		"rapid":            "flags name the ways to initialize",
+		"rootfs":           "flags name code, layers and base",
+		"rootfs/store":     "prune collects",
+		"host/subid":       "", "internal/runfolder": "",
+	},
+
+	// The root side.
+	"daemon": {
+		"daemon/admin":         "tells ps what runs",
+		"daemon/unpack":        "starts the processes that take apart packages",
+		"function":             "knows what programs, /tmp and limits a function wants",
+		"host/doctor":          "refuses a host that lacks a must-have",
+		"host/instance":        "is one",
+		"internal/message":     "sends the worker its configuration, and takes revisions",
+		"isolation":            "makes the Spec of a sandbox",
+		"isolation/egress/dns": "finds the host's name servers",
+		"isolation/runc":       "makes sandboxes",
+		"rootfs":               "finds a function's files",
+		"rootfs/image":         "finds an image's files",
+		"rootfs/store":         "keeps extracted trees",
+		"supervisor/privsep":   "serves the worker's requests",
+		"host":                 "", "host/memory": "", "host/subid": "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "",
+		"internal/filetable": "", "internal/logging": "", "internal/pool": "", "internal/tracing": "",
+	},
+	"daemon/admin": {
+		"function":        "reports name functions",
+		"host/instance":   "finds running daemons",
+		"isolation":       "reports name domains",
+		"internal/accept": "", "internal/cli": "",
+	},
+	"daemon/unpack": {
+		"isolation/runc": "filters system calls by the table of sandboxes",
+		"rootfs/extract": "extracts zips",
+		"rootfs/image":   "reads and unpacks images",
+		"rootfs/invalid": "passes on what is wrong with a package",
+		"host":           "", "host/subid": "", "internal/confine": "",
+	},
+
+	// The data plane.
+	"daemon/worker": {
+		"daemon/admin":         "tells ps the states of sandboxes",
+		"fleet":                "has one for each revision",
+		"function":             "makes configurations of settings",
+		"internal/message":     "takes its configuration, and sends revisions",
+		"invoke":               "serves the Invoke API",
+		"isolation":            "knows the names of domains and the network's policy",
+		"isolation/egress/dns": "answers the lookups of sandboxes",
+		"rapid":                "leads sandboxes",
+		"rapid/api":            "serves the Runtime API",
+		"rapid/telemetry":      "writes what functions log",
+		"supervisor":           "has one for each sandbox",
+		"supervisor/privsep":   "asks root for sandboxes",
+		"host/memory":          "", "internal/confine": "", "internal/exit": "", "internal/filetable": "", "internal/logging": "", "internal/tracing": "",
+	},
+	"invoke": {
+		"rapid":           "invocations and results",
+		"internal/accept": "", "internal/httpfast": "",
+	},
+	"fleet": {"rapid": "runs invocations in sandboxes"},
+	"rapid": {
+		"function":           "the policy on environment names",
+		"isolation":          "names domains",
+		"rapid/telemetry":    "logs and records what happens",
+		"supervisor":         "starts and ends processes",
+		"internal/failpoint": "", "internal/tracing": "",
+	},
+	"rapid/api": {
+		"rapid":           "passes requests to the sandbox",
+		"rapid/telemetry": "takes subscriptions",
+		"internal/accept": "", "internal/httpfast": "",
+	},
+	"rapid/internal/fakesup": {
+		"isolation":  "names domains",
+		"supervisor": "stands in for one",
+	},
+	"rapid/telemetry": {},
+
+	// Domains and processes.
+	"supervisor": {
+		"isolation":      "asks for domains by Spec",
+		"isolation/wire": "talks to init handlers",
+	},
+	"supervisor/privsep": {
+		"internal/message":    "errors keep their kind",
+		"isolation":           "carries policies and usage",
+		"isolation/cgroup":    "freezes and reads through open files",
+		"isolation/wire":      "carries the sockets of init handlers",
+		"supervisor":          "is a Box across the line between processes",
+		"internal/descriptor": "", "internal/tracing": "",
+	},
+	"isolation":            {"host": ""},
+	"isolation/cgroup":     {"isolation": "limits and usage", "internal/descriptor": ""},
+	"isolation/egress":     {"isolation": "network policies", "host": "", "internal/accept": "", "internal/descriptor": "", "internal/failpoint": ""},
+	"isolation/egress/dns": {"internal/accept": ""},
+	"isolation/runc": {
+		"isolation":             "makes what a Spec says",
+		"isolation/cgroup":      "freezes and kills",
+		"isolation/egress":      "connects network namespaces",
+		"isolation/runc/reexec": "the daemon's binary must not be what libcontainer executes",
+		"isolation/runc/stage":  "is what libcontainer executes instead",
+		"isolation/wire":        "waits for the init handler's handshake",
+		"host":                  "", "internal/accept": "", "internal/descriptor": "", "internal/failpoint": "", "internal/tracing": "",
+	},
+	"isolation/runc/reexec": {},
+	"isolation/runc/stage":  {},
+	"isolation/wire":        {"internal/descriptor": ""},
+
+	// What both sides share, and files.
+	"function":         {},
+	"internal/message": {"function": "carries settings", "isolation": "carries network policies"},
+	"rootfs": {
+		"rootfs/extract": "limits of zips",
+		"rootfs/invalid": "says what is wrong with a package",
+		"rootfs/store":   "looks extracted trees up",
+	},
+	"rootfs/extract": {"rootfs/invalid": "says what is wrong with a zip", "internal/descriptor": ""},
+	"rootfs/image": {
+		"rootfs":              "is a source of a sandbox's files",
+		"rootfs/extract":      "bounds what is written",
+		"rootfs/invalid":      "says what is wrong with an image",
+		"rootfs/store":        "looks unpacked images up",
+		"internal/descriptor": "",
+	},
+	"rootfs/internal/ziptest": {},
+	"rootfs/invalid":          {"host": ""},
+	"rootfs/store": {
+		"rootfs/extract":     "measures what was extracted",
+		"rootfs/invalid":     "says what is wrong with a zip",
+		"internal/failpoint": "",
+	},
+
+	// This machine, and the rest of the ground.
+	"host":                {},
+	"host/doctor":         {"host/subid": "", "internal/confine": ""},
+	"host/hosttest":       {"host": ""},
+	"host/inspect":        {"host": ""},
+	"host/instance":       {"host/subid": "", "internal/runfolder": ""},
+	"host/memory":         {},
+	"host/subid":          {"internal/runfolder": ""},
+	"internal/accept":     {},
+	"internal/cli":        {},
+	"internal/confine":    {"host": "", "internal/descriptor": ""},
+	"internal/descriptor": {},
+	"internal/exit":       {"internal/logging": ""},
+	"internal/failpoint":  {},
+	"internal/filetable":  {},
+	"internal/httpfast":   {},
+	"internal/logging":    {},
+	"internal/pool":       {},
+	"internal/runfolder":  {},
+	"internal/testdaemon": {},
+	"internal/tracing":    {},
+
+	// Measurements.
+	"bench/clock":     {},
+	"bench/cmd/bench": {"bench/engine": "commands of its processes", "bench/result": "reads and writes results", "bench/suite": "runs it", "isolation/runc": "finds its embedded programs"},
+	"bench/engine":    {"host/instance": "is one", "host/subid": "", "isolation": "makes Specs", "isolation/runc": "measures it", "rootfs": "finds the function's files", "rootfs/store": "keeps them", "supervisor": "starts processes"},
+	"bench/floor":     {"bench/clock": "stamps times"},
+	"bench/function":  {"bench/clock": "stamps times"},
+	"bench/load":      {"bench/clock": "stamps times"},
+	"bench/plot":      {},
+	"bench/result":    {"bench/load": "summarizes its samples", "bench/plot": "draws them"},
+	"bench/suite":     {"bench/engine": "measures sandboxes without a daemon", "bench/load": "sends requests", "bench/result": "writes results", "isolation/runc": "detects the host", "internal/testdaemon": ""},
+
+	// The conformance suite is a module of its own and knows nothing of the product.
 	"conformance":                 {},
-	"conformance/actor":           {"conformance/script", "integration/inside"},
-	"conformance/cases":           {"conformance/script", "conformance/suite"},
-	"conformance/cmd/conformance": {"conformance", "conformance/actor", "conformance/cases", "conformance/suite"},
+	"conformance/actor":           {"conformance/script": "does what a script says"},
+	"conformance/cases":           {"conformance/script": "writes scripts", "conformance/suite": "are its cases"},
+	"conformance/cmd/conformance": {"conformance": "the list of requirements", "conformance/actor": "is also the program in the sandbox", "conformance/cases": "runs them", "conformance/suite": "runs it"},
 	"conformance/script":          {},
-	"conformance/suite":           {"conformance/script"},
-	"daemon":                      {"daemon/admin", "daemon/unpack", "function", "host", "host/doctor", "host/instance", "host/memory", "host/subid", "internal/confine", "internal/exit", "internal/failpoint", "internal/filetable", "internal/logging", "internal/message", "internal/pool", "internal/tracing", "isolation", "isolation/egress/dns", "isolation/runc", "rootfs", "rootfs/image", "rootfs/store", "supervisor/privsep"},
-	"daemon/admin":                {"function", "host/instance", "internal/accept", "internal/cli", "isolation"},
-	"daemon/unpack":               {"host", "host/subid", "internal/confine", "isolation/runc", "rootfs/extract", "rootfs/image", "rootfs/invalid"},
-	"daemon/worker":               {"daemon/admin", "fleet", "function", "host/memory", "internal/confine", "internal/exit", "internal/filetable", "internal/logging", "internal/message", "internal/tracing", "invoke", "isolation", "isolation/egress/dns", "rapid", "rapid/api", "rapid/telemetry", "supervisor", "supervisor/privsep"},
-	"examples/extension-go":       {},
-	"examples/go-echo":            {},
-	"examples/go-sigterm":         {},
-	"fleet":                       {"rapid"},
-	"function":                    {},
-	"host":                        {},
-	"host/doctor":                 {"host/subid", "internal/confine"},
-	"host/hosttest":               {"host"},
-	"host/inspect":                {"host"},
-	"host/instance":               {"host/subid", "internal/runfolder"},
-	"host/memory":                 {},
-	"host/subid":                  {"internal/runfolder"},
-	"integration":                 {},
-	"integration/audit":           {},
-	"integration/clients/go":      {},
-	"integration/dockerspec":      {},
-	"integration/inside":          {},
-	"integration/script":          {},
-	"integration/testextension":   {"integration/inside", "integration/script"},
-	"integration/testruntime":     {"integration/inside", "integration/script"},
-	"internal/accept":             {},
-	"internal/cli":                {},
-	"internal/confine":            {"host", "internal/descriptor"},
-	"internal/descriptor":         {},
-	"internal/exit":               {"internal/logging"},
-	"internal/failpoint":          {},
-	"internal/filetable":          {},
-	"internal/httpfast":           {},
-	"internal/logging":            {},
-	"internal/message":            {"function", "isolation"},
-	"internal/pool":               {},
-	"internal/runfolder":          {},
-	"internal/tracing":            {},
-	"invoke":                      {"internal/accept", "internal/httpfast", "rapid"},
-	"isolation":                   {"host"},
-	"isolation/cgroup":            {"internal/descriptor", "isolation"},
-	"isolation/egress":            {"host", "internal/accept", "internal/descriptor", "internal/failpoint", "isolation"},
-	"isolation/egress/dns":        {"internal/accept"},
-	"isolation/runc":              {"host", "internal/accept", "internal/descriptor", "internal/failpoint", "internal/tracing", "isolation", "isolation/cgroup", "isolation/egress", "isolation/runc/reexec", "isolation/runc/stage", "isolation/wire"},
-	"isolation/runc/reexec":       {},
-	"isolation/runc/stage":        {},
-	"isolation/wire":              {"internal/descriptor"},
-	"rapid":                       {"function", "internal/failpoint", "internal/tracing", "isolation", "rapid/telemetry", "supervisor"},
-	"rapid/api":                   {"internal/accept", "internal/httpfast", "rapid", "rapid/telemetry"},
-	"rapid/internal/fakesup":      {"isolation", "supervisor"},
-	"rapid/telemetry":             {},
-	"rootfs":                      {"rootfs/extract", "rootfs/invalid", "rootfs/store"},
-	"rootfs/extract":              {"internal/descriptor", "rootfs/invalid"},
-	"rootfs/image":                {"internal/descriptor", "rootfs", "rootfs/extract", "rootfs/invalid", "rootfs/store"},
-	"rootfs/internal/ziptest":     {},
-	"rootfs/invalid":              {"host"},
-	"rootfs/store":                {"internal/failpoint", "rootfs/extract", "rootfs/invalid"},
-	"supervisor":                  {"isolation", "isolation/wire"},
-	"supervisor/privsep":          {"internal/descriptor", "internal/message", "internal/tracing", "isolation", "isolation/cgroup", "isolation/wire", "supervisor"},
+	"conformance/suite":           {"conformance/script": "sends scripts"},
+
+	// What runs inside sandboxes must build without the rest.
+	"examples/extension-go":  {},
+	"examples/go-echo":       {},
+	"examples/go-sigterm":    {},
+	"integration":            {},
+	"integration/actor":      {"conformance/actor": "is it, with more operations", "conformance/script": "adds operations"},
+	"integration/audit":      {},
+	"integration/clients":    {},
+	"integration/clients/go": {},
+	"integration/dockerspec": {},
+
+	// End-to-end tests.
+	"integration/containment": {},
+	"integration/images":      {},
+	"integration/lifecycle":   {},
+	"integration/network":     {},
+	"integration/recovery":    {},
+	"integration/internal/harness": {
+		"conformance/script": "tells the actor what to do",
+		"host/subid":         "", "internal/failpoint": "", "internal/testdaemon": "",
+	},
+
+	"architecture": {},
+}
+
+// A room is a package that must not come to use others, not even through packages between.
+var rooms = []struct {
+	pkg   string
+	never []string
+	why   string
+}{
+	{"daemon", []string{"invoke", "fleet", "rapid"}, "no parser of what strangers say may run as root"},
+	{"supervisor/privsep", []string{"invoke", "fleet", "rapid"}, "its server runs as root"},
+	{"daemon/worker", []string{"isolation/runc", "rootfs", "host/doctor", "daemon"}, "it has no privilege to use them"},
+	{"fleet", []string{"invoke", "daemon", "isolation/runc"}, "how requests come in is not its business"},
+	{"rapid", []string{"fleet", "invoke", "daemon", "isolation/runc"}, "one sandbox's life knows no other sandbox"},
+	{"supervisor", []string{"rapid", "isolation/runc"}, "it knows nothing of Lambda, and reaches the kernel through an interface"},
+	{"isolation/runc", []string{"supervisor", "rapid", "function"}, "it makes what a Spec says"},
+	{"rootfs", []string{"isolation", "supervisor", "daemon"}, "files know nothing of sandboxes"},
 }
 
 // onlyIn names the packages that alone may import what begins with a path: the live
@@ -133,7 +308,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		}
 		for _, path := range f.imports {
 			ours, ok := strings.CutPrefix(path, module+"/")
-			if ok && !slices.Contains(may, ours) {
+			if _, listed := may[ours]; ok && !listed {
 				t.Errorf("%s imports %s, which package %s may not", f.path, ours, f.pkg)
 			}
 		}
@@ -141,6 +316,58 @@ func TestImportsPointOneWay(t *testing.T) {
 	for pkg := range allowed {
 		if !seen[pkg] {
 			t.Errorf("package %s is gone: remove its row", pkg)
+		}
+	}
+}
+
+// Every arrow has its reason, is used, and leads to a package that is there.
+func TestArrowsHaveReasons(t *testing.T) {
+	used := map[[2]string]bool{}
+	for _, f := range files(t) {
+		for _, path := range f.imports {
+			if ours, ok := strings.CutPrefix(path, module+"/"); ok && !f.test {
+				used[[2]string{f.pkg, ours}] = true
+			}
+		}
+	}
+	for pkg, list := range allowed {
+		for to, why := range list {
+			_, isGround := ground[to]
+			switch {
+			case isGround && why != "":
+				t.Errorf("%s to %s: the reason of a package of the ground is in its own row", pkg, to)
+			case !isGround && why == "":
+				t.Errorf("%s to %s: say why", pkg, to)
+			case !used[[2]string{pkg, to}]:
+				t.Errorf("%s no longer imports %s: remove the arrow", pkg, to)
+			}
+		}
+	}
+	for pkg := range ground {
+		for to := range allowed[pkg] {
+			if _, ok := ground[to]; !ok {
+				t.Errorf("%s is ground and may not import %s", pkg, to)
+			}
+		}
+	}
+}
+
+// No room comes to use another by a detour.
+func TestRoomsStayApart(t *testing.T) {
+	for _, r := range rooms {
+		reached := map[string]string{r.pkg: ""} // and by which package
+		for todo := []string{r.pkg}; len(todo) > 0; todo = todo[1:] {
+			for to := range allowed[todo[0]] {
+				if _, ok := reached[to]; !ok {
+					reached[to] = todo[0]
+					todo = append(todo, to)
+				}
+			}
+		}
+		for _, n := range r.never {
+			if by, ok := reached[n]; ok {
+				t.Errorf("%s reaches %s by %s, but %s", r.pkg, n, by, r.why)
+			}
 		}
 	}
 }
@@ -176,7 +403,8 @@ func TestInitHandlerIsSmall(t *testing.T) {
 	}
 }
 
-// files parses the imports of every Go file of the module.
+// files parses the imports of every Go file of the module and of that of the
+// conformance suite.
 func files(t *testing.T) []file {
 	t.Helper()
 	var all []file
@@ -187,7 +415,7 @@ func files(t *testing.T) []file {
 		}
 		if entry.IsDir() {
 			hidden := strings.HasPrefix(entry.Name(), ".") && path != "."
-			if hidden || entry.Name() == "testdata" || isOtherModule(tree, path) {
+			if hidden || entry.Name() == "testdata" || path != "conformance" && isOtherModule(tree, path) {
 				return fs.SkipDir
 			}
 			return nil
@@ -221,6 +449,24 @@ func files(t *testing.T) []file {
 		t.Fatal("no Go file found")
 	}
 	return all
+}
+
+// TestConformanceStandsAlone keeps the conformance suite apart from the product: it
+// imports nothing of ours, and only the integration tests import it.
+func TestConformanceStandsAlone(t *testing.T) {
+	const suite = module + "/conformance"
+	within := func(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+	for _, f := range files(t) {
+		inside := within(f.pkg, "conformance")
+		for _, path := range f.imports {
+			if inside && within(path, module) && !within(path, suite) {
+				t.Errorf("%s imports %s: the conformance suite knows nothing of the product", f.path, path)
+			}
+			if !inside && within(path, suite) && !within(f.pkg, "integration") {
+				t.Errorf("%s imports %s: only the integration tests may", f.path, path)
+			}
+		}
+	}
 }
 
 // isOtherModule reports whether a folder below the root has a go.mod of its own.

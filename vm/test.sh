@@ -19,17 +19,14 @@ root=/payload # where the machine has it
 trap 'rm -rf "$payload"' EXIT
 
 say "collecting the tests"
-mkdir -p "$payload"/{bin,programs,packages}
+mkdir -p "$payload"/{bin,packages}
 install bin/sandboxd daemon/embedded/sandbox-init "$payload/bin/"
 cp -r examples "$payload/"
-CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/programs/" \
-	./integration/testruntime ./integration/testextension ./integration/audit \
-	./examples/go-echo ./examples/go-sigterm ./examples/extension-go
-go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$payload/programs/sandboxd-failpoint" ./cmd/sandboxd
+scripts/test-programs.sh "$payload/programs" fail-points
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$payload/bin/test2json" cmd/test2json
 tags=seccomp,integration
 [ "$kind" = here ] || tags+=,vm # tests that set the machine's clock
-for package in ./integration ./isolation/runc; do
+for package in ./integration/{containment,lifecycle,recovery,network,images,clients} ./isolation/runc; do
 	name=${package//\//_}
 	go test -c -trimpath -ldflags '-s -w' -tags "$tags" -o "$payload/packages/${name#._}.test" "$package"
 done

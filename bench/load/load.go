@@ -22,7 +22,19 @@ type Config struct {
 	Warmup      int           // requests on each connection before anything is measured
 	Pause       time.Duration // on each connection, before each request
 	Timeout     time.Duration // of one request; 0 means a minute
+	Patience    time.Duration // from the first request that is not answered to the end of the run with its error, unless an answer comes; 0 means [DefaultPatience]
 }
+
+// DefaultPatience is how long a run goes on when its endpoint has stopped to answer.
+const DefaultPatience = 10 * time.Second
+
+// The pause of a connection after a request that was not answered. It doubles from the
+// first to the longest, so that a dead endpoint costs neither side much, and starts anew
+// with the next answer.
+const (
+	firstPause   = time.Millisecond
+	longestPause = 250 * time.Millisecond
+)
 
 // Result is what was measured.
 type Result struct {
@@ -45,25 +57,37 @@ func (r Result) Rate() float64 {
 func (r Result) Summary() Summary { return Summarize(r.Latencies) }
 
 // Run sends requests until all are sent, the time is over or ctx ends. Answers that are
-// errors are counted and not measured; the error is that of a configuration that cannot
-// be, or of an endpoint that does not even answer the warm-up.
+// errors are counted and not measured. Run returns an error if the configuration cannot
+// be, if the endpoint does not answer the warm-up, and, with what was measured so far, if
+// it has not answered on one of the connections for as long as the patience lasts.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Requests <= 0 && cfg.Duration <= 0 {
-		return Result{}, errors.New("load: neither a number of requests nor a duration is given")
+		return Result{}, errors.New("neither a number of requests nor a duration is given")
 	}
 	d := &driver{cfg: cfg, connections: make([]connection, max(cfg.Connections, 1))}
 	if d.cfg.Timeout == 0 {
 		d.cfg.Timeout = time.Minute
 	}
+	if d.cfg.Patience == 0 {
+		d.cfg.Patience = DefaultPatience
+	}
 	defer d.close()
 	if err := d.each(func(c *connection) error { return d.warm(ctx, c) }); err != nil {
-		return Result{}, fmt.Errorf("load: %s: %w", cfg.URL, err)
+		return Result{}, fmt.Errorf("%s: %w", cfg.URL, err)
 	}
 	began := time.Now()
 	if cfg.Duration > 0 {
 		d.until = began.Add(cfg.Duration)
 	}
-	err := d.each(func(c *connection) error { d.measure(ctx, c); return ctx.Err() })
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	_ = d.each(func(c *connection) error {
+		if err := d.measure(running, c); err != nil {
+			stop(err) // for the others too, whose endpoint is the same
+		}
+		return nil
+	})
+	err := context.Cause(running)
 	r := Result{Took: time.Since(began)}
 	for _, c := range d.connections {
 		r.Latencies = append(r.Latencies, c.latencies...)
@@ -134,32 +158,72 @@ func (d *driver) warm(ctx context.Context, c *connection) (err error) {
 	return nil
 }
 
-func (d *driver) measure(ctx context.Context, c *connection) {
+// measure sends requests on one connection. Its error says for how long the endpoint has
+// not answered, and why.
+func (d *driver) measure(ctx context.Context, c *connection) error {
+	silence := silence{}
 	for ctx.Err() == nil {
 		if d.cfg.Requests > 0 && d.sent.Add(1) > int64(d.cfg.Requests) {
-			return
+			return nil
 		}
 		if d.cfg.Pause > 0 && !pause(ctx, d.cfg.Pause) {
-			return
+			return nil
 		}
 		if !d.until.IsZero() && time.Now().After(d.until) {
-			return
+			return nil
 		}
 		a, err := c.client.Send(ctx, c.request)
+		if err != nil && ctx.Err() == nil {
+			c.fail(err)
+			if err := silence.last(ctx, d.cfg.Patience, err); err != nil {
+				return fmt.Errorf("%s: %w", d.cfg.URL, err)
+			}
+			continue
+		}
+		silence.end()
 		if err == nil {
 			err = a.Fault()
 		}
 		if err != nil {
-			c.errors++
-			if c.err == nil {
-				c.err = err
-			}
+			c.fail(err)
 			continue
 		}
 		c.latencies = append(c.latencies, a.Took)
 		c.bytes += a.Bytes
 	}
+	return nil
 }
+
+// fail counts a request that was not answered well.
+func (c *connection) fail(err error) {
+	c.errors++
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+// silence is the time since an endpoint answered last. The zero value has not begun.
+type silence struct {
+	since time.Time
+	pause time.Duration
+}
+
+// last pauses after a request that was not answered because of err. It returns an error
+// if there has been no answer for as long as patience.
+func (s *silence) last(ctx context.Context, patience time.Duration, err error) error {
+	now := time.Now()
+	if s.since.IsZero() {
+		*s = silence{now, firstPause}
+	} else if now.Sub(s.since) >= patience {
+		return fmt.Errorf("no answer for %v: %w", patience, err)
+	}
+	pause(ctx, s.pause)
+	s.pause = min(2*s.pause, longestPause)
+	return nil
+}
+
+// end says that the endpoint has answered.
+func (s *silence) end() { *s = silence{} }
 
 // pause returns false if ctx ends first.
 func pause(ctx context.Context, d time.Duration) bool {

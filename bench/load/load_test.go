@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -184,5 +185,55 @@ func TestSendTellsTheFirstByteFromTheLast(t *testing.T) {
 	}
 	if a.First <= 0 || a.Took-a.First < 10*time.Millisecond {
 		t.Errorf("first byte after %v, last after %v", a.First, a.Took)
+	}
+}
+
+// An endpoint that has gone ends the run with the error, after a stated time in which it
+// is tried a few times and not as often as the machine can.
+func TestRunEndsWhenTheEndpointIsGone(t *testing.T) {
+	var n atomic.Int64
+	var server *httptest.Server
+	var closing sync.Once
+	gone := make(chan struct{})
+	server = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if n.Add(1) > 4 {
+			closing.Do(func() {
+				go func() {
+					defer close(gone)
+					server.Config.Close() // without waiting for requests
+				}()
+			})
+			<-gone
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	u, err := Endpoint(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const patience = 400 * time.Millisecond
+	r, err := Run(t.Context(), Config{URL: u, Requests: 1_000_000, Connections: 2, Patience: patience})
+	if err == nil || !strings.Contains(err.Error(), "no answer for 400ms") || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("Run = %v; want for how long there was no answer, and why", err)
+	}
+	if len(r.Latencies) > 4 || r.Took < patience {
+		t.Errorf("%d answers of at most 4, %v of %v", len(r.Latencies), r.Took, patience)
+	}
+	if r.Errors < 4 || r.Errors > 2*12 { // the pauses double: 400 ms are 9 of them
+		t.Errorf("%d requests failed, want about 9 on each connection", r.Errors)
+	}
+}
+
+// An endpoint that comes back in time is measured again.
+func TestRunGoesOnWhenTheEndpointIsBack(t *testing.T) {
+	var n atomic.Int64
+	u := endpoint(t, func(http.ResponseWriter, *http.Request) {
+		if i := n.Add(1); i > 2 && i <= 6 {
+			panic(http.ErrAbortHandler)
+		}
+	})
+	r, err := Run(t.Context(), Config{URL: u, Requests: 10})
+	if err != nil || len(r.Latencies) != 6 || r.Errors != 4 {
+		t.Errorf("%d measured, %d errors, %v; want 6 and 4", len(r.Latencies), r.Errors, err)
 	}
 }

@@ -40,7 +40,7 @@ func (p *server) processes() (own, inits []int, err error) {
 		}
 		children[parent] = append(children[parent], pid)
 	}
-	for next := []int{p.cmd.Process.Pid}; len(next) > 0; next = next[1:] {
+	for next := []int{p.Cmd.Process.Pid}; len(next) > 0; next = next[1:] {
 		switch pid := next[0]; inside[pid] {
 		case "":
 			own = append(own, pid)

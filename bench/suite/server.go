@@ -10,10 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/sandboxd/sandboxd/bench/load"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // Programs says where the programs are that take part.
@@ -50,11 +50,10 @@ const patience = time.Minute
 
 // server is a running program that serves an invoke endpoint.
 type server struct {
+	*testdaemon.Process
 	name string
 	url  *url.URL
 	dir  string // of its own; holds log, and for sandboxd run and state
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process is reaped
 }
 
 // startFloor runs the floor with as many instances of the function.
@@ -92,20 +91,18 @@ func (s *suite) start(ctx context.Context, name, program string, args func(addr,
 	if err != nil {
 		return nil, err
 	}
-	p := &server{name: name, dir: dir, done: make(chan struct{})}
+	cmd := exec.Command(program, args(addr, dir)...)
+	cmd.Stdout, cmd.Stderr = log, log // a file: nobody needs CPU to read it meanwhile
+	p := &server{Process: testdaemon.New(cmd), name: name, dir: dir}
 	if p.url, err = load.Endpoint(addr); err != nil {
 		return nil, err
 	}
-	p.cmd = exec.Command(program, args(addr, dir)...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	if err := p.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	go func() {
-		_ = p.cmd.Wait() // the state tells
-		close(p.done)
-	}()
-	if err := p.await(ctx); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := p.Accepting(ctx, p.url.Host); err != nil {
 		err = fmt.Errorf("%s does not serve: %w; its log:\n%s", name, err, p.log())
 		return nil, errors.Join(err, p.stop())
 	}
@@ -120,25 +117,6 @@ func freeAddr() (string, error) {
 	}
 	defer l.Close()
 	return l.Addr().String(), nil
-}
-
-// await waits until the program takes connections.
-func (p *server) await(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		conn, err := net.Dial("tcp", p.url.Host)
-		if err == nil {
-			return conn.Close()
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("it ended: %s", p.cmd.ProcessState)
-		case <-ctx.Done():
-			return errors.Join(err, ctx.Err())
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
 }
 
 // log is what the program has printed.
@@ -156,13 +134,8 @@ func (p *server) stop() error {
 	if p == nil {
 		return nil
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
-	select {
-	case <-p.done:
-	case <-time.After(patience):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-		return fmt.Errorf("%s did not end after SIGTERM; its log:\n%s", p.name, p.log())
+	if err := p.Stop(patience); err != nil {
+		return fmt.Errorf("stop %s: %w; its log:\n%s", p.name, err, p.log())
 	}
 	return os.RemoveAll(p.dir)
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
 
@@ -15,14 +14,14 @@ import (
 )
 
 // call makes one request to the API and notes its answer.
-func call(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
-	body, length := repeat(a.expand(s.Data), s.N), max(s.N, int64(len(a.expand(s.Data))))
+func call(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
+	body, length := repeat(a.Expand(s.Data), s.N), max(s.N, int64(len(a.Expand(s.Data))))
 	if len(s.Chunks) > 0 {
 		body, length = a.chunked(ctx, s.Chunks), -1
 	}
-	req, err := http.NewRequestWithContext(ctx, s.Method, "http://"+a.API+a.expand(s.Path), body)
+	req, err := http.NewRequestWithContext(ctx, s.Method, "http://"+a.API+a.Expand(s.Path), body)
 	if err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	req.ContentLength = length
@@ -30,7 +29,7 @@ func call(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
 		req.Body = http.NoBody
 	}
 	for k, v := range s.Headers {
-		req.Header[http.CanonicalHeaderKey(k)] = []string{a.expand(v)}
+		req.Header[http.CanonicalHeaderKey(k)] = []string{a.Expand(v)}
 	}
 	if len(s.Trailers) > 0 {
 		req.Trailer = http.Header{}
@@ -40,12 +39,12 @@ func call(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	fail(e, err)
+	e.Fail(err)
 	e.Status, e.Headers, e.Text, e.N = resp.StatusCode, flat(resp.Header), clip(string(text)), int64(len(text))
 	if id := e.Headers[requestHeader]; id != "" { // an event for whoever asks
 		a.set("id", id)
@@ -53,7 +52,7 @@ func call(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
 }
 
 // chunked is a body that is written bit by bit. It ends early when the request does.
-func (a *actor) chunked(ctx context.Context, chunks []script.Chunk) io.Reader {
+func (a *Actor) chunked(ctx context.Context, chunks []script.Chunk) io.Reader {
 	r, w := io.Pipe()
 	go func() {
 		for _, c := range chunks {
@@ -63,7 +62,7 @@ func (a *actor) chunked(ctx context.Context, chunks []script.Chunk) io.Reader {
 				w.CloseWithError(ctx.Err())
 				return
 			}
-			if _, err := io.Copy(w, repeat(a.expand(c.Data), c.N)); err != nil {
+			if _, err := io.Copy(w, repeat(a.Expand(c.Data), c.N)); err != nil {
 				w.CloseWithError(err)
 				return
 			}
@@ -75,38 +74,38 @@ func (a *actor) chunked(ctx context.Context, chunks []script.Chunk) io.Reader {
 
 // raw sends bytes on a connection of its own and notes what comes back, until the end
 // of it or for MS.
-func raw(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+func raw(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", a.API)
 	if err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	defer conn.Close()
-	if _, err := io.WriteString(conn, a.expand(s.Data)); err != nil {
-		fail(e, err)
+	if _, err := io.WriteString(conn, a.Expand(s.Data)); err != nil {
+		e.Fail(err)
 		return
 	}
 	if s.N > 0 {
 		if _, err := io.Copy(conn, repeat("", s.N)); err != nil {
-			fail(e, err)
+			e.Fail(err)
 			return
 		}
 	}
 	if s.Method == "end" {
-		fail(e, conn.(*net.TCPConn).CloseWrite())
+		e.Fail(conn.(*net.TCPConn).CloseWrite())
 	}
 	if err := conn.SetReadDeadline(time.Now().Add(ms(s))); err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	fail(e, err)
+	e.Fail(err)
 	e.Status, e.Headers, e.Text = resp.StatusCode, flat(resp.Header), clip(string(text))
 }
 
@@ -118,7 +117,7 @@ const (
 )
 
 // register makes an extension known to the API and keeps its identifier.
-func register(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+func register(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
 	who := s.Path
 	if who == "" {
 		who = a.Who
@@ -139,35 +138,37 @@ func register(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
 
 // serve takes events. Each leaves an entry of its own, named by its type; that of
 // SHUTDOWN is printed too.
-func serve(ctx context.Context, a *actor, s script.Step, e *script.Entry) {
+func serve(ctx context.Context, a *Actor, s script.Step, e *script.Entry) {
 	for s.N == 0 || e.N < s.N {
 		got := script.Entry{Name: "event", Began: time.Now().UnixMicro()}
 		call(ctx, a, script.Step{Method: http.MethodGet, Path: extensionBase + "event/next", Headers: map[string]string{idHeader: "{ext}"}}, &got)
-		var event struct{ EventType, RequestID string }
-		if got.Status != http.StatusOK || json.Unmarshal([]byte(got.Text), &event) != nil {
-			a.note(got)
+		event, err := got.Event()
+		if got.Status != http.StatusOK || err != nil {
+			a.Note(got)
 			e.Error, e.Status, e.Text = "event/next: "+got.Error, got.Status, got.Text
 			return
 		}
 		e.N++
 		got.Name = event.EventType
 		if event.EventType == "SHUTDOWN" {
-			a.announce(got)
-			a.do(s.Last)
+			a.Announce(got)
+			a.Do(s.Last)
 			return
 		}
-		a.note(got)
+		a.Note(got)
 		a.set("id", event.RequestID)
-		a.do(s.Steps)
+		a.Do(s.Steps)
 	}
 }
 
 // listen takes telemetry on a port of the loopback interface. Each event leaves an
-// entry named like the step, whose N counts the batches. Status Data answers HTTP.
-func listen(_ context.Context, a *actor, s script.Step, e *script.Entry) {
+// entry named like the step, whose N is the number of its batch. Each batch that comes over
+// HTTP is answered after MS, with the status in Data if there is one. The entries are never
+// printed: what is printed is telemetry too.
+func listen(_ context.Context, a *Actor, s script.Step, e *script.Entry) {
 	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.FormatInt(s.N, 10)))
 	if err != nil {
-		fail(e, err)
+		e.Fail(err)
 		return
 	}
 	label := name(s)
@@ -184,29 +185,30 @@ func listen(_ context.Context, a *actor, s script.Step, e *script.Entry) {
 		}()
 		return
 	}
-	sink := &sink{a: a, name: label, status: http.StatusOK}
+	sink := &sink{a: a, name: label, status: http.StatusOK, pause: ms(s)}
 	if s.Data != "" {
 		sink.status, err = strconv.Atoi(s.Data)
-		fail(e, err)
+		e.Fail(err)
 	}
-	go http.Serve(l, sink)
+	go http.Serve(l, sink) // as long as the process lives
 }
 
 // takeLines notes newline-delimited events.
-func (a *actor) takeLines(label string, conn net.Conn) {
+func (a *Actor) takeLines(label string, conn net.Conn) {
 	defer conn.Close()
 	sc := bufio.NewScanner(conn)
 	sc.Buffer(nil, 4<<20)
 	for sc.Scan() {
-		a.note(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1})
+		a.record(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1}, false)
 	}
 }
 
 // sink is an HTTP subscriber. Its requests come one after the other.
 type sink struct {
-	a       *actor
+	a       *Actor
 	name    string
 	status  int
+	pause   time.Duration
 	batches int64
 }
 
@@ -217,21 +219,13 @@ func (k *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = json.Unmarshal(body, &events)
 	}
+	time.Sleep(k.pause)
 	head := map[string]string{"method": r.Method, "path": r.URL.Path, "type": r.Header.Get("Content-Type")}
 	if err != nil {
-		k.a.note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Error: err.Error(), Text: clip(string(body))})
+		k.a.record(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Error: err.Error(), Text: clip(string(body))}, false)
 	}
 	for _, event := range events {
-		k.a.note(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Text: clip(string(event)), N: k.batches})
+		k.a.record(script.Entry{Name: k.name, Play: "telemetry", Headers: head, Text: clip(string(event)), N: k.batches}, false)
 	}
 	w.WriteHeader(k.status)
-}
-
-// Main runs an actor as the whole of a process, and returns its exit code.
-func Main(c Config) int {
-	if err := Run(c); err != nil {
-		_, _ = io.WriteString(os.Stderr, err.Error()+"\n")
-		return 1
-	}
-	return 0
 }

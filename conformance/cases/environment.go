@@ -39,7 +39,7 @@ func inEnv(id string, want map[string]string) suite.Case {
 }
 
 // watcherEnv is the environment of the extension of the setup customer.
-func watcherEnv(t *suite.T) []string { return t.Journal().By("watcher").Named("env")[0].List }
+func watcherEnv(t *suite.T) []string { return t.First(t.Journal().By("watcher"), "env").List }
 
 // environment is sections 6.1 to 6.3.
 var environment = []suite.Case{
@@ -111,7 +111,7 @@ exit 9
 
 // looked is an entry of the plain runtime's first look around.
 func looked(t *suite.T, name string) (text string, n int64, list []string, values map[string]string) {
-	e := t.Journal().By("runtime").Named(name)[0]
+	e := t.First(t.Journal().By("runtime"), name)
 	return e.Text, e.N, e.List, e.Headers
 }
 
@@ -131,7 +131,7 @@ var launch = []suite.Case{
 	{ID: "ENV-28", Setup: customer, Run: func(t *suite.T) {
 		j := t.Journal()
 		for _, who := range []string{"runtime", "watcher"} {
-			ids := j.By(who).Named("ids")[0].Headers
+			ids := t.First(j.By(who), "ids").Headers
 			suite.Equal(t, "uid:gid of "+who, ids["uid"]+":"+ids["gid"], "993:990")
 			suite.Equal(t, "process group of "+who, ids["pgrp"], ids["pid"])
 		}
@@ -181,7 +181,7 @@ var launch = []suite.Case{
 		if v, there := variable(runtimeEnv(t), "_LAMBDA_TELEMETRY_LOG_FD"); there && v != "" {
 			want = 4
 		}
-		suite.Equal(t, "number of the runtime's descriptors", len(j.By("runtime").Named("fds")[0].List), want)
-		suite.Equal(t, "number of the extension's descriptors", len(j.By("watcher").Named("fds")[0].List), 3)
+		suite.Equal(t, "number of the runtime's descriptors", len(t.First(j.By("runtime"), "fds").List), want)
+		suite.Equal(t, "number of the extension's descriptors", len(t.First(j.By("watcher"), "fds").List), 3)
 	}},
 }

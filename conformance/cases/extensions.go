@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
@@ -181,42 +180,16 @@ func value(s *string) string {
 	return *s
 }
 
-// event is what event/next answers.
-type event struct {
-	EventType, RequestID, InvokedFunctionARN, ShutdownReason string
-	DeadlineMs                                               int64
-	Tracing                                                  *struct{ Type, Value string }
-}
-
 // invokes are the INVOKE events of an extension for one request.
-func invokes(t *suite.T, j script.Entries, who, id string) []event {
-	var list []event
+func invokes(t *suite.T, j script.Entries, who, id string) []script.ExtensionEvent {
+	var list []script.ExtensionEvent
 	for _, e := range j.By(who).Named("INVOKE") {
-		var ev event
-		if err := json.Unmarshal([]byte(e.Text), &ev); err != nil {
-			t.Errorf("event %q: %v", e.Text, err)
+		ev, err := e.Event()
+		if err != nil {
+			t.Errorf("%v", err)
 		}
 		if ev.RequestID == id {
 			list = append(list, ev)
-		}
-	}
-	return list
-}
-
-// printed are the entries of a kind that an actor printed.
-func printed(t *suite.T, log, who, name string) []script.Entry {
-	var list []script.Entry
-	for line := range strings.Lines(log) {
-		_, text, found := strings.Cut(line, "CONFORMANCE ")
-		var e script.Entry
-		if !found {
-			continue
-		}
-		if err := json.Unmarshal([]byte(text), &e); err != nil {
-			t.Errorf("printed entry %q: %v", text, err)
-		}
-		if e.Who == who && e.Name == name {
-			list = append(list, e)
 		}
 	}
 	return list
@@ -274,7 +247,7 @@ var extensionEvents = []suite.Case{
 		t.Invoke("1")
 		before := time.Now().UnixMilli()
 		log := t.Stop()
-		list := printed(t, log, "ending", "SHUTDOWN")
+		list := script.Printed(log, "ending", "SHUTDOWN")
 		if len(list) != 1 {
 			t.Fatalf("%d SHUTDOWN events, want 1", len(list))
 		}

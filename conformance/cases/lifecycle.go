@@ -37,7 +37,7 @@ var initialization = []suite.Case{
 		_, _ = t.Play()
 		j := t.Journal()
 		order := []script.Entry{t.One(j.By("late"), "start"), t.One(j.By("late"), "register"), t.One(j.By("runtime"), "start"),
-			t.One(j.By("late"), "ready"), j.By("runtime").Named("next")[0]}
+			t.One(j.By("late"), "ready"), t.First(j.By("runtime"), "next")}
 		for i := range order[1:] {
 			if order[i].At > order[i+1].At {
 				t.Errorf("%s of %s comes after %s of %s", order[i].Name, order[i].Who, order[i+1].Name, order[i+1].Who)
@@ -58,7 +58,7 @@ var initialization = []suite.Case{
 	{ID: "LC-05", Setup: slow, Run: func(t *suite.T) {
 		t.Play()
 		j := t.Journal()
-		if ready, next := t.One(j.By("late"), "ready"), j.By("runtime").Named("next")[0]; next.At < ready.At {
+		if ready, next := t.One(j.By("late"), "ready"), t.First(j.By("runtime"), "next"); next.At < ready.At {
 			t.Errorf("the event came %d µs before the last extension was ready", ready.At-next.At)
 		}
 	}},
@@ -99,7 +99,7 @@ var initialization = []suite.Case{
 	{ID: "LC-25", Setup: exitsInInit, Run: func(t *suite.T) {
 		t.Restart()
 		_, j := t.Play()
-		suite.Equal(t, "start that plays", j[0].Start, 2)
+		suite.Equal(t, "start that plays", t.First(j, "next").Start, 2)
 	}},
 	{ID: "LC-26", Setup: alwaysExits, Run: func(t *suite.T) {
 		for range 2 {
@@ -245,7 +245,7 @@ var endOfInvocation = []suite.Case{
 		payload, _ := t.Event(true, exit(1))
 		t.Invoke(payload)
 		_, after := t.Play()
-		suite.Equal(t, "start after an exit", after[0].Start, before[0].Start+1)
+		suite.Equal(t, "start after an exit", t.First(after, "next").Start, t.First(before, "next").Start+1)
 	}},
 	{ID: "LC-48", Setup: &suite.Setup{Name: "timeout with an extension", Timeout: 1, Extensions: map[string][][]step{"watcher": watch(both)}}, Run: func(t *suite.T) {
 		payload, _ := t.Event(true, sleep(60_000))

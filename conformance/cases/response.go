@@ -82,12 +82,12 @@ var response = []suite.Case{
 		a, j := t.PlayAnswered(letters(answer("limit", ""), sizeLimit))
 		t.Status(j, "limit", 202)
 		suite.Equal(t, "length of the answer", len(a.Body), sizeLimit)
-		pid := j[0].PID
+		pid := t.First(j, "next").PID
 		a, j = t.PlayAnswered(letters(answer("over", ""), sizeLimit+1))
 		t.Status(j, "over", 413, "RequestEntityTooLarge", "Exceeded maximum allowed payload size (6291556 bytes).")
 		t.FunctionError(a, "Function.ResponseSizeTooLarge", "Response payload size (6291557 bytes) exceeded maximum allowed payload size (6291556 bytes).")
 		_, j = t.Play()
-		suite.Equal(t, "pid after it", j[0].PID, pid)
+		suite.Equal(t, "pid after it", t.First(j, "next").PID, pid)
 	}},
 	{ID: "RT-35", Setup: plain, Run: func(t *suite.T) {
 		for name, s := range map[string]step{
@@ -167,7 +167,7 @@ var handlerError = []suite.Case{
 		_, j := t.PlayAnswered(fault("e", customError), answer("then", "1"))
 		t.Status(j, "then", 403, "RuntimeResponseSentState")
 		_, after := t.Play()
-		suite.Equal(t, "pid after it", after[0].PID, j[0].PID)
+		suite.Equal(t, "pid after it", t.First(after, "next").PID, t.First(j, "next").PID)
 	}},
 	{ID: "RT-48", Setup: plain, Run: func(t *suite.T) {
 		for _, cause := range []string{"not JSON", `{}`, `[1]`, `{"exceptions":1}`} {

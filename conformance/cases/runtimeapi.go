@@ -21,7 +21,7 @@ func variable(env []string, name string) (string, bool) {
 }
 
 // runtimeEnv is the environment of the plain runtime, as it noted it at its start.
-func runtimeEnv(t *suite.T) []string { return t.Journal().By("runtime").Named("env")[0].List }
+func runtimeEnv(t *suite.T) []string { return t.First(t.Journal().By("runtime"), "env").List }
 
 // transport is section 1.1.
 var transport = []suite.Case{
@@ -42,7 +42,7 @@ var transport = []suite.Case{
 		}
 	}},
 	{ID: "RT-03", Setup: plain, Run: func(t *suite.T) {
-		if first := t.Journal().By("runtime").Named("first")[0]; first.Status != 200 {
+		if first := t.First(t.Journal().By("runtime"), "first"); first.Status != 200 {
 			t.Errorf("the first request of the process: status %d %s", first.Status, first.Error)
 		}
 	}},

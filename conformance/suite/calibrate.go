@@ -23,7 +23,7 @@ func calibrate() (float64, error) {
 		for range 100 {
 			resp, err := server.Client().Get(server.URL)
 			if err != nil {
-				return 0, fmt.Errorf("suite: calibration: %w", err)
+				return 0, fmt.Errorf("measure the speed of this machine: %w", err)
 			}
 			resp.Body.Close()
 		}

@@ -1,9 +1,11 @@
 package suite
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -19,39 +21,45 @@ import (
 
 // Command is a target that a shell command starts. Each start gets folders of its own.
 type Command struct {
-	Line  string   // with placeholders, for /bin/sh
-	Has   []string // its features
-	Actor string   // the program that is the function and the extensions: a static binary
+	Line     string        // with placeholders, for /bin/sh
+	Has      []string      // its features
+	Actor    string        // the program that is the function and the extensions: a static binary
+	Patience time.Duration // how long it may take to listen, and to end after SIGTERM; 0 is [DefaultPatience]
 }
 
 // Features are those that were given.
 func (c *Command) Features() []string { return c.Has }
 
-// patience is how long the suite waits for what must happen at any speed.
-const patience = 20 * time.Second
+// DefaultPatience is how long the suite waits for what must happen on any machine. It
+// decides only how long a case takes that fails.
+const DefaultPatience = 20 * time.Second
 
 // Start lays the files of s out, runs the command and waits until it accepts connections.
 func (c *Command) Start(ctx context.Context, s *Setup) (Instance, error) {
 	root, err := os.MkdirTemp("", "conformance")
 	if err != nil {
-		return nil, fmt.Errorf("suite: folder of a start: %w", err)
+		return nil, fmt.Errorf("make a folder for the target: %w", err)
 	}
-	p := &process{root: root, log: newBook(), exited: make(chan struct{})}
+	p := &process{root: root, patience: cmp.Or(c.Patience, DefaultPatience), log: newBook(), exited: make(chan struct{}), silent: make(chan struct{})}
 	if err := p.start(ctx, c, s); err != nil {
-		return nil, errors.Join(fmt.Errorf("suite: start of %s: %w; it printed:\n%s", s.Name, err, p.Log()), p.Stop())
+		stopErr := p.Stop() // what is left to print comes meanwhile
+		return nil, errors.Join(fmt.Errorf("start %q: %w; it printed:\n%s", s.Name, err, p.Log()), stopErr)
 	}
 	return p, nil
 }
 
-// process is one running command.
+// process is one running command, with everything that it starts.
 type process struct {
-	root   string
-	addr   string
-	cmd    *exec.Cmd // nil until it runs
-	log    *book
-	exited chan struct{}
-	once   sync.Once
-	err    error
+	root     string // its folder, and its mark
+	addr     string
+	patience time.Duration
+	cmd      *exec.Cmd // nil until it runs
+	log      *book
+	output   *os.File      // what it prints is read here
+	exited   chan struct{} // closed when the command itself has ended; it is reaped by Stop
+	silent   chan struct{} // closed when nothing more is printed
+	once     sync.Once
+	err      error
 }
 
 func (p *process) start(ctx context.Context, c *Command, s *Setup) error {
@@ -81,26 +89,44 @@ func (p *process) start(ctx context.Context, c *Command, s *Setup) error {
 	if err != nil {
 		return err
 	}
-	p.cmd = exec.Command("/bin/sh", "-c", line)
-	p.cmd.Env = append(os.Environ(), v.Env...)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.WaitDelay = time.Second
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		p.cmd = nil
+	if err := p.run(line, v.Env); err != nil {
 		return err
 	}
-	go func() {
-		_ = p.cmd.Wait() // its end is what counts
-		p.log.end()
-		close(p.exited)
-	}()
 	return p.accepting(ctx)
+}
+
+// run starts the command and those who look after it.
+func (p *process) run(line string, env []string) error {
+	output, theirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	cmd := exec.Command("/bin/sh", "-c", line)
+	cmd.Env = append(append(os.Environ(), env...), markVariable+"="+p.root)
+	cmd.Stdout, cmd.Stderr = theirs, theirs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, output.Close())
+	}
+	p.cmd, p.output = cmd, output
+	go func() {
+		defer close(p.exited)
+		if err := awaitEnd(cmd.Process.Pid); err != nil {
+			fmt.Fprintln(p.log, "conformance:", err)
+		}
+	}()
+	go func() {
+		defer close(p.silent)
+		_, _ = io.Copy(p.log, output) // until all writers are gone, or Stop closes it
+		p.log.end()
+	}()
+	return nil
 }
 
 // accepting waits until the endpoint takes connections: nobody tells, so it is tried.
 func (p *process) accepting(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
@@ -112,7 +138,7 @@ func (p *process) accepting(ctx context.Context) error {
 		select {
 		case <-again.C:
 		case <-p.exited:
-			return errors.New("the command ended before it listened")
+			return fmt.Errorf("the command ended before it listened at %s", p.addr)
 		case <-ctx.Done():
 			return fmt.Errorf("nothing listens at %s: %w", p.addr, err)
 		}
@@ -185,35 +211,41 @@ func (p *process) Log() string { return p.log.text() }
 
 func (p *process) WaitLog(text string, limit time.Duration) bool { return p.log.wait(text, limit) }
 
-// Stop sends SIGTERM to the command's process group, and SIGKILL if that does not end it.
+// Stop ends the command and everything that it has started, and removes its folders. It
+// is an error if one of the processes outlives SIGTERM by more than the target's patience.
 func (p *process) Stop() error {
 	p.once.Do(func() {
 		if p.cmd != nil {
-			p.err = p.end()
+			p.err = errors.Join(p.end(), p.reap())
 		}
 		p.err = errors.Join(p.err, os.RemoveAll(p.root))
 	})
 	return p.err
 }
 
-func (p *process) end() error {
-	select {
-	case <-p.exited:
-		return nil
-	default:
+// reap takes in the rest of the output and the command's exit.
+func (p *process) reap() error {
+	if p.running() {
+		return nil // an error has said why
 	}
-	// The leader is not reaped, or hardly: its group is its own.
-	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("suite: end the command: %w", err)
-	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(p.patience)
 	defer timer.Stop()
 	select {
-	case <-p.exited:
-		return nil
-	case <-timer.C:
+	case <-p.silent:
+	case <-timer.C: // somebody else has its output open
 	}
-	err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	<-p.exited
-	return errors.Join(fmt.Errorf("suite: the command did not end within %v of SIGTERM", patience), err)
+	err := p.output.Close()
+	<-p.silent
+	_ = p.cmd.Wait() // its exit code is its own affair
+	return err
+}
+
+// running reports whether the command itself has not ended.
+func (p *process) running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
 }

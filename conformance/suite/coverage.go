@@ -22,10 +22,10 @@ func Table(text string) (map[string]string, error) {
 		}
 		id, rest, _ := strings.Cut(line, " ")
 		if rest = strings.TrimSpace(rest); rest == "" {
-			return nil, fmt.Errorf("suite: line %q has an id and nothing else", line)
+			return nil, fmt.Errorf("line %q has an id and no text", line)
 		}
 		if table[id] != "" {
-			return nil, fmt.Errorf("suite: %s stands twice", id)
+			return nil, fmt.Errorf("%s is listed twice", id)
 		}
 		table[id] = rest
 	}
@@ -116,7 +116,7 @@ func Tests(root string) (map[string]bool, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("suite: find tests: %w", err)
+		return nil, fmt.Errorf("find the tests below %s: %w", root, err)
 	}
 	return found, nil
 }

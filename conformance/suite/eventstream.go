@@ -41,10 +41,13 @@ func (s *Stream) Chunks() string {
 }
 
 // InvokeStream invokes the function for a streamed answer and takes it in. Frames are
-// read only of an answer with status 200; a frame that is wrong is fatal.
+// read only of an answer with status 200; a frame that is wrong is fatal, and so is a
+// stream of more than 64 MiB, which ends within a frame.
 func (t *T) InvokeStream(payload string, header ...string) *Stream {
+	ctx, cancel := t.limited()
+	defer cancel()
 	began := time.Now()
-	req, err := http.NewRequestWithContext(t.ctx, http.MethodPost, t.instance().URL()+StreamPath, strings.NewReader(payload))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.instance().URL()+StreamPath, strings.NewReader(payload))
 	if err != nil {
 		t.Fatalf("stream: %v", err)
 	}
@@ -58,12 +61,12 @@ func (t *T) InvokeStream(payload string, header ...string) *Stream {
 	defer resp.Body.Close()
 	s := &Stream{Answer: Answer{Status: resp.StatusCode, Header: resp.Header}}
 	if resp.StatusCode != http.StatusOK {
-		s.Body, _ = io.ReadAll(resp.Body)
+		s.Body, _ = io.ReadAll(io.LimitReader(resp.Body, mostBytes))
 		s.Took = time.Since(began)
 		return s
 	}
-	for {
-		m, err := ReadMessage(resp.Body)
+	for body := io.LimitReader(resp.Body, mostBytes); ; {
+		m, err := ReadMessage(body)
 		if err == io.EOF {
 			s.Took = time.Since(began)
 			return s
@@ -91,18 +94,18 @@ func ReadMessage(r io.Reader) (Message, error) {
 	}
 	total, heads := binary.BigEndian.Uint32(prelude[:]), binary.BigEndian.Uint32(prelude[4:])
 	if sum := crc32.ChecksumIEEE(prelude[:8]); sum != binary.BigEndian.Uint32(prelude[8:]) {
-		return Message{}, fmt.Errorf("suite: event stream: the prelude's CRC is %08x, not %x", sum, prelude[8:])
+		return Message{}, fmt.Errorf("event stream: the CRC of the prelude is %08x, want %x", sum, prelude[8:])
 	}
 	if total < preludeSize+4 || total > largestFrame || heads > total-preludeSize-4 {
-		return Message{}, fmt.Errorf("suite: event stream: lengths %d and %d", total, heads)
+		return Message{}, fmt.Errorf("event stream: a frame of %d bytes with %d bytes of headers", total, heads)
 	}
 	rest := make([]byte, total-preludeSize)
 	if _, err := io.ReadFull(r, rest); err != nil {
-		return Message{}, fmt.Errorf("suite: event stream: cut short: %w", err)
+		return Message{}, fmt.Errorf("event stream: a frame is cut short: %w", err)
 	}
 	body, sum := rest[:len(rest)-4], binary.BigEndian.Uint32(rest[len(rest)-4:])
 	if got := crc32.Update(crc32.ChecksumIEEE(prelude[:]), crc32.IEEETable, body); got != sum {
-		return Message{}, fmt.Errorf("suite: event stream: CRC is %08x, not %08x", got, sum)
+		return Message{}, fmt.Errorf("event stream: the CRC of a frame is %08x, want %08x", got, sum)
 	}
 	headers, err := readHeaders(body[:heads])
 	return Message{Headers: headers, Payload: body[heads:]}, err
@@ -113,12 +116,12 @@ func readHeaders(b []byte) (map[string]string, error) {
 	for len(b) > 0 {
 		n := int(b[0])
 		if len(b) < 1+n+3 || b[1+n] != stringValue {
-			return nil, fmt.Errorf("suite: event stream: headers end at % x", b)
+			return nil, fmt.Errorf("event stream: no header of type string at % x", b)
 		}
 		name, rest := string(b[1:1+n]), b[1+n+1:]
 		size := int(binary.BigEndian.Uint16(rest))
 		if len(rest) < 2+size {
-			return nil, fmt.Errorf("suite: event stream: value of %s is cut", name)
+			return nil, fmt.Errorf("event stream: the value of header %s is cut short", name)
 		}
 		headers[name] = string(rest[2 : 2+size])
 		b = rest[2+size:]

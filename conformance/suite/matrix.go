@@ -30,7 +30,7 @@ func Matrix(events io.Reader, w io.Writer) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("suite: read events: %w", err)
+			return fmt.Errorf("read the events of the tests: %w", err)
 		}
 		if verdict := map[string]string{"pass": "passed", "fail": "**failed**", "skip": "skipped"}[e.Action]; verdict != "" {
 			outcomes[e.Test] = verdict
@@ -70,7 +70,7 @@ func writeMatrix(b *strings.Builder, test, title string, outcomes map[string]str
 		cells[[2]string{row, column}] = verdict
 	}
 	if len(rows) == 0 {
-		return fmt.Errorf("suite: no test %s… among the events", test)
+		return fmt.Errorf("no test %s… is among the events; run make conformance-clients", test)
 	}
 	slices.Sort(rows)
 	slices.Sort(columns[len(matrixColumns):])
@@ -89,7 +89,7 @@ func writeMatrix(b *strings.Builder, test, title string, outcomes map[string]str
 	return nil
 }
 
-// isLeaf tells whether a test has no subtests.
+// isLeaf reports whether a test has no subtests.
 func isLeaf(name string, tests map[string]string) bool {
 	for other := range tests {
 		if strings.HasPrefix(other, name+"/") {

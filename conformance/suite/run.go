@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"regexp"
@@ -45,20 +46,25 @@ type Result struct {
 
 // Run runs cases against targets. Its zero value lacks only Target.
 type Run struct {
-	Target  Target
-	Pending map[string]string // ids known to fail, with the reason
-	Only    *regexp.Regexp    // nil is all
-	Again   int               // how many cases that fail are tried a second time
-	Each    func(Result)      // told of each result when it is there; may be nil
-	Keep    func(id, log string)
+	Target   Target
+	Pending  map[string]string    // ids known to fail, with the reason
+	Only     *regexp.Regexp       // the ids to run; nil is all
+	Again    int                  // how many cases that fail are tried a second time
+	Each     func(Result)         // called with each result when it is there; may be nil
+	Keep     func(id, log string) // called with what the target printed, for each case that fails; may be nil
+	Patience time.Duration        // how long a case waits for what the target must do; 0 is [DefaultPatience]
+	Factor   float64              // how much slower than the reference this machine is; 0 is to be measured
 }
 
 // All runs the cases that Only selects and returns their results in the same order. An
 // error means that the run itself could not go on.
 func (r *Run) All(ctx context.Context, cases []Case) ([]Result, error) {
-	factor, err := calibrate()
-	if err != nil {
-		return nil, err
+	factor := r.Factor
+	if factor == 0 {
+		var err error
+		if factor, err = calibrate(); err != nil {
+			return nil, err
+		}
 	}
 	var chosen []Case
 	for _, c := range cases {
@@ -97,10 +103,9 @@ func groups(cases []Case) [][]int {
 // group runs the cases of one setup in one environment, or in a new one after a case
 // that failed: who knows in what state it left the old one.
 func (r *Run) group(ctx context.Context, cases []Case, indexes []int, results []Result, factor float64) {
-	e := &environment{target: r.Target, setup: cases[indexes[0]].Setup, factor: factor}
-	defer e.stop()
+	e := &environment{target: r.Target, setup: cases[indexes[0]].Setup, factor: factor, patience: cmp.Or(r.Patience, DefaultPatience)}
 	lacking := e.lacking()
-	for _, i := range indexes {
+	for n, i := range indexes {
 		c := cases[i]
 		res := Result{ID: c.ID, Status: NotSupported, Seen: lacking}
 		if lacking == "" {
@@ -111,6 +116,9 @@ func (r *Run) group(ctx context.Context, cases []Case, indexes []int, results []
 			first := res.Seen
 			res = r.one(ctx, e, c)
 			res.First = first
+		}
+		if n == len(indexes)-1 {
+			res.failWith(e.stop())
 		}
 		results[i] = res
 		if r.Each != nil {
@@ -132,8 +140,8 @@ func (r *Run) one(ctx context.Context, e *environment, c Case) Result {
 		if r.Keep != nil && e.instance != nil {
 			r.Keep(c.ID, e.instance.Log())
 		}
-		e.stop()
 	}
+	failed := res.Status == Failed
 	if reason, pending := r.Pending[c.ID]; pending {
 		switch res.Status {
 		case Failed:
@@ -142,7 +150,23 @@ func (r *Run) one(ctx context.Context, e *environment, c Case) Result {
 			res.Status, res.Seen = Surprise, "remove it from the pending list"
 		}
 	}
+	if failed {
+		res.failWith(e.stop())
+	}
 	return res
+}
+
+// failWith makes the case fail with an error of stopping its environment, unless that is
+// nil: the target must end in order, and leave nothing.
+func (res *Result) failWith(err error) {
+	if err == nil {
+		return
+	}
+	seen := []string{fmt.Sprintf("the target did not stop: %v", err)}
+	if res.Seen != "" {
+		seen = append([]string{res.Seen}, seen...)
+	}
+	res.Status, res.Seen = Failed, join(seen)
 }
 
 // environment is the instance that the cases of a setup share.
@@ -150,6 +174,7 @@ type environment struct {
 	target   Target
 	setup    *Setup
 	factor   float64
+	patience time.Duration
 	instance Instance // nil before the first use and after a failure
 	plays    int
 }

@@ -2,6 +2,7 @@ package suite
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -45,16 +46,16 @@ func Requirements(spec io.Reader) ([]Requirement, error) {
 			continue
 		}
 		if seen[m[1]] {
-			return nil, fmt.Errorf("suite: the specification has %s twice", m[1])
+			return nil, fmt.Errorf("the specification has %s twice", m[1])
 		}
 		seen[m[1]] = true
 		list = append(list, Requirement{m[1], section, strings.TrimSuffix(m[2], " |")})
 	}
 	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("suite: read the specification: %w", err)
+		return nil, fmt.Errorf("read the specification: %w", err)
 	}
 	if len(list) == 0 {
-		return nil, fmt.Errorf("suite: the specification has no requirement")
+		return nil, errors.New("the specification has no requirement")
 	}
 	return list, nil
 }

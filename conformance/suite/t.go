@@ -88,7 +88,7 @@ func (t *T) Log() string { return t.instance().Log() }
 
 // WaitLog wants a line with text in it in what the target prints.
 func (t *T) WaitLog(text string) {
-	if !t.instance().WaitLog(text, patience) {
+	if !t.instance().WaitLog(text, t.env.patience) {
 		t.Fatalf("the target did not print %q", text)
 	}
 }
@@ -113,6 +113,10 @@ func (a *Answer) Tail() string {
 	return string(text)
 }
 
+// mostBytes is how much of an answer is read. A buffered one has 6 MB at most (RT-34), and
+// no case has more streamed than a few times that.
+const mostBytes = 64 << 20
+
 // InvokePath is where functions are invoked (INV-01).
 const InvokePath = "/2015-03-31/functions/function/invocations"
 
@@ -125,8 +129,14 @@ func (t *T) Request(method, path string, body []byte, header ...string) *Answer 
 	return a
 }
 
+// limited is the context of one invocation: it ends when the function's time and the
+// suite's patience are over, so that a target that does not answer ends the case.
+func (t *T) limited() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.ctx, t.Timeout()+t.env.patience)
+}
+
 func (t *T) try(method, path string, body []byte, header ...string) (*Answer, error) {
-	ctx, cancel := context.WithTimeout(t.ctx, t.Timeout()+patience)
+	ctx, cancel := t.limited()
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, t.instance().URL()+path, bytes.NewReader(body))
 	if err != nil {
@@ -141,7 +151,10 @@ func (t *T) try(method, path string, body []byte, header ...string) (*Answer, er
 		return nil, err
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
+	text, err := io.ReadAll(io.LimitReader(resp.Body, mostBytes+1))
+	if err == nil && len(text) > mostBytes {
+		err = fmt.Errorf("the answer has more than %d bytes", mostBytes)
+	}
 	return &Answer{resp.StatusCode, resp.Header, text, time.Since(began)}, err
 }
 
@@ -205,12 +218,21 @@ func (t *T) Quiet() { t.patiently(`"quiet"`, "X-Amz-Log-Type", "Tail") } // the 
 func (t *T) patiently(payload string, header ...string) *Answer {
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.Now().Add(patience); ; <-again.C {
+	for deadline := time.Now().Add(t.env.patience); ; <-again.C {
 		a := t.Invoke(payload, header...)
 		if a.Status != http.StatusTooManyRequests || time.Now().After(deadline) {
 			return a
 		}
 	}
+}
+
+// First returns the first entry with a name; it is fatal if there is none.
+func (t *T) First(l script.Entries, name string) script.Entry {
+	found := l.Named(name)
+	if len(found) == 0 {
+		t.Fatalf("no entry %q in the journal", name)
+	}
+	return found[0]
 }
 
 // One returns the only entry with a name; anything but one is fatal.
@@ -284,7 +306,14 @@ func Short(b []byte) string {
 
 // Trailer invokes the function and returns the trailers of the answer.
 func (t *T) Trailer(payload string) http.Header {
-	resp, err := http.Post(t.instance().URL()+InvokePath, "application/json", strings.NewReader(payload))
+	ctx, cancel := t.limited()
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.instance().URL()+InvokePath, strings.NewReader(payload))
+	if err != nil {
+		t.Fatalf("invoke: %v", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatalf("invoke: %v", err)
 	}

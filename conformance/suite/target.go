@@ -84,11 +84,11 @@ func Place(command string, v Values) (string, error) {
 		}
 		name, after, closed := strings.Cut(rest, "}")
 		if !closed {
-			return "", fmt.Errorf("suite: command %q: a brace is open", command)
+			return "", fmt.Errorf("command %q: a brace is not closed", command)
 		}
 		text, known := v.get(name)
 		if !known {
-			return "", fmt.Errorf("suite: command: no such placeholder {%s}; there are:\n%s", name, Placeholders)
+			return "", fmt.Errorf("command: there is no placeholder {%s}; there are:\n%s", name, Placeholders)
 		}
 		out.WriteString(text)
 		command = after

@@ -43,7 +43,8 @@ Flags of run:
   --pending FILE    ids that are known to fail, "ID reason" a line
                     (default: the built-in list for sandboxd, none for exec)
 
-COMMAND is for /bin/sh and provides one environment until it gets SIGTERM. In it:
+COMMAND is for /bin/sh and provides one environment until it gets SIGTERM. Then it must
+end within 20 seconds, with everything that it has started. In it:
 ` + suite.Placeholders + `
 
 Exit codes: 0 all passed or known to be pending; 1 a case failed; 2 it could not run.

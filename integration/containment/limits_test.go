@@ -1,0 +1,84 @@
+//go:build integration
+
+package containment
+
+import (
+	"testing"
+	"time"
+
+	"github.com/sandboxd/sandboxd/conformance/script"
+
+	"github.com/sandboxd/sandboxd/integration/internal/harness"
+)
+
+// LOG-26: within 10 percent for 100 MB and more above the idle peak.
+func TestMaxMemoryUsed(t *testing.T) {
+	const mb = 200
+	d := harness.Start(t, "--memory=512", "--timeout=30s", harness.Function(t))
+	idle := d.ReportOf(d.Invoke("x").ID())
+	a := d.Invoke(script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: mb}}})
+	d.Report(a)
+	used := d.ReportOf(a.ID())
+	want := idle.MaxMemory + mb
+	if off := used.MaxMemory - want; off < -want/10 || off > want/10 {
+		t.Errorf("Max Memory Used %d MB; want %d within 10 percent (idle %d)", used.MaxMemory, want, idle.MaxMemory)
+	}
+	if used.MemorySize != 512 {
+		t.Errorf("Memory Size %d MB, want 512", used.MemorySize)
+	}
+}
+
+// tries is how often a share of the CPU is measured: neighbours on the machine take
+// some of it, so that the best of several counts where enough is wanted.
+const tries = 5
+
+// cpus is how many CPUs the step spin had.
+func cpus(e script.Entry) float64 {
+	return float64(time.Duration(e.N)*time.Millisecond) / float64(e.Took())
+}
+
+// ENV-32: 1,769 MB are one CPU.
+func TestCPUShare(t *testing.T) {
+	for _, c := range []struct {
+		memory  string
+		threads int64
+		share   float64
+	}{
+		{"--memory=885", 1, 0.5},
+		{"--memory=885", 4, 0.5}, // threads do not widen it
+		{"--memory=1769", 4, 1.0},
+	} {
+		d := harness.Start(t, c.memory, "--timeout=60s", harness.Function(t))
+		var best float64
+		for range tries {
+			r := d.Do(script.Step{Op: "spin", MS: 2000, N: c.threads}).Results[0]
+			share := cpus(r)
+			if most := c.share * 1.1; share > most {
+				t.Errorf("%s, %d threads: %.2f CPUs, want at most %.2f", c.memory, c.threads, share, most)
+			}
+			if best = max(best, share); best > 0.9*c.share {
+				break
+			}
+		}
+		if least := 0.75 * c.share; best < least {
+			t.Errorf("%s, %d threads: %.2f CPUs at best, want %.2f", c.memory, c.threads, best, least)
+		}
+	}
+}
+
+// Initialisation is not throttled (docs/decisions/0036): at 128 MB the share is
+// 0.07 CPUs, of which init sees nothing.
+func TestInitIsNotThrottled(t *testing.T) {
+	var best float64
+	for range tries {
+		d := harness.Start(t, "--memory=128", "--timeout=60s", harness.Function(t, script.Step{Op: "spin", MS: 400, N: 1}))
+		r := d.Do(script.Step{Op: "spin", MS: 400, N: 1})
+		if s := cpus(r.Results[0]); s > 0.2 {
+			t.Errorf("%.2f CPUs in the invocation", s)
+		}
+		if best = max(best, cpus(r.Init[0])); best > 0.5 {
+			return
+		}
+	}
+	t.Errorf("%.2f CPUs in initialisation at best, want at least 0.5", best)
+}

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program
+# and the examples, all static; and, if asked for, the build of sandboxd that has
+# fail-points. What is up to date stays.
+#
+#   scripts/test-programs.sh DIR [fail-points]
+set -euo pipefail
+dir=$(mkdir -p "${1:?DIR}" && cd "$1" && pwd)
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/" \
+	./integration/actor ./integration/audit ./examples/go-echo ./examples/go-sigterm ./examples/extension-go
+case ${2:-} in
+'') ;;
+fail-points) go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd ;;
+*) die "unknown: $2; there is fail-points" ;;
+esac
