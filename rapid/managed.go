@@ -20,7 +20,7 @@ type managedMode struct {
 	queue   []*managedInvocation          // those that wait for a worker, oldest first
 	running []*managedInvocation          // those that a worker has, oldest first
 	late    []string                      // ids of the last that timed out (RT-63)
-	changed bool                          // there may be something to hand out
+	changed bool                          // there is something that makeStep has not seen
 }
 
 // managedInvocation is an invocation of managed mode.
@@ -67,10 +67,8 @@ func (m *managedMode) run(ctx context.Context, _ State) State {
 	}
 	isChanged := func() bool { return m.changed }
 	for {
-		m.changed = false
-		m.handOut()
-		s.timer.Reset(m.nextLimit())
-		switch s.wait(ctx, isChanged) {
+		m.makeStep()
+		switch s.waitStepping(ctx, isChanged, m.makeStep) {
 		case limitPassed:
 			m.expire(time.Now())
 		case failed:
@@ -82,6 +80,15 @@ func (m *managedMode) run(ctx context.Context, _ State) State {
 			return ShuttingDown
 		}
 	}
+}
+
+// makeStep hands out what it can, and sets the limit to the next that can expire. Mostly
+// the goroutine calls it that has delivered an invocation or the call of a worker: see token.
+func (m *managedMode) makeStep() bool {
+	m.changed = false
+	m.handOut()
+	m.s.setLimit(time.Now().Add(m.nextLimit()))
+	return true
 }
 
 func (m *managedMode) admit(msg *invokeMsg) {

@@ -16,30 +16,31 @@ import (
 // for the token: a message that finds it taken goes to the inbox, and Run serves it.
 //
 // What a holder other than Run may do: serve one message, and then, if what Run waits for
-// holds, make the one transition that Run would make next (step). Nothing of it may block:
-// no request to another process, no lock that is held during one, no send to a channel
-// that may be full. What could block or fail is left to Run.
+// holds, do the one thing that Run would do next (step): the transition from Idle to Invoking
+// or back, or in managed mode the handing out of events. Nothing of it may block: no request
+// to another process, no lock that is held during one, no send to a channel that may be
+// full. What could block or fail is left to Run.
 //
 // What it must do before it gives the token up: leave Run something to wait for. Either
-// what Run awaits does not hold, or the transition is made and awaited, until and the timer
-// are those of the new state, or Run is woken. pass does that.
+// what Run awaits does not hold, or the step is made and awaited, until and the timer are
+// those of what follows, or Run is woken. pass does that.
 //
 // When Run ends it keeps the token. Nobody gets it from then on, and whoever still has a
 // message sees that Sandbox.dead is closed.
 //
 // What it is for: a message that goes to Run and back costs two switches of goroutines,
-// which is more than serving it. The goroutine that delivers the awaited event performs the
-// transition itself, so Run sleeps through the invocations of a warm sandbox, and no
-// function waits for its event while Run is being woken.
+// which is more than serving it. The goroutine that delivers what Run waits for makes the
+// step itself, so Run sleeps through the invocations of a warm sandbox, and no function
+// waits for its event while Run is being woken.
 type token struct {
 	mu      sync.Mutex
 	wake    chan struct{} // capacity 1: Run is to look whether what it awaits holds
-	exiting atomic.Int32  // processes that have ended and that Run has not dealt with: no transition before that
+	exiting atomic.Int32  // processes that have ended and that Run has not dealt with: no step before that
 
 	// What follows is touched by the holder alone.
 	awaited func() bool     // reports whether what Run waits for holds
-	step    func() bool     // makes the transition that follows, or changes nothing and returns false; nil leaves it to Run
-	until   time.Time       // when the limit passes of the state that step has entered last
+	step    func() bool     // does what follows, or changes nothing and returns false; nil leaves it to Run
+	until   time.Time       // when the limit passes that step has set last
 	life    context.Context // that of Run
 }
 
@@ -58,7 +59,7 @@ func (t *token) release() { t.mu.Unlock() }
 // tryTake reports whether the caller has the token now. It must pass it then.
 func (t *token) tryTake() bool { return t.mu.TryLock() }
 
-// pass gives the token back to Run, after whatever transition is due.
+// pass gives the token back to Run, after the step if one is due.
 func (t *token) pass() {
 	due := t.awaited() && !t.advance()
 	t.mu.Unlock()
@@ -70,7 +71,7 @@ func (t *token) pass() {
 	}
 }
 
-// advance makes the transition that Run would make next, and reports whether it has.
+// advance makes the step, and reports whether it has.
 func (t *token) advance() bool {
 	return t.step != nil && t.exiting.Load() == 0 && t.life.Err() == nil && t.step()
 }
@@ -86,7 +87,7 @@ func (s *Sandbox) serveNow(m message) bool {
 	return true
 }
 
-// setLimit sets when the limit passes of a state that a step may leave.
+// setLimit sets when the limit passes of a wait in which steps are made.
 func (s *Sandbox) setLimit(at time.Time) {
 	s.token.until = at
 	s.timer.Reset(time.Until(at))
@@ -108,9 +109,8 @@ func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
 	return s.waitStepping(ctx, done, nil)
 }
 
-// waitStepping is wait in a state that others may leave with step while Run waits. The
-// sandbox may be in another state when it returns, and what it has waited for is what
-// step has made token.awaited.
+// waitStepping is wait while others may make steps. When it returns the sandbox may be in
+// another state, and what it has waited for is what step has made token.awaited.
 func (s *Sandbox) waitStepping(ctx context.Context, done, step func() bool) wakening {
 	if s.lost {
 		return failed
@@ -145,7 +145,7 @@ func (s *Sandbox) waitStepping(ctx context.Context, done, step func() bool) wake
 		case w == failed:
 			s.lostDomains()
 			return failed
-		case w == limitPassed && t.step != nil && time.Now().Before(t.until): // of a state that has been left meanwhile
+		case w == limitPassed && t.step != nil && time.Now().Before(t.until): // a step has set another meanwhile
 		case w == limitPassed && t.awaited(): // it came to hold before we had the token
 		case w != reached:
 			return w

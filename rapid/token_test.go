@@ -1,6 +1,7 @@
 package rapid
 
 import (
+	"fmt"
 	"runtime"
 	"slices"
 	"testing"
@@ -62,6 +63,45 @@ func TestRunSleepsOn(t *testing.T) {
 		}
 		<-w.invoke("after").Done
 	})
+}
+
+// Nor is Run needed to hand out the events of managed mode; it still sees to the limits.
+func TestRunSleepsOnInManagedMode(t *testing.T) {
+	inWorld(t, workers(2, byPayload), func(w *world) {
+		<-w.invoke("first").Done
+		synctest.Wait()
+		// Run gets the first time that it is woken. Then it waits behind this goroutine, which
+		// gets the second.
+		woken, stop, stopped := 0, make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-w.s.token.wake:
+					woken++
+				case <-stop:
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		for i := range 100 {
+			a, _ := w.start(fmt.Sprint("a", i), "")
+			b, _ := w.start(fmt.Sprint("b", i), "")
+			<-(<-a).Done
+			<-(<-b).Done
+			synctest.Wait()
+		}
+		close(stop)
+		<-stopped
+		if woken > 0 || w.s.State() != Serving {
+			t.Errorf("in %v Run was woken %d times", w.s.State(), woken)
+		}
+		late, _ := w.start("late", "sleep 1m")
+		if r := <-late; r.ErrorType != errSandboxTimedout {
+			t.Errorf("after 3 s: %+v", r)
+		}
+	}, managed(2))
 }
 
 // EX-29: from the end of a process on until Run has dealt with it, also while Run waits
