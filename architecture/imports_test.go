@@ -111,7 +111,7 @@ var allowed = map[string]arrows{
 		"rapid/telemetry":      "writes what functions log",
 		"supervisor":           "has one for each sandbox",
 		"supervisor/privsep":   "asks root for sandboxes",
-		"host/memory":          "", "internal/confine": "", "internal/exit": "", "internal/filetable": "", "internal/logging": "", "internal/tracing": "",
+		"host/memory":          "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/filetable": "", "internal/logging": "", "internal/tracing": "",
 	},
 	"invoke": {
 		"rapid":           "invocations and results",

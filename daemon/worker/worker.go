@@ -22,6 +22,7 @@ import (
 	"github.com/sandboxd/sandboxd/host/memory"
 	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/internal/exit"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/internal/filetable"
 	"github.com/sandboxd/sandboxd/internal/logging"
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -72,6 +73,7 @@ const (
 
 // work does what the configuration says.
 func work(stderr *logging.LineWriter) (err error) {
+	failpoint.Pass(failpoint.WorkerStarted)
 	_, _ = time.Now().Zone() // reads the time zone's file, while it can
 	w := &worker{stderr: stderr, memory: memory.Info{File: os.NewFile(message.MemoryFD, "/proc/meminfo")}}
 	if w.config, err = message.ReadWorkerConfig(os.NewFile(message.ConfigFD, "worker-config")); err != nil {

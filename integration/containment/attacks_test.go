@@ -17,9 +17,8 @@ import (
 	"testing"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/internal/testdaemon"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // size is how much of an attack is carried out: a part that CI can bear, or with

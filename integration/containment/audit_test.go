@@ -13,10 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

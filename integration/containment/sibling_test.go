@@ -12,9 +12,8 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/internal/testdaemon"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // siblingAttacks are what a function does over and over while another one is measured.

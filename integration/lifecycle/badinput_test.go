@@ -15,9 +15,8 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/sandboxd/sandboxd/internal/testdaemon"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // Bad input: a message that names it, exit code 2, nothing on standard output,

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

@@ -19,9 +19,8 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
-	"github.com/sandboxd/sandboxd/internal/failpoint"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // census counts what a daemon holds, and what the host holds of it, by kind: the

@@ -16,9 +16,8 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/internal/failpoint"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // faultyBuild makes the build of sandboxd that has fail-points, unless it came with the
@@ -77,7 +76,7 @@ func clear(f harness.Faults, t *testing.T) {
 // The binary that is shipped cannot be made to fail: it has neither the variable nor
 // the names of the points. The other one has, so the test can see them.
 func TestReleaseHasNoFailPoints(t *testing.T) {
-	words := []string{failpoint.Variable}
+	words := []string{failpoint.Variable, string(failpoint.WorkerStarted)}
 	for _, p := range slices.Concat(failpoint.Steps, failpoint.StoreSteps) {
 		if strings.Contains(string(p), "-") { // "idle" may be anybody's
 			words = append(words, string(p))

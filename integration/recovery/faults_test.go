@@ -17,9 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/internal/failpoint"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // S-03: a daemon that was stopped goes on where it was. An invocation whose time has

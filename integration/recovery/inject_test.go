@@ -22,7 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

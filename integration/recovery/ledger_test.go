@@ -21,7 +21,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

@@ -10,9 +10,8 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-	"github.com/sandboxd/sandboxd/internal/failpoint"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // soakFaults are what a faulted cycle may suffer. Of 1,000, weight many do; the rest

@@ -19,7 +19,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 

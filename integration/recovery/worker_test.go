@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
-
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // A worker that is killed, at whatever moment, takes its sandboxes with it, frozen ones
@@ -67,15 +67,48 @@ func TestWorkerKilled(t *testing.T) {
 	})
 }
 
-// A worker that does not come to its end is ended: nobody who has taken it over can keep
-// the supervisor.
-func TestWorkerHangs(t *testing.T) {
-	d := harness.Start(t, harness.OneCPU, "--drain-timeout=1s", harness.Function(t))
-	d.Do()
-	w, supervisor := d.Worker(), harness.Process{PID: d.Cmd.Process.Pid}
-	if err := syscall.Kill(w.PID, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+// What the worker is told is more than a pipe holds, and it ends, or stops, before it has
+// read a byte: the daemon ends all the same, and nothing is left.
+func TestWorkerEndsAtOnce(t *testing.T) {
+	var env []string
+	for i := range 200 {
+		env = append(env, fmt.Sprintf("VARIABLE_%d=%s", i, strings.Repeat("x", 1000)))
 	}
+	image := harness.ImageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "Env": env})
+	const held = failpoint.Held + string(failpoint.WorkerStarted)
+	for name, end := range map[string]func(t *testing.T, d *harness.Daemon){
+		"killed": func(t *testing.T, d *harness.Daemon) {
+			if err := syscall.Kill(d.Worker().PID, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"stopped": func(t *testing.T, d *harness.Daemon) {
+			w := d.Worker()
+			if err := syscall.Kill(w.PID, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			stopTwice(t, d)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := harness.NewFolders(t)
+			set(f.Faults(), t, failpoint.WorkerStarted, "kill")
+			d := harness.NewDaemon(t, faultySandboxd(t), f, "--image", image)
+			d.Run()
+			d.WaitFor(held)
+			end(t, d)
+			if code := d.WaitExit(); code != 2 || !strings.Contains(d.Log.Text(), "the worker has ended, and all sandboxes with it: signal: killed") {
+				t.Errorf("exit code %d, want 2; the log:\n%s", code, d.Log.Text())
+			}
+			harness.WantNothingLeft(t, f.Run)
+		})
+	}
+}
+
+// stopTwice asks a daemon to end, and then to end at once.
+func stopTwice(t *testing.T, d *harness.Daemon) {
+	t.Helper()
+	supervisor := harness.Process{PID: d.Cmd.Process.Pid}
 	for range 2 {
 		d.Signal(syscall.SIGTERM)
 		harness.Eventually(t, harness.Patience, func() string { // two at once count as one
@@ -85,6 +118,18 @@ func TestWorkerHangs(t *testing.T) {
 			return ""
 		})
 	}
+}
+
+// A worker that does not come to its end is ended: nobody who has taken it over can keep
+// the supervisor.
+func TestWorkerHangs(t *testing.T) {
+	d := harness.Start(t, harness.OneCPU, "--drain-timeout=1s", harness.Function(t))
+	d.Do()
+	w := d.Worker()
+	if err := syscall.Kill(w.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	stopTwice(t, d)
 	if code := d.WaitExit(); code != 2 || w.Alive() {
 		t.Errorf("exit code %d, want 2; the worker is alive: %v", code, w.Alive())
 	}

@@ -42,6 +42,9 @@ var Steps = []Point{
 	Idle, Invoking, ResponseReceived, ShuttingDown, HalfTornDown,
 }
 
+// WorkerStarted is passed by the worker before it reads or says anything.
+const WorkerStarted Point = "worker-started"
+
 // The steps of an entry of the store after ZipStaged, in the order of its life.
 const (
 	EntryPublished   Point = "entry-published"    // it has its name, which is not yet durable
