@@ -254,10 +254,13 @@ func sandboxID(prefix string) (string, error) {
 // close removes what is kept ready, tries a last time to remove what is in quarantine, and
 // gives back the files of all revisions. It returns the errors of sandboxes that stay.
 func (m *maker) close(ctx context.Context) error {
+	var errs []error
 	if m.pool != nil {
-		m.pool.Close()
+		if err := m.pool.Close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("remove the sandboxes that are kept ready: %w", err))
+		}
 	}
-	err := m.quarantine.close(ctx)
+	errs = append(errs, m.quarantine.close(ctx))
 	m.revisions.close()
-	return err
+	return errors.Join(errs...)
 }

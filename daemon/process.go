@@ -129,7 +129,7 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	config := privsep.Config{
 		Create: d.maker.make, Renew: d.renew, Traced: d.cfg.Worker.TraceInit,
 		OnError:   func(err error) { d.log.WithError(err).Error("sandbox did not end cleanly") },
-		Sandboxes: message.Sandboxes(d.concurrency), UID: uid,
+		Sandboxes: message.Sandboxes(d.concurrency), Remains: d.maker.quarantine.count, UID: uid,
 	}
 	for _, n := range d.cfg.Networks {
 		if n.Mode == isolation.NetworkEgress {

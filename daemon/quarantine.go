@@ -116,6 +116,13 @@ func (q *quarantine) list() map[string]time.Time {
 	return since
 }
 
+// count returns how many sandboxes are in quarantine.
+func (q *quarantine) count() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.held)
+}
+
 // close tries to remove each sandbox a last time, all at once, until ctx ends. It
 // returns the errors of those that stay.
 func (q *quarantine) close(ctx context.Context) error {

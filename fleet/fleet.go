@@ -26,8 +26,11 @@ var (
 	// ErrTooMany says that Max invocations wait for their answers already; the
 	// front makes a 429 of it (INV-23).
 	ErrTooMany = errors.New("every sandbox is busy")
-	// ErrClosed says that Shutdown was called before a sandbox took the invocation.
+	// ErrClosed says that Shutdown was called before a sandbox was asked to run the invocation.
 	ErrClosed = errors.New("shut down")
+	// ErrCutShort says that the fleet has ended while a sandbox may have run the invocation,
+	// which must not run again.
+	ErrCutShort = errors.New("cut short by the shutdown")
 )
 
 // patience is how long a request that could have a new sandbox waits for one that

@@ -22,8 +22,8 @@ type Lease struct {
 // taken runs to its end, whether or not anybody still wants the answer.
 //
 // Failures of the function are Results. The error is ErrClosed when the fleet shuts
-// down first, or rapid's ErrUnavailable or ErrDuplicate in managed mode; any other
-// error is the platform's fault (INV-24).
+// down first, ErrCutShort when it does not wait for the answer, or rapid's ErrUnavailable
+// or ErrDuplicate in managed mode; any other error is the platform's fault (INV-24).
 func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	for {
 		fresh := l.m.sandbox == nil
@@ -46,7 +46,7 @@ func (l *Lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 		}
 		l.broke()
 		if l.f.life.Err() != nil {
-			return nil, fmt.Errorf("%w: %w", ErrClosed, err)
+			return nil, fmt.Errorf("%w: %w", ErrCutShort, err)
 		}
 		// A sandbox that died, or is being reset, since its last invocation has not
 		// seen this one, so another sandbox may run it. A new sandbox that cannot

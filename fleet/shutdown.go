@@ -10,8 +10,8 @@ import (
 )
 
 // Shutdown takes no more invocations, waits until those that run are Done or ctx
-// ends, and then closes all sandboxes in parallel (each within 20 s); those that still
-// run get their answer from the sandbox's shutdown. It returns when nothing is left;
+// ends, and then closes all sandboxes in parallel (each within 20 s); callers of those that
+// still run get ErrCutShort. It returns when nothing is left;
 // the error joins the cause of ctx's end, if some ran then, with those of the sandboxes that
 // did not close cleanly. A second call waits likewise and returns the same.
 func (f *Fleet) Shutdown(ctx context.Context) error {

@@ -52,7 +52,7 @@ func TestShutdownDeadlineAndErrors(t *testing.T) {
 				t.Errorf("Shutdown: %v, want the deadline and the error of Close", err)
 			}
 		})
-		r.want(running, "! shut down: context canceled")
+		r.want(running, "! cut short by the shutdown: context canceled")
 		r.want(making, "! shut down: context canceled")
 		r.allClosed()
 		if err := r.Shutdown(t.Context()); !errors.Is(err, context.DeadlineExceeded) {

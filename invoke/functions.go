@@ -42,5 +42,5 @@ type Lease interface {
 var (
 	ErrNoFunction = errors.New("there is no such function")                // any more
 	ErrTooMany    = errors.New("the function's concurrency is reached")    // INV-23
-	ErrClosed     = errors.New("the daemon ends, and runs no invocations") // and has not run this one
+	ErrClosed     = errors.New("the daemon ends, and runs no invocations") // it may have begun this one
 )

@@ -80,7 +80,7 @@ func (singleLease) Version() string { return "$LATEST" }
 
 func (l singleLease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	res, err := l.Lease.Invoke(inv)
-	if errors.Is(err, fleet.ErrClosed) {
+	if errors.Is(err, fleet.ErrClosed) || errors.Is(err, fleet.ErrCutShort) {
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	return res, err

@@ -17,6 +17,10 @@ const (
 	taskRoot      = "/var/task"
 )
 
+// domainTime is how long it may take to make a domain, which takes some milliseconds: no
+// limit of the function's runs meanwhile.
+const domainTime = time.Minute
+
 // startDomains makes the domains, before the clock of the first initialization
 // starts; later ones find them (LC-71).
 func (s *Sandbox) startDomains(ctx context.Context) error {
@@ -26,7 +30,10 @@ func (s *Sandbox) startDomains(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := s.sup.Start(ctx, d); err != nil {
+		limited, cancel := context.WithTimeout(ctx, domainTime)
+		err := s.sup.Start(limited, d)
+		cancel()
+		if err != nil {
 			return err
 		}
 	}

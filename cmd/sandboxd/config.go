@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
 
 	"github.com/sandboxd/sandboxd/internal/cli"
@@ -19,6 +23,10 @@ import (
 func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 	f, err := os.Open(path)
 	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	defer f.Close()
+	if f, err = rereadable(f); err != nil {
 		return fmt.Errorf("--config: %w", err)
 	}
 	defer f.Close()
@@ -50,6 +58,43 @@ func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 		}
 	}
 	return nil
+}
+
+// descriptorPath is the form of a path that names an open file of the process.
+var descriptorPath = regexp.MustCompile(`^(?:/dev/stdin|(?:/dev/fd|/proc/self/fd)/(\d+))$`)
+
+// rereadable returns f, if it can be read more than once: the program executes itself anew
+// before it runs, and reads the configuration again for new credentials. What a pipe has,
+// such as that of <(command), is moved to a file in memory in its place. f is closed if the
+// result is another file.
+func rereadable(f *os.File) (_ *os.File, err error) {
+	info, err := f.Stat()
+	if err != nil || info.Mode().IsRegular() {
+		return f, err
+	}
+	defer f.Close()
+	number := descriptorPath.FindStringSubmatch(f.Name())
+	if info.Mode()&fs.ModeNamedPipe == 0 || number == nil {
+		return nil, fmt.Errorf("%s is not a regular file, and is read more than once: copy it to one that only root can read", f.Name())
+	}
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	memory := os.NewFile(uintptr(fd), f.Name())
+	defer memory.Close()
+	if _, err := memory.Write(text); err != nil {
+		return nil, err
+	}
+	place, _ := strconv.Atoi(number[1]) // "" is that of /dev/stdin, 0
+	if err := unix.Dup3(fd, place, 0); err != nil {
+		return nil, os.NewSyscallError("dup3", err)
+	}
+	return os.Open(f.Name())
 }
 
 // onlyDocument reports whether there is another document, which would be ignored. One

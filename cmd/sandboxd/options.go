@@ -268,5 +268,9 @@ func (o *options) renewedCredentials() (message.Credentials, error) {
 	if err := applyConfig(o.config, flags, settings); err != nil {
 		return message.Credentials{}, err
 	}
-	return fresh.settings.credentials, nil
+	c := fresh.settings.credentials
+	if c == (message.Credentials{}) && c != o.settings.credentials {
+		return c, fmt.Errorf("--config %s has no credentials any more: put them back", o.config)
+	}
+	return c, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rootfs/store"
@@ -30,10 +32,47 @@ func parse(t *testing.T, yaml string, args ...string) (*options, error) {
 		return o, nil
 	}
 	file := filepath.Join(t.TempDir(), "c.yaml")
+	o.config = file
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return o, applyConfig(file, flags, settings)
+}
+
+// The configuration may come from a pipe, which can be read once only, and is read again
+// all the same; what has no descriptor is refused.
+func TestConfigFromPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("memory: 512\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	for range 3 {
+		o := newOptions()
+		flags, settings := pflag.NewFlagSet("run", pflag.ContinueOnError), pflag.NewFlagSet("settings", pflag.ContinueOnError)
+		o.addFlags(flags)
+		o.addSettings(settings)
+		path := fmt.Sprintf("/dev/fd/%d", r.Fd())
+		if err := applyConfig(path, flags, settings); err != nil || o.function.MemoryMB != 512 {
+			t.Errorf("memory %d, %v; want 512", o.function.MemoryMB, err)
+		}
+	}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(fifo, os.O_RDWR, 0) // else opening it waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := applyConfig(fifo, nil, nil); err == nil || !strings.Contains(err.Error(), fifo+" is not a regular file") {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestDefaults(t *testing.T) {
@@ -225,8 +264,17 @@ func TestDaemonConfig(t *testing.T) {
 	if o.function.Name != "fn" || cfg.Pool != 0 || cfg.IDBase != 0x70000000 || cfg.Networks[0].Name != o.function.Network {
 		t.Errorf("%+v", cfg)
 	}
-	if c, err := cfg.Renew(); err != nil || c.SessionToken != "s" {
+	if err := os.WriteFile(o.config, []byte("session-token: fresh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := cfg.Renew(); err != nil || c.SessionToken != "fresh" {
 		t.Errorf("credentials %+v, %v", c, err)
+	}
+	if err := os.Truncate(o.config, 0); err != nil { // an editor is saving it
+		t.Fatal(err)
+	}
+	if c, err := cfg.Renew(); err == nil {
+		t.Errorf("credentials %+v of an empty file", c)
 	}
 }
 

@@ -193,6 +193,9 @@ const againTime = time.Minute
 func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	for {
 		res, err := l.lease.Invoke(inv)
+		if errors.Is(err, fleet.ErrCutShort) {
+			return nil, fmt.Errorf("%w: %w", invoke.ErrClosed, err)
+		}
 		if !errors.Is(err, fleet.ErrClosed) {
 			return res, err
 		}

@@ -87,9 +87,15 @@ func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 	return f.start(ctx, cfg)
 }
 
+// createTime bounds the creation of a sandbox, which takes some milliseconds, or seconds on a
+// slow machine: a disk that hangs must not hold requests for ever.
+const createTime = time.Minute
+
 func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
 	ctx, coldStart := f.traces.begin(ctx)
-	box, err := f.client.Create(ctx, f.rev.ID.Number)
+	create, cancel := context.WithTimeout(ctx, createTime)
+	box, err := f.client.Create(create, f.rev.ID.Number)
+	cancel()
 	if err != nil {
 		coldStart.End()
 		return nil, err

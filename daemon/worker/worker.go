@@ -211,15 +211,19 @@ func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err e
 
 // awaitEvent reads the event from standard input, whose name is that of --event, and
 // checks it. It gives up when ctx ends.
-func awaitEvent(ctx context.Context, name string) (event []byte, err error) {
-	read := make(chan struct{})
+func awaitEvent(ctx context.Context, name string) ([]byte, error) {
+	type result struct {
+		event []byte
+		err   error
+	}
+	read := make(chan result, 1)
 	go func() {
-		defer close(read)
-		event, err = readEvent(name, os.Stdin)
+		event, err := readEvent(name, os.Stdin)
+		read <- result{event, err}
 	}()
 	select {
-	case <-read:
-		return event, err
+	case r := <-read:
+		return r.event, r.err
 	case <-ctx.Done():
 		return nil, errors.New("interrupted before the event was there")
 	}

@@ -348,6 +348,12 @@ func tryCalls(more map[string]uintptr) string {
 	if _, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0); err != unix.EPERM {
 		fmt.Fprintf(&b, "socketpair for datagrams: %v\n", err)
 	}
+	if err := unix.SetsockoptString(-1, unix.IPPROTO_TCP, unix.TCP_ULP, "tls"); err != unix.EPERM {
+		fmt.Fprintf(&b, "another protocol on top of TCP: %v\n", err)
+	}
+	if err := unix.SetsockoptInt(-1, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != unix.EBADF {
+		fmt.Fprintf(&b, "setsockopt: %v\n", err)
+	}
 	if err := unix.Sendto(-1, nil, 0, &unix.SockaddrInet4{}); err != unix.EBADF {
 		fmt.Fprintf(&b, "sendto: %v\n", err)
 	}

@@ -22,8 +22,10 @@ const (
 	// firstRetry and lastRetry bound the wait after a failed Make, which doubles.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
-	// makeTime ends a Make that hangs: nothing else would be made, and no error reported.
+	// makeTime bounds a Make: its context ends then.
 	makeTime = time.Minute
+	// discards is how many things a pool that is closed discards at once.
+	discards = 16
 	// checkEvery is how often a pool that holds something looks whether it still should.
 	checkEvery = 5 * time.Second
 )
@@ -33,7 +35,8 @@ type Config[K comparable, T any] struct {
 	// Make makes one of that shape. It is called in the background, by one goroutine, and
 	// has a minute.
 	Make func(ctx context.Context, shape K) (T, error)
-	// Discard releases one that nobody took. It is called by the same goroutine.
+	// Discard releases one that nobody took. It is called by the same goroutine, but by
+	// several at once when the pool is closed.
 	Discard func(T)
 	// Floor is the least to hold of each shape that is in use ([Pool.Use]). Zero is allowed:
 	// then the pool fills with demand.
@@ -166,10 +169,16 @@ func (p *Pool[K, T]) Ready(shape K) int {
 }
 
 // Close discards what nobody took and returns when that is done. Take finds nothing
-// afterwards. Closing twice is allowed.
-func (p *Pool[K, T]) Close() {
+// afterwards. Closing twice is allowed. If ctx ends first, because a Make or a Discard
+// hangs, the error is its.
+func (p *Pool[K, T]) Close(ctx context.Context) error {
 	p.cancel()
-	<-p.done
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // keep is the pool's one goroutine: it makes and discards until the pool is closed.
@@ -353,7 +362,14 @@ func (p *Pool[K, T]) empty() {
 		s.ready = nil
 	}
 	p.mu.Unlock()
+	var wg sync.WaitGroup
+	free := make(chan struct{}, discards)
 	for _, thing := range rest {
-		p.cfg.Discard(thing)
+		free <- struct{}{}
+		wg.Go(func() {
+			p.cfg.Discard(thing)
+			<-free
+		})
 	}
+	wg.Wait()
 }

@@ -49,7 +49,7 @@ func TestPoolHoldsTheFloorAndRefills(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		if _, finish, ok := p.Take("a"); ok {
 			t.Error("an empty pool gave something")
 		} else {
@@ -82,7 +82,7 @@ func TestPoolLeavesTakersInPeace(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(time.Second)
 		want := func(ready int, when string) {
 			t.Helper()
@@ -121,7 +121,7 @@ func TestPoolFillsInSpiteOfTakers(t *testing.T) {
 		w := &workshop{ceiling: 10, took: 30 * time.Millisecond}
 		p := New(w.config(2))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(time.Second)
 		for range 2 {
 			if _, _, ok := p.Take("a"); !ok {
@@ -153,7 +153,7 @@ func TestPoolCloseWhileTakersWork(t *testing.T) {
 		_, finish, _ := p.Take("a")
 		synctest.Wait()
 		before := time.Now()
-		p.Close()
+		p.Close(context.Background())
 		finish()
 		if waited := time.Since(before); waited != 0 || w.made != 1 { // the bubble's clock: exact
 			t.Errorf("waited for %s, made %d", waited, w.made)
@@ -165,7 +165,7 @@ func TestPoolFollowsDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(1))
-		defer p.Close()
+		defer p.Close(context.Background())
 		for range 6 { // before anything is made
 			p.Take("a")
 		}
@@ -189,7 +189,7 @@ func TestPoolWithoutFloorFillsWithDemand(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(0))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if w.made != 0 {
@@ -208,7 +208,7 @@ func TestPoolDrainsUnderPressure(t *testing.T) {
 		w := &workshop{ceiling: 4}
 		p := New(w.config(3))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(time.Second)
 		w.mu.Lock()
 		w.short = true
@@ -232,7 +232,7 @@ func TestPoolTriesAgainLess(t *testing.T) {
 		w := &workshop{ceiling: 1, fail: errors.New("no")}
 		p := New(w.config(1))
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(10 * time.Second)
 		w.mu.Lock()
 		if w.errors != 4 {
@@ -263,7 +263,7 @@ func TestPoolMakeHangs(t *testing.T) {
 		}
 		p := New(cfg)
 		p.Use("a")
-		defer p.Close()
+		defer p.Close(context.Background())
 		time.Sleep(makeTime + 2*firstRetry)
 		if n := p.Ready("a"); n != 1 || w.errors != 1 {
 			t.Errorf("%d ready and %d errors after one Make that hung", n, w.errors)
@@ -278,8 +278,8 @@ func TestPoolCloseDiscardsAll(t *testing.T) {
 		p.Use("a")
 		time.Sleep(time.Second)
 		mine, _, _ := p.Take("a")
-		p.Close()
-		p.Close()
+		p.Close(context.Background())
+		p.Close(context.Background())
 		if _, _, ok := p.Take("a"); ok {
 			t.Error("a closed pool gave something")
 		}
@@ -303,9 +303,52 @@ func TestPoolCloseDuringMake(t *testing.T) {
 		p.Use("a")
 		<-begun
 		go func() { time.Sleep(time.Second); close(release) }()
-		p.Close()
+		p.Close(context.Background())
 		if !slices.Equal(w.discarded, []int{7}) {
 			t.Errorf("discarded %v, want 7", w.discarded)
+		}
+	})
+}
+
+// Who closes a pool whose Make hangs does not hang.
+func TestPoolCloseIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workshop{ceiling: 1}
+		begun, release := make(chan struct{}), make(chan struct{})
+		cfg := w.config(1)
+		cfg.Make = func(context.Context, string) (int, error) { close(begun); <-release; return 7, nil }
+		p := New(cfg)
+		p.Use("a")
+		<-begun
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := p.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Close: %v, want that of the context", err)
+		}
+		close(release)
+		if err := p.Close(t.Context()); err != nil || !slices.Equal(w.discarded, []int{7}) {
+			t.Errorf("Close: %v, discarded %v, want 7", err, w.discarded)
+		}
+	})
+}
+
+// The time to close does not grow with what is kept ready as if one went after the other.
+func TestPoolDiscardsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 2 * discards
+		w := &workshop{ceiling: many}
+		cfg := w.config(many)
+		discard := cfg.Discard
+		cfg.Discard = func(n int) { time.Sleep(time.Second); discard(n) }
+		p := New(cfg)
+		p.Use("a")
+		time.Sleep(time.Minute)
+		if n := p.Ready("a"); n != many {
+			t.Fatalf("%d are ready", n)
+		}
+		began := time.Now()
+		if err := p.Close(t.Context()); err != nil || len(w.discarded) != many || time.Since(began) != 2*time.Second {
+			t.Errorf("Close: %v, %d discarded after %v", err, len(w.discarded), time.Since(began))
 		}
 	})
 }
@@ -324,7 +367,7 @@ func TestPoolShapes(t *testing.T) {
 			return n, err
 		}
 		p := New(cfg)
-		defer p.Close()
+		defer p.Close(context.Background())
 		want := func(a, b, c int, when string) {
 			t.Helper()
 			if p.Ready("a") != a || p.Ready("b") != b || p.Ready("c") != c {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/sandboxd/sandboxd/internal/message"
 )
@@ -136,18 +137,24 @@ func (c *Client) read() {
 	close(c.gone)
 }
 
+// lateTime is how long an answer is waited for when its context has ended: the supervisor,
+// which is told, usually gives up at once, and says why. A step that hangs in the kernel
+// cannot be given up.
+const lateTime = 2 * time.Second
+
 // call makes a request with files, which stay the caller's, and waits for the answer.
-// When ctx ends, the supervisor is told, and its answer is still waited for: what it
-// has made must not be lost.
+// When ctx ends, the supervisor is told. An answer that then takes longer than lateTime is
+// not waited for: what it brings is released when it comes.
 func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer, error) {
 	select {
 	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
 	case <-ctx.Done():
 		return answer{}, ctx.Err()
 	case <-c.gone:
 		return answer{}, errGone
 	}
+	leave := func() { <-c.slots }
+	defer func() { leave() }()
 	w := make(chan answer, 1)
 	if r.id = c.register(w); r.id == 0 {
 		return answer{}, errGone
@@ -160,13 +167,24 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 	}
 	var a answer
 	cancelled := ctx.Done()
+	var late <-chan time.Time
 	for {
 		select {
 		case a = <-w:
 		case <-cancelled:
 			cancelled = nil
 			_ = c.conn.send(request{op: opCancel, arg: r.id}.encode(), nil) // gone tells
+			timer := time.NewTimer(lateTime)
+			defer timer.Stop()
+			late = timer.C
 			continue
+		case <-late:
+			leave = func() {} // the supervisor still works on it
+			go func() {
+				c.release(r.op, w)
+				<-c.slots
+			}()
+			return answer{}, fmt.Errorf("the supervisor does not answer: %w", ctx.Err())
 		case <-c.gone:
 			select {
 			case a = <-w: // it had come
@@ -184,6 +202,18 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 		err = fmt.Errorf("%w: %w", err, ctx.Err())
 	}
 	return a, err
+}
+
+// release waits for an answer that nobody wants any more, and releases what it brings.
+func (c *Client) release(op op, w <-chan answer) {
+	select {
+	case a := <-w:
+		closeAll(a.files)
+		if op == opCreate && a.n != 0 {
+			_, _ = c.call(context.Background(), request{op: opClose, sandbox: a.n}) // the supervisor reports what stays
+		}
+	case <-c.gone:
+	}
 }
 
 // register finds an id for a request whose answer goes to w; 0 if there are no answers

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,6 +46,7 @@ type fakeHosted struct {
 type fakeHost struct {
 	t    *testing.T
 	gate chan struct{} // if set, making one waits for it or its context
+	hung chan struct{} // if set, making one waits for it, whatever its context says
 
 	egress, traced bool
 
@@ -79,6 +81,9 @@ func (h *fakeHost) create(ctx context.Context, revision uint64) (Hosted, error) 
 	h.mu.Lock()
 	gate := h.gate
 	h.mu.Unlock()
+	if h.hung != nil {
+		<-h.hung
+	}
 	if gate != nil {
 		select {
 		case <-gate:
@@ -378,6 +383,75 @@ func TestCancel(t *testing.T) {
 		t.Fatalf("the place is not free: %v", err)
 	}
 	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Nobody waits longer for a supervisor that hangs than their context allows. What it makes in
+// the end is not lost, and its place is not free before.
+func TestLateAnswer(t *testing.T) {
+	h := &fakeHost{hung: make(chan struct{})}
+	c := client(t, serve(t, h, 1, ""), 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := c.Create(ctx, 1); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.Create(t.Context(), 1); !errors.Is(err, message.ErrTooMany) {
+		t.Errorf("beside one that is being made: %v", err)
+	}
+	close(h.hung)
+	for {
+		b, err := c.Create(t.Context(), 1)
+		if errors.Is(err, message.ErrTooMany) {
+			time.Sleep(time.Millisecond) // the late one is being closed
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := h.count("Close"); n != 1 {
+			t.Errorf("the late one was closed %d times", n)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+}
+
+// What could not be removed counts among the sandboxes: however much hangs, there are only
+// so many.
+func TestRemainsCount(t *testing.T) {
+	h := &fakeHost{t: t}
+	var remains atomic.Int32
+	remains.Store(1)
+	ours, line, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewServer(ours, Config{Create: h.create, Sandboxes: 2, Remains: func() int { return int(remains.Load()) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(func() {}) }()
+	c, err := NewClient(line, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Create(t.Context(), 1); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Create(t.Context(), 1); !errors.Is(err, message.ErrTooMany) {
+		t.Errorf("%v; want that there are too many", err)
+	}
+	remains.Store(0)
+	if _, err := c.Create(t.Context(), 1); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	if err := <-served; err != nil {
 		t.Error(err)
 	}
 }

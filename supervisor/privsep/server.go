@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -60,12 +61,15 @@ type Config struct {
 	// Upstream connects to the name server of the host at that place of the list, counted
 	// from 0, by "udp" or "tcp". Nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
-	// OnError is told of sandboxes that could not be removed when the worker was gone.
+	// OnError gets the errors of sandboxes that could not be removed when the worker was gone.
 	OnError func(error)
 	// Traced says that the worker wants to know the steps of what it has made.
 	Traced bool
 	// Sandboxes is the most that may live at once, those included that are being removed.
 	Sandboxes int
+	// Remains returns how many sandboxes are left that could not be removed, which count
+	// among them. It is called often. May be nil.
+	Remains func() int
 	// UID is the worker's user: only what belongs to it may be given away.
 	UID uint32
 }
@@ -110,24 +114,29 @@ func (s *Server) Serve(gone func()) error {
 	gone()
 	s.end()
 	s.conn.Close()
-	s.mu.Lock()
-	for _, b := range s.boxes {
-		_ = b.Kill(context.Background()) // its Close reports what stays
+	var killing sync.WaitGroup
+	for _, b := range s.all() {
+		killing.Go(func() { _ = b.Kill(context.Background()) }) // its Close reports what stays
 	}
-	s.mu.Unlock()
+	rest(&killing, removalTime)
 	rest(&s.working, 2*removalTime)
 	var closing sync.WaitGroup // not working, on which an earlier Wait may have given up
-	s.mu.Lock()
-	for n, b := range s.boxes {
+	for n, b := range s.all() {
 		closing.Go(func() {
 			if err := s.close(n, b); err != nil && s.cfg.OnError != nil {
 				s.cfg.OnError(err)
 			}
 		})
 	}
-	s.mu.Unlock()
 	rest(&closing, 3*removalTime)
 	return err
+}
+
+// all returns the sandboxes that there are now, by number.
+func (s *Server) all() map[uint32]*box {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.boxes)
 }
 
 // rest waits for a group, but not for ever: one of its goroutines may hang in the kernel.
@@ -173,15 +182,22 @@ func (s *Server) Sandboxes() []Hosted {
 	return list
 }
 
-// Count is how many sandboxes the worker has, those being made included.
+// Count returns how many sandboxes there are, those being made and those that could not be
+// removed included.
 func (s *Server) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count()
 }
 
-// count is Count for who holds s.mu.
-func (s *Server) count() int { return s.creating + len(s.boxes) }
+// count is Count with s.mu held.
+func (s *Server) count() int {
+	n := s.creating + len(s.boxes)
+	if s.cfg.Remains != nil {
+		n += s.cfg.Remains()
+	}
+	return n
+}
 
 // read takes requests until it must not go on.
 func (s *Server) read() error {

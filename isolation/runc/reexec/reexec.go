@@ -16,7 +16,7 @@ import (
 )
 
 func init() {
-	if len(os.Args) > 1 && os.Args[1] == "init" {
+	if len(os.Args) == 2 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
 		debug.SetGCPercent(-1) // it allocates a few MB and lives for some ms
 		libcontainer.Init()    // does not return
 	}
