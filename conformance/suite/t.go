@@ -235,6 +235,13 @@ func (t *T) First(l script.Entries, name string) script.Entry {
 	return found[0]
 }
 
+// Until calls check again and again until it reports true, or for as long as the suite is
+// patient: then the case finds what is missing.
+func (t *T) Until(check func() bool) {
+	for deadline := time.Now().Add(t.env.patience); !check() && time.Now().Before(deadline); {
+	}
+}
+
 // One returns the only entry with a name; anything but one is fatal.
 func (t *T) One(l script.Entries, name string) script.Entry {
 	found := l.Named(name)
