@@ -77,12 +77,12 @@ var initialization = []suite.Case{
 		if a := t.Invoke("1"); string(a.Body) != "1" {
 			t.Errorf("answer after an init that took too long: %s", suite.Short(a.Body))
 		}
-		t.Contains("log", t.Log(), "Phase: init\tStatus: timeout")
+		t.WaitLog("Phase: init\tStatus: timeout")
 		suite.Equal(t, "starts", len(t.Journal().By("runtime").Named("start")), 2)
 	}},
 	{ID: "LC-08", Setup: exitsInInit, Run: func(t *suite.T) {
 		suite.Equal(t, "answer after an init that failed", string(t.Invoke("1").Body), "1")
-		t.Contains("log", t.Log(), "Phase: init\tStatus: error\tError Type: Runtime.ExitError")
+		t.WaitLog("Phase: init\tStatus: error\tError Type: Runtime.ExitError")
 	}},
 	{ID: "LC-11", Setup: &suite.Setup{Name: "runtime always exits 0 in init", Runtime: starts(steps(exit(0)))}, Run: func(t *suite.T) {
 		t.FunctionError(t.Invoke("1"), "Runtime.ExitError", "RequestId: <id> Error: Runtime exited without providing a reason")
