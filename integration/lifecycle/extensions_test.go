@@ -139,6 +139,7 @@ func TestACC12ExtensionExits(t *testing.T) {
 	if after.Started == before.Started {
 		t.Error("the runtime survived the reset")
 	}
+	d.WaitPrinted("quitter", "register", 2)
 	var ids []string
 	for _, e := range d.Printed("quitter", "register") {
 		ids = append(ids, e.Headers["Lambda-Extension-Identifier"])
