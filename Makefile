@@ -21,17 +21,15 @@ PROGRAMS := .build/test-programs
 integration extensions conformance-clients: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
-# One line per package; every event is kept for scripts/summary.sh.
-GOTESTSUM = mkdir -p .build/results && $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
-
-# What runs against the clock of a machine that others use too may fail for that alone: a
-# few such failures are run once more, and scripts/summary.sh names them. Packages are given
-# by --packages then.
-AGAIN := --rerun-fails=1 --rerun-fails-max-failures=4
+# Where the events of tests are kept for scripts/summary.sh.
+RESULTS ?= .build/results
+export RESULTS
+# One line per package.
+GOTESTSUM = mkdir -p $(RESULTS) && $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
+	@sed -n 's/^test-long-%/test-long-PART/; s/^\([a-zA-Z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
 
 .PHONY: setup
 setup: ## install what is missing to build, on Debian 12 or 13 as root
@@ -50,12 +48,24 @@ demo: build ## run a function and an extension, show their isolation, check that
 TEST_PARTS := lint unit race integration conformance-clients extensions wire vm-test demo bench-quick
 
 .PHONY: test
-test: $(TEST_PARTS) ## everything that CI checks
+test: $(TEST_PARTS) ## everything that CI checks, in less than an hour
 	@scripts/summary.sh
 
 .PHONY: test-parts
 test-parts:
 	@echo build $(TEST_PARTS)
+
+.PHONY: test-long
+test-long: ## what takes longer than CI has: each part that has no result for this commit
+	@scripts/test-long.sh missing
+
+# A pattern cannot be .PHONY; no file has such a name.
+test-long-%: ## one part of it: attack, fuzz, ledger, soak, vm-plain or vm-systemd
+	@scripts/test-long.sh run $*
+
+.PHONY: test-long-page
+test-long-page: ## write the results of test-long to docs/test-long.md
+	@scripts/test-long.sh page
 
 .PHONY: lint
 lint: tools $(EMBEDDED) vagrant-check ## formatting, vet, staticcheck and govulncheck of both modules, shellcheck
@@ -74,39 +84,39 @@ vagrant-check: ## check the Vagrantfile
 
 .PHONY: unit
 unit: tools ## tests that need no privilege and no cgo, run as nobody
-	$(GOTESTSUM) --jsonfile .build/results/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor ./isolation ./architecture
+	$(GOTESTSUM) --jsonfile $(RESULTS)/unit.json --raw-command -- scripts/unprivileged-tests.sh ./rapid/... ./supervisor ./isolation ./architecture
 
 .PHONY: race
 race: tools $(EMBEDDED) ## the same and all other unit tests of both modules with the race detector
-	$(GOTESTSUM) --jsonfile .build/results/race.json -- -race -tags seccomp -p 1 -timeout 10m ./...
-	cd conformance && ../$(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg --jsonfile ../.build/results/race-conformance.json -- -race -p 1 -timeout 10m ./...
+	$(GOTESTSUM) --jsonfile $(RESULTS)/race.json -- -race -tags seccomp -p 1 -timeout 10m ./...
+	cd conformance && ../$(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg --jsonfile $(abspath $(RESULTS))/race-conformance.json -- -race -p 1 -timeout 10m ./...
 
 .PHONY: integration
 integration: tools build ## tests on real namespaces and cgroups of this host, as root
 	scripts/setup.sh test
 	scripts/test-programs.sh $(PROGRAMS) fail-points
-	$(GOTESTSUM) --jsonfile .build/results/integration.json $(AGAIN) --packages '$(ROOT_PACKAGES)' -- -tags seccomp,integration -p 1 -parallel 4 -count 1 -timeout 30m -skip '^Test(Client|Real)'
+	$(GOTESTSUM) --jsonfile $(RESULTS)/integration.json -- -tags seccomp,integration -p 1 -parallel 4 -count 1 -timeout 30m -skip '^Test(Client|Real)' $(ROOT_PACKAGES)
 
 .PHONY: extensions
 extensions: tools build ## run extensions of others, built from public registries, in sandboxes
 	scripts/setup.sh extensions
 	scripts/test-programs.sh $(PROGRAMS)
-	$(GOTESTSUM) --jsonfile .build/results/extensions.json $(AGAIN) --packages ./integration/clients -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal'
+	$(GOTESTSUM) --jsonfile $(RESULTS)/extensions.json -- -tags seccomp,integration -count 1 -timeout 20m -run '^TestReal' ./integration/clients
 
 .PHONY: vm-test
 vm-test: tools build ## those that depend on the kernel, in a virtual machine with pure cgroup v2
-	$(GOTESTSUM) --jsonfile .build/results/vm.json --ignore-non-json-output-lines --raw-command -- vm/test.sh plain
+	$(GOTESTSUM) --jsonfile $(RESULTS)/vm.json --ignore-non-json-output-lines --raw-command -- vm/test.sh plain
 
 .PHONY: vm-test-systemd
 vm-test-systemd: tools build ## the same in a virtual machine where systemd owns the cgroups
-	$(GOTESTSUM) --jsonfile .build/results/vm-systemd.json --ignore-non-json-output-lines --raw-command -- vm/test.sh systemd
+	$(GOTESTSUM) --jsonfile $(RESULTS)/vm-systemd.json --ignore-non-json-output-lines --raw-command -- vm/test.sh systemd
 
 .PHONY: conformance
 conformance: build ## run the conformance suite against bin/sandboxd, as root
 	CGO_ENABLED=0 go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
 	bin/conformance check
-	@mkdir -p .build/results
-	bin/conformance run --again 4 --target sandboxd --sandboxd bin/sandboxd --events .build/results/conformance.json
+	@mkdir -p $(RESULTS)
+	bin/conformance run --target sandboxd --sandboxd bin/sandboxd --events $(RESULTS)/conformance.json
 
 # Installing and time-outs mostly wait, so the tests run side by side.
 .PHONY: conformance-clients
@@ -114,13 +124,13 @@ conformance-clients: tools build ## run official clients and SDKs against bin/sa
 	scripts/setup.sh clients
 	scripts/clients.sh
 	scripts/test-programs.sh $(PROGRAMS)
-	$(GOTESTSUM) --jsonfile .build/results/clients.json $(AGAIN) --packages ./integration/clients -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient'
+	$(GOTESTSUM) --jsonfile $(RESULTS)/clients.json -- -tags seccomp,integration -count 1 -parallel 4 -timeout 10m -run '^TestClient' ./integration/clients
 	go build -C conformance -trimpath -o ../bin/conformance ./cmd/conformance
-	bin/conformance clients .build/results/clients.json
+	bin/conformance clients $(RESULTS)/clients.json
 
 .PHONY: attack
 attack: tools build ## the attacks of the tests, at their full length, as root
-	SANDBOXD_ATTACK=whole go test -tags seccomp,integration -count 1 -timeout 60m -v -run 'TestAttack|Exhaustion|Seccomp|TestPosture|Hostile' ./integration/containment ./isolation/runc ./rootfs/...
+	SANDBOXD_ATTACK=whole $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/attack.json -- -tags seccomp,integration -count 1 -timeout 80m -v -p 1 -run 'TestAttack|Exhaustion|Seccomp|TestPosture|Hostile' ./integration/containment ./isolation/runc ./rootfs/...
 
 .PHONY: audit
 audit: build ## compare the posture with other runtimes', as root, and write docs/security.md
@@ -154,21 +164,22 @@ bench: bench-programs ## measure everything, as root, and write docs/benchmarks.
 .PHONY: bench-quick
 bench-quick: bench-programs ## compare a short measurement with docs/benchmarks/baseline.json
 	scripts/setup.sh bench
-	@mkdir -p .build/results
-	bin/bench quick --events .build/results/bench.json
+	@mkdir -p $(RESULTS)
+	bin/bench quick --events $(RESULTS)/bench.json
 
 # N plain cycles, a fifth as many with faults, a tenth as many kills of the daemon, and
 # as many failed system calls.
 N ?= 10000
 SEED ?= $(shell date +%s)
+SOAK_TIMEOUT ?= 0
 .PHONY: soak
-soak: build ## cycles with random faults; N (10000), SEED; writes docs/reliability.md
+soak: tools build ## cycles with random faults; N (10000), SEED; writes docs/reliability.md
 	SOAK_CYCLES=$(N) SOAK_SEED=$(SEED) SOAK_INJECT=$$(($(N) / 10)) SOAK_REPORT=$(CURDIR)/docs/reliability.md \
-		go test -tags seccomp,integration -count 1 -timeout 0 -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration/recovery
+		$(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/soak.json -- -tags seccomp,integration -count 1 -timeout $(SOAK_TIMEOUT) -v -run '^(TestSoak|TestDaemonStopped|TestInjectedErrors)$$' ./integration/recovery
 
 .PHONY: ledger
-ledger: build ## 100,000 invocations with mixed outcomes, of which no record is lost or doubled
-	SOAK_INVOCATIONS=100000 go test -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration/recovery
+ledger: tools build ## 100,000 invocations with mixed outcomes, of which no record is lost or doubled
+	SOAK_INVOCATIONS=100000 $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/ledger.json -- -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration/recovery
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

@@ -33,6 +33,7 @@ var ground = map[string]string{
 	"internal/pool":       "things made ahead of need",
 	"internal/runfolder":  "the folder of what runs",
 	"internal/testdaemon": "a daemon under test",
+	"internal/testtime":   "the limits of tests on slow machines",
 	"internal/tracing":    "the steps of a cold start",
 }
 
@@ -210,6 +211,7 @@ var allowed = map[string]arrows{
 	"internal/pool":       {},
 	"internal/runfolder":  {},
 	"internal/testdaemon": {},
+	"internal/testtime":   {},
 	"internal/tracing":    {},
 
 	// Measurements.
@@ -250,7 +252,7 @@ var allowed = map[string]arrows{
 	"integration/recovery":    {},
 	"integration/internal/harness": {
 		"conformance/script": "tells the actor what to do",
-		"host/subid":         "", "internal/failpoint": "", "internal/testdaemon": "",
+		"host/subid":         "", "internal/failpoint": "", "internal/testdaemon": "", "internal/testtime": "",
 	},
 
 	"architecture": {},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every fuzz target of the project, three at a time on one thread each, and notes what
-# became of them in .build/results/fuzz.json. An input that fails is kept in the
+# became of them in $RESULTS/fuzz.json (.build/results). An input that fails is kept in the
 # target's testdata, and shown.
 #
 #   scripts/fuzz.sh TIME      of each target, for example 60s
@@ -8,9 +8,9 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-results=$project/.build/results/fuzz.json
-mkdir -p "${results%/*}"
-: >"$results"
+mkdir -p "$results"
+events=$results/fuzz.json
+: >"$events"
 
 # fuzz FOLDER TARGET: runs one and says how far it came.
 fuzz() {
@@ -21,7 +21,7 @@ fuzz() {
 	if [ $action = fail ] && grep -q '^ *context deadline exceeded$' <<<"$out" && ! grep -qE 'Failing input|panic:' <<<"$out"; then
 		action=pass
 	fi
-	printf '{"Action":"%s","Package":"fuzz","Test":"%s.%s"}\n' "$action" "$1" "$2" >>"$results"
+	printf '{"Action":"%s","Package":"fuzz","Test":"%s.%s"}\n' "$action" "$1" "$2" >>"$events"
 	say "$1 $2: $action, $(grep -o 'execs: [0-9]*' <<<"$out" | tail -n 1)"
 	[ "$action" = pass ] || printf '%s\n' "$out" >&2
 }
@@ -34,4 +34,4 @@ while IFS=: read -r file target; do
 	fuzz "$(dirname "$file")" "${target#func }" &
 done <<<"$targets"
 wait
-! grep -q '"fail"' "$results"
+! grep -q '"fail"' "$events"

@@ -15,6 +15,16 @@ export GOTOOLCHAIN=auto
 # say TEXT: a progress line with the time since the script began.
 say() { printf '%s [%3ds] %s\n' "${0##*/}:" "$SECONDS" "$*" >&2; }
 
+# The folder where the events of tests go, and what else scripts/summary.sh reads.
+results=${RESULTS:-$project/.build/results}
+
+# note PART TEXT: a progress line that scripts/summary.sh repeats below that part.
+note() {
+	say "$1: $2"
+	mkdir -p "$results"
+	printf '%s\n' "$2" >>"$results/$1.notes"
+}
+
 # die TEXT: says what is wrong and ends the script.
 die() {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2

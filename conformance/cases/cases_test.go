@@ -94,32 +94,3 @@ func TestFeaturesThatTheTargetLacks(t *testing.T) {
 		t.Errorf("%+v after %d starts", res, f.starts)
 	}
 }
-
-// A case that fails is tried once more if that is asked for, in a new environment, and the
-// result tells of both; so many times, and no more.
-func TestSecondTry(t *testing.T) {
-	tries := 0
-	flaky := func(t *suite.T) {
-		if tries++; tries%2 == 1 {
-			t.Errorf("try %d", tries)
-		}
-	}
-	r := suite.Run{Target: &fake{t: t}, Again: 1}
-	list, err := r.All(t.Context(), []suite.Case{{ID: "A", Setup: plain, Run: flaky}, {ID: "B", Setup: plain, Run: flaky}})
-	if err != nil || len(list) != 2 {
-		t.Fatalf("%+v, %v", list, err)
-	}
-	if a := list[0]; a.Status != suite.Passed || a.First != "try 1" {
-		t.Errorf("%+v; want passed after \"try 1\"", a)
-	}
-	if b := list[1]; b.Status != suite.Failed || b.First != "" {
-		t.Errorf("%+v; want failed at the only try", b)
-	}
-	var events strings.Builder
-	if err := (&suite.Report{Results: list}).Events(&events); err != nil {
-		t.Fatal(err)
-	}
-	if got := regexp.MustCompile(`"Action":"(\w+)"`).FindAllString(events.String(), -1); len(got) != 3 || !strings.Contains(got[0], "fail") || !strings.Contains(got[1], "pass") {
-		t.Errorf("events %q, want fail and pass of A, then fail of B", got)
-	}
-}

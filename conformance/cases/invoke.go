@@ -111,8 +111,8 @@ var invoke = []suite.Case{
 		payload, _ := t.Event(true, sleep(60_000))
 		a := t.Invoke(payload)
 		t.FunctionError(a, "Sandbox.Timedout", "RequestId: <id> Error: Task timed out after 3.00 seconds")
-		if most := 3*time.Second + t.Scaled(300*time.Millisecond); a.Took < 3*time.Second || a.Took > most {
-			t.Errorf("answered after %v, want 3 s to %v", a.Took, most)
+		if most := t.Timeout() + t.Scaled(2*time.Second); a.Took < t.Timeout() || a.Took > most {
+			t.Errorf("answered after %v, want %v to %v", a.Took, t.Timeout(), most)
 		}
 	}},
 	{ID: "INV-14", Setup: &suite.Setup{Name: "little memory", Memory: 128, Timeout: 20}, Run: func(t *suite.T) {

@@ -100,7 +100,9 @@ var singles = []suite.Case{
 		t.Restart()
 		payload, _ := t.Event(true, sleep(60_000))
 		t.FunctionError(t.Invoke(payload), "Sandbox.Timedout", "") // its SIGTERM makes the runtime exit
-		suite.Equal(t, "answer after it", string(t.Invoke("1").Body), "1")
+		a := t.Invoke("1")
+		suite.Equal(t, "answer after it", string(a.Body), "1")
+		t.WaitLog("REPORT RequestId: " + a.ID())
 		if strings.Contains(t.Log(), "Runtime.ExitError") {
 			t.Errorf("an exit while shutting down counts as an error")
 		}

@@ -93,13 +93,27 @@ func (r record) fields(t *suite.T) map[string]any {
 	return m
 }
 
-// delivered lets an invocation happen, gives the platform time to deliver it in, and
-// returns what a subscriber got, by the name of its listener.
+// delivered lets an invocation happen, waits until a subscriber, given by the name of its
+// listener, has been told of its end, and returns all that this subscriber got.
 func delivered(t *suite.T, listener string) (string, []record) {
 	payload, _ := t.Event(false, print("function line\n"), print(`{"level":"INFO","message":"object"}`+"\n"), step{Op: "write", Path: "/tmp/x", Data: "x"})
-	a := t.Invoke(payload)
-	t.Play(sleep(300)) // thawed, so that the batch of the one before can come
+	id := t.Invoke(payload).ID()
 	var list []record
+	t.Until(func() bool {
+		t.Play(sleep(50)) // thawed, so that the batch can come
+		list = records(t, listener)
+		return slices.ContainsFunc(list, func(r record) bool {
+			return r.Type == "platform.report" && strings.Contains(string(r.Record), id)
+		})
+	})
+	if len(list) == 0 {
+		t.Fatalf("no event came to %s", listener)
+	}
+	return id, list
+}
+
+// records are the events that a listener has taken so far.
+func records(t *suite.T, listener string) (list []record) {
 	for _, e := range t.Journal().Named(listener) {
 		r := record{raw: e}
 		if err := json.Unmarshal([]byte(e.Text), &r); err != nil {
@@ -107,10 +121,7 @@ func delivered(t *suite.T, listener string) (string, []record) {
 		}
 		list = append(list, r)
 	}
-	if len(list) == 0 {
-		t.Fatalf("no event came to %s", listener)
-	}
-	return a.ID(), list
+	return list
 }
 
 // find returns the first event of a type, of a request if id is not empty.

@@ -122,15 +122,9 @@ func (r *Report) Events(w io.Writer) error {
 		case res.Status.Bad():
 			action = "fail"
 		}
-		actions := []string{action}
-		if res.First != "" {
-			actions = []string{"fail", action}
-		}
-		for _, action := range actions {
-			event := struct{ Action, Package, Test string }{action, "conformance", res.ID}
-			if err := e.Encode(event); err != nil {
-				return err
-			}
+		event := struct{ Action, Package, Test string }{action, "conformance", res.ID}
+		if err := e.Encode(event); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -39,8 +39,7 @@ func (s Status) Bad() bool { return s == Failed || s == Surprise }
 type Result struct {
 	ID     string        `json:"id"`
 	Status Status        `json:"status"`
-	Seen   string        `json:"seen,omitempty"`  // what was wrong, or why it was not run
-	First  string        `json:"first,omitempty"` // what was wrong at a first try; "" is that there was none, or it was right
+	Seen   string        `json:"seen,omitempty"` // what was wrong, or why it was not run
 	Took   time.Duration `json:"tookNanoseconds"`
 }
 
@@ -49,7 +48,6 @@ type Run struct {
 	Target   Target
 	Pending  map[string]string    // ids known to fail, with the reason
 	Only     *regexp.Regexp       // the ids to run; nil is all
-	Again    int                  // how many cases that fail are tried a second time
 	Each     func(Result)         // called with each result when it is there; may be nil
 	Keep     func(id, log string) // called with what the target printed, for each case that fails; may be nil
 	Patience time.Duration        // how long a case waits for what the target must do; 0 is [DefaultPatience]
@@ -110,12 +108,6 @@ func (r *Run) group(ctx context.Context, cases []Case, indexes []int, results []
 		res := Result{ID: c.ID, Status: NotSupported, Seen: lacking}
 		if lacking == "" {
 			res = r.one(ctx, e, c)
-		}
-		if res.Status == Failed && r.Again > 0 {
-			r.Again--
-			first := res.Seen
-			res = r.one(ctx, e, c)
-			res.First = first
 		}
 		if n == len(indexes)-1 {
 			res.failWith(e.stop())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -90,6 +91,15 @@ func (t *T) Log() string { return t.instance().Log() }
 func (t *T) WaitLog(text string) {
 	if !t.instance().WaitLog(text, t.env.patience) {
 		t.Fatalf("the target did not print %q", text)
+	}
+}
+
+// WaitLogMatch is WaitLog for a regular expression. A target may print the log of an
+// invocation after its answer.
+func (t *T) WaitLogMatch(pattern string) {
+	line := regexp.MustCompile(pattern)
+	if !t.Until(func() bool { return line.MatchString(t.Log()) }) {
+		t.Fatalf("the target did not print %s, but %s", pattern, Short([]byte(t.Log())))
 	}
 }
 
@@ -233,6 +243,21 @@ func (t *T) First(l script.Entries, name string) script.Entry {
 		t.Fatalf("no entry %q in the journal", name)
 	}
 	return found[0]
+}
+
+// Until calls check again and again until it reports true, or for as long as the suite is
+// patient, and reports what check said last.
+func (t *T) Until(check func() bool) bool {
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(t.env.patience); ; <-again.C {
+		if check() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
 }
 
 // One returns the only entry with a name; anything but one is fatal.

@@ -267,12 +267,25 @@ func (p *unprivileged) whyEnded(err error, said, crash []byte) error {
 		why, fix = fmt.Sprintf("it used more than %v of CPU time", maxUnpackCPU), invalid.FixLeaveOut
 	case status.Signal() == syscall.SIGKILL:
 		why, fix = "it was killed: the host is out of memory", "free memory on the host, then retry"
-	case strings.Contains(line, "out of memory") || strings.Contains(line, "cannot allocate memory"):
+	case outOfMemory(line, exit, p.task.memory()):
 		why, fix = fmt.Sprintf("it needs more than the %s of memory that it may use", invalid.Megabytes(int64(p.task.memory()))), invalid.FixLeaveOut
 	case line != "":
 		why += ": " + line
 	}
 	return fmt.Errorf("extract %s: the process that reads it ended: %s; %s", p.about, why, fix)
+}
+
+// outOfMemory reports whether a process that may have limit bytes of memory has crashed for
+// want of more; line says why it crashed. The Go runtime does not always say so: a new thread
+// fails, or the garbage collector writes to memory that it did not get. Then the process had
+// most of its memory.
+func outOfMemory(line string, exit *exec.ExitError, limit uint64) bool {
+	if strings.Contains(line, "out of memory") || strings.Contains(line, "cannot allocate memory") {
+		return true
+	}
+	usage, ok := exit.SysUsage().(*syscall.Rusage)
+	return ok && uint64(usage.Maxrss)<<10 > limit/2 && // Maxrss is in KiB
+		(strings.HasPrefix(line, "runtime/cgo: ") || strings.HasPrefix(line, "SIGSEGV: "))
 }
 
 // fatalLine finds in the output of a Go program that has crashed the line that says why: ""
@@ -281,7 +294,7 @@ func fatalLine(output []byte) string {
 	last := ""
 	for line := range strings.Lines(string(output)) {
 		line = strings.TrimSpace(line)
-		for _, prefix := range []string{"fatal error: ", "panic: ", "runtime: out of memory", "SIGSYS: "} {
+		for _, prefix := range []string{"fatal error: ", "panic: ", "runtime: out of memory", "runtime/cgo: ", "SIGSYS: ", "SIGSEGV: "} {
 			if strings.HasPrefix(line, prefix) {
 				return invalid.Printable(line)
 			}

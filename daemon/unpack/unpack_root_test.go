@@ -357,7 +357,9 @@ func TestFatalLine(t *testing.T) {
 		"fatal error: stack overflow\n\nruntime stack:\n":                                                     "fatal error: stack overflow",
 		"runtime: out of memory: cannot allocate 4194304-byte block (1 in use)\nfatal error: out of memory\n": "runtime: out of memory: cannot allocate 4194304-byte block (1 in use)",
 		"SIGSYS: bad system call\nPC=0x1\n":                                                                   "SIGSYS: bad system call",
-		"something\nelse\n\n":                                                                                 "else",
+		"SIGSEGV: segmentation violation\nPC=0x43b25d m=4 sigcode=1 addr=0x0\n":                               "SIGSEGV: segmentation violation",
+		"runtime/cgo: pthread_create failed: Resource temporarily unavailable\nSIGABRT: abort\n":              "runtime/cgo: pthread_create failed: Resource temporarily unavailable",
+		"something\nelse\n\n": "else",
 	} {
 		if got := fatalLine([]byte(output)); got != want {
 			t.Errorf("%q: %q, want %q", output, got, want)

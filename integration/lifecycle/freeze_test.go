@@ -14,12 +14,12 @@ import (
 func TestACC21Freeze(t *testing.T) {
 	const period = 5 * time.Millisecond
 	d := harness.Start(t, harness.OneCPU, harness.Function(t))
-	d.Do(script.Step{Op: "tick", MS: period.Milliseconds()}, script.Step{Op: "sleep", MS: 50})
+	d.Do(script.Step{Op: "tick", MS: period.Milliseconds()}, script.Step{Op: "sleep", MS: 200})
 	d.WaitFrozen()
 	from := time.Now()
 	<-time.After(20 * period) // the time in which nothing may happen is what is measured
 	to := time.Now()
-	r := d.Do(script.Step{Op: "sleep", MS: 50}, script.Step{Op: "ticks"})
+	r := d.Do(script.Step{Op: "sleep", MS: 200}, script.Step{Op: "ticks"})
 	var before, after int
 	for _, at := range r.Results[1].Times {
 		switch tick := time.UnixMicro(at); { // rounded down

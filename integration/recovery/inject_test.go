@@ -174,26 +174,38 @@ func (in *injector) serve() {
 			continue // whoever called is gone
 		}
 		r := seccompResp{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
-		if errno := in.decide(int(n.nr), int(n.pid)); errno != 0 {
+		if errno := in.decide(int(n.nr), int(n.pid), n.args[0]); errno != 0 {
 			r.err, r.flags = -int32(errno), 0
 		}
 		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&r)))
 	}
 }
 
-// decide counts a call and says with what it fails, 0 if it is to be made.
-func (in *injector) decide(call, thread int) unix.Errno {
+// decide counts a call, whose first argument is given, and says with what it fails, 0 if it
+// is to be made.
+func (in *injector) decide(call, thread int, arg uint64) unix.Errno {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !harness.Exists(fmt.Sprintf("/proc/%d/task/%d", in.pid, thread)) {
 		return 0 // a child's
 	}
 	in.calls[call]++
-	if in.armed == nil || in.armed.call != call || in.calls[call] != in.armed.nth {
+	if in.armed == nil || in.armed.call != call || in.calls[call] != in.armed.nth || in.readsPipe(call, arg) && in.armed.errno != unix.EINTR {
 		return 0
 	}
 	in.hit = true
 	return in.armed.errno
+}
+
+// readsPipe reports whether a call reads from a pipe. That fails for no want of memory or
+// descriptors, and syscall.ForkExec relies on it: it takes every error but EINTR for news
+// that the child has failed, and waits for the child's end.
+func (in *injector) readsPipe(call int, fd uint64) bool {
+	if call != unix.SYS_READ {
+		return false
+	}
+	file, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", in.pid, fd))
+	return err == nil && strings.HasPrefix(file, "pipe:")
 }
 
 // arm counts anew and has an injection wait for its call; nil is none.

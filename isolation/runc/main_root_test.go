@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/sandboxd/sandboxd/internal/testtime"
 )
 
 // engine is the one of this process: the cgroup libraries remember a process's view of
@@ -76,7 +78,7 @@ func withEngine(initBinary []byte, run func() int) (code int, err error) {
 		return 1, err
 	}
 	code = run()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testtime.Limit(10*time.Second))
 	defer cancel()
 	err = engine.Close(ctx)
 	for _, root := range host.roots() {

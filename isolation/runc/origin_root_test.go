@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandboxd/sandboxd/internal/testtime"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
@@ -33,7 +34,7 @@ const (
 // accepted is the next connection of the sandbox's listener.
 func accepted(t *testing.T, s *Sandbox) net.Conn {
 	t.Helper()
-	if err := s.Listener().(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := s.Listener().(*net.TCPListener).SetDeadline(time.Now().Add(testtime.Limit(20 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	c, err := s.Listener().Accept()

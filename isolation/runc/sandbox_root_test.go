@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandboxd/sandboxd/internal/testtime"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
@@ -70,7 +71,7 @@ func create(t *testing.T, spec isolation.Spec) *Sandbox {
 
 func closeSandbox(t *testing.T, s *Sandbox) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testtime.Limit(10*time.Second))
 	defer cancel()
 	if err := s.Close(ctx); err != nil {
 		t.Error(err)

@@ -39,7 +39,6 @@ Flags of run:
   --markdown FILE   write the page of the documentation
   --events FILE     write the results as events of 'go test -json'
   --logs DIR        keep what the target printed, ID.log for each failed case
-  --again N         try up to N cases that fail a second time
   --pending FILE    ids that are known to fail, "ID reason" a line
                     (default: the built-in list for sandboxd, none for exec)
 
@@ -94,8 +93,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 type runFlags struct {
 	target, sandboxd, command, has, only, json, markdown, events, logs, pending, root string
-
-	again int
 }
 
 func (f *runFlags) parse(args []string) error {
@@ -112,7 +109,6 @@ func (f *runFlags) parse(args []string) error {
 	fs.StringVar(&f.logs, "logs", "", "")
 	fs.StringVar(&f.pending, "pending", "", "")
 	fs.StringVar(&f.root, "root", ".", "")
-	fs.IntVar(&f.again, "again", 0, "")
 	if err := fs.Parse(args); err != nil {
 		return fmt.Errorf("%w\n%s", err, usage)
 	}
@@ -148,12 +144,8 @@ func runCases(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	r := suite.Run{Target: target, Pending: pending, Again: f.again, Each: func(res suite.Result) {
-		seen := res.Seen
-		if res.First != "" {
-			seen = "second try, after: " + res.First + " " + seen
-		}
-		fmt.Fprintf(stderr, "%-8s %-8s %7.0f ms  %s\n", res.ID, res.Status, float64(res.Took.Microseconds())/1000, seen)
+	r := suite.Run{Target: target, Pending: pending, Each: func(res suite.Result) {
+		fmt.Fprintf(stderr, "%-8s %-8s %7.0f ms  %s\n", res.ID, res.Status, float64(res.Took.Microseconds())/1000, res.Seen)
 	}}
 	if f.only != "" {
 		if r.Only, err = regexp.Compile(f.only); err != nil {

@@ -80,7 +80,9 @@ func (d *Daemon) Listening() *Daemon {
 
 // Launch runs sandboxd without waiting for anything. It has one sandbox at once
 // and none in the pool unless args say otherwise: with more, an invocation that meets
-// a busy one would get another, and tests that follow one sandbox would lose it.
+// a busy one would get another, and tests that follow one sandbox would lose it. Its
+// function has as long as the tests are patient: 3 s, the default, can be too little
+// for anything on a slow machine.
 func Launch(t *testing.T, f Folders, args ...string) *Daemon {
 	t.Helper()
 	return LaunchBinary(t, Sandboxd, f, args...)
@@ -99,7 +101,7 @@ func LaunchBinary(t *testing.T, binary string, f Folders, args ...string) *Daemo
 
 // NewDaemon is a daemon that does not run yet. Its command may be changed until Run.
 func NewDaemon(t *testing.T, binary string, f Folders, args ...string) *Daemon {
-	cmd := f.Host.Command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0"}, f.Flags()...), args...)...)
+	cmd := f.Host.Command(binary, append(append([]string{"run", "--listen=127.0.0.1:0", "--concurrency=1", "--pool=0", "--timeout=" + Patience.String()}, f.Flags()...), args...)...)
 	cmd.Env = append(os.Environ(), failpoint.Variable+"="+f.Faults().Path) // heard by builds with fail-points only
 	return &Daemon{Daemon: testdaemon.NewDaemon(cmd, f.Folders), T: t, Folders: f}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/host/subid"
+	"github.com/sandboxd/sandboxd/internal/testtime"
 )
 
 // Exists reports whether there is something at a path.
@@ -30,7 +31,7 @@ const CgroupRoot = "/sys/fs/cgroup"
 func WantNothingLeft(t *testing.T, marks ...string) {
 	t.Helper()
 	var left []string
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(testtime.Limit(5 * time.Second))
 	for {
 		left = Leftovers(t, marks...)
 		if len(left) == 0 {

@@ -1,13 +1,13 @@
 package harness
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
+
+	"github.com/sandboxd/sandboxd/internal/testtime"
 )
 
 // referenceSpawn is what starting and reaping a small Go program takes on the
@@ -16,11 +16,11 @@ const referenceSpawn = 3 * time.Millisecond
 
 // Patience bounds waits for what must come; it only decides how long a failing
 // test takes.
-const Patience = 60 * time.Second
+var Patience = testtime.Limit(60 * time.Second)
 
 // Scaled is an upper bound d of the spec, stretched for a slow or busy machine: by
-// how much longer than referenceSpawn a process start takes here and now. It never
-// shrinks a bound.
+// how much longer than referenceSpawn a process start takes here and now, and at least by
+// testtime.Factor. It never shrinks a bound.
 func Scaled(t *testing.T, d time.Duration) time.Duration {
 	t.Helper()
 	var took []time.Duration
@@ -32,28 +32,15 @@ func Scaled(t *testing.T, d time.Duration) time.Duration {
 		took = append(took, time.Since(start))
 	}
 	slices.Sort(took)
-	factor := max(1, float64(took[len(took)-2])/float64(referenceSpawn))
+	factor := max(testtime.Factor(), float64(took[len(took)-2])/float64(referenceSpawn))
 	if factor > 1.5 {
 		t.Logf("this machine is %.1f times slower than the reference", factor)
 	}
 	return time.Duration(float64(d) * factor)
 }
 
-// Rounds is how often a test does what it does n times on a real machine. An
-// emulated one is some ten times slower: vm/test.sh sets SANDBOXD_TEST_SHARE to 10,
-// and a tenth is done there.
-func Rounds(t *testing.T, n int) int {
-	t.Helper()
-	share := os.Getenv("SANDBOXD_TEST_SHARE")
-	if share == "" {
-		return n
-	}
-	k, err := strconv.Atoi(share)
-	if err != nil || k < 1 {
-		t.Fatalf("SANDBOXD_TEST_SHARE=%s: want a positive number", share)
-	}
-	return max(n/k, 2)
-}
+// Rounds is how often a test does what it does n times on a machine of usual speed.
+func Rounds(_ *testing.T, n int) int { return testtime.Rounds(n) }
 
 // Eventually waits until check says nothing, and fails the test with what it said
 // last when that takes longer than limit.
