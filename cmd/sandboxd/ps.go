@@ -60,7 +60,7 @@ Exit codes: 0 success; 2 an error, such as a daemon that does not answer.`,
 	return cmd
 }
 
-// printSandboxes writes the table of ps. now is the time that ages are relative to. now is the time that ages are relative to.
+// printSandboxes writes the table of ps. now is the time that ages are relative to. now is the time that ages are relative to. now is the time that ages are relative to.
 func printSandboxes(w io.Writer, list []admin.Sandbox, now time.Time) error {
 	rows := [][]string{{"SANDBOX", "FUNCTION", "STATE", "PIDS", "MEMORY", "AGE", "INVOCATIONS", "INSTANCE"}}
 	for _, s := range list {
