@@ -52,8 +52,8 @@ func TestShutdownDeadlineAndErrors(t *testing.T) {
 				t.Errorf("Shutdown: %v, want the deadline and the error of Close", err)
 			}
 		})
-		r.want(running, "! shut down: context canceled")
-		r.want(making, "! shut down: context canceled")
+		r.want(running, "! the function is shut down: context canceled")
+		r.want(making, "! the function is shut down: context canceled")
 		r.allClosed()
 		if err := r.Shutdown(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Shutdown again: %v, want what the first one said", err)
