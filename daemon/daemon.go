@@ -1,6 +1,11 @@
-// Package daemon is the root side of sandboxd: it opens the host, makes sandboxes of the
-// revisions that it is given, and starts the process without privileges that reads what
-// strangers say (daemon/worker). It parses nothing but what the operator wrote.
+// Package daemon implements the privileged process of sandboxd, the supervisor. It acquires
+// what sandboxes need from the host, creates sandboxes of registered function revisions, and
+// starts the worker (package daemon/worker), an unprivileged process that handles all
+// untrusted input. The supervisor itself parses only the operator's input and the
+// fixed-form requests of the worker (package supervisor/privsep).
+//
+// [Run] is all that a command needs: it calls [Open], [Daemon.Prepare] and
+// [Daemon.Close] in order. [Become] must have prepared the process before.
 package daemon
 
 import (
@@ -34,43 +39,43 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
-// embedded holds the init handler and sandbox-stage, which the build puts there.
+// embedded contains the programs sandbox-init and sandbox-stage, if the build has put them
+// there.
 //
 //go:embed all:embedded
 var embedded embed.FS
 
 const (
-	reconcileTime = 10 * time.Second // for the leftovers of one start
-	teardownTime  = 10 * time.Second // for what remains once the sandboxes are gone
-	cgroupRecord  = "cgroup"         // file of an instance folder: where its cgroups are
+	reconcileTime = 10 * time.Second // limit for removing the leftovers of dead daemons
+	teardownTime  = 10 * time.Second // limit for removing a sandbox, and for Close
+	cgroupRecord  = "cgroup"         // file in the instance folder with the path of its cgroups
 )
 
-// Config says what a daemon is.
+// Config configures a daemon.
 type Config struct {
-	Host     runc.Host       // as Become has returned it
-	StateDir string          // keeps what outlives the daemon: extracted code, images of /tmp
-	RunDir   string          // for the running daemons
+	Host     runc.Host       // from Become
+	StateDir string          // for what outlives the daemon: extracted code, templates of /tmp
+	RunDir   string          // for the instance folders of running daemons
 	IDBase   uint32          // first host id for sandboxes
-	Pool     int             // sandboxes to keep ready, of each shape; 0 keeps none
-	Keep     store.Retention // what of StateDir stays that nothing uses
-	Networks []Network       // that functions may have
+	Pool     int             // prewarmed sandboxes to keep of each shape; 0 keeps none
+	Keep     store.Retention // how much unused content stays in StateDir
+	Networks []Network       // networks that functions may choose
 
-	// Worker is what the worker is told. The daemon sets Instance, Revisions, Networks and
-	// Concurrency.
+	// Worker is the configuration of the worker. The daemon sets Instance, Revisions, Networks
+	// and Concurrency itself.
 	Worker message.WorkerConfig
-	// Renew returns the credentials as the operator has them now.
+	// Renew returns the operator's current credentials.
 	Renew func() (message.Credentials, error)
-
-	// Listener is the endpoint, which Run closes. It is nil if Event is set, which then is the
-	// standard input of the worker.
+	// Listener is the socket of the endpoint; Run closes it. It is nil if Event is set: then
+	// the worker reads one event from Event, its standard input.
 	Listener net.Listener
 	Event    *os.File
 }
 
-// Streams are what a daemon writes: Out gets the response to an event, Err all lines.
+// Streams are the outputs of a daemon: Out gets the response to an event, Err all log lines.
 type Streams struct{ Out, Err io.Writer }
 
-// Daemon is everything that the root side holds. Its methods are safe for concurrent use,
+// Daemon is the state of the privileged process. Its methods are safe for concurrent use,
 // unless they say otherwise.
 type Daemon struct {
 	cfg Config
@@ -83,20 +88,20 @@ type Daemon struct {
 	unpack    *unpack.Runner
 	packages  *store.Store
 	maker     *maker
-	collector *store.Collector               // of packages; nil before there is a function
-	line      atomic.Pointer[privsep.Server] // to the worker; nil before there is one
+	collector *store.Collector               // of packages; nil before startCollector
+	line      atomic.Pointer[privsep.Server] // serves the worker; nil before Serve
 
-	concurrency int           // most sandboxes at once
-	epoch       uint64        // of its revisions
-	last        atomic.Uint64 // number of a revision
+	concurrency int           // most sandboxes at once; set by Line
+	epoch       uint64        // of all revisions
+	last        atomic.Uint64 // number of the latest revision
 }
 
-// Run runs a daemon that serves one function, until its work is done or ctx ends; see
-// exit.OnSignals for the faster way. The error has an exit code other than exit.Usage if it
-// is an *exit.Error.
+// Run runs a daemon that serves one function until ctx ends, or until it has invoked the
+// function with cfg.Event. If ctx comes from exit.OnSignals, a second signal skips the
+// orderly shutdown. An error with an exit code other than exit.Usage is an *exit.Error.
 func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) {
 	if cfg.Listener != nil {
-		defer cfg.Listener.Close() // again, if nothing took it
+		defer cfg.Listener.Close() // a second Close has no effect
 	}
 	messages := logging.NewAsyncWriter(std.Err)
 	defer messages.Close(exit.FlushTime)
@@ -121,18 +126,19 @@ func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) 
 	return d.work(ctx, rev, std)
 }
 
-// lowerOOMScore makes the daemon a late victim when the host runs out of memory. Sandboxes
-// get their own score. Not every root may do that; doctor says so.
+// lowerOOMScore makes the kernel prefer other processes to the daemon when the host runs
+// out of memory. Sandboxes get scores of their own. It fails for a root without
+// CAP_SYS_RESOURCE, which doctor reports.
 func lowerOOMScore() error {
 	return os.WriteFile("/proc/self/oom_score_adj", []byte("-900"), 0)
 }
 
-// Open acquires all that sandboxes need, but makes none. Call it once in a process, after
-// [Become]. The caller must Close the daemon.
+// Open acquires what sandboxes need from the host, but creates no sandbox. Call it once per
+// process, after [Become]. The caller must Close the daemon.
 func Open(ctx context.Context, cfg Config, log *logrus.Logger) (_ *Daemon, err error) {
 	d := &Daemon{cfg: cfg, log: log, epoch: newEpoch()}
 	if err := lowerOOMScore(); err != nil {
-		log.WithError(err).Debug("oom_score_adj stays as it is")
+		log.WithError(err).Debug("the OOM score of the daemon could not be lowered")
 	}
 	defer func() {
 		if err != nil {
@@ -160,12 +166,12 @@ func Open(ctx context.Context, cfg Config, log *logrus.Logger) (_ *Daemon, err e
 	}
 	if cfg.Worker.Strict {
 		if err := cfg.Host.TellsDomains(); err != nil {
-			return nil, fmt.Errorf("--strict cannot be kept on this host: %w", err)
+			return nil, fmt.Errorf("--strict is not possible on this host: %w", err)
 		}
 	}
 	for _, n := range cfg.Networks {
 		if n.Mode == isolation.NetworkHost {
-			log.Warn("UNSAFE: --network host: the function has the host's network, and everybody on the host can reach its Runtime API")
+			log.Warn("UNSAFE: --network host: the function has the network of the host, and every process of the host can call its Runtime API")
 		}
 	}
 	d.unpack = &unpack.Runner{Leases: d.leases, Owner: d.instance.Dir(), Log: log}
@@ -174,20 +180,20 @@ func Open(ctx context.Context, cfg Config, log *logrus.Logger) (_ *Daemon, err e
 	}
 	ready := poolConfig{floor: cfg.Pool, room: d.room}
 	if cfg.Event != nil {
-		ready.floor = 0 // one sandbox is all there will be
+		ready.floor = 0 // there will be only one sandbox
 	}
 	d.maker = newMaker(d.instance.Dir(), d.leases, d.engine, cfg.Networks, ready, d.memory, log)
 	return d, nil
 }
 
-// reconcile removes what killed daemons have left.
+// reconcile removes the leftovers of daemons that were killed.
 func (d *Daemon) reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTime)
 	defer cancel()
 	removed, err := instance.Reconcile(ctx, d.cfg.RunDir, d.leases, func(ctx context.Context, dead instance.Info) error {
 		path, err := os.ReadFile(filepath.Join(dead.Dir, cgroupRecord))
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it died before it had cgroups
+			return nil // it died before it created cgroups
 		}
 		if err != nil {
 			return err
@@ -200,12 +206,12 @@ func (d *Daemon) reconcile(ctx context.Context) error {
 	return err
 }
 
-// openEngine starts the engine. Where its cgroups will be is on record before there are
-// any, for the daemon that may have to remove them.
+// openEngine starts the engine. It records the path of the cgroups before they exist, so
+// that the next daemon can remove them if this one is killed.
 func (d *Daemon) openEngine() error {
 	binary, err := embedded.ReadFile("embedded/sandbox-init")
 	if err != nil {
-		return errors.New("this sandboxd was built without its init handler; build it with 'make build'")
+		return errors.New("this sandboxd was built without sandbox-init; build it with 'make build'")
 	}
 	stage, err := embedded.ReadFile("embedded/sandbox-stage")
 	if err != nil {
@@ -217,12 +223,12 @@ func (d *Daemon) openEngine() error {
 	d.engine, err = runc.New(runc.Config{
 		Instance: d.instance.ID(), RunDir: d.instance.Dir(), InitBinary: binary, Stage: stage, Host: d.cfg.Host,
 		Network: gatewayOf(d.cfg.Networks),
-		CutOff:  func(err error) { d.log.WithError(err).Error("no sandbox has egress any more") },
+		CutOff:  func(err error) { d.log.WithError(err).Error("sandboxes have lost network egress") },
 	})
 	return err
 }
 
-// gatewayOf is what the host must be able to forward for all of the networks.
+// gatewayOf combines the networks with egress into the one that the host has to forward.
 func gatewayOf(networks []Network) isolation.Network {
 	all := isolation.Network{Mode: isolation.NetworkNone}
 	for _, n := range networks {
@@ -240,17 +246,18 @@ func (d *Daemon) recordCgroups(path string) error {
 	record := filepath.Join(d.instance.Dir(), cgroupRecord)
 	err := os.WriteFile(record+".new", []byte(path), 0o600)
 	if err == nil {
-		err = os.Rename(record+".new", record) // whole or not at all, whenever we are killed
+		err = os.Rename(record+".new", record) // complete or absent, even if we are killed
 	}
 	if err != nil {
-		return fmt.Errorf("record of cgroups: %w", err)
+		return fmt.Errorf("record the path of the cgroups: %w", err)
 	}
 	return nil
 }
 
-// mostSandboxes is the most sandboxes at once of a daemon that serves one function: as
-// configured, else what memory allows, at most 10, or as many as are provisioned.
-func (d *Daemon) mostSandboxes(f *function.Settings) int {
+// maxSandboxes returns how many sandboxes may exist at once if the daemon serves only the
+// function f: its Concurrency if set, or else as many as memory allows, up to 10, but not
+// fewer than are provisioned.
+func (d *Daemon) maxSandboxes(f *function.Settings) int {
 	if f.Concurrency > 0 {
 		return f.Concurrency
 	}
@@ -259,8 +266,8 @@ func (d *Daemon) mostSandboxes(f *function.Settings) int {
 	return max(f.Provisioned, affordable)
 }
 
-// room is how many more sandboxes the worker may come to. It is the pool's to ask, before
-// there is a worker too.
+// room returns how many more sandboxes the worker may request, 0 before there is a worker.
+// The pool calls it.
 func (d *Daemon) room() int {
 	if server := d.line.Load(); server != nil {
 		return d.concurrency - server.Count()
@@ -268,7 +275,8 @@ func (d *Daemon) room() int {
 	return 0
 }
 
-// Facts are what commands are told of the sandboxes.
+// Facts returns what the commands ps and inspect learn about each sandbox, including those
+// in quarantine.
 func (d *Daemon) Facts() []admin.Fact {
 	facts := []admin.Fact{}
 	if server := d.line.Load(); server != nil {
@@ -282,8 +290,8 @@ func (d *Daemon) Facts() []admin.Fact {
 	return facts
 }
 
-// Close releases all that Open has acquired, in reverse, once the worker has ended. What
-// cannot be removed is left to the next daemon's start, with a warning. Call it once.
+// Close releases what Open acquired, in reverse order. Call it once, after the worker has
+// exited. It logs a warning about what it cannot remove, which the next daemon tries again.
 func (d *Daemon) Close(ctx context.Context) error {
 	var errs []error
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
@@ -307,7 +315,7 @@ func (d *Daemon) Close(ctx context.Context) error {
 		if clean {
 			errs = append(errs, d.instance.Close())
 		} else {
-			d.log.Warn("not all could be removed; the next start of sandboxd tries again")
+			d.log.Warn("some leftovers could not be removed; the next start of sandboxd tries again")
 			errs = append(errs, d.instance.Abandon())
 		}
 	}

@@ -13,13 +13,15 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
-// scopeVariable tells the process inside the scope that it is there.
+// scopeVariable is set in the environment of the program inside the scope, so that it does
+// not enter another one.
 const scopeVariable = "SANDBOXD_IN_SCOPE"
 
-// Become makes this process one that can make sandboxes: root, in a cgroup of its own where
-// systemd rules, a sealed copy of its binary, on a host that has what is needed. idBase is
-// the first host id for sandboxes. Become executes the program anew up to twice, with the
-// same arguments; call it before anything is acquired. A host that lacks something is a
+// Become prepares this process for creating sandboxes, and checks the host. The process
+// must be root. Where systemd manages the cgroups, Become moves it into a scope with
+// delegation. It then runs from a sealed copy of its binary. For both, Become executes the
+// program again with the same arguments, so call it before anything is acquired. idBase is
+// the first host id for sandboxes. If the host lacks something, the error is a
 // [host.Unsupported].
 func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 	if uid := os.Geteuid(); uid != 0 {
@@ -45,7 +47,7 @@ func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 	return found, lacking(missing)
 }
 
-// lacking is the error of a host without these must-haves, nil if there are none.
+// lacking returns the error for a host that fails these checks, or nil if there are none.
 func lacking(missing []doctor.Finding) error {
 	if len(missing) == 0 {
 		return nil
@@ -57,8 +59,8 @@ func lacking(missing []doctor.Finding) error {
 	return &host.Unsupported{Feature: host.Sandboxes, Need: "this host lacks what sandboxes need: " + strings.Join(list, "; "), Fix: "see 'sandboxd doctor'"}
 }
 
-// enterScope executes the program anew in a transient scope of systemd that owns its
-// part of the cgroup tree. It returns only when that fails.
+// enterScope executes the program again in a transient systemd scope that owns its part of
+// the cgroup tree. It returns only if that fails.
 func enterScope() error {
 	const fix = "start it as a systemd service with Delegate=yes"
 	if os.Getenv(scopeVariable) != "" {
@@ -70,14 +72,14 @@ func enterScope() error {
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("find own binary: %w", err)
+		return fmt.Errorf("find the binary of this process: %w", err)
 	}
 	args := append([]string{"systemd-run", "--scope", "--quiet", "--collect", "-p", "Delegate=yes", "--", self}, os.Args[1:]...)
 	err = syscall.Exec(systemdRun, args, append(os.Environ(), scopeVariable+"=1"))
 	return fmt.Errorf("execute %s: %w; %s", systemdRun, err, fix)
 }
 
-// DoctorHost says what doctor is to examine: the host h, and the ids from idBase on.
+// DoctorHost returns what doctor examines: the host h, and the host ids from idBase on.
 func DoctorHost(h runc.Host, idBase uint32) doctor.Host {
 	return doctor.Host{
 		IDBase: idBase,
@@ -88,7 +90,7 @@ func DoctorHost(h runc.Host, idBase uint32) doctor.Host {
 	}
 }
 
-// cgroupTrees are the mount points of the trees that sandboxes cannot do without.
+// cgroupTrees returns the mount points of the cgroup trees that sandboxes require.
 func cgroupTrees(h runc.Host) []string {
 	if h.Mode == runc.ModeUnified {
 		return []string{"/sys/fs/cgroup"}

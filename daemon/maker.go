@@ -21,13 +21,14 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
-// prewarmed is a sandbox made ahead of need, with the lease of its ids.
+// prewarmed is a sandbox created ahead of demand, with the lease of its ids.
 type prewarmed struct {
 	*runc.Prewarmed
-	base uint32
+	base uint32 // first host id
 }
 
-// maker makes the kernel's side of sandboxes. Safe for concurrent use.
+// maker creates and removes the kernel objects of sandboxes for the worker. It is safe for
+// concurrent use.
 type maker struct {
 	owner  string // instance folder of the daemon
 	leases *subid.Leases
@@ -36,14 +37,14 @@ type maker struct {
 
 	revisions  *revisions
 	pool       *pool.Pool[shape, prewarmed]
-	quarantine *quarantine // of those that could not be removed
+	quarantine *quarantine // sandboxes that could not be removed
 }
 
-// poolConfig says how many sandboxes are kept ready: of each shape in use at least floor,
-// more with demand, and never more of all than may still be made.
+// poolConfig says how many prewarmed sandboxes to keep: at least floor of each shape in
+// use, more with demand, and of all shapes together at most room().
 type poolConfig struct {
 	floor int
-	room  func() int // how many more sandboxes there may be; called often
+	room  func() int // how many more sandboxes may exist; called often
 }
 
 func newMaker(owner string, leases *subid.Leases, engine *runc.Engine, networks []Network, ready poolConfig, mem memory.Info, log *logrus.Logger) *maker {
@@ -52,37 +53,37 @@ func newMaker(owner string, leases *subid.Leases, engine *runc.Engine, networks 
 	if ready.floor > 0 {
 		m.pool = pool.New(pool.Config[shape, prewarmed]{
 			Make:     m.prepare,
-			Discard:  func(p prewarmed) { m.report("discard a sandbox that was kept ready", m.discard(p)) },
+			Discard:  func(p prewarmed) { m.report("discard a prewarmed sandbox", m.discard(p)) },
 			Floor:    ready.floor,
 			Ceiling:  ready.room,
 			Pressure: mem.Short,
-			OnError:  func(err error) { m.report("prepare a sandbox", err) },
+			OnError:  func(err error) { m.report("create a prewarmed sandbox", err) },
 		})
 		use = m.pool.Use
 	}
-	m.revisions = newRevisions(networks, use, func(err error) { m.report("give back the files of a revision", err) })
+	m.revisions = newRevisions(networks, use, func(err error) { m.report("release the files of a revision", err) })
 	return m
 }
 
-// fill has sandboxes made ahead of need, if there is room.
+// fill makes the pool check whether it needs more prewarmed sandboxes. It does not block.
 func (m *maker) fill() {
 	if m.pool != nil {
 		m.pool.Look()
 	}
 }
 
-// report logs an error that has no caller.
+// report logs an error that cannot be returned to a caller. what completes "could not …".
 func (m *maker) report(what string, err error) {
 	if err != nil {
 		m.log.WithError(err).Error("could not " + what)
 	}
 }
 
-// prepare makes a sandbox of that shape ahead of need.
+// prepare creates a prewarmed sandbox of the shape s.
 func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
 	spec, prefix, ok := m.revisions.prewarmedSpec(s)
 	if !ok {
-		return p, errors.New("its revision has ended") // a moment ago
+		return p, errors.New("no revision has this shape any more") // it was retired meanwhile
 	}
 	if spec.ID, err = sandboxID(prefix); err != nil {
 		return p, err
@@ -92,14 +93,15 @@ func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
 	}
 	p.base = spec.IDBase
 	if p.Prewarmed, err = m.engine.Prepare(ctx, spec); err != nil {
-		return p, m.unmade(spec.ID, p.base, err, func() {})
+		return p, m.rollback(spec.ID, p.base, err, func() {})
 	}
 	return p, nil
 }
 
-// unmade ends the lease of a sandbox that could not be made, and its use of a revision,
-// unless something of the sandbox is left: that goes to the quarantine.
-func (m *maker) unmade(id string, base uint32, err error, release func()) error {
+// rollback ends the lease of a sandbox whose creation failed with err, calls release, and
+// returns the error to report. If something of the sandbox remains, it goes into quarantine,
+// and lease and release wait for its removal.
+func (m *maker) rollback(id string, base uint32, err error, release func()) error {
 	end := func() error {
 		err := m.leases.Release(base)
 		if err == nil {
@@ -118,8 +120,8 @@ func (m *maker) unmade(id string, base uint32, err error, release func()) error 
 	return errors.Join(err, end())
 }
 
-// remove ends a sandbox, the lease of its ids and its use of a revision. One that cannot be
-// removed is quarantined: its ids are not used again.
+// remove removes a sandbox with end, then ends the lease of its ids and calls release. If
+// one of the first two fails, the sandbox goes into quarantine, and its ids are not reused.
 func (m *maker) remove(ctx context.Context, id string, base uint32, end func(context.Context) error, release func()) error {
 	remove := func(ctx context.Context) error {
 		if err := end(ctx); err != nil {
@@ -137,26 +139,26 @@ func (m *maker) remove(ctx context.Context, id string, base uint32, end func(con
 	return nil
 }
 
-// discard removes a sandbox that nobody has taken.
+// discard removes a prewarmed sandbox that was not assigned to a revision.
 func (m *maker) discard(p prewarmed) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
 	defer cancel()
 	return m.remove(ctx, p.ID(), p.base, p.Close, func() {})
 }
 
-// hosted is a sandbox of a revision with the lease of its ids. It implements
-// privsep.Hosted.
+// hosted is a sandbox that the worker uses: it belongs to a revision and has a lease of its
+// ids. It implements privsep.Hosted.
 type hosted struct {
 	*runc.Sandbox
 	maker    *maker
 	revision *revision
 	base     uint32
 	created  time.Time
-	finish   func() // see pool.Take
+	finish   func() // from pool.Take
 }
 
-// SetThrottled turns the CPU quota on or off. It is turned on when the function has
-// initialized: then others may have the CPU again.
+// SetThrottled turns the CPU quota on or off. The worker turns it on when the function has
+// initialized; from then on the pool may use the CPU for prewarming again.
 func (h *hosted) SetThrottled(ctx context.Context, on bool) error {
 	err := h.Sandbox.SetThrottled(ctx, on)
 	if on {
@@ -171,23 +173,23 @@ func (h *hosted) Close(ctx context.Context) error {
 	return h.maker.remove(ctx, h.ID(), h.base, h.Sandbox.Close, func() { h.maker.revisions.release(h.revision) })
 }
 
-// fact is what the supervisor says of the sandbox to commands.
+// fact returns what commands learn about the sandbox.
 func (h *hosted) fact() admin.Fact {
 	f := admin.Fact{
 		ID: h.ID(), Revision: h.revision.id, Created: h.created, Cgroup: h.CgroupPath(), Init: h.PIDs(),
 		Network: admin.NetworkOf(h.revision.spec.Network),
 	}
-	if usage, err := h.Usage(); err == nil { // one that is being removed has none
+	if usage, err := h.Usage(); err == nil { // fails while the sandbox is being removed
 		f.MemoryBytes, f.PIDs = usage.MemoryBytes, usage.PIDs
 	}
-	if t, err := h.Traffic(); err == nil { // one without egress, or that is being removed, has none
+	if t, err := h.Traffic(); err == nil { // fails without egress, and during the removal
 		f.Network.Egress = &t
 	}
 	return f
 }
 
-// make makes the kernel's side of a sandbox of the revision of that number: one that was
-// kept ready becomes it, or, if there is none, a new one.
+// make creates the kernel objects of a sandbox for the revision with that number. It
+// assigns a prewarmed sandbox if there is one.
 func (m *maker) make(ctx context.Context, number uint64) (_ privsep.Hosted, err error) {
 	rev, err := m.revisions.acquire(number)
 	if err != nil {
@@ -206,7 +208,7 @@ func (m *maker) make(ctx context.Context, number uint64) (_ privsep.Hosted, err 
 				h.Sandbox, h.base = box, p.base
 				return h, nil
 			}
-			m.report("use a sandbox that was kept ready", errors.Join(err, m.discard(p))) // a new one may still do
+			m.report("use a prewarmed sandbox", errors.Join(err, m.discard(p))) // a new one may work
 		}
 	}
 	if err := m.makeNew(ctx, h, release); err != nil {
@@ -216,7 +218,8 @@ func (m *maker) make(ctx context.Context, number uint64) (_ privsep.Hosted, err 
 	return h, nil
 }
 
-// makeNew makes h without the pool. What fails is released.
+// makeNew creates the sandbox h without the pool. On failure it rolls back and has called
+// release, or will once the quarantine has removed what remains.
 func (m *maker) makeNew(ctx context.Context, h *hosted, release func()) (err error) {
 	spec := h.revision.spec
 	if spec.ID, err = sandboxID(h.revision.files.Prefix); err == nil {
@@ -229,30 +232,31 @@ func (m *maker) makeNew(ctx context.Context, h *hosted, release func()) (err err
 	ctx, end := tracing.Step(ctx, "new sandbox")
 	defer end()
 	if h.Sandbox, err = m.engine.Create(ctx, spec); err != nil {
-		return m.unmade(spec.ID, spec.IDBase, err, release)
+		return m.rollback(spec.ID, spec.IDBase, err, release)
 	}
 	h.base = spec.IDBase
 	return nil
 }
 
-// idPrefix turns a function's name into the first part of sandbox ids, which name files and
-// cgroups.
+// idPrefix turns a function's name into the prefix of sandbox ids. Ids are names of files
+// and cgroups.
 func idPrefix(name string) string {
 	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
 	return strings.Trim(name[:min(len(name), 31)], "-")
 }
 
-// sandboxID makes a new id: the prefix and eight random hexadecimal digits.
+// sandboxID returns a new id: the prefix and eight random hexadecimal digits.
 func sandboxID(prefix string) (string, error) {
 	var b [4]byte
 	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("sandbox id: %w", err)
+		return "", fmt.Errorf("generate a sandbox id: %w", err)
 	}
 	return strings.TrimPrefix(prefix+"-", "-") + hex.EncodeToString(b[:]), nil
 }
 
-// close removes what is kept ready, tries a last time to remove what is in quarantine, and
-// gives back the files of all revisions. It returns the errors of sandboxes that stay.
+// close removes the prewarmed sandboxes, tries a last time to remove those in quarantine,
+// and releases the files of all revisions. It returns an error for each sandbox that
+// remains.
 func (m *maker) close(ctx context.Context) error {
 	var errs []error
 	if m.pool != nil {

@@ -10,11 +10,11 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
-// lastCollection bounds the collection when the daemon ends, for which the operator waits.
-// The next collection continues.
+// lastCollection limits the collection at the end of the daemon, for which the operator
+// waits. The next daemon continues it.
 const lastCollection = 2 * time.Second
 
-// PackagesDir is where the store is below a state folder.
+// PackagesDir returns the folder of the store below a state folder.
 func PackagesDir(stateDir string) string { return filepath.Join(stateDir, "packages") }
 
 // openPackages opens the store.
@@ -24,14 +24,14 @@ func (d *Daemon) openPackages() (*store.Store, error) {
 		return nil, err
 	}
 	if err := packages.Leftover(); err != nil {
-		d.log.WithError(err).Warn("a partial extraction of an earlier daemon stays; remove it by hand")
+		d.log.WithError(err).Warn("could not remove a partial extraction of an earlier daemon; remove it by hand")
 	}
 	packages.Unzip = d.unpack.Zip
 	return packages, nil
 }
 
-// startCollector has what nothing uses removed from the store while the daemon runs. Call it
-// once the revisions that the daemon begins with hold their files.
+// startCollector starts the removal of unused entries from the store. Call it once, after
+// Prepare, so that the first collection does not remove what the function uses.
 func (d *Daemon) startCollector() {
 	d.collector = d.packages.StartCollector(d.cfg.Keep, func(r store.Result, err error) {
 		if n := len(r.Removed); n > 0 {
@@ -43,7 +43,7 @@ func (d *Daemon) startCollector() {
 	})
 }
 
-// closeCollector collects a last time, when revisions have given back their files.
+// closeCollector collects a last time. By then the revisions have released their files.
 func (d *Daemon) closeCollector(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lastCollection)
 	defer cancel()

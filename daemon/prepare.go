@@ -17,12 +17,12 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/image"
 )
 
-// Source says where the code of a function is on the host.
+// Source locates the code of a function on the host.
 type Source struct {
-	Code   string   // a directory, which is shown live, or a zip; "" with Image
-	Image  string   // a layout, an archive or a reference; "" with Code
-	Layers []string // directories or zips, later ones win
-	Base   string   // rootfs.HostBase or a directory; of no meaning with Image
+	Code   string   // a directory, mounted as it is, or a zip; "" with Image
+	Image  string   // an OCI layout, an archive or a reference; "" with Code
+	Layers []string // directories or zips; later ones override earlier ones
+	Base   string   // rootfs.HostBase or a directory; unused with Image
 }
 
 // Function is a function and its code.
@@ -31,8 +31,8 @@ type Function struct {
 	Source   Source
 }
 
-// Prepare makes what all sandboxes of the function share, and registers the function as a
-// new revision, which it returns.
+// Prepare extracts the files that all sandboxes of the function share, registers the
+// function as a new revision, and returns that revision.
 func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, error) {
 	rev := &function.Revision{
 		ID: function.ID{Epoch: d.epoch, Number: d.last.Add(1)}, Version: function.Latest,
@@ -61,23 +61,23 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	return rev, d.maker.revisions.register(form, files)
 }
 
-// Retire ends a revision: no more sandboxes are made of it, and its files are given back
-// when the last that it has is gone. The error is message.ErrUnknownRevision.
+// Retire ends a revision: the daemon creates no more sandboxes of it, and releases its
+// files once its last sandbox is gone. The only error is message.ErrUnknownRevision.
 func (d *Daemon) Retire(id function.ID) error { return d.maker.revisions.retire(id.Number) }
 
-// newEpoch returns a number that no other run of a daemon has.
+// newEpoch returns a random epoch, so that two runs of a daemon have different ones.
 func newEpoch() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:])                      // never fails (crypto/rand)
-	return binary.LittleEndian.Uint64(b[:]) | 1 // 0 is none
+	return binary.LittleEndian.Uint64(b[:]) | 1 // never 0, which is no epoch
 }
 
-// formOf is what root has to know of the revision.
+// formOf encodes the part of the revision that the privileged process needs.
 func (d *Daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]byte, error) {
 	profile := slices.Index(isolation.Profiles(), rev.Seccomp)
 	network := slices.IndexFunc(d.cfg.Networks, func(n Network) bool { return n.Name == rev.Network })
 	if profile < 0 || network < 0 {
-		return nil, fmt.Errorf("there is no profile of system calls %q, or no network %q", rev.Seccomp, rev.Network)
+		return nil, fmt.Errorf("unknown seccomp profile %q or unknown network %q", rev.Seccomp, rev.Network)
 	}
 	m := message.Revision{
 		ID: rev.ID, MemoryMB: uint32(rev.MemoryMB), TmpMB: uint32(rev.EphemeralMB),
@@ -98,8 +98,8 @@ func (d *Daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]by
 	return m.Encode(), nil
 }
 
-// prepareCode makes the function's files. An image's handler becomes that of rev, and what
-// the image says of its program part of rev.
+// prepareCode extracts the function's files. For a container image it also sets the handler
+// and the program's configuration in rev.
 func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src Source) (*rootfs.Function, error) {
 	scratch := filepath.Join(d.instance.Dir(), "scratch")
 	if err := os.MkdirAll(scratch, 0o700); err != nil {

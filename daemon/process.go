@@ -29,41 +29,42 @@ import (
 )
 
 const (
-	// workerPatience is how long the worker may take to end, once told, beyond the time for
-	// running invocations: fleet gives each sandbox 20 s, and all go at once.
+	// workerPatience is how long after the drain time-out the worker may take to exit: fleet
+	// gives each sandbox 20 s, and shuts all of them down at once.
 	workerPatience = 45 * time.Second
-	// forcedPatience is the same once the worker was told to end at once: it kills its
-	// sandboxes, and gives the removal of each teardownTime.
+	// forcedPatience is how long the worker may take to exit after a forced stop: it kills its
+	// sandboxes, and removes each within teardownTime.
 	forcedPatience = teardownTime + 5*time.Second
-	// workerOOMScore makes the worker a later victim than other processes of the host when
-	// memory is short, but not as late as the supervisor: it may have been taken over.
+	// workerOOMScore makes the kernel prefer other processes of the host to the worker when
+	// memory is short. The score of the supervisor is lower still: the worker may be
+	// compromised.
 	workerOOMScore = "-450"
 	// hostResolvConf names the host's name servers.
 	hostResolvConf = "/etc/resolv.conf"
 )
 
-// work runs the worker, which serves the function rev, and does what it asks until it has
-// ended.
+// work starts the worker, which serves the function rev, and handles its requests until it
+// has exited.
 func (d *Daemon) work(ctx context.Context, rev *function.Revision, std Streams) error {
-	uid, err := d.leases.Acquire(d.instance.Dir()) // its user is nobody else's on this host
+	uid, err := d.leases.Acquire(d.instance.Dir()) // a user that nothing else on this host has
 	if err != nil {
 		return err
 	}
 	defer func() { d.maker.report("end the lease of the worker's user", d.leases.Release(uid)) }()
-	server, line, err := d.Line(uid, d.mostSandboxes(&rev.Settings))
+	server, line, err := d.Line(uid, d.maxSandboxes(&rev.Settings))
 	if err != nil {
 		return err
 	}
 	defer line.Close()
-	filetable.Grow(filetable.For(message.Sandboxes(d.concurrency))) // if it fails, some sandbox waits
+	filetable.Grow(filetable.For(message.Sandboxes(d.concurrency))) // on failure a later cold start is slower
 	worker, ended, err := d.startWorker(d.workerConfig(rev), uid, line, std)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the worker: %w", err), server.Close())
 	}
-	line.Close() // so that its end is seen
-	stop := d.passOn(ctx, server, worker)
-	server.Require(func() error { return confine.Check(worker.Pid) }) // it asks for nothing before it has confined itself
-	// A worker of ours leaves the line by its end alone, and its status is set by then.
+	line.Close() // only the worker has this end now: the server sees when it exits
+	stop := d.forwardStop(ctx, server, worker)
+	server.Require(func() error { return confine.Check(worker.Pid) }) // a correct worker confines itself before its first request
+	// A correct worker closes its end by exiting only, so its status follows.
 	err = d.Serve(server, func() { _ = worker.Kill() })
 	status := <-ended
 	stop()
@@ -71,16 +72,17 @@ func (d *Daemon) work(ctx context.Context, rev *function.Revision, std Streams) 
 	case err != nil:
 		return err
 	case ok && exited.Exited():
-		return &exit.Error{Code: exited.ExitCode()} // it has said why
+		return &exit.Error{Code: exited.ExitCode()} // the worker has printed the reason
 	case status != nil:
-		return fmt.Errorf("the worker has ended, and all sandboxes with it: %w", status)
+		return fmt.Errorf("the worker has exited, and all sandboxes with it: %w", status)
 	}
 	return nil
 }
 
-// Line makes the line to a worker whose user is uid and which may have concurrency sandboxes
-// that serve, and returns both of its ends, which are the caller's: the server for [Daemon.Serve], or
-// to be closed. It is not safe for concurrent use.
+// Line creates the connection to a worker that runs as the user uid and may use concurrency
+// sandboxes for serving. It returns the server of our end, for [Daemon.Serve], and the
+// worker's end. The caller owns both: it passes the server to Serve or closes it. Line is
+// not safe for concurrent use.
 func (d *Daemon) Line(uid uint32, concurrency int) (*privsep.Server, *os.File, error) {
 	ours, line, err := privsep.Pair()
 	if err != nil {
@@ -95,24 +97,24 @@ func (d *Daemon) Line(uid uint32, concurrency int) (*privsep.Server, *os.File, e
 	return server, line, nil
 }
 
-// Serve does what the worker asks, and answers commands, until the worker has left the line,
-// when it calls gone. Then it removes every sandbox that is left.
+// Serve handles the requests of the worker, and those of commands, until the worker has
+// closed the connection. Then it calls gone, and removes all remaining sandboxes.
 func (d *Daemon) Serve(server *privsep.Server, gone func()) error {
 	d.line.Store(server)
-	d.maker.fill() // there is room from now on
+	d.maker.fill() // d.room is positive from now on
 	facts, err := admin.Listen(d.instance.Info().FactSocket())
 	if err != nil {
 		gone()
 		return errors.Join(err, server.Close())
 	}
 	commands := admin.ServeFacts(facts, d.Facts, func(err error) {
-		d.log.WithError(err).Error("the supervisor's socket is not served any more: ps and inspect will not work")
+		d.log.WithError(err).Error("the supervisor's admin socket has failed: ps and inspect will not work")
 	})
 	defer commands.Close()
 	return server.Serve(gone)
 }
 
-// workerConfig is what the worker is told.
+// workerConfig returns the configuration of the worker that serves rev.
 func (d *Daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
 	config := d.cfg.Worker
 	config.Instance, config.Concurrency = d.instance.ID(), d.concurrency
@@ -124,7 +126,7 @@ func (d *Daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
 	return &config
 }
 
-// serverConfig says what the worker, whose user is uid, may ask for.
+// serverConfig returns the configuration of the server for a worker that runs as uid.
 func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	config := privsep.Config{
 		Create: d.maker.make, Renew: d.renew, Traced: d.cfg.Worker.TraceInit,
@@ -141,20 +143,20 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	return config
 }
 
-// renew returns the credentials as the operator has them now.
+// renew returns the operator's current credentials, in the order that the worker expects.
 func (d *Daemon) renew(context.Context) ([]string, error) {
 	c, err := d.cfg.Renew()
 	return []string{c.AccessKeyID, c.SecretAccessKey, c.SessionToken}, err
 }
 
-// passOn tells the worker when the daemon is to end, and ends it if it does not. The
-// function that it returns ends that.
-func (d *Daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.Process) (stop func()) {
+// forwardStop asks the worker to stop when ctx ends, and again when the stop is forced. It
+// kills a worker that does not exit in time. The function that it returns ends this.
+func (d *Daemon) forwardStop(ctx context.Context, server *privsep.Server, worker *os.Process) (stop func()) {
 	over := make(chan struct{})
 	go func() {
 		select {
 		case <-ctx.Done():
-			go server.Stop() // fails if it has ended, and waits if it reads nothing
+			go server.Stop() // in a goroutine: it blocks while the worker does not read
 		case <-over:
 			return
 		}
@@ -168,7 +170,7 @@ func (d *Daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.
 				patience.Reset(forcedPatience)
 				forced = nil
 			case <-patience.C:
-				d.log.Error("the worker does not end and is killed")
+				d.log.Error("the worker did not exit in time and is killed")
 				_ = worker.Kill()
 			case <-over:
 				return
@@ -178,8 +180,8 @@ func (d *Daemon) passOn(ctx context.Context, server *privsep.Server, worker *os.
 	return func() { close(over) }
 }
 
-// startWorker starts the worker with its configuration. The channel yields how it has
-// ended. Nothing here waits for the worker.
+// startWorker starts the worker with its configuration. The channel receives the result of
+// its Wait. startWorker itself does not wait for anything that the worker does.
 func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.File, std Streams) (_ *os.Process, _ <-chan error, err error) {
 	files := make([]*os.File, message.EndpointFD+1) // by descriptor
 	defer func() {
@@ -219,7 +221,7 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	}
 	w := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{message.WorkerCommand}, Env: workerEnv(), Dir: "/",
-		Stdin: stdin, Stdout: std.Out, Stderr: std.Err, // stdin is a file: the thread that starts it may open none
+		Stdin: stdin, Stdout: std.Out, Stderr: std.Err, // Stdin is not nil: the confined thread could not open /dev/null
 		ExtraFiles: files[message.LineFD:last],
 	}
 	if err := failpoint.Share(w); err != nil {
@@ -230,23 +232,24 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 		return nil, nil, err
 	}
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", w.Process.Pid), []byte(workerOOMScore), 0); err != nil {
-		d.log.WithError(err).Debug("oom_score_adj of the worker stays as it is")
+		d.log.WithError(err).Debug("the OOM score of the worker could not be lowered")
 	}
 	return w.Process, ended, nil
 }
 
-// socketOf takes the socket from l, which it closes.
+// socketOf returns a duplicate of the socket of l, and closes l.
 func socketOf(l net.Listener) (*os.File, error) {
 	defer l.Close()
 	socket, ok := l.(interface{ File() (*os.File, error) })
 	if !ok {
-		return nil, fmt.Errorf("%T is no socket", l)
+		return nil, fmt.Errorf("%T is not a socket", l)
 	}
 	return socket.File()
 }
 
-// workerEnv is the environment of the worker: what the Go runtime would else read from
-// files that the worker cannot open, and nothing of the operator's.
+// workerEnv returns the environment of the worker: GOMAXPROCS, which the worker could not
+// derive from files that it may not open, and variables that configure the Go runtime. The
+// worker gets nothing else from the operator's environment.
 func workerEnv() []string {
 	env := []string{"GOMAXPROCS=" + strconv.Itoa(runtime.GOMAXPROCS(0))}
 	for _, name := range []string{"GOTRACEBACK", "GODEBUG", "TZ"} {
@@ -257,23 +260,23 @@ func workerEnv() []string {
 	return env
 }
 
-// startConfined starts w as the user uid, who is in no other group, with no capability
-// and no way to one. It is killed when this process ends. The channel yields what its
-// Wait has returned.
+// startConfined starts w as the user uid, without supplementary groups and without
+// capabilities, which it cannot regain. The kernel kills it when this process ends. The
+// channel receives the result of w.Wait.
 func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 	w.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
-		// A session of its own: the terminal's signals reach the supervisor alone, which forwards
-		// them. They would end the worker before it ignores them.
+		// A new session: only the supervisor gets the signals of the terminal, and forwards
+		// them. They would kill a worker that does not ignore them yet.
 		Setsid: true,
 	}
 	started, ended := make(chan error), make(chan error, 1)
 	go func() {
-		// The kernel takes the end of this thread for the parent's. So it is never unlocked,
-		// and ends after the worker.
+		// For Pdeathsig the parent is this thread, not the process. So it stays locked to the
+		// goroutine, which returns after the worker has exited.
 		runtime.LockOSThread()
-		// The worker gets nothing that the operator's shell has left open.
+		// The worker inherits no descriptor that the operator's shell has left open.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
 		err := confine.Thread()
 		if host.Lacks(err, host.Landlock) {

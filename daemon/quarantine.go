@@ -13,21 +13,22 @@ import (
 )
 
 const (
-	// firstRetry and lastRetry bound the pauses between attempts to remove a sandbox in
-	// quarantine, which double: what holds it may be a process that waits for a disk.
+	// firstRetry and lastRetry are the first and the longest pause between attempts to remove
+	// a sandbox in quarantine. Pauses double: the cause may be a process that waits for a
+	// disk.
 	firstRetry = time.Second
 	lastRetry  = time.Minute
 )
 
-// quarantine has the sandboxes that could not be removed (S-09). Their ids stay
-// leased. Removal is tried again after pauses, and a last time when the daemon ends.
-// All methods are safe for concurrent use, also while close runs and after it. Use
-// newQuarantine.
+// quarantine holds the sandboxes that could not be removed (S-09). Their ids stay leased.
+// One goroutine for each sandbox tries again to remove it, with pauses, and a last time when
+// the daemon ends. All methods are safe for concurrent use, also during close and after it.
+// Use newQuarantine.
 type quarantine struct {
 	log     *logrus.Logger
-	life    context.Context // ends with close
+	life    context.Context // ends when close is called
 	end     context.CancelFunc
-	reapers sync.WaitGroup // one goroutine for each sandbox; grows under mu, until last is set
+	reapers sync.WaitGroup // one goroutine for each sandbox; added to under mu, until last is set
 
 	mu   sync.Mutex
 	held map[string]*quarantined // by sandbox id
@@ -38,7 +39,7 @@ type quarantine struct {
 type quarantined struct {
 	since  time.Time
 	remove func(context.Context) error // removes the sandbox and ends its lease
-	cause  error                       // of the latest failure; under quarantine.mu
+	cause  error                       // of the latest failure; guarded by quarantine.mu
 }
 
 func newQuarantine(log *logrus.Logger) *quarantine {
@@ -47,9 +48,9 @@ func newQuarantine(log *logrus.Logger) *quarantine {
 	return q
 }
 
-// admit takes in the sandbox id, which remove could not remove for the reason cause, and
-// returns the error to report. remove is called by one goroutine at a time. Once close
-// has been called, remove is not: the attempt that failed was the last.
+// admit adds the sandbox id, whose removal has failed with cause, and returns the error to
+// report. The quarantine calls remove to try again, from one goroutine at a time. After
+// close it does not try again.
 func (q *quarantine) admit(id string, cause error, remove func(context.Context) error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -62,13 +63,13 @@ func (q *quarantine) admit(id string, cause error, remove func(context.Context) 
 	return fmt.Errorf("sandbox %s is quarantined: %w", id, cause)
 }
 
-// stays is the error of a sandbox that nobody tries to remove any more.
+// stays returns the error for a sandbox that this daemon no longer tries to remove.
 func stays(id string, cause error) error {
 	return fmt.Errorf("sandbox %s stays quarantined: %w", id, cause)
 }
 
-// reap tries to remove one sandbox until that succeeds, or close is called and a last
-// attempt fails.
+// reap tries to remove one sandbox until it succeeds. When close is called it tries a last
+// time.
 func (q *quarantine) reap(id string, s *quarantined) {
 	log := q.log.WithField("sandbox", id)
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
@@ -82,7 +83,7 @@ func (q *quarantine) reap(id string, s *quarantined) {
 				log.Info("removed a sandbox that was quarantined")
 				return
 			}
-			log.WithError(s.cause).Warn("a sandbox stays quarantined: it still cannot be removed")
+			log.WithError(s.cause).Warn("a quarantined sandbox still cannot be removed")
 		case <-q.life.Done():
 			timer.Stop()
 			q.mu.Lock()
@@ -94,7 +95,7 @@ func (q *quarantine) reap(id string, s *quarantined) {
 	}
 }
 
-// try tries once to remove a sandbox, and reports whether it is removed.
+// try tries once to remove a sandbox, and reports whether it succeeded.
 func (q *quarantine) try(ctx context.Context, id string, s *quarantined) bool {
 	err := s.remove(ctx)
 	q.mu.Lock()
@@ -105,7 +106,7 @@ func (q *quarantine) try(ctx context.Context, id string, s *quarantined) bool {
 	return err == nil
 }
 
-// list returns by id since when sandboxes are in quarantine.
+// list returns, by sandbox id, the time at which each sandbox entered quarantine.
 func (q *quarantine) list() map[string]time.Time {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -123,11 +124,11 @@ func (q *quarantine) count() int {
 	return len(q.held)
 }
 
-// close tries to remove each sandbox a last time, all at once, until ctx ends. It
-// returns the errors of those that stay.
+// close tries a last time to remove each sandbox, all at once, until ctx ends. It returns
+// an error for each sandbox that remains.
 func (q *quarantine) close(ctx context.Context) error {
 	q.mu.Lock()
-	q.last = ctx // from here on reapers does not grow
+	q.last = ctx // from here on nothing adds to reapers
 	q.mu.Unlock()
 	q.end()
 	reaped := make(chan struct{})
@@ -137,7 +138,7 @@ func (q *quarantine) close(ctx context.Context) error {
 	}()
 	select {
 	case <-reaped:
-	case <-ctx.Done(): // an attempt may hang in the kernel, which knows no context
+	case <-ctx.Done(): // an attempt may hang in a system call, which no context interrupts
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

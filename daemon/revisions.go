@@ -14,22 +14,22 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs"
 )
 
-// maxRevisions is how many revisions root knows at most, of about a kilobyte each. A store
-// has more functions than are in use at once.
+// maxRevisions is the most revisions that can be registered at once, of about a kilobyte
+// each. It bounds the memory of the privileged process.
 const maxRevisions = 16384
 
-// Network is a network that the operator has, by the name that functions know.
+// Network is a network that the operator offers, with the name by which functions choose it.
 type Network struct {
 	Name string
 	isolation.Network
 }
 
-// Files are what the sandboxes of one revision see as files.
+// Files are the files that the sandboxes of one revision share.
 type Files struct {
 	Tree   rootfs.Tree
 	Tmp    string       // path of the image behind /tmp
-	Prefix string       // first part of sandbox ids, which name cgroups; may be ""
-	Close  func() error // gives the trees back; nil if there is nothing to give back
+	Prefix string       // of sandbox ids, which are names of cgroups; may be ""
+	Close  func() error // releases the trees; nil if there is nothing to release
 }
 
 func (f *Files) close() error {
@@ -39,47 +39,48 @@ func (f *Files) close() error {
 	return f.Close()
 }
 
-// revision is what root knows of one revision. What it was registered with never changes.
+// revision is the state of one registered revision. Fields are immutable unless they say
+// otherwise.
 type revision struct {
 	id     function.ID
-	form   []byte // the message that it was registered with
+	form   []byte // encoded message.Revision that registered it
 	spec   isolation.Spec
 	shape  shape
 	files  Files
-	unused func() // of the pool's shape; see pool.Use
+	unused func() // ends the use of the pool's shape; from pool.Use
 
-	users   int  // its sandboxes, and one while it is registered; guarded by revisions.mu
-	retired bool // it makes no more sandboxes; guarded by revisions.mu
+	users   int  // number of its sandboxes, plus one until it is retired; guarded by revisions.mu
+	retired bool // no more sandboxes may be created; guarded by revisions.mu
 }
 
-// shape is what a sandbox has that is made ahead of need (runc.Engine.Prepare): sandboxes
-// of all revisions of one shape are assigned the same prewarmed sandboxes.
+// shape holds the properties that a sandbox gets when it is prewarmed
+// (runc.Engine.Prepare). A prewarmed sandbox can become one of any revision of its shape.
 type shape struct {
-	extensions bool // there is an extension domain
+	extensions bool // it has an extension domain
 	tmp        string
 	seccomp    string
 	network    uint16
 }
 
-// revisions are those that root knows. Safe for concurrent use.
+// revisions are the registered revisions of the daemon. They are safe for concurrent use.
 type revisions struct {
 	networks []Network
-	use      func(shape) (done func()) // says that a shape is in use; never nil
-	report   func(error)               // is told of trees that could not be given back
+	use      func(shape) (done func()) // marks a shape as in use until done; never nil
+	report   func(error)               // receives the result of releasing a revision's files
 
 	mu    sync.Mutex
-	epoch uint64 // of all that are known; 0 before the first
-	known map[uint64]*revision
-	last  map[shape]*revision // of those known, the one that was registered last
+	epoch uint64               // of all revisions; 0 before the first
+	known map[uint64]*revision // by number
+	last  map[shape]*revision  // the one registered last that is not retired
 }
 
 func newRevisions(networks []Network, use func(shape) func(), report func(error)) *revisions {
 	return &revisions{networks: networks, use: use, report: report, known: map[uint64]*revision{}, last: map[shape]*revision{}}
 }
 
-// register takes a revision in the form that it has between processes (message.Revision),
-// which it checks, with its files, which it owns from then on, also when it fails. To
-// register a revision again is no error, unless it has another content.
+// register registers a revision from its encoding (message.Revision), which it validates.
+// It takes ownership of files, also if it fails. Registering the same revision again has no
+// effect; with different content it is an error.
 func (r *revisions) register(form []byte, files Files) (err error) {
 	defer func() {
 		if err != nil {
@@ -101,16 +102,16 @@ func (r *revisions) register(form []byte, files Files) (err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch != 0 && r.epoch != m.ID.Epoch {
-		return fmt.Errorf("%w: revision %v is of another epoch than %x", message.ErrRevision, m.ID, r.epoch)
+		return fmt.Errorf("%w: revision %v does not belong to the epoch %x", message.ErrRevision, m.ID, r.epoch)
 	}
 	if old := r.known[m.ID.Number]; old != nil {
 		if !bytes.Equal(old.form, form) {
-			return fmt.Errorf("%w: revision %v is known with another content", message.ErrRevision, m.ID)
+			return fmt.Errorf("%w: revision %v was registered with different content", message.ErrRevision, m.ID)
 		}
 		return files.close()
 	}
 	if len(r.known) >= maxRevisions {
-		return fmt.Errorf("%w: %d revisions are known already", message.ErrTooMany, len(r.known))
+		return fmt.Errorf("%w: %d revisions are registered", message.ErrTooMany, len(r.known))
 	}
 	r.epoch = m.ID.Epoch
 	r.known[m.ID.Number] = rev
@@ -119,10 +120,10 @@ func (r *revisions) register(form []byte, files Files) (err error) {
 	return nil
 }
 
-// specOf says what a sandbox of the revision is made of, without ID and IDBase.
+// specOf returns the spec of the revision's sandboxes, without ID and IDBase.
 func specOf(m message.Revision, profile string, network isolation.Network, files Files) isolation.Spec {
 	spec := isolation.Spec{
-		Hostname: "sandbox", // /etc/hosts inside knows it
+		Hostname: "sandbox", // in /etc/hosts of the sandbox
 		Limits:   isolation.Limits{MemoryBytes: int64(m.MemoryMB) << 20, CPU: float64(m.MicroCPU) / 1e6, PIDs: int64(m.PIDs)},
 		Domains:  []string{isolation.RuntimeDomain},
 		Root:     isolation.Root{Dirs: files.Tree.Dirs},
@@ -142,8 +143,8 @@ func specOf(m message.Revision, profile string, network isolation.Network, files
 	return spec
 }
 
-// acquire returns the revision of that number for a sandbox, which gives it back with
-// release when it is gone. The error is message.ErrUnknownRevision.
+// acquire returns the revision with that number for a new sandbox. The caller releases it
+// when the sandbox is gone. The only error is message.ErrUnknownRevision.
 func (r *revisions) acquire(number uint64) (*revision, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,8 +170,8 @@ func (r *revisions) release(rev *revision) {
 	}
 }
 
-// retire ends the revision of that number: no more sandboxes are made of it, and it is
-// forgotten, and its trees are given back, when the last that it has is gone.
+// retire ends the revision with that number: acquire no longer returns it. Once its last
+// sandbox is gone, its files are released.
 func (r *revisions) retire(number uint64) error {
 	r.mu.Lock()
 	rev := r.known[number]
@@ -181,7 +182,7 @@ func (r *revisions) retire(number uint64) error {
 	rev.retired = true
 	if r.last[rev.shape] == rev {
 		delete(r.last, rev.shape)
-		for _, other := range r.known { // which one does not matter: see prewarmedSpec
+		for _, other := range r.known { // any will do: see prewarmedSpec
 			if other.shape == rev.shape && !other.retired {
 				r.last[rev.shape] = other
 			}
@@ -193,8 +194,9 @@ func (r *revisions) retire(number uint64) error {
 	return nil
 }
 
-// prewarmedSpec is what to make a prewarmed sandbox of that shape from: the revision that asked for one last,
-// whose limits then need not be changed. ok is false if no revision has the shape any more.
+// prewarmedSpec returns the spec for a prewarmed sandbox of the shape s: that of the
+// revision registered last. If this revision takes the sandbox, its limits need no change.
+// ok is false if no revision has the shape any more.
 func (r *revisions) prewarmedSpec(s shape) (spec isolation.Spec, prefix string, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -205,12 +207,12 @@ func (r *revisions) prewarmedSpec(s shape) (spec isolation.Spec, prefix string, 
 	return rev.spec, rev.files.Prefix, true
 }
 
-// close retires all revisions. What still has sandboxes keeps its trees.
+// close retires all revisions. A revision that still has sandboxes keeps its files.
 func (r *revisions) close() {
 	r.mu.Lock()
 	numbers := slices.Collect(maps.Keys(r.known))
 	r.mu.Unlock()
 	for _, n := range numbers {
-		_ = r.retire(n) // it was retired already
+		_ = r.retire(n) // fails if it was retired before
 	}
 }

@@ -125,8 +125,8 @@ func TestRevisionsRefuse(t *testing.T) {
 		form []byte
 		want string
 	}{
-		"other content":   {form(1, 256).Encode(), "another content"},
-		"other epoch":     {other.Encode(), "another epoch"},
+		"other content":   {form(1, 256).Encode(), "different content"},
+		"other epoch":     {other.Encode(), "does not belong to the epoch"},
 		"no network":      {network.Encode(), "no network 2"},
 		"too much memory": {form(4, 1<<31).Encode(), "memory"},
 		"no form":         {first[1:], "bytes"},

@@ -8,8 +8,8 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 )
 
-// openTraces opens the file for the spans of --trace-init below stateDir, or /dev/null if
-// they are not wanted.
+// openTraces opens the file below stateDir for the spans of --trace-init, or /dev/null if
+// wanted is false.
 func openTraces(wanted bool, stateDir string) (*os.File, error) {
 	if !wanted {
 		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)

@@ -1,14 +1,14 @@
-// Package fleet keeps the sandboxes of one function: it gives each invocation a
-// sandbox of its own, makes sandboxes up to a limit, uses the warmest first,
-// and closes those that are dead or idle for long.
+// Package fleet manages the sandboxes of one function. It assigns a sandbox to each
+// invocation, creates sandboxes up to a limit, prefers the most recently used one, and closes
+// sandboxes that are dead or have been idle for too long.
 //
-// A request first reserves a place ([Fleet.Reserve]) and then runs in it
-// ([Lease.Invoke]), so that a caller knows at once whether it is accepted.
+// A request first reserves a place ([Fleet.Reserve]) and then runs in it ([Lease.Invoke]), so
+// that the caller knows early whether it is accepted.
 //
-// All state is in [Fleet] under one mutex that is never held while anything
-// waits. Each sandbox has one goroutine, its reaper (reaper.go), which alone
-// closes it. An invocation starts no goroutine and wakes no reaper: the end of it is noted by
-// who brings it.
+// One mutex of [Fleet] guards all state, and is never held during an operation that can
+// block. Each sandbox has one goroutine, its reaper (reaper.go); only the reaper closes the
+// sandbox. An invocation starts no goroutine and does not wake the reaper: the goroutine that
+// ends the invocation updates the state.
 package fleet
 
 import (
@@ -23,77 +23,79 @@ import (
 )
 
 var (
-	// ErrTooMany says that Max invocations wait for their answers already; the
-	// front makes a 429 of it (INV-23).
+	// ErrTooMany reports that Max invocations are running. Package invoke answers it with
+	// status 429 (INV-23).
 	ErrTooMany = errors.New("every sandbox is busy")
-	// ErrClosed says that Shutdown was called before a sandbox was asked to run the invocation.
-	ErrClosed = errors.New("shut down")
-	// ErrCutShort says that the fleet has ended while a sandbox may have run the invocation,
-	// which must not run again.
+	// ErrClosed reports that Shutdown was called before a sandbox was asked to run the
+	// invocation.
+	ErrClosed = errors.New("the function is shut down")
+	// ErrCutShort reports that the fleet has ended while a sandbox may have been running the
+	// invocation, which must not run again.
 	ErrCutShort = errors.New("cut short by the shutdown")
 )
 
-// patience is how long a request that could have a new sandbox waits for one that
-// has given its answer and only has to come to Done (LC-41). A runtime asks for
-// its next event well within it, and a client that sends one request after the
-// other then stays on one warm sandbox instead of paying for a cold start. So long, too,
-// a request waits before its client is watched.
+// patience is how long a request waits for a sandbox that has answered and is about to be
+// Done (LC-41), before it takes a new sandbox. A runtime asks for its next event well within
+// that time, so a client that sends one request after the other stays on one warm sandbox
+// instead of causing a cold start. A queued request also waits this long before we watch its
+// client for a disconnect.
 const patience = 20 * time.Millisecond
 
-// Sandbox is what the fleet needs of a sandbox. Its methods are called from
-// several goroutines at once, Invoke by one at a time (of a sandbox that [Share] divides,
-// by as many as it has places), Close exactly once.
+// Sandbox is a sandbox of the fleet. The fleet calls its methods from several goroutines at
+// once, but Invoke from one at a time (with [Share], from as many as the sandbox has places),
+// and Close exactly once.
 type Sandbox interface {
-	// ID names the sandbox in Stats and errors.
+	// ID returns the id of the sandbox, for Stats and errors.
 	ID() string
-	// State is where in its life the sandbox is.
+	// State returns the state of the sandbox's life cycle.
 	State() rapid.State
-	// Invoke is that of *rapid.Sandbox: it returns when the answer is complete, or
-	// begins as a stream, and waits for an init that still runs. rapid.ErrDead and rapid.ErrBusy mean that
-	// no process has seen the invocation.
+	// Invoke is like Invoke of *rapid.Sandbox: it waits for an initialization in progress, and
+	// returns when the answer is complete, or has begun if it is streamed. rapid.ErrDead and
+	// rapid.ErrBusy mean that no process has received the invocation.
 	Invoke(context.Context, *rapid.Invocation) (*rapid.Result, error)
-	// Ready is closed when the sandbox has initialized. It may never be.
+	// Ready returns a channel that is closed when the sandbox has initialized. It stays open if
+	// the initialization fails.
 	Ready() <-chan struct{}
-	// Ended is closed when the sandbox has become rapid's Dead by itself.
+	// Ended returns a channel that is closed when the life cycle has ended by itself.
 	Ended() <-chan struct{}
-	// Close ends the sandbox's life (a running invocation gets its answer, reason
-	// spindown) and releases all it holds. The context carries the deadline.
+	// Close shuts the sandbox down (a running invocation gets an answer, and the shutdown has
+	// the reason spindown) and releases what it holds. The context has the deadline.
 	Close(context.Context) error
 }
 
-// Config is fixed for the life of a fleet.
+// Config configures a fleet. It must not be changed after New.
 type Config struct {
-	// Max is the most sandboxes at once, those being made or closed included;
+	// Max is the most sandboxes at once, including those that are being created or closed;
 	// less than 1 means 1.
 	Max int
-	// New makes a sandbox whose life runs until its Close. It is called on the
-	// goroutine of the invocation that needs it, several at once; the context
-	// ends when a Shutdown no longer waits, not when the client leaves.
+	// New creates a sandbox that lives until its Close. It is called on the goroutine of the
+	// invocation that needs it, several at once. The context ends when Shutdown stops waiting,
+	// not when the client disconnects.
 	New func(context.Context) (Sandbox, error)
-	// Provisioned is how many of Max [Fleet.Provision] makes ahead of need, with
-	// NewProvisioned, which is as New. They are replaced when they die.
+	// Provisioned is how many of Max sandboxes [Fleet.Provision] creates ahead of invocations,
+	// with NewProvisioned, which is like New. They are replaced when they die.
 	Provisioned    int
 	NewProvisioned func(context.Context) (Sandbox, error)
-	// IdleTimeout is how long a sandbox may be idle before it is closed; 0 means
-	// for ever. Provisioned ones stay.
+	// IdleTimeout is how long a sandbox may be idle before it is closed; 0 means no limit. It
+	// does not apply to provisioned sandboxes.
 	IdleTimeout time.Duration
-	// OnError is told what has no caller to tell: sandboxes that did not close
-	// cleanly. It may be nil, and is called from several goroutines.
+	// OnError, if not nil, receives errors that cannot be returned to a caller, such as those
+	// of sandboxes that did not close cleanly. It must be safe for concurrent use.
 	OnError func(error)
 }
 
-// Fleet is the set of sandboxes of one function. Its methods are safe for
-// concurrent use. Use New; end it with Shutdown.
+// Fleet is the set of sandboxes of one function. Its methods are safe for concurrent use.
+// Use New, and end it with Shutdown.
 type Fleet struct {
 	cfg     Config
-	life    context.Context    // ends when running invocations are no longer waited for
+	life    context.Context    // ends when Shutdown stops waiting for invocations
 	endLife context.CancelFunc // ends life
 	reapers sync.WaitGroup     // one for each member
 
 	mu          sync.Mutex
 	members     map[*member]struct{} // never more than Max
-	count       [phases]int          // members by phase
-	idle        []*member            // those in phase idle, the most recently used last
+	count       [phases]int          // number of members by phase
+	idle        []*member            // members in phase idle, most recently used last
 	waiters     []waiter             // longest waiting first
 	closing     bool
 	drained     chan struct{} // closed when closing and no member is taken or finishing
@@ -102,12 +104,12 @@ type Fleet struct {
 	cut         error   // why Shutdown did not wait for all invocations; nil if it did
 }
 
-// A phase is what the fleet does with a member.
+// A phase is the fleet's state of a member.
 type phase int
 
 const (
-	taken     phase = iota // leased: being made, or its invocation has no answer yet, or one that still streams
-	finishing              // answered, not yet Done (LC-40)
+	taken     phase = iota // leased: its sandbox is being created, or its invocation is not answered completely
+	finishing              // its invocation is answered, but not Done (LC-40)
 	idle                   // free
 	leaving                // being closed
 	warming                // provisioned, and not initialized yet
@@ -117,22 +119,22 @@ const (
 // A waiter is a request that waits for a sandbox of its tenant.
 type waiter struct {
 	tenant string
-	grant  chan *Lease // capacity 1; nil is sent when the fleet closes
+	grant  chan *Lease // capacity 1; receives nil when the fleet closes
 }
 
-// A member is one sandbox, or the place of one that is being made.
+// A member is one sandbox, or the place of one that is being created.
 type member struct {
 	provisioned bool
-	pause       time.Duration // before it was made
-	sandbox     Sandbox       // nil until made; then fixed
-	done        func()        // notes the end of an answered invocation
-	broken      chan struct{} // closed by the lease when the sandbox refused its invocation
+	pause       time.Duration // waited before its creation
+	sandbox     Sandbox       // nil until created; then fixed
+	done        func()        // called when its answered invocation is Done
+	broken      chan struct{} // closed when the sandbox must be closed: it refused an invocation, or is discarded
 
 	// Guarded by Fleet.mu.
 	phase       phase
-	yields      bool          // it makes room for another tenant, or others: nothing is wrong with it
-	tenant      string        // whose sandbox it is for its life (INV-05); "" is nobody's yet
-	stream      *rapid.Stream // the answer of a taken member, as long as it streams
+	yields      bool          // discarded to make room, not because of a failure
+	tenant      string        // the only tenant that it serves (INV-05); "" if it has served none
+	stream      *rapid.Stream // answer of a taken member while it is streamed
 	made        time.Time
 	since       time.Time // when it became idle
 	invocations uint64
@@ -151,15 +153,15 @@ func New(cfg Config) *Fleet {
 	}
 }
 
-// Reserve returns the right to one invocation: on the most recently used idle
-// sandbox, else on a new one. It does not make the new one and so returns at once,
-// with one exception: a sandbox that has answered and is about to be free is waited
-// for, briefly if there is room for a new one, else until it is free or ctx ends.
-// At most one request waits for each such sandbox; any other request above
-// Max gets ErrTooMany at once.
+// Reserve returns the right to one invocation: on the most recently used idle sandbox, or
+// else on a new one. Lease.Invoke creates the new one, so Reserve returns at once, with one
+// exception: it waits for a sandbox that has answered and is about to be free. If there is
+// room for a new sandbox, it waits briefly, else until the sandbox is free or ctx ends. At
+// most one request waits for each such sandbox; all other requests above Max get ErrTooMany
+// at once.
 //
-// A sandbox serves one tenant for its life (INV-05); without tenant isolation tenant
-// is always "". At Max an idle sandbox of another tenant makes room.
+// A sandbox serves only one tenant in its life (INV-05). At Max an idle sandbox of another
+// tenant is closed to make room. Without tenant isolation tenant must be "".
 func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	f.mu.Lock()
 	if f.closing {
@@ -172,7 +174,7 @@ func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 		warm = f.warmest(tenant) >= 0
 	}
 	room := len(f.members) < f.cfg.Max
-	soon := f.soon(tenant, room) // how many requests may wait
+	soon := f.soon(tenant, room) // the most requests that may wait
 	if warm || room && len(f.waiters) >= soon {
 		l := f.take(tenant)
 		f.mu.Unlock()
@@ -191,8 +193,7 @@ func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	return f.wait(ctx, w)
 }
 
-// Invoke is Reserve followed by the lease's Invoke. The context covers the wait for
-// a sandbox only.
+// Invoke calls Reserve, and Invoke of the lease. The context applies to Reserve only.
 func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
 	l, err := f.Reserve(ctx, inv.TenantID)
 	if err != nil {
@@ -201,8 +202,9 @@ func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Resul
 	return l.Invoke(inv)
 }
 
-// wait waits for w to be granted. After patience it takes a new place if there is room, and
-// begins to ask for the end of ctx: to watch a client costs more than most waits.
+// wait waits until w is granted. After patience it takes a new place if there is room; from
+// then on it also returns when ctx ends. Before that it does not use ctx, because watching a
+// client costs more than most waits.
 func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 	enough := time.NewTimer(patience)
 	defer enough.Stop()
@@ -221,7 +223,7 @@ func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 				f.mu.Unlock()
 				return l, nil
 			}
-			f.mu.Unlock() // there was no room, or it went to others: wait on
+			f.mu.Unlock() // there is no room, or w has just been granted: continue to wait
 			gone = ctx.Done()
 		case <-gone:
 			f.mu.Lock()
@@ -236,10 +238,10 @@ func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 	}
 }
 
-// The functions below are called with f.mu held.
+// The caller of each function below holds f.mu.
 
-// finalizeStreams finds the members whose answer has streamed to its end: a client that has all of
-// it may ask again at once.
+// finalizeStreams updates the members whose streamed answer has ended. A client may send its
+// next request as soon as it has the whole answer, before the reaper notices.
 func (f *Fleet) finalizeStreams() {
 	for m := range f.members {
 		if m.phase != taken || m.stream == nil {
@@ -253,7 +255,7 @@ func (f *Fleet) finalizeStreams() {
 	}
 }
 
-// streamed notes that the stream of m has ended.
+// streamed records that the stream of m has ended.
 func (f *Fleet) streamed(m *member) {
 	m.stream = nil
 	if m.phase == taken {
@@ -261,8 +263,8 @@ func (f *Fleet) streamed(m *member) {
 	}
 }
 
-// warmest is the index of the idle member that tenant used last, else of one that is
-// nobody's yet, or -1.
+// warmest returns the index in f.idle of the member that tenant used last, or else of one
+// without a tenant, or -1.
 func (f *Fleet) warmest(tenant string) int {
 	fresh := -1
 	for i := len(f.idle) - 1; i >= 0; i-- {
@@ -276,11 +278,11 @@ func (f *Fleet) warmest(tenant string) int {
 	return fresh
 }
 
-// soon counts the members that tenant may wait for: those that will be free in a
-// moment, and without room also those whose place will be.
+// soon returns the number of members that tenant may wait for: those that are about to be
+// free and, if there is no room, those whose place is about to be free.
 func (f *Fleet) soon(tenant string, room bool) int {
 	n := f.count[finishing]
-	if tenant != "" && room { // another tenant's is of no use
+	if tenant != "" && room { // count only members of this tenant
 		n = 0
 		for m := range f.members {
 			if m.phase == finishing && m.tenant == tenant {
@@ -294,7 +296,7 @@ func (f *Fleet) soon(tenant string, room bool) int {
 	return n
 }
 
-// take leases the warmest idle member, or a new place. There must be one.
+// take leases the warmest idle member, or a new place. One of them must be available.
 func (f *Fleet) take(tenant string) *Lease {
 	if i := f.warmest(tenant); i >= 0 {
 		m := f.idle[i]
@@ -305,12 +307,12 @@ func (f *Fleet) take(tenant string) *Lease {
 	return &Lease{f: f, m: f.place(&member{tenant: tenant})}
 }
 
-// place makes m a member that has no sandbox yet.
+// place adds m, which has no sandbox yet, to the members.
 func (f *Fleet) place(m *member) *member {
 	m.done, m.broken = func() { f.done(m) }, make(chan struct{})
 	f.members[m] = struct{}{}
 	f.count[m.phase]++
-	f.reapers.Add(1) // before Shutdown's Wait: not taken once closing
+	f.reapers.Add(1) // before Wait in Shutdown, because no place is added once closing is set
 	return m
 }
 
@@ -331,7 +333,7 @@ func (f *Fleet) move(m *member, to phase) {
 	f.noticeDrain()
 }
 
-// remove forgets m, whose place is free again.
+// remove removes m from the members, which makes its place free.
 func (f *Fleet) remove(m *member) {
 	f.count[m.phase]--
 	delete(f.members, m)
@@ -339,18 +341,19 @@ func (f *Fleet) remove(m *member) {
 	f.noticeDrain()
 }
 
-// giveBack takes back a lease that nobody used.
+// giveBack takes back a lease that was not used.
 func (f *Fleet) giveBack(m *member) {
 	switch {
 	case m.sandbox == nil:
 		f.remove(m)
 		f.reapers.Done()
-	case m.phase == taken: // else its reaper has found it dead
+	case m.phase == taken: // else the reaper has noticed that the sandbox died
 		f.move(m, idle)
 	}
 }
 
-// serve gives what became free to who waits longest for it. Nobody waits once closing.
+// serve grants what has become free to the longest waiting request that can use it. There are
+// no waiters once closing is set.
 func (f *Fleet) serve() {
 	for i, w := range f.waiters {
 		if f.available(w.tenant) {
@@ -362,8 +365,8 @@ func (f *Fleet) serve() {
 	f.makeRoom()
 }
 
-// makeRoom gives up the member that is idle longest if somebody waits who can use none
-// of them (INV-05), and for whom none is about to come.
+// makeRoom closes the longest idle member, if a request waits that cannot use any idle member
+// (INV-05) and for which no place is about to become free.
 func (f *Fleet) makeRoom() {
 	if len(f.waiters) <= f.count[leaving] || len(f.idle) == 0 {
 		return
@@ -379,26 +382,26 @@ func (f *Fleet) makeRoom() {
 	}
 }
 
-// discard has the reaper of an idle member close it.
+// discard makes the reaper of an idle member close it.
 func (f *Fleet) discard(m *member) {
 	m.yields = true
 	f.move(m, leaving)
 	close(m.broken)
 }
 
-// noticeDrain closes drained when the last invocation of a closing fleet is Done.
+// noticeDrain closes f.drained when the last invocation of a closing fleet is Done.
 func (f *Fleet) noticeDrain() {
 	if f.closing && f.count[taken]+f.count[finishing] == 0 {
 		f.onceDrained.Do(func() { close(f.drained) })
 	}
 }
 
-// available tells whether take may be called.
+// available reports whether take may be called.
 func (f *Fleet) available(tenant string) bool {
 	return len(f.members) < f.cfg.Max || f.warmest(tenant) >= 0
 }
 
-// unqueue withdraws a waiter; false means that it has been granted.
+// unqueue removes a waiter. It returns false if the waiter has been granted a lease.
 func (f *Fleet) unqueue(w waiter) bool {
 	i := slices.Index(f.waiters, w)
 	if i < 0 {

@@ -10,18 +10,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrNotReady says that a provisioned sandbox ended before it had initialized (LC-09).
+// ErrNotReady reports that a provisioned sandbox ended before it had initialized (LC-09).
 var ErrNotReady = errors.New("the initialization failed; the sandbox's log has the reason")
 
-// The pauses before a provisioned sandbox that died young is made again.
+// First and longest pause before a provisioned sandbox that died soon after its creation is
+// replaced.
 const (
 	firstPause = time.Second
 	longPause  = time.Minute
 )
 
-// Provision makes the provisioned sandboxes and returns when all have initialized,
-// or with the first error: what cannot initialize is not put to use (LC-09). Call it
-// once, before Reserve.
+// Provision creates the provisioned sandboxes and returns when all have initialized. If one
+// cannot initialize, Provision returns the first error, and the fleet must not be used
+// (LC-09). Call it once, before Reserve.
 func (f *Fleet) Provision(ctx context.Context) error {
 	f.mu.Lock()
 	if f.closing {
@@ -34,14 +35,14 @@ func (f *Fleet) Provision(ctx context.Context) error {
 	}
 	f.mu.Unlock()
 	all, ctx := errgroup.WithContext(ctx)
-	all.SetLimit(runtime.GOMAXPROCS(0)) // each has a time limit: more at once would only be slower
+	all.SetLimit(runtime.GOMAXPROCS(0)) // more at once would be slower, and each has a time limit
 	for _, m := range members {
 		all.Go(func() error { return f.provision(ctx, m) })
 	}
 	return all.Wait()
 }
 
-// provision gives m its sandbox and waits until that is ready for use.
+// provision creates the sandbox of m and waits until it has initialized.
 func (f *Fleet) provision(ctx context.Context, m *member) error {
 	if err := (&Lease{f: f, m: m}).make(); err != nil {
 		return err
@@ -56,16 +57,17 @@ func (f *Fleet) provision(ctx context.Context, m *member) error {
 		return fmt.Errorf("provision sandbox %s: %w", m.sandbox.ID(), ctx.Err())
 	}
 	f.mu.Lock()
-	if m.phase == warming { // else its reaper has found it dead
+	if m.phase == warming { // else the reaper has noticed that the sandbox died
 		f.move(m, idle)
 	}
 	f.mu.Unlock()
 	return nil
 }
 
-// replace makes a provisioned member in the place of a dead one, with f.mu held and
-// before that is removed: nobody else gets the place. After one that died young there is
-// a pause, which doubles.
+// replace adds a provisioned member in place of a dead one, and creates its sandbox in the
+// background. If the dead one died soon after its creation, replace pauses first, twice as
+// long each time. The caller holds f.mu, and removes the dead member afterwards, so that no
+// request gets the place.
 func (f *Fleet) replace(dead *member) {
 	m := f.place(&member{provisioned: true, phase: warming})
 	if !dead.yields && time.Since(dead.made) < longPause {
@@ -84,7 +86,7 @@ func (f *Fleet) replace(dead *member) {
 	}()
 }
 
-// newSandbox makes the sandbox of m.
+// newSandbox creates the sandbox of m.
 func (f *Fleet) newSandbox(m *member) (Sandbox, error) {
 	if m.provisioned {
 		return f.cfg.NewProvisioned(f.life)

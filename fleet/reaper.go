@@ -8,12 +8,12 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// closeTimeout bounds the closing of one sandbox: the widest shutdown window (2 s,
-// LC-64), the wait for kills (9 s, LC-63), and the removal of what it held.
+// closeTimeout limits Close of one sandbox: the longest shutdown window (2 s, LC-64), the
+// wait for killed processes (9 s, LC-63), and the removal of what the sandbox holds.
 const closeTimeout = 20 * time.Second
 
-// reap waits for the end of the sandbox, or until nobody has needed
-// it for long, then closes it: it is the reaper of m.
+// reap is the reaper of m: it waits until the sandbox has ended or has been idle for too
+// long, and closes it.
 func (f *Fleet) reap(m *member) {
 	defer f.reapers.Done()
 	f.watch(m)
@@ -21,7 +21,7 @@ func (f *Fleet) reap(m *member) {
 	f.mu.Lock()
 	f.move(m, leaving)
 	f.mu.Unlock()
-	// Tear-down cannot be cancelled; it has a deadline of its own.
+	// The removal cannot be canceled; it has its own deadline.
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := m.sandbox.Close(ctx)
@@ -43,7 +43,7 @@ func (f *Fleet) reap(m *member) {
 	}
 }
 
-// watch returns when m is to be closed.
+// watch waits until m has to be closed.
 func (f *Fleet) watch(m *member) {
 	var tooLong <-chan time.Time
 	var timer *time.Timer
@@ -70,8 +70,8 @@ func (f *Fleet) watch(m *member) {
 	}
 }
 
-// done frees m at the end of its invocation. One whose sandbox has died stays with its
-// reaper, which will see that.
+// done makes m free when its invocation is Done. If the sandbox has died, it leaves m to the
+// reaper, which will notice that.
 func (f *Fleet) done(m *member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,15 +83,14 @@ func (f *Fleet) done(m *member) {
 	}
 }
 
-// Idle is a sandbox that is idle, or a place of one ([Share]).
+// Idle is an idle sandbox, or an idle place of one ([Share]).
 type Idle struct {
 	ID     string
 	Since  time.Time
 	member *member
 }
 
-// Idlers lists the sandboxes that are idle, the longest idle first. Provisioned ones are not
-// among them.
+// Idlers returns the idle sandboxes, the longest idle first, without provisioned ones.
 func (f *Fleet) Idlers() (list []Idle) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -103,7 +102,7 @@ func (f *Fleet) Idlers() (list []Idle) {
 	return list
 }
 
-// CloseIdle closes a sandbox of [Fleet.Idlers], unless it was used since.
+// CloseIdle closes a sandbox from [Fleet.Idlers], unless it has been used since.
 func (f *Fleet) CloseIdle(i Idle) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -112,8 +111,8 @@ func (f *Fleet) CloseIdle(i Idle) {
 	}
 }
 
-// spinDown withdraws m from use if it has been idle for long; else it says when that may
-// be so.
+// spinDown moves m to leaving and returns 0, if it has been idle for IdleTimeout. Otherwise
+// it returns how long that can take at least.
 func (f *Fleet) spinDown(m *member) (left time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -8,10 +8,11 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// Share returns a Config.New that gives each sandbox of newSandbox n places in the
-// fleet, for sandboxes that run up to n invocations at once (section 1.9). The fleet's
-// Max counts places then. A sandbox is closed with the last of its places, and only so:
-// who waits for one that has been made gets a place, even if the context has ended.
+// Share returns a function for Config.New that divides each sandbox of newSandbox into n
+// places, for sandboxes that run up to n invocations at once (section 1.9). The fleet's Max
+// then is the number of places. A sandbox is closed when its last place is closed. So a caller
+// that waits for a sandbox gets a place of it once it has been created, even if its context
+// has ended meanwhile: otherwise nothing might close the sandbox.
 func Share(n int, newSandbox func(context.Context) (Sandbox, error)) func(context.Context) (Sandbox, error) {
 	s := &sharing{n: n, make: newSandbox}
 	return s.join
@@ -22,19 +23,19 @@ type sharing struct {
 	make func(context.Context) (Sandbox, error)
 
 	mu   sync.Mutex
-	open []*shared // those with a place, oldest first
+	open []*shared // sandboxes with a free place, oldest first
 }
 
-// shared is one sandbox of several places.
+// shared is one sandbox with several places.
 type shared struct {
-	made    chan struct{} // closed when the next two are valid
+	made    chan struct{} // closed when sandbox and err are valid
 	sandbox Sandbox
 	err     error
 
-	places int // in use; sharing.mu. Who makes the sandbox has one until made is closed
+	places int // in use, including that of the goroutine that creates the sandbox; guarded by sharing.mu
 }
 
-// join takes a place of a sandbox that has one, else of a new one.
+// join returns a place of a sandbox that has a free one, or else of a new sandbox.
 func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 	s.mu.Lock()
 	s.open = slices.DeleteFunc(s.open, (*shared).over)
@@ -68,7 +69,7 @@ func (s *sharing) join(ctx context.Context) (Sandbox, error) {
 	return &place{b.sandbox, s, b, false}, nil
 }
 
-// over reports whether nobody can join b any more.
+// over reports whether b can take no more invocations.
 func (b *shared) over() bool {
 	select {
 	case <-b.made:
@@ -85,7 +86,7 @@ func (b *shared) over() bool {
 	return false
 }
 
-// enter takes a place of b, with s.mu held.
+// enter takes a place of b. The caller holds s.mu.
 func (s *sharing) enter(b *shared) {
 	b.places++
 	if b.places == s.n {
@@ -93,9 +94,9 @@ func (s *sharing) enter(b *shared) {
 	}
 }
 
-// abandon gives a place of b back, and reports true, if b is still being made. It is not
-// the last one then. Once b has been made, all other places may have been given back: the
-// one that is left must be used, and closed.
+// abandon gives a place of b back and returns true, if b is still being created: then the
+// place is not the last one. If b has been created, it returns false: all other places may
+// have been given back, so the caller must use its place and close it.
 func (s *sharing) abandon(b *shared) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,14 +109,14 @@ func (s *sharing) abandon(b *shared) bool {
 	return true
 }
 
-// leave gives a place of b back, and reports whether it was the last one in use.
+// leave gives a place of b back, and reports whether it was the last one.
 func (s *sharing) leave(b *shared) (last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.giveBack(b)
 }
 
-// giveBack is leave with s.mu held.
+// giveBack implements leave. The caller holds s.mu.
 func (s *sharing) giveBack(b *shared) (last bool) {
 	b.places--
 	if b.places == 0 {
@@ -128,15 +129,15 @@ func (s *sharing) giveBack(b *shared) (last bool) {
 	return false
 }
 
-// place is one of a sandbox's places.
+// place is one place of a sandbox. It implements Sandbox.
 type place struct {
 	Sandbox
 	s      *sharing
 	b      *shared
-	joined bool // the sandbox was there, or being made, before the place
+	joined bool // another place has created the sandbox
 }
 
-// Close gives the place back; with the last one it closes the sandbox.
+// Close gives the place back. If it is the last one, Close closes the sandbox.
 func (p *place) Close(ctx context.Context) error {
 	if !p.s.leave(p.b) {
 		return nil

@@ -9,11 +9,12 @@ import (
 	"time"
 )
 
-// Shutdown takes no more invocations, waits until those that run are Done or ctx
-// ends, and then closes all sandboxes in parallel (each within 20 s); callers of those that
-// still run get ErrCutShort. It returns when nothing is left;
-// the error joins the cause of ctx's end, if some ran then, with those of the sandboxes that
-// did not close cleanly. A second call waits likewise and returns the same.
+// Shutdown accepts no more invocations, waits until the running ones are Done or ctx ends,
+// and then closes all sandboxes in parallel, each within 20 s. Callers of
+// invocations that still run then get ErrCutShort. Shutdown returns when all sandboxes are
+// closed. The error joins those of sandboxes that did not close cleanly with the cause of
+// ctx, if that cut invocations short. A second call waits in the same way, and returns the
+// same error.
 func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	f.closing = true
@@ -36,7 +37,7 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 	return errors.Join(append([]error{f.cut}, f.errs...)...)
 }
 
-// cutShort remembers that invocations do not get the time to end, and why, if any run.
+// cutShort records why, if invocations still run that Shutdown does not wait for.
 func (f *Fleet) cutShort(why error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -49,15 +50,15 @@ func (f *Fleet) cutShort(why error) {
 
 // Stat describes one sandbox, for lists.
 type Stat struct {
-	ID          string // "" while it is being made
-	State       string // rapid's state; "Making" and "Closing" are the fleet's own
-	Made        time.Time
-	Invocations uint64        // answered ones
-	Idle        time.Duration // how long it has been free; 0 unless it is
+	ID          string        // "" while it is being created
+	State       string        // a rapid.State, or "Making" or "Closing"
+	Made        time.Time     // when it was created
+	Invocations uint64        // answered invocations
+	Idle        time.Duration // how long it has been idle; 0 if it is not
 }
 
-// Stats lists the sandboxes, oldest first. One of several places ([Share]) is listed
-// once, and idle as long as its place that was used last.
+// Stats returns the sandboxes, oldest first. A sandbox with several places ([Share]) appears
+// once; its Idle is that of the place that was used last.
 func (f *Fleet) Stats() []Stat {
 	f.mu.Lock()
 	defer f.mu.Unlock()

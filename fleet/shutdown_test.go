@@ -53,7 +53,7 @@ func TestShutdownDeadlineAndErrors(t *testing.T) {
 			}
 		})
 		r.want(running, "! cut short by the shutdown: context canceled")
-		r.want(making, "! shut down: context canceled")
+		r.want(making, "! the function is shut down: context canceled")
 		r.allClosed()
 		if err := r.Shutdown(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Shutdown again: %v, want what the first one said", err)

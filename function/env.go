@@ -8,15 +8,14 @@ import (
 	"strings"
 )
 
-// maxEnvBytes bounds the names and values of a function's variables (ENV-18).
+// maxEnvBytes is the most bytes of the names and values of all variables (ENV-18).
 const maxEnvBytes = 4096
 
-// envName is the form of a variable's name (ENV-18). It keeps names with a leading
-// underscore, which are the platform's (ENV-17), out.
+// envName is the form of a variable's name (ENV-18). It excludes names with a leading
+// underscore, which belong to the platform (ENV-17).
 var envName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]+$`)
 
-// reservedEnv are the names that the platform gives a value, or keeps for itself, and
-// lets nobody change (ENV-01 to ENV-12, ENV-16).
+// reservedEnv lists the names that only the platform may set (ENV-01 to ENV-12, ENV-16).
 var reservedEnv = []string{
 	"AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
 	"AWS_DEFAULT_REGION", "AWS_REGION",
@@ -29,37 +28,38 @@ var reservedEnv = []string{
 	"LAMBDA_RUNTIME_DIR", "LAMBDA_TASK_ROOT",
 }
 
-// overridableEnv are the names that the platform gives a value and a function may give
-// another (ENV-15).
+// overridableEnv lists the names that the platform sets and a function may override
+// (ENV-15).
 var overridableEnv = []string{
 	"AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL", "AWS_XRAY_CONTEXT_MISSING", "AWS_XRAY_DAEMON_ADDRESS",
 	"LANG", "LD_LIBRARY_PATH", "PATH", "TZ",
 }
 
-// snapStartEnv are the names by which a restored sandbox gets its credentials (RT-72).
-// Without snap-start a function may point them at a server of its own, as on Lambda.
+// snapStartEnv lists the variables through which a restored sandbox gets its credentials
+// (RT-72). Without snap-start a function may set them, for a server of its own, as on
+// Lambda.
 var snapStartEnv = []string{"AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_CREDENTIALS_FULL_URI"}
 
 func ofSnapStart(name string) bool { return slices.Contains(snapStartEnv, name) }
 
-// Reserved reports whether the platform alone gives the variable a value (ENV-16,
-// ENV-17). Those of RT-72, which are reserved with snap-start only, are not among them.
+// Reserved reports whether only the platform may set the variable (ENV-16, ENV-17). It does
+// not cover the variables of RT-72, which are reserved with snap-start only.
 func Reserved(name string) bool {
 	return strings.HasPrefix(name, "_") || slices.Contains(reservedEnv, name)
 }
 
-// Overrides reports whether a function's value of the variable wins over a value of the
-// platform's (ENV-15).
+// Overrides reports whether the function's value of the variable overrides the platform's
+// (ENV-15).
 func Overrides(name string) bool { return slices.Contains(overridableEnv, name) }
 
-// CheckVariable reports why a function cannot have a variable of that name and value: nil
-// if it can. It is the one policy: what it lets pass reaches the function's processes,
-// unless the platform gives the name a value and [Overrides] is false. The error never
-// repeats the value.
+// CheckVariable returns an error if a function may not have a variable with that name and
+// value. It is the only such policy: a variable that it accepts reaches the function's
+// processes, unless the platform sets the same name and [Overrides] is false. The error
+// does not contain the value, which may be secret.
 func CheckVariable(name, value string) error {
 	switch {
 	case Reserved(name):
-		return fmt.Errorf("%s is reserved: the platform sets it", name)
+		return fmt.Errorf("%s is reserved: the platform sets it; use another name", name)
 	case !envName.MatchString(name):
 		return fmt.Errorf("name %q must be a letter followed by letters, digits and underscores", name)
 	case strings.Contains(value, "\x00"):
@@ -68,8 +68,8 @@ func CheckVariable(name, value string) error {
 	return nil
 }
 
-// CheckEnv is [CheckVariable] for all of a function's variables, and bounds them together.
-// Of several that are wrong it reports the first by name.
+// CheckEnv applies [CheckVariable] to all variables in the order of their names and returns
+// the first error. It also limits the size of all variables together.
 func CheckEnv(env map[string]string) error {
 	size := 0
 	for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -79,7 +79,7 @@ func CheckEnv(env map[string]string) error {
 		size += len(name) + len(env[name])
 	}
 	if size > maxEnvBytes {
-		return fmt.Errorf("all names and values together are %d bytes, at most %d are allowed", size, maxEnvBytes)
+		return fmt.Errorf("all names and values together have %d bytes; at most %d are allowed", size, maxEnvBytes)
 	}
 	return nil
 }

@@ -39,14 +39,14 @@ func TestValidate(t *testing.T) {
 		"unknown system level":       {func(s *Settings) { s.SystemLogLevel = "ERROR" }, "system-log-level"},
 		"unknown level":              {func(s *Settings) { s.ApplicationLogLevel = "LOUD" }, "application-log-level"},
 		"snap-start":                 {func(s *Settings) { s.SnapStart = true }, ""},
-		"snap-start and provisioned": {func(s *Settings) { s.SnapStart, s.Provisioned = true, 1 }, "exclude each other"},
+		"snap-start and provisioned": {func(s *Settings) { s.SnapStart, s.Provisioned = true, 1 }, "cannot be used together"},
 		"snap-start of an image":     {func(s *Settings) { s.SnapStart, s.Image = true, true }, "container images"},
 		"snap-start with much /tmp":  {func(s *Settings) { s.SnapStart, s.EphemeralMB = true, 513 }, "allows 512 MB of ephemeral-storage, not 513"},
 		"provisioned":                {func(s *Settings) { s.Provisioned, s.Concurrency = 2, 2 }, ""},
 		"more provisioned than most": {func(s *Settings) { s.Provisioned, s.Concurrency = 3, 2 }, "provisioned 3 is more than concurrency 2"},
 		"managed":                    {func(s *Settings) { s.Managed, s.LogFormat = 4, "JSON" }, ""},
 		"managed in text":            {func(s *Settings) { s.Managed = 4 }, "add log-format JSON"},
-		"managed for tenants":        {func(s *Settings) { s.Managed, s.LogFormat, s.TenantIsolation = 4, "JSON", true }, "managed excludes"},
+		"managed for tenants":        {func(s *Settings) { s.Managed, s.LogFormat, s.TenantIsolation = 4, "JSON", true }, "managed cannot be used with"},
 		"variables":                  {func(s *Settings) { s.Env = map[string]string{"A1": "", "PATH": "/x", "NODE_OPTIONS": "-x"} }, ""},
 		"reserved variable":          {func(s *Settings) { s.Env = map[string]string{"AWS_REGION": "mars"} }, "env: AWS_REGION is reserved"},
 		"too many variables":         {func(s *Settings) { s.Env = map[string]string{"A1": strings.Repeat("x", 4095)} }, "4097 bytes"},
@@ -83,7 +83,7 @@ func TestErrorText(t *testing.T) {
 		t.Fatal("no *Error")
 	}
 	got := bad.Text(func(setting string) string { return "--" + setting })
-	if want := "--snap-start and --provisioned exclude each other: leave one of them out"; got != want {
+	if want := "--snap-start and --provisioned cannot be used together: leave one of them out"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

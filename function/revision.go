@@ -2,45 +2,45 @@ package function
 
 import "fmt"
 
-// ID names a revision. Numbers are given once within an epoch; a store begins a new epoch
-// whenever it could repeat a number, as when it was restored from a backup. The zero value
-// names none.
+// ID identifies a revision. A number is used once within an epoch. A store begins a new
+// epoch whenever it might repeat a number, for example after a restore from a backup. The
+// zero value identifies no revision.
 type ID struct {
 	Epoch  uint64
 	Number uint64
 }
 
-// String is the number after the epoch in hexadecimal.
+// String returns the epoch in hexadecimal and the number, as in "1f/3".
 func (id ID) String() string { return fmt.Sprintf("%x/%d", id.Epoch, id.Number) }
 
-// Entry is the program that a runtime begins with.
+// Entry describes the program that starts a runtime.
 type Entry struct {
 	Path string   // inside the sandbox
 	Args []string // after argv[0]
-	Dir  string   // where it starts
+	Dir  string   // its working directory
 }
 
-// Image is what the configuration of a container image says of its program (LOG-33), and
-// its variables.
+// Image is the part of a container image's configuration that describes its program
+// (LOG-33), with the environment variables.
 type Image struct {
 	Entrypoint, Cmd []string
 	WorkingDir      string
 	Env             map[string]string
 }
 
-// Program is what there is to start in a sandbox, as the code and the layers have it.
+// Program describes the programs to start in a sandbox, as found in the code and layers.
 type Program struct {
 	Bootstrap          Entry
 	Extensions         []string // names in /opt/extensions, sorted (EX-01)
 	ExtensionsDisabled bool     // EX-05
-	Image              *Image   // nil: the code is no container image
+	Image              *Image   // nil if the code is not a container image
 }
 
-// HasExtensions reports whether external extensions are to be started.
+// HasExtensions reports whether a sandbox starts external extensions.
 func (p *Program) HasExtensions() bool { return len(p.Extensions) > 0 && !p.ExtensionsDisabled }
 
-// Revision is a function at one moment. It never changes: an update of the function is
-// another revision. It is safe to share.
+// Revision is one immutable state of a function; an update of the function creates another
+// revision. A Revision is safe for concurrent use as long as nothing changes it.
 type Revision struct {
 	ID      ID
 	Version string // "$LATEST", or the number of a version
@@ -49,5 +49,5 @@ type Revision struct {
 	Program Program
 }
 
-// Latest is the version of a function that was not published.
+// Latest is the version of an unpublished function.
 const Latest = "$LATEST"

@@ -1,5 +1,7 @@
-// Package function says what a function is: plain data, its validation, the one policy
-// on environment names, and revisions. It knows nothing of how functions run.
+// Package function describes Lambda functions as plain data: their settings and the
+// validation of settings, the policy for environment variables, and revisions. It does not
+// run functions. Values of this package have no locks: share them only once nothing changes
+// them.
 package function
 
 import (
@@ -9,7 +11,7 @@ import (
 	"time"
 )
 
-// Bounds of a function's settings. Sizes are in MB, which are mebibytes as everywhere on
+// Limits of a function's settings. Sizes are in MB, which mean mebibytes, as everywhere in
 // Lambda.
 const (
 	MinMemoryMB    = 128               // ENV-32
@@ -21,49 +23,48 @@ const (
 	MaxLayers      = 5                 // ENV-36
 	MaxCPUs        = 6                 // ENV-32
 	MaxPIDs        = 1024              // ENV-34
-	MaxManaged     = 1024              // a CHOICE: invocations at once in one sandbox
-	MaxConcurrency = 4094              // sandboxes at once: each has a range of host ids (host/subid)
+	MaxManaged     = 1024              // a CHOICE: concurrent invocations of one sandbox
+	MaxConcurrency = 4094              // sandboxes: each has a range of host ids (host/subid)
 )
 
 // NameForm is the form of a function's name (INV-01).
 var NameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
-// LogFormats, ApplicationLogLevels and SystemLogLevels are what the settings of those
-// names can be (ENV-11, LOG-41). An application's level can also be "", for none.
+// LogFormats, ApplicationLogLevels and SystemLogLevels are the valid values of the settings
+// with those names (ENV-11, LOG-41). ApplicationLogLevel can also be "", which sets none.
 var (
 	LogFormats           = []string{"Text", "JSON"}
 	ApplicationLogLevels = []string{"TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"}
 	SystemLogLevels      = []string{"DEBUG", "INFO", "WARN"}
 )
 
-// Settings are what its owner says of a function. The zero value is no valid function:
-// take [Defaults] and change what differs. They are data, which nobody changes once they
-// are part of a [Revision].
+// Settings are the settings of a function that its owner chooses. The zero value is not
+// valid: start from [Defaults]. Settings that are part of a [Revision] must not be changed.
 type Settings struct {
 	Name    string
-	Handler string // as the runtime expects it (_HANDLER)
-	Runtime string // Lambda's identifier, such as "python3.11"; of no meaning with Image
+	Handler string // in the form of the runtime (_HANDLER)
+	Runtime string // Lambda's identifier, such as "python3.11"; unused with Image
 	Image   bool   // the code is a container image
 
 	MemoryMB    int
 	EphemeralMB int           // size of /tmp
-	Timeout     time.Duration // of an invocation, in whole seconds
+	Timeout     time.Duration // of an invocation; whole seconds
 	Env         map[string]string
 	Network     string // name of one of the operator's networks
-	Seccomp     string // name of a profile of system calls
+	Seccomp     string // name of a seccomp profile
 
-	Concurrency     int  // most sandboxes at once; 0 is what memory allows
-	Provisioned     int  // sandboxes that initialize before the first request, and are kept
-	SnapStart       bool // each sandbox waits at its snapshot point and is restored by its first invocation
+	Concurrency     int  // most sandboxes at once; 0 is as many as memory allows
+	Provisioned     int  // number of sandboxes that initialize before the first request, and are kept
+	SnapStart       bool // stop each sandbox after its initialization, and restore it for its first invocation
 	TenantIsolation bool // no sandbox serves two tenants
-	Managed         int  // invocations at once in a sandbox, in managed mode; 0 is classic mode, one
+	Managed         int  // most concurrent invocations of a sandbox in managed mode; 0 is classic mode
 
 	LogFormat           string // one of LogFormats
 	ApplicationLogLevel string // one of ApplicationLogLevels, or ""
 	SystemLogLevel      string // one of SystemLogLevels
 }
 
-// Defaults returns the settings of a function of which nothing is said.
+// Defaults returns the settings that a function has unless its owner chooses others.
 func Defaults() Settings {
 	return Settings{
 		Name: "function", Runtime: "provided.al2023",
@@ -73,16 +74,16 @@ func Defaults() Settings {
 	}
 }
 
-// Error says what is wrong with a function's settings. Its text names settings, and
-// callers know them by names of their own: --snap-start on a command line is SnapStart
-// in the Lambda API.
-type Error struct{ text string } // the names of settings are in braces
+// Error reports an invalid setting of a function. A setting has different names in
+// different interfaces, such as --snap-start on the command line and SnapStart in the
+// Lambda API, so Text lets the caller choose them.
+type Error struct{ text string } // names of settings are in braces
 
-// Error names the settings as the configuration file does.
+// Error returns the text with the names that settings have in the configuration file.
 func (e *Error) Error() string { return e.Text(func(setting string) string { return setting }) }
 
-// Text is the error with settings called as name says, of which the argument is the name
-// in the configuration file.
+// Text returns the text with other names for settings: name maps the name in the
+// configuration file to the name to use.
 func (e *Error) Text(name func(setting string) string) string {
 	return settingName.ReplaceAllStringFunc(e.text, func(s string) string { return name(strings.Trim(s, "{}")) })
 }
@@ -91,8 +92,8 @@ var settingName = regexp.MustCompile(`\{[a-z-]+\}`)
 
 func wrong(format string, args ...any) error { return &Error{fmt.Sprintf(format, args...)} }
 
-// Validate reports the first thing that is wrong with the settings, as an [*Error]. That
-// the network, the profile and the runtime exist is for the caller to see.
+// Validate returns an [*Error] for the first invalid setting, or nil. It does not check
+// that the network, the seccomp profile and the runtime exist: the caller has to.
 func (s *Settings) Validate() error {
 	switch {
 	case !NameForm.MatchString(s.Name):
@@ -122,21 +123,21 @@ func (s *Settings) Validate() error {
 	return s.checkEnv()
 }
 
-// checkInitialization checks that the ways to initialize go together.
+// checkInitialization checks the settings that exclude or limit each other.
 func (s *Settings) checkInitialization() error {
 	switch {
 	case s.SnapStart && s.Provisioned > 0: // LC-94
-		return wrong("{snap-start} and {provisioned} exclude each other: leave one of them out")
+		return wrong("{snap-start} and {provisioned} cannot be used together: leave one of them out")
 	case s.SnapStart && s.Image:
-		return wrong("{snap-start} is not for container images: leave one of them out")
+		return wrong("{snap-start} cannot be used with container images: leave {snap-start} out, or use a zip")
 	case s.SnapStart && s.EphemeralMB > MinEphemeralMB:
 		return wrong("{snap-start} allows %d MB of {ephemeral-storage}, not %d", MinEphemeralMB, s.EphemeralMB)
 	case s.Managed > 0 && (s.SnapStart || s.TenantIsolation || s.Provisioned > 0):
-		return wrong("{managed} excludes {snap-start}, {provisioned} and {tenant-isolation}: leave one of them out")
+		return wrong("{managed} cannot be used with {snap-start}, {provisioned} or {tenant-isolation}: leave one of them out")
 	case s.Managed > 0 && s.LogFormat != "JSON": // RT-66
-		return wrong("{managed} logs in JSON only: add {log-format} JSON")
+		return wrong("{managed} requires logs in JSON: add {log-format} JSON")
 	case s.Concurrency > 0 && s.Provisioned > s.Concurrency:
-		return wrong("{provisioned} %d is more than {concurrency} %d allows", s.Provisioned, s.Concurrency)
+		return wrong("{provisioned} %d is more than {concurrency} %d: lower the first or raise the second", s.Provisioned, s.Concurrency)
 	}
 	return nil
 }
@@ -166,11 +167,11 @@ func oneOf(s string, list []string) bool {
 // mbPerCPU is the memory that comes with one processor (ENV-32).
 const mbPerCPU = 1769
 
-// CPU is the function's share of the processors once it has initialized, in proportion to
-// its memory (ENV-32). 1 is one processor.
+// CPU returns how many processors the function may use after its initialization, in
+// proportion to its memory (ENV-32).
 func (s *Settings) CPU() float64 { return min(float64(s.MemoryMB)/mbPerCPU, MaxCPUs) }
 
-// ARN is the unqualified ARN of the function of that name.
+// ARN returns the unqualified ARN of the function name.
 func ARN(region, account, name string) string {
 	return fmt.Sprintf("arn:aws:lambda:%s:%s:function:%s", region, account, name)
 }

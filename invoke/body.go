@@ -14,13 +14,14 @@ import (
 	"time"
 )
 
-// A budget bounds the memory that clients fill. The zero budget has nothing to take.
+// A budget limits the memory for data of clients. The zero value allows none. It is safe for
+// concurrent use.
 type budget struct {
 	max  int64
 	used atomic.Int64
 }
 
-// take takes n bytes, or nothing if there are not as many.
+// take takes n bytes. If that exceeds the budget, it takes nothing and returns false.
 func (b *budget) take(n int64) bool {
 	if b.used.Add(n) > b.max {
 		b.used.Add(-n)
@@ -33,19 +34,19 @@ func (b *budget) give(n int64) { b.used.Add(-n) }
 
 // Sizes of readBody.
 const (
-	firstRead  = 8 << 10  // what a declared length is believed without the bytes
-	countLimit = 64 << 20 // how far a payload that is too large is counted
+	firstRead  = 8 << 10  // size of the first buffer
+	countLimit = 64 << 20 // most bytes that are read of a payload that is too large, to report its size
 )
 
-// readBody reads and checks the payload. The bytes held of the budget are the
-// caller's to give back, also with a refusal. Memory grows with what has come, not with
-// what is announced.
+// readBody reads and checks the payload. The caller must give held bytes back to s.buffered,
+// also after a refusal. The buffer grows with the bytes that arrive, not with the announced
+// length.
 func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad *refusal) {
 	limit := k.limit()
 	if r.ContentLength > int64(limit) {
 		return nil, 0, tooLarge(k, r.ContentLength)
 	}
-	most := limit + 1 // one more than allowed tells
+	most := limit + 1 // one more than allowed, to detect a payload that is too large
 	if r.ContentLength >= 0 {
 		most = int(r.ContentLength)
 	}
@@ -85,13 +86,13 @@ func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad
 	return body, held, nil
 }
 
-// tooLarge is the refusal of INV-08.
+// tooLarge returns the refusal of INV-08.
 func tooLarge(k kind, n int64) *refusal {
 	return &refusal{status: http.StatusRequestEntityTooLarge, name: "RequestTooLargeException", hangUp: true,
 		text: fmt.Sprintf("%d byte payload is too large for the %s invocation type (limit %d bytes)", n, k, k.limit())}
 }
 
-// unread is the refusal of a request whose body did not come.
+// unread returns the refusal of a request whose body could not be read because of err.
 func unread(err error) *refusal {
 	text := "The request body ends before its declared end."
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -102,7 +103,7 @@ func unread(err error) *refusal {
 	return bad
 }
 
-// ids are the names that the front gives a request: here, and nowhere else.
+// ids are the identifiers of a request. No other package creates them.
 type ids struct {
 	request string // a random UUID
 	trace   string // an X-Ray header value (RT-16), not sampled
@@ -131,10 +132,10 @@ func newIDs() ids {
 	return ids{request: string(u[:]), trace: string(trace)}
 }
 
-// uuidGroups maps the bytes of a UUID to the places of its text.
+// uuidGroups maps the bytes of a UUID to positions in its text form.
 var uuidGroups = [...]struct{ at, from, to int }{{0, 0, 4}, {9, 4, 6}, {14, 6, 8}, {19, 8, 10}, {24, 10, 16}}
 
-// isUUID tells whether s is the text form of a UUID.
+// isUUID reports whether s is the text form of a UUID.
 func isUUID(s string) bool {
 	if len(s) != 36 {
 		return false

@@ -5,20 +5,20 @@ import (
 	"net/http"
 )
 
-// A refusal is an error of the service itself (section 5.2), not of the function.
+// A refusal is an error response of the service (section 5.2), not of the function.
 type refusal struct {
 	status int
-	name   string // the exception, with its suffix
+	name   string // name of the exception
 	text   string
-	reason string // INV-26; TooManyRequests only
+	reason string // INV-26; TooManyRequestsException only
 	allow  string // header Allow
-	hangUp bool   // the rest of the request is not worth reading
+	hangUp bool   // close the connection instead of reading the rest of the request
 }
 
 var (
 	errRequestID = badContent("The proposed x-amzn-RequestId is not a UUID.")
 
-	// The limit is the function's own, as reserved concurrency is on Lambda.
+	// The reason is that of a function's reserved concurrency on Lambda.
 	errTooMany = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
 		text: "Rate Exceeded.", reason: "ReservedFunctionConcurrentInvocationLimitExceeded"}
 	// The server's memory for request bodies is used up.
@@ -62,7 +62,7 @@ func (e *refusal) write(w http.ResponseWriter) {
 	if e.status >= http.StatusInternalServerError {
 		body.Type = "Service"
 	}
-	switch e.name { // clients match the member's case
+	switch e.name { // clients depend on the case of the member's name
 	case "InvalidParameterValueException", "InvalidRequestContentException", "RequestTooLargeException",
 		"UnsupportedMediaTypeException", "TooManyRequestsException":
 		body.Lower = e.text

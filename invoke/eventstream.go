@@ -7,7 +7,7 @@ import (
 
 // An eventType is the kind of a message of a response stream (INV-31).
 type eventType struct {
-	headers []byte // as they are in a message
+	headers []byte // encoded
 }
 
 var (
@@ -32,7 +32,8 @@ func newEventType(name, contentType string) eventType {
 	return eventType{headers: b}
 }
 
-// message is one message (INV-30) in parts: the payload is not copied. SDKs take at most 16 MiB.
+// message returns one message (INV-30) in three parts, so that the payload is not copied. SDKs
+// accept messages of at most 16 MiB.
 func (e eventType) message(payload []byte) [3][]byte {
 	head := make([]byte, 0, preludeSize+len(e.headers))
 	head = binary.BigEndian.AppendUint32(head, uint32(preludeSize+len(e.headers)+len(payload)+checksumSize))

@@ -11,12 +11,12 @@ import (
 	"sync"
 )
 
-// guard refuses what a browser sends for a web page. There is no authentication, so a
-// page that the operator visits must not be able to run functions on 127.0.0.1.
-// SDKs and tools send neither Origin nor Sec-Fetch-Site; browsers send Origin with every
-// POST. A page may pass only if this server itself is its origin, and is addressed
-// by number or as localhost: any other name could be one that its
-// owner has pointed at 127.0.0.1 (DNS rebinding).
+// guard refuses requests that a browser sends for a web page of another origin. The endpoint
+// has no authentication, so a page that the operator visits must not be able to run functions
+// on 127.0.0.1. SDKs and tools send neither Origin nor Sec-Fetch-Site; browsers send Origin
+// with every POST. A page is allowed only if its origin is this server, addressed by IP
+// address or as localhost: the owner of any other name could let it point to 127.0.0.1 (DNS
+// rebinding).
 func guard(r *http.Request) *refusal {
 	origin := r.Header.Values("Origin")
 	site := r.Header.Get("Sec-Fetch-Site")
@@ -38,17 +38,17 @@ func isLocalName(host string) bool {
 	return err == nil || strings.EqualFold(host, "localhost")
 }
 
-// conns bounds the connections of a server. When one comes too many, the one that has
-// waited longest without a request is closed, so that idle and half-open connections,
-// however many, do not keep out who has a request. If all have one, the new one is closed.
+// conns limits the number of connections of a server. When there is one too many, it closes
+// the one that has been without a request for longest, so that idle and half-open connections
+// do not block clients that have a request. If all have a request, it closes the new one.
 type conns struct {
 	mu       sync.Mutex
 	max      int
 	open     map[net.Conn]bool
-	waiting  []net.Conn        // without a request (new or idle), longest first
-	hot      map[net.Conn]bool // with a hot request, of which net/http does not know
+	waiting  []net.Conn        // connections without a request (new or idle), longest first
+	hot      map[net.Conn]bool // connections with a hot request, which net/http does not see
 	draining bool
-	drained  chan struct{} // closed when draining and none is hot
+	drained  chan struct{} // closed when draining and hot is empty
 }
 
 func newConns(limit int) *conns {
@@ -64,13 +64,13 @@ func (c *conns) observe(conn net.Conn, state http.ConnState) {
 		c.open[conn] = true
 		c.waiting = append(c.waiting, conn)
 		if len(c.open) > c.max {
-			victim = c.waiting[0] // the new one, if no other waits
+			victim = c.waiting[0] // the new one if all others have a request
 			c.forget(victim)
 			delete(c.open, victim)
 		}
 	case http.StateIdle:
 		switch {
-		case c.draining: // net/http does not know yet
+		case c.draining: // net/http is not shutting down yet
 			victim = conn
 		case c.open[conn]:
 			c.waiting = append(c.waiting, conn)
@@ -84,18 +84,18 @@ func (c *conns) observe(conn net.Conn, state http.ConnState) {
 	}
 	c.mu.Unlock()
 	if victim != nil {
-		_ = victim.Close() // the server's goroutine of this connection sees it and ends
+		_ = victim.Close() // makes the server's goroutine for this connection return
 	}
 }
 
-// forget takes conn out of waiting.
+// forget removes conn from waiting.
 func (c *conns) forget(conn net.Conn) {
 	if i := slices.Index(c.waiting, conn); i >= 0 {
 		c.waiting = slices.Delete(c.waiting, i, i+1)
 	}
 }
 
-// begin notes that conn has a hot request; false if it is to be closed.
+// begin records that conn has a hot request. It returns false if conn must be closed instead.
 func (c *conns) begin(conn net.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +107,7 @@ func (c *conns) begin(conn net.Conn) bool {
 	return true
 }
 
-// idle notes that the hot request of conn is answered.
+// idle records that the hot request of conn is answered.
 func (c *conns) idle(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -119,7 +119,7 @@ func (c *conns) idle(conn net.Conn) {
 	}
 }
 
-// cool forgets the hot request of conn, if it has one.
+// cool removes conn from hot.
 func (c *conns) cool(conn net.Conn) {
 	if c.hot[conn] {
 		delete(c.hot, conn)
@@ -144,8 +144,8 @@ func (c *conns) noticeDrain() {
 	}
 }
 
-// drain closes the connections without a request, and returns when no other has a hot one,
-// or ctx ends.
+// drain closes the connections without a request, and waits until all hot requests are
+// answered or ctx ends.
 func (c *conns) drain(ctx context.Context) error {
 	c.mu.Lock()
 	for _, conn := range c.waiting {

@@ -18,8 +18,8 @@ import (
 // idleTimeout is how long a connection may stay without a request.
 const idleTimeout = 5 * time.Minute
 
-// isHot tells which requests are served without net/http: invocations of a function by
-// its plain name.
+// isHot reports whether a request is served without net/http: it is an invocation of a
+// function by its plain name.
 func isHot(method, path string) bool {
 	for _, p := range paths {
 		if p.op == invokeAsync {
@@ -36,9 +36,9 @@ func isHot(method, path string) bool {
 
 type connKey struct{}
 
-// serveCold is ServeHTTP for net/http, which does not know that a connection was closed, to
-// drain or to make room for another, if it had read a request of it already. Who sent that
-// gets no answer, so it is not run. From here on nobody closes the connection.
+// serveCold is the handler for net/http. If the connection was closed, to drain or to make
+// room, after net/http had read the request, it does not run the request: the client could
+// not get the answer. From here on the connection is not closed before the answer.
 func (s *Server) serveCold(w http.ResponseWriter, r *http.Request) {
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.life.Err() != nil {
 		panic(http.ErrAbortHandler)
@@ -46,13 +46,13 @@ func (s *Server) serveCold(w http.ResponseWriter, r *http.Request) {
 	s.ServeHTTP(w, r)
 }
 
-// hotListener accepts connections that serve hot requests by themselves.
+// hotListener accepts connections that serve hot requests themselves (conn.Read).
 type hotListener struct {
 	net.Listener
 	conns  *conns
 	server *httpfast.Server
-	header time.Duration // for the head of a request that is not hot
-	write  time.Duration // for what net/http answers without a handler
+	header time.Duration // time limit for the head of a request that is not hot
+	write  time.Duration // time limit for a response of net/http itself
 }
 
 // Accept implements net.Listener.
@@ -66,55 +66,58 @@ func (l *hotListener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// conn is one of them. What is not said to be for others is the reading goroutine's.
+// conn is a connection of a hotListener. Only the goroutine that reads uses it, except for
+// Close.
 type conn struct {
 	net.Conn
 	l         *hotListener
-	life      context.Context // ends with Close
+	life      context.Context // ends when Close is called
 	end       context.CancelFunc
-	hot       bool // it has had hot requests only
-	served    bool // and one at least
-	unlimited bool // it has no write deadline
+	hot       bool // there have been only hot requests
+	served    bool // there has been a hot request
+	unlimited bool // no write deadline is set
 	request   *presence
 }
 
-// Read reads for net/http, what it is to know of.
+// Read reads for net/http. It serves hot requests first, and returns the bytes that follow
+// them.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.hot || len(p) < httpfast.MinRead {
 		return c.Conn.Read(p)
 	}
 	c.hot = false
 	n, err := c.l.server.Serve(c, p)
-	if n > 0 && c.served { // net/http believes that it has set these
+	if n > 0 && c.served { // set the deadlines that net/http has set and hot requests have changed
 		_ = c.SetWriteDeadline(time.Time{})
 		_ = c.Conn.SetReadDeadline(time.Now().Add(c.l.header))
 	}
 	return n, err
 }
 
-// SetWriteDeadline is for net/http and its handlers.
+// SetWriteDeadline implements net.Conn.
 func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.unlimited = t.IsZero()
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// Write writes for net/http. Between two handlers that has no deadline, and may refuse a
-// request by itself, to a client that does not read.
+// Write writes for net/http. Outside a handler net/http sets no deadline, but may write an
+// error response, to a client that does not read. Write sets a deadline for that.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.unlimited {
-		_ = c.SetWriteDeadline(time.Now().Add(c.l.write)) // of a connection that is gone: so is Write
+		_ = c.SetWriteDeadline(time.Now().Add(c.l.write)) // if it fails, Write fails too
 	}
 	return c.Conn.Write(p)
 }
 
-// Close ends the connection and the context of its request. It is for all goroutines.
+// Close closes the connection and ends the context of its request. It is safe for concurrent
+// use.
 func (c *conn) Close() error {
 	c.end()
 	return c.Conn.Close()
 }
 
-// CloseWrite lets net/http say goodbye before it closes, so that a client that still
-// sends can read the answer.
+// CloseWrite closes the writing side. net/http calls it before Close, so that a client that
+// is still sending can read the response.
 func (c *conn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
@@ -122,10 +125,12 @@ func (c *conn) CloseWrite() error {
 	return nil
 }
 
-// Under is the connection itself. This and what follows is for package hot.
+// Under returns the underlying connection. This method and those below implement
+// httpfast.Conn.
 func (c *conn) Under() net.Conn { return c.Conn }
 
-// Begin says that there is a request; not while the server drains.
+// Begin records that a hot request has begun, and returns its context. It returns nil if the
+// connection must be closed instead, because the server drains.
 func (c *conn) Begin() context.Context {
 	if !c.l.conns.begin(c) {
 		return nil
@@ -135,26 +140,26 @@ func (c *conn) Begin() context.Context {
 	return c.request
 }
 
-// Idle says that it is answered.
+// Idle records that the request is answered.
 func (c *conn) Idle() {
 	c.request.stop()
-	_ = c.Conn.SetReadDeadline(time.Now().Add(idleTimeout)) // a connection that is gone fails in the next Read
+	_ = c.Conn.SetReadDeadline(time.Now().Add(idleTimeout)) // if it fails, the next Read fails too
 	c.l.conns.idle(c)
 }
 
-// Last tells whether the server drains.
+// Last reports whether the server drains.
 func (c *conn) Last() bool { return c.l.conns.isDraining() }
 
-// presence is the context of a hot request, which ends when its client goes away. That is
-// watched for from the first time on that somebody wants to wait for it: most requests
-// are over before, and to watch costs a goroutine.
+// presence is the context of a hot request. It ends when the client disconnects. It watches
+// the client only after the first call of Done, because that takes a goroutine, and most
+// requests are answered before Done is called.
 type presence struct {
 	context.Context // the connection's
 	conn            net.Conn
 	once            sync.Once
-	watched         atomic.Pointer[context.Context]
-	gone            context.CancelFunc // ends watched
-	stopped         chan struct{}      // closed when the watch has ended; nil if there is none
+	watched         atomic.Pointer[context.Context] // nil before the first Done
+	gone            context.CancelFunc              // ends watched
+	stopped         chan struct{}                   // closed when the watching goroutine has returned; nil if there is none
 }
 
 // Done implements context.Context.
@@ -187,19 +192,19 @@ func (p *presence) watch() {
 	}()
 }
 
-// stop ends the context, if it was watched, of a request that is over. The connection's
-// read deadline has passed then.
+// stop ends the watch, if there is one, after the request is answered. It leaves the
+// connection with a read deadline in the past.
 func (p *presence) stop() {
-	p.once.Do(func() {}) // there will be none any more
+	p.once.Do(func() {}) // from here on Done starts no watch
 	if p.stopped != nil {
 		_ = p.conn.SetReadDeadline(time.Unix(1, 0))
 		<-p.stopped
-		p.gone() // else the connection's context would keep it
+		p.gone() // releases the context from that of the connection
 	}
 }
 
-// hungUp waits until the peer of c has closed it, and returns false if it says something
-// before, or if the read deadline passes.
+// hungUp waits until the peer of c has closed the connection, and returns true. It returns
+// false if the peer sends something before, or if the read deadline passes.
 func hungUp(c net.Conn) (gone bool) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
@@ -209,7 +214,7 @@ func hungUp(c net.Conn) (gone bool) {
 	if err != nil {
 		return true
 	}
-	_ = raw.Read(func(fd uintptr) bool { // fails at the deadline, and with Close, which ends the context
+	_ = raw.Read(func(fd uintptr) bool { // fails at the deadline, and after Close, which has ended the context
 		var b [1]byte
 		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK)
 		gone = err == nil && n == 0 || err != nil && err != unix.EAGAIN && err != unix.EINTR

@@ -29,7 +29,7 @@ var paths = []struct {
 	{"/2021-11-15/functions/", "/response-streaming-invocations", invokeStream},
 }
 
-// route finds the operation and the function's name, still URL-encoded.
+// route returns the operation and the function's name, still URL-encoded.
 func route(r *http.Request) (operation, string, *refusal) {
 	path := r.URL.EscapedPath()
 	for _, p := range paths {
@@ -49,7 +49,7 @@ func route(r *http.Request) (operation, string, *refusal) {
 	return 0, "", errUnknownPath
 }
 
-// A kind is how a request wants its invocation (INV-02), in the words of the API.
+// A kind is an invocation type (INV-02), with the name that the API uses.
 type kind string
 
 const (
@@ -58,7 +58,7 @@ const (
 	dryRun          kind = "DryRun"
 )
 
-// limit is the most payload bytes (INV-08).
+// limit returns the largest payload in bytes (INV-08).
 func (k kind) limit() int {
 	if k == event {
 		return 1 << 20
@@ -66,18 +66,18 @@ func (k kind) limit() int {
 	return 6 << 20
 }
 
-// A request is what is known of an invocation before its body.
+// A request is an invocation request without its body.
 type request struct {
 	kind          kind
-	legacy        bool // invoke-async
-	stream        bool // InvokeWithResponseStream
-	tail          bool
+	legacy        bool   // invoke-async
+	stream        bool   // InvokeWithResponseStream
+	tail          bool   // the response has the tail of the log
 	name          string // of the function
 	arn           string // as invoked
-	version       string // that has run the invocation
+	version       string // version that has run the invocation
 	contentType   string
 	clientContext string // decoded
-	traceID       string // "" if the caller gave none
+	traceID       string // "" if the request has none
 	tenant        string // "" without tenant isolation
 }
 
@@ -88,7 +88,7 @@ const (
 	maxTraceID       = 512  // a CHOICE: root, parent, sampled and a lineage are less than 200
 )
 
-// parse checks everything but the body.
+// parse parses and checks a request, except for its body.
 func (s *Server) parse(r *http.Request, op operation, name string) (req request, err *refusal) {
 	h := r.Header
 	req.contentType = "application/json" // RT-20
@@ -143,7 +143,8 @@ func (s *Server) parse(r *http.Request, op operation, name string) (req request,
 	return req, err
 }
 
-// decodeClientContext returns the JSON of INV-04 on one line, as RT-17 makes a header of it.
+// decodeClientContext returns the JSON of INV-04 on one line, because it becomes the value of
+// a header (RT-17).
 func decodeClientContext(v string) (string, *refusal) {
 	if v == "" {
 		return "", nil
@@ -168,10 +169,11 @@ func decodeClientContext(v string) (string, *refusal) {
 	return string(decoded), nil
 }
 
-// resolve finds the function that encoded and the query name (INV-01, INV-19): name,
-// name:qualifier, account:function:name[:qualifier] or an ARN. It sets name and arn of req.
+// resolve finds the function of a request (INV-01, INV-19), and sets name and arn of req.
+// encoded is a name, name:qualifier, account:function:name[:qualifier] or an ARN; the query may
+// have a qualifier too.
 func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *refusal) {
-	if u.RawQuery == "" { // as most callers do
+	if u.RawQuery == "" { // the usual case
 		if fn, ok := s.cfg.Functions.Find(encoded); ok {
 			req.name, req.arn = encoded, fn.ARN
 			return fn, nil
@@ -229,7 +231,7 @@ func isName(s string, longest int) bool {
 	return s != "" && len(s) <= longest && onlyOf(s, letters+"0123456789-_")
 }
 
-// isPrefix tells whether s may stand before ":function:" in an ARN that is echoed.
+// isPrefix reports whether s is valid before ":function:" in an ARN that a response repeats.
 func isPrefix(s string) bool {
 	return len(s) <= 128 && onlyOf(s, letters+"0123456789-:")
 }

@@ -281,7 +281,7 @@ func TestHeldAnswers(t *testing.T) {
 				}
 			}
 			if tt.gotAll {
-				time.Sleep(hurried + hurried/2) // it has longer
+				time.Sleep(overBudgetTimeout + overBudgetTimeout/2) // it has longer
 				_ = slow.SetReadDeadline(time.Now().Add(20 * time.Second))
 				go func() { _ = end() }() // and is closed then
 				read()

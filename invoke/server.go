@@ -1,12 +1,12 @@
-// Package invoke is the Invoke API over HTTP, as SDKs see it (spec section 5): it reads a
-// request completely, checks it, has the function run it, and writes the answer.
+// Package invoke serves the Invoke API over HTTP, as SDKs use it (spec section 5). A [Server]
+// reads a request completely, checks it, runs it with [Functions], and writes the response.
 //
-// The client is not trusted. What it can hold is bounded: connections, bytes of headers,
-// bodies and answers, and the time to send and to receive them. It never holds a sandbox:
-// one is taken after the last byte of the request has come, and is free
-// again whether or not the client reads the answer. There is no authentication: listen
-// on loopback. A web page in the operator's browser can reach loopback too, so
-// requests that a browser makes for a page are refused (see guard.go).
+// Clients are untrusted. Limits apply to the number of connections, to the bytes of headers,
+// bodies and responses, and to the time to send and to receive them. A client cannot block a
+// sandbox: the server leases one after the last byte of the request has arrived, and the
+// sandbox is free again whether or not the client reads the response. There is no
+// authentication, so listen on loopback. A web page in the operator's browser can connect to
+// loopback too, so the server refuses requests of web pages (see guard.go).
 package invoke
 
 import (
@@ -26,41 +26,42 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// Config is fixed for the life of a server. Zero limits mean the defaults.
+// Config configures a server. It must not be changed after New. A zero limit means its
+// default.
 type Config struct {
-	Functions         Functions // run the invocations; not closed by the server
-	Region, AccountID string    // of all functions' ARNs
+	Functions         Functions // runs the invocations; the caller still owns it
+	Region, AccountID string    // in the ARNs of all functions
 
 	HeaderTimeout time.Duration // for request line and headers; default 10 s
 	BodyTimeout   time.Duration // for the body; default 60 s
-	WriteTimeout  time.Duration // for the client to take the answer; default 30 s
-	DrainTimeout  time.Duration // for requests that run when Serve ends; default 10 s
-	MaxConns      int           // connections at once; default 256
-	MaxBuffered   int64         // bytes of request bodies and of answers held at once; default 128 MiB
+	WriteTimeout  time.Duration // for the client to read the response; default 30 s
+	DrainTimeout  time.Duration // for running requests after ctx of Serve has ended; default 10 s
+	MaxConns      int           // open connections; default 256
+	MaxBuffered   int64         // bytes of all request bodies and responses in memory; default 128 MiB
 
-	// OnError is told what the client is not: faults behind a ServiceException, and
-	// what net/http complains of. It may be nil, and is called from several goroutines.
+	// OnError, if not nil, receives errors that the client does not get: the cause of a
+	// ServiceException, and errors of net/http. It must be safe for concurrent use.
 	OnError func(error)
 }
 
-// maxHeaderBytes bounds request line and headers. Lambda allows 1 MB (ENV-35), which
-// as very many small headers is some 20 MB of memory a connection; no header
-// of the API needs more than the client context's 3,583 bytes.
+// maxHeaderBytes limits request line and headers. Lambda allows 1 MB (ENV-35), but that many
+// small headers take about 20 MB of memory for each connection. The largest header of the API
+// is the client context, with 3,583 bytes.
 const maxHeaderBytes = 64 << 10
 
-// hurried is how long a client may take for an answer that MaxBuffered has no room for: it
-// is there already, and cannot be refused.
-const hurried = time.Second
+// overBudgetTimeout replaces WriteTimeout for a response that exceeds MaxBuffered. The
+// response is in memory already, so it cannot be refused, only written quickly.
+const overBudgetTimeout = time.Second
 
-// Server is the Invoke API, an http.Handler. Use New.
+// Server serves the Invoke API. It is an http.Handler and safe for concurrent use. Use New.
 type Server struct {
 	cfg      Config
 	buffered budget
-	events   sync.WaitGroup // Event invocations that run after their 202
+	events   sync.WaitGroup // Event invocations, which run after the response 202
 }
 
-// New returns a server. It holds nothing that must be closed; use Serve, or serve the
-// handler with a net/http server that limits connections and headers itself.
+// New returns a server. It needs no Close. Call Serve, or use it as the handler of a net/http
+// server that limits connections and headers itself.
 func New(cfg Config) *Server {
 	def(&cfg.HeaderTimeout, 10*time.Second)
 	def(&cfg.BodyTimeout, time.Minute)
@@ -82,11 +83,11 @@ func def[T comparable](v *T, value T) {
 	}
 }
 
-// Serve answers requests on l until ctx ends or l fails, and closes l. Then it takes no
-// more requests and waits for those that run, Event invocations among them, for
-// at most DrainTimeout; the error says if they did not end. What still runs then
-// ends with the functions' shutdown, which must come after. What passes, such as too many
-// open files, goes to OnError and is no failure of l.
+// Serve serves requests on l until ctx ends or l fails, and closes l. When ctx has ended, it
+// accepts no more requests, and waits for running ones, including Event invocations, for at
+// most DrainTimeout. If some still run then, it returns an error; the caller must shut the
+// functions down afterwards, which ends them. Temporary errors of l, such as too many open
+// files, go to OnError, and Serve continues.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	l = accept.Listener(l, s.cfg.OnError)
 	conns := newConns(s.cfg.MaxConns)
@@ -116,7 +117,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	_ = l.Close()
 	<-failed
-	err := conns.drain(drain) // closes those without a request, to which Shutdown would give 5 s
+	err := conns.drain(drain) // closes connections without a request, for which Shutdown would wait 5 s
 	if err == nil {
 		err = srv.Shutdown(drain)
 	}
@@ -130,10 +131,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// waitEvents waits for the Event invocations. No handler may run any more.
+// waitEvents waits for the Event invocations. The caller ensures that no handler is running.
 func (s *Server) waitEvents(ctx context.Context) error {
 	over := make(chan struct{})
-	go func() { // ends with the events, at the latest at the functions' shutdown
+	go func() { // returns when the functions have been shut down, at the latest
 		s.events.Wait()
 		close(over)
 	}()
@@ -145,7 +146,7 @@ func (s *Server) waitEvents(ctx context.Context) error {
 	}
 }
 
-// errorWriter makes net/http's log lines errors.
+// errorWriter passes log lines of net/http on as errors.
 type errorWriter func(error)
 
 func (w errorWriter) Write(line []byte) (int, error) {
@@ -153,11 +154,11 @@ func (w errorWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := http.NewResponseController(w)
-	// The handler's own limits, because those of http.Server would also run while
-	// the function does. Errors mean that the connection has gone.
+	// Set deadlines here, because those of http.Server would also apply while the function
+	// runs. An error means that the connection is closed.
 	limit := time.Now().Add(s.cfg.BodyTimeout)
 	_ = conn.SetReadDeadline(limit)
 	_ = conn.SetWriteDeadline(limit.Add(s.cfg.WriteTimeout)) // for 100 Continue and refusals
@@ -186,7 +187,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body, held, err := s.readBody(r, req.kind)
-	if err != nil { // the deadline stays: net/http reads on before it answers
+	if err != nil { // keep the deadline: net/http reads on before it responds
 		s.buffered.give(held)
 		err.write(w)
 		return
@@ -207,8 +208,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.run(w, r, conn, req, inv, held)
 }
 
-// run has the invocation executed and answers. It gives back the held bytes when the
-// body is of no use any more.
+// run runs the invocation and writes the response. It gives the held bytes back when the body
+// is no longer needed.
 func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.ResponseController, req request, inv *rapid.Invocation, held int64) {
 	lease, err := s.cfg.Functions.Lease(r.Context(), req.name, inv.TenantID)
 	if err != nil {
@@ -221,10 +222,10 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 		s.events.Go(func() {
 			defer s.buffered.give(held)
 			if _, err := lease.Invoke(inv); err != nil {
-				s.cfg.OnError(fmt.Errorf("accepted event %s was not run: %w", inv.ID, err))
+				s.cfg.OnError(fmt.Errorf("run the accepted event %s: %w", inv.ID, err))
 			}
 		})
-		_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)) // the wait for a place may have been long
+		_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)) // the wait for the lease may have taken long
 		s.accepted(w, req)
 		return
 	}
@@ -239,25 +240,25 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 	if n := int64(len(res.Payload)); s.buffered.take(n) {
 		defer s.buffered.give(n)
 	} else {
-		patience = min(patience, hurried)
+		patience = min(patience, overBudgetTimeout)
 	}
 	if req.stream {
 		s.stream(r.Context(), w, conn, req, res, patience)
 		return
 	}
-	if req.tail { // INV-03: REPORT is the last line, so the answer waits for it
+	if req.tail { // INV-03: the tail ends with REPORT, so wait for it
 		select {
 		case <-res.Done:
 			w.Header().Set("X-Amz-Log-Result", base64.StdEncoding.EncodeToString(res.Tail()))
 		case <-r.Context().Done():
-			panic(http.ErrAbortHandler) // as in refuse
+			panic(http.ErrAbortHandler) // see refuse
 		}
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(patience))
 	s.answer(w, req.version, res)
 }
 
-// answer writes the function's answer (INV-06, INV-10 to INV-14).
+// answer writes the function's result (INV-06, INV-10 to INV-14).
 func (s *Server) answer(w http.ResponseWriter, version string, res *rapid.Result) {
 	h := w.Header()
 	h.Set("X-Amz-Executed-Version", version)
@@ -269,14 +270,14 @@ func (s *Server) answer(w http.ResponseWriter, version string, res *rapid.Result
 	if contentType != "" {
 		h.Set("Content-Type", contentType)
 	} else {
-		h["Content-Type"] = nil // RT-31: none, so net/http must not guess one
+		h["Content-Type"] = nil // RT-31: keeps net/http from adding one
 	}
 	h.Set("Content-Length", strconv.Itoa(len(res.Payload)))
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(res.Payload) // a client that has gone has no need of an error
+	_, _ = w.Write(res.Payload) // fails only if the client has gone
 }
 
-// accepted writes the answer to an Event request (INV-02, INV-34).
+// accepted writes the response to an Event request (INV-02, INV-34).
 func (s *Server) accepted(w http.ResponseWriter, req request) {
 	if req.legacy {
 		w.Header().Set("Content-Type", "application/json")
@@ -287,7 +288,7 @@ func (s *Server) accepted(w http.ResponseWriter, req request) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// refuse writes why there is no answer of the function.
+// refuse writes the response to an invocation that failed with err.
 func (s *Server) refuse(w http.ResponseWriter, conn *http.ResponseController, id, arn string, err error) {
 	_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
 	switch {
@@ -302,8 +303,8 @@ func (s *Server) refuse(w http.ResponseWriter, conn *http.ResponseController, id
 	case errors.Is(err, ErrClosed):
 		w.Header().Set("Connection", "close")
 		errShutdown.write(w)
-	case errors.Is(err, context.Canceled): // the client has gone, or has said all at least
-		panic(http.ErrAbortHandler) // closes the connection: an empty 200 would be a function's answer
+	case errors.Is(err, context.Canceled): // the client has gone, or has closed its sending side
+		panic(http.ErrAbortHandler) // closes the connection; returning would send an empty response 200
 	default:
 		s.cfg.OnError(fmt.Errorf("request %s: %w", id, err))
 		errService.write(w)

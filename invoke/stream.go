@@ -14,14 +14,14 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// maxErrorDetails bounds the error in an InvokeComplete: a CHOICE. The bytes of an
-// error, 6 MiB at most, can become six times as many as a JSON string, and
-// SDKs refuse a message of more than 16 MiB.
+// maxErrorDetails is the most bytes of an error in an InvokeComplete: a CHOICE. An error has up
+// to 6 MiB, can be six times as long as a JSON string, and SDKs refuse messages of more than
+// 16 MiB.
 const maxErrorDetails = 1 << 20
 
-// stream writes an answer as InvokeWithResponseStream does (INV-29 to INV-32), each
-// chunk as it comes. A client that is gone, or that takes nothing for as long as patience,
-// holds nothing up: what is still to come is thrown away, and the function runs to its end.
+// stream writes the response to InvokeWithResponseStream (INV-29 to INV-32), each chunk as it
+// arrives. If the client has gone, or reads nothing for patience, stream discards the rest, so
+// that the function is not blocked.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, conn *http.ResponseController, req request, res *rapid.Result, patience time.Duration) {
 	h := w.Header()
 	h.Set("X-Amz-Executed-Version", req.version)
@@ -69,7 +69,7 @@ func (c completion) json() []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// errorDetails is an error as a string of bounded length.
+// errorDetails returns an error as a string of limited length.
 func errorDetails(payload []byte) string {
 	if len(payload) > maxErrorDetails {
 		return strings.ToValidUTF8(string(payload[:maxErrorDetails]), "") + "..."
@@ -77,8 +77,8 @@ func errorDetails(payload []byte) string {
 	return string(payload)
 }
 
-// eventWriter writes the messages of one answer, until the first that the client
-// does not take in time.
+// eventWriter writes the messages of one response. After the first one that the client does
+// not read in time it writes nothing more.
 type eventWriter struct {
 	w       http.ResponseWriter
 	conn    *http.ResponseController
@@ -88,7 +88,7 @@ type eventWriter struct {
 
 // begin sends status and headers.
 func (o *eventWriter) begin() {
-	_ = o.conn.SetWriteDeadline(time.Now().Add(o.timeout)) // fails for a connection that is gone, and so does Flush
+	_ = o.conn.SetWriteDeadline(time.Now().Add(o.timeout)) // if it fails, Flush fails too
 	o.w.WriteHeader(http.StatusOK)
 	o.failed = o.conn.Flush() != nil
 }

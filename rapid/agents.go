@@ -36,7 +36,8 @@ const (
 
 var agentTarget = [...]agentState{agRegister: agRegistered, agNext: agReady, agFailInit: agInitError, agFailExit: agExitError}
 
-// agentMoves is the table of section 2.4. A call that is not here is refused with 403.
+// agentMoves is the table of section 2.4: the state that a call leads to. A call that it does
+// not contain is refused with status 403.
 var agentMoves = map[agentState]map[agentCall]agentState{
 	agStarted:    {agRegister: agRegistered},
 	agRegistered: {agNext: agReady, agFailInit: agInitError, agFailExit: agExitError},
@@ -55,20 +56,21 @@ const (
 	maxAgentName = 255 // EX-12; no file has a longer name
 )
 
-// agent is one extension as the Extensions API sees it: what can be saved, its parked call,
-// and its process if it is external.
+// agent is the Extensions API's state of one extension: the part that can be saved, its
+// parked call, and its process if it is external.
 type agent struct {
 	AgentState
-	waiter  *nextMsg // nil for none
-	process *process // nil for an internal one
+	waiter  *nextMsg // parked call of event/next; nil if there is none
+	process *process // nil for an internal extension
 }
 
-// gaveUp reports whether an internal agent has posted an error. It has no process whose
-// end would follow, so nobody waits for it any more (EX-33).
+// gaveUp reports whether an internal agent has posted an error. It has no process of its own
+// that would exit, so the initialization does not wait for it any more (EX-33).
 func (a *agent) gaveUp() bool {
 	return !a.External && (a.State == agInitError || a.State == agExitError)
 }
 
+// move makes the transition of the call c, or returns why it is not allowed.
 func (a *agent) move(c agentCall) *Refusal {
 	to, ok := agentMoves[a.State][c]
 	if !ok {
@@ -85,7 +87,7 @@ func (a *agent) move(c agentCall) *Refusal {
 
 func (a *agent) wants(event string) bool { return slices.Contains(a.Events, event) }
 
-// give delivers e to the agent: now if it waits, else with its next call.
+// give delivers e to the agent: now if a call is parked, else with its next call.
 func (a *agent) give(e *Event) {
 	a.Event, a.Pending = e, true
 	if a.waiter != nil && a.waiter.alive() {
@@ -102,17 +104,17 @@ func (a *agent) pass() {
 // busy reports whether the agent has an event that it has not finished.
 func (a *agent) busy() bool { return a.Pending || a.State == agRunning }
 
-// Registration is what an extension registers with (EX-07).
+// Registration is the content of a registration request (EX-07).
 type Registration struct {
 	Name      string
 	Events    []string
-	AccountID bool // it accepts the feature accountId (EX-09)
+	AccountID bool // the extension accepts the feature accountId (EX-09)
 }
 
 // Registered is the answer to a registration (EX-08).
 type Registered struct {
 	ID                                                string
-	FunctionName, FunctionVersion, Handler, AccountID string // AccountID only if asked for and known
+	FunctionName, FunctionVersion, Handler, AccountID string // AccountID only if requested and known
 }
 
 type registerMsg struct {
@@ -135,7 +137,7 @@ func (m *registerMsg) serve(s *Sandbox) {
 	m.answer(answer)
 }
 
-// register does the checks of EX-11 to EX-15 in the order of EX-12.
+// register registers an extension, after the checks of EX-11 to EX-15 in the order of EX-12.
 func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	if r.Name == "" {
 		return nil, &Refusal{Type: InvalidExtensionName, Message: "Empty extension name"}
@@ -172,7 +174,7 @@ func (s *Sandbox) register(r Registration) (*agent, *Refusal) {
 	return a, nil
 }
 
-// agentByID does the checks of EX-17.
+// agentByID returns the agent with that identifier, or the refusal of EX-17.
 func (s *Sandbox) agentByID(id string) (*agent, *Refusal) {
 	if id == "" {
 		return nil, &Refusal{Type: MissingExtensionIdentifier, Message: "Missing Lambda-Extension-Identifier header"}
@@ -194,7 +196,7 @@ func (s *Sandbox) agentNext(m *nextMsg) {
 		m.refuse(err)
 		return
 	}
-	// A Ready agent whose call was lost with its connection calls again (RT-25).
+	// A Ready agent may call again if its call was lost with the connection (RT-25).
 	again := a.State == agReady && (a.waiter == nil || !a.waiter.alive())
 	lost := a.State == agRunning && a.Pending
 	if !again && !lost {
@@ -222,9 +224,9 @@ func (s *Sandbox) agentUndelivered(w *nextMsg) {
 	}
 }
 
-// AgentFailure is an agent's report about itself.
+// AgentFailure is the failure report of an extension.
 type AgentFailure struct {
-	Init bool   // init/error, else exit/error
+	Init bool   // posted to init/error, else to exit/error
 	Type string // Lambda-Extension-Function-Error-Type
 }
 
@@ -265,7 +267,7 @@ func (m *failAgentMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-// closeAgents forgets every agent and ends its parked call (RT-59, EX-27).
+// closeAgents removes every agent and refuses its parked call (RT-59, EX-27).
 func (s *Sandbox) closeAgents() {
 	for _, a := range s.agents {
 		if a.waiter != nil {

@@ -8,33 +8,33 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// classicMode is the mode of one invocation at a time (sections 1.8 and 4): of sandboxes
-// that are initialized on demand, provisioned or restored. Its states are Idle, Invoking,
-// Restoring and Cold; the diagram is that of [State].
+// classicMode is the mode of sandboxes that run one invocation at a time (sections 1.8 and
+// 4): those that are initialized on demand, provisioned or restored. Its states are Idle,
+// Invoking, Restoring and Cold; [State] has the diagram.
 //
-// This file has the states but for Restoring, which is in restore.go. classic_calls.go has
-// the calls of the runtime, classic_records.go the records.
+// This file contains the states, except for Restoring, which is in restore.go.
+// classic_calls.go handles the calls of the runtime, and classic_records.go writes records.
 type classicMode struct {
 	s *Sandbox
 
 	current   *classicInvocation // from its admission to Done; nil while the sandbox is free
 	inlineLog bool               // the log of the current invocation began with its initialization
 
-	initTime    *time.Duration // of an initialization that the next report names (LOG-24); nil for none
-	restoreTime *time.Duration // of a restore that the next report names; nil for none
-	snapshot    bool           // of SnapStart: initialized, and not restored yet
-	renewed     *renewedMsg    // what Config.Restore has returned; nil until it has
+	initTime    *time.Duration // duration of an initialization that the next report must name (LOG-24), or nil
+	restoreTime *time.Duration // duration of a restore that the next report must name, or nil
+	snapshot    bool           // SnapStart: initialized, but not restored yet
+	renewed     *renewedMsg    // result of Config.Restore; nil until it has returned
 
-	// The method values isTaken, isAnswered and makeStep, made once: making them where they
-	// are used would be an allocation for each invocation.
+	// The method values isTaken, isAnswered and makeStep. They are created once, because
+	// creating one at each use would allocate for each invocation.
 	hasInvocation, answered, step func() bool
 }
 
 // classicInvocation is an invocation of classic mode.
 type classicInvocation struct {
 	invocation
-	ready    time.Time // when the runtime was done with it (TL-45); zero until then
-	reported bool      // REPORT is written
+	ready    time.Time // when the runtime finished it (TL-45); zero before
+	reported bool      // REPORT has been written
 }
 
 func newClassic(s *Sandbox) mode {
@@ -55,8 +55,8 @@ func (m *classicMode) run(ctx context.Context, st State) State {
 	return m.idle(ctx)
 }
 
-// idle waits for an invocation, and freezes the sandbox when none comes for a while.
-// One that comes before that finds everything running.
+// idle waits for an invocation. It freezes the sandbox if none arrives within
+// Settings.Linger.
 func (m *classicMode) idle(ctx context.Context) State {
 	m.beginIdle()
 	return m.idling(ctx, m.s.waitStepping(ctx, m.hasInvocation, m.step))
@@ -68,11 +68,11 @@ func (m *classicMode) beginIdle() {
 	m.s.setLimit(time.Now().Add(m.s.cfg.Settings.Linger))
 }
 
-// idling goes on in Idle when the first wait has ended with w.
+// idling continues Idle after its first wait has ended with w.
 func (m *classicMode) idling(ctx context.Context, w wakening) State {
 	s := m.s
 	for ; ; w = s.waitStepping(ctx, m.hasInvocation, m.step) {
-		if s.State() == Invoking { // a step has led there
+		if s.State() == Invoking { // a step has made the transition
 			return m.invoking(ctx, w)
 		}
 		switch w {
@@ -91,7 +91,7 @@ func (m *classicMode) idling(ctx context.Context, w wakening) State {
 		}
 	}
 	select {
-	case e := <-s.exits: // EX-29, though the invocation was seen first
+	case e := <-s.exits: // EX-29: an exit comes first even if the invocation was seen before it
 		if s.exited(e) {
 			m.reportFault()
 			return Resetting
@@ -108,15 +108,15 @@ func (m *classicMode) idling(ctx context.Context, w wakening) State {
 	return Invoking
 }
 
-// invoke hands out the current invocation and waits until it is Done (LC-40): the
-// runtime has answered, and it and every agent that got the event ask for the next.
+// invoke delivers the current invocation and waits until it is Done (LC-40): the runtime has
+// answered, and the runtime and every agent that got the event have asked for the next.
 func (m *classicMode) invoke(ctx context.Context) State {
 	if err := m.s.throttle(ctx); err != nil {
 		return m.s.giveUp(ctx, err)
 	}
 	m.beginInvoking()
 	w := m.s.waitStepping(ctx, m.answered, m.step)
-	if m.s.State() == Idle { // a step has led there
+	if m.s.State() == Idle { // a step has made the transition
 		return m.idling(ctx, w)
 	}
 	return m.invoking(ctx, w)
@@ -128,7 +128,7 @@ func (m *classicMode) beginInvoking() {
 	m.s.setLimit(m.current.deadline)
 }
 
-// invoking goes on in Invoking when the first wait has ended with w.
+// invoking continues Invoking after its first wait has ended with w.
 func (m *classicMode) invoking(ctx context.Context, w wakening) State {
 	s := m.s
 	if w == reached && m.current.cut != nil {
@@ -153,16 +153,16 @@ func (m *classicMode) invoking(ctx context.Context, w wakening) State {
 	return Resetting
 }
 
-// finishInvoking writes the records of an invocation that has ended well.
+// finishInvoking writes the records of an invocation that was answered in time.
 func (m *classicMode) finishInvoking() {
 	m.reportRuntimeDone("", telemetry.Success)
 	m.reportEnd("", telemetry.Success)
 }
 
-// makeStep makes the transition from Idle to Invoking or back that Run would make next. The
-// goroutine that has delivered what Run waits for calls it: see token. In a warm sandbox
-// nothing in these transitions can wait or fail. If something could, makeStep changes
-// nothing and returns false, and Run makes the transition.
+// makeStep makes the next transition, from Idle to Invoking or back, in place of Run. The
+// goroutine that has delivered the awaited event calls it: see token. In a warm sandbox
+// these transitions neither block nor fail. Where they could, makeStep changes nothing and
+// returns false, and Run makes the transition.
 func (m *classicMode) makeStep() bool {
 	s := m.s
 	switch s.State() {
@@ -186,7 +186,7 @@ func (m *classicMode) makeStep() bool {
 	return true
 }
 
-// cold waits for the invocation that pays for the next initialization.
+// cold waits for an invocation, which the next initialization becomes part of.
 func (m *classicMode) cold(ctx context.Context) State {
 	m.release()
 	m.s.timer.Stop()
@@ -200,15 +200,16 @@ func (m *classicMode) cold(ctx context.Context) State {
 // isTaken reports whether there is an invocation.
 func (m *classicMode) isTaken() bool { return m.current != nil }
 
-// isAnswered reports whether the runtime is done with the invocation, or its answer was cut.
+// isAnswered reports whether the runtime has finished the invocation, or its answer was
+// truncated.
 func (m *classicMode) isAnswered() bool { return m.runtimeDone() || m.current.cut != nil }
 
-// runtimeDone reports whether the runtime has answered and asks for the next event.
+// runtimeDone reports whether the runtime has answered and has asked for the next event.
 func (m *classicMode) runtimeDone() bool {
 	return m.current.result != nil && m.s.runtime.State == rtReady
 }
 
-// agentsDone reports whether every agent that got the event asks for the next.
+// agentsDone reports whether every agent that got the event has asked for the next.
 func (m *classicMode) agentsDone() bool {
 	for _, a := range m.s.agents {
 		if a.wants(EventInvoke) && (a.busy() || a.External && a.State == agExitError) {
@@ -218,7 +219,7 @@ func (m *classicMode) agentsDone() bool {
 	return true
 }
 
-// inline reports whether the present initialization is part of an invocation.
+// inline reports whether the current initialization is part of an invocation.
 func (m *classicMode) inline() bool { return m.current != nil && !m.current.deadline.IsZero() }
 
 func (m *classicMode) beginInit() (telemetry.Phase, time.Duration) {
@@ -226,7 +227,7 @@ func (m *classicMode) beginInit() (telemetry.Phase, time.Duration) {
 		return telemetry.InitPhase, m.s.cfg.Settings.InitTimeout
 	}
 	m.inlineLog, m.initTime = true, nil
-	m.s.runtime.RequestID = m.current.inv.ID // an id is current already: 403, not 400
+	m.s.runtime.RequestID = m.current.inv.ID // so that an early answer is refused with 403, not 400
 	m.beginLog()
 	return telemetry.InvokePhase, time.Until(m.current.deadline)
 }
@@ -234,7 +235,7 @@ func (m *classicMode) beginInit() (telemetry.Phase, time.Duration) {
 func (m *classicMode) initialized(took time.Duration) State {
 	switch {
 	case m.s.cfg.Initialization == SnapStart:
-		m.snapshot = true // the initialization is not the invocation's
+		m.snapshot = true // the invocation's report does not name the initialization
 	case !m.inline():
 		m.initTime = &took
 	}
@@ -249,7 +250,7 @@ func (m *classicMode) initialized(took time.Duration) State {
 
 func (m *classicMode) initTimedOut() {
 	limit := m.s.cfg.Function.Timeout
-	if !m.inline() && m.current != nil && !m.s.renewable() { // LC-09: it has no second try to wait for
+	if !m.inline() && m.current != nil && !m.s.renewable() { // LC-09: there is no second initialization to wait for
 		limit = m.s.cfg.Settings.InitTimeout
 		m.current.begin(time.Now(), limit)
 	}
@@ -259,8 +260,9 @@ func (m *classicMode) initTimedOut() {
 	}
 }
 
-// initFailed ends the invocation if the initialization is part of it (LC-26). One that only
-// waits for the sandbox gets a try of its own, if the sandbox may try again (LC-09).
+// initFailed ends the invocation if the initialization is part of it (LC-26). An invocation
+// that only waits for the sandbox gets another initialization, if the sandbox may have one
+// (LC-09).
 func (m *classicMode) initFailed(f *Fault) {
 	if m.current != nil && (m.s.lost || !m.s.renewable()) && !m.inline() {
 		m.current.begin(time.Now(), m.s.cfg.Function.Timeout)
@@ -270,7 +272,7 @@ func (m *classicMode) initFailed(f *Fault) {
 	}
 }
 
-// failUnstarted answers and reports an invocation that never got to the runtime.
+// failUnstarted answers and reports an invocation that never reached the runtime.
 func (m *classicMode) failUnstarted(f *Fault) {
 	m.reportStart()
 	m.reportFault()
@@ -283,8 +285,9 @@ func (m *classicMode) failUnstarted(f *Fault) {
 	m.reportEnd(f.Type, telemetry.StatusOf(f.Type))
 }
 
-// answerCut answers an invocation whose body was cut short (RT-35), after a grace: a
-// body most often ends early because the runtime does, and then its exit says more.
+// answerCut answers an invocation whose response body was truncated (RT-35). It waits for a
+// grace period first: most truncated bodies come from a runtime that exits, and then the
+// exit is the better error.
 func (m *classicMode) answerCut(ctx context.Context) wakening {
 	s, c := m.s, m.current
 	s.timer.Reset(min(s.cfg.Settings.ExitGrace, time.Until(c.deadline)))
@@ -306,11 +309,11 @@ func (m *classicMode) timedOut(limit time.Duration) {
 	m.reportEnd("", telemetry.Timeout)
 }
 
-// invokeFailed answers and reports an invocation in which a process has ended.
+// invokeFailed answers and reports an invocation during which a process has exited.
 func (m *classicMode) invokeFailed() {
 	s := m.s
 	if s.runtime.State == rtResponse || s.runtime.State == rtErrorResp {
-		s.awaitLastPost(func() bool { return s.runtime.State == rtSent }) // the rest of a body may be on its way
+		s.awaitLastPost(func() bool { return s.runtime.State == rtSent }) // the rest of the body may be in transit
 	}
 	s.noteExit()
 	f := s.fatal()
@@ -336,7 +339,7 @@ func (m *classicMode) abandon(err error) {
 
 func (m *classicMode) end() { m.release() }
 
-// release closes Done of an invocation that is over: the sandbox is free.
+// release makes the sandbox free: it closes Done of the invocation, if it was answered.
 func (m *classicMode) release() {
 	if c := m.current; c != nil && c.result != nil {
 		m.current = nil

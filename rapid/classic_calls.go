@@ -9,10 +9,10 @@ import (
 
 func (m *classicMode) admit(msg *invokeMsg) {
 	if m.current != nil {
-		msg.refuse(ErrBusy) // LC-20, until the reset after a failed one is over
+		msg.refuse(ErrBusy) // LC-20; after a failure until the reset is over
 		return
 	}
-	// It is taken up at once, or after the initialization or reset that goes on.
+	// It starts at once, or after the initialization or reset in progress.
 	m.current = &classicInvocation{invocation: newInvocation(msg, m.s.cfg.Function.ARN)}
 }
 
@@ -29,11 +29,11 @@ func (m *classicMode) next(msg *nextMsg) {
 	if m.s.State() == Initializing && m.inline() {
 		r.RequestID = m.current.inv.ID
 	}
-	many := len(r.waiters) >= fewWaiters // then a client that has left silently is looked for
+	many := len(r.waiters) >= fewWaiters // then also check for clients that have closed the connection
 	r.waiters = append(slices.DeleteFunc(r.waiters, func(w *nextMsg) bool { return !w.alive() || many && !w.connected() }), msg)
 }
 
-// fewWaiters is how many calls of next may wait before their connections are checked.
+// fewWaiters is the number of parked calls of next from which their connections are checked.
 const fewWaiters = 8
 
 func (m *classicMode) undelivered(w *nextMsg) {
@@ -43,8 +43,8 @@ func (m *classicMode) undelivered(w *nextMsg) {
 	}
 }
 
-// dispatch writes START and releases agents and runtime, external agents first
-// (LC-21). Nobody can hold it up: every answer goes into a buffered channel.
+// dispatch writes START and delivers the event to the agents, external ones first, and to
+// the runtime (LC-21). It does not block: every answer goes into a buffered channel.
 func (m *classicMode) dispatch() {
 	c := m.current
 	m.reportStart()
@@ -97,7 +97,7 @@ func (m *classicMode) finishAnswer(msg *finishAnswerMsg) {
 		msg.refuse(invalidRequestID)
 		return
 	}
-	r.State = rtSent // whatever the body was: the following next is legal
+	r.State = rtSent // also after an invalid body: the runtime may call next
 	failpoint.Pass(failpoint.ResponseReceived)
 	if refusal := m.current.complete(&msg.body, m.s.BodyLimit(msg.body.Kind)); refusal != nil {
 		msg.refuse(refusal)

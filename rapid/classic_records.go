@@ -15,8 +15,8 @@ func (m *classicMode) beginLog() {
 	}
 }
 
-// reportStart writes START, after everything that came before, and begins the log of the
-// invocation (LOG-34).
+// reportStart writes START, after all earlier output, and begins the log of the invocation
+// (LOG-34).
 func (m *classicMode) reportStart() {
 	m.s.drain()
 	if !m.inlineLog {
@@ -25,14 +25,14 @@ func (m *classicMode) reportStart() {
 	m.s.reportStart(&m.current.invocation)
 }
 
-// reportRuntimeDone writes the record of TL-36, once for each invocation that was handed out.
+// reportRuntimeDone writes the record of TL-36, once for each invocation that was delivered.
 func (m *classicMode) reportRuntimeDone(errorType string, status telemetry.Status) {
 	c := m.current
 	if !c.ready.IsZero() || c.released.IsZero() {
 		return
 	}
 	c.ready = time.Now()
-	m.s.drain() // what the runtime has said is before it
+	m.s.drain() // the runtime's output comes before the record
 	if errorType == "" && status == telemetry.Success && c.result.FunctionError {
 		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
 	}
@@ -45,7 +45,7 @@ func (m *classicMode) reportRuntimeDone(errorType string, status telemetry.Statu
 	m.s.log.Platform(r)
 }
 
-// spans are those of TL-45.
+// spans returns the spans of TL-45.
 func (c *classicInvocation) spans() []telemetry.Span {
 	spans := c.invocation.spans()
 	if spans != nil {
@@ -63,7 +63,7 @@ func (m *classicMode) reportFault() {
 	m.s.reportFault(id)
 }
 
-// reportEnd writes END and REPORT at Done, after all that was written until then.
+// reportEnd writes END and REPORT at Done, after all earlier output.
 func (m *classicMode) reportEnd(errorType string, status telemetry.Status) {
 	s, c, f := m.s, m.current, &m.s.cfg.Function
 	s.flush()
@@ -76,7 +76,7 @@ func (m *classicMode) reportEnd(errorType string, status telemetry.Status) {
 	}
 	billed := d
 	r := &telemetry.Report{RequestID: c.inv.ID, Status: status, ErrorType: errorType, Tracing: telemetry.NewTracing(c.inv.TraceID)}
-	if m.initTime != nil { // LOG-24: only in the first report after an own phase
+	if m.initTime != nil { // LOG-24: only in the first report after an initialization with its own phase
 		millis := telemetry.Millis(*m.initTime)
 		r.Metrics.InitDuration = &millis
 		if s.cfg.Settings.BillInit {

@@ -6,34 +6,34 @@ import (
 	"fmt"
 )
 
-// Client makes the calls of one connection of a process inside the sandbox. It belongs
-// to the generation of processes that lived when it was made: once these are gone
-// every call ends with ErrClosed (RT-59), so nothing that a dead process has sent can
-// reach the next generation. Methods are safe for concurrent use. Their errors are
-// *Refusal, ErrClosed and that of the context.
+// Client makes the calls that arrive on one connection from a process inside the sandbox. It
+// belongs to the generation of processes at the time of NewClient: once these processes are
+// gone, every call returns ErrClosed (RT-59), so that a late message of a dead process
+// cannot affect the next generation. Methods are safe for concurrent use. Their errors are a
+// *Refusal, ErrClosed, or the error of the context.
 type Client struct {
-	// HungUp reports whether the peer has closed the connection now; the context of a call
-	// that waits may end a moment later. It must be set before the first call and must not
-	// block. If it is nil, the contexts alone say.
+	// HungUp reports whether the peer has closed the connection. It may know that before the
+	// context of a waiting call ends. It must not block, and must be set before the first
+	// call. If it is nil, only the contexts are used.
 	HungUp func() bool
 
 	s   *Sandbox
 	gen uint64
 }
 
-// NewClient returns a client of the present generation.
+// NewClient returns a client for the current generation of processes.
 func (s *Sandbox) NewClient() *Client { return &Client{s: s, gen: s.gen.Load()} }
 
-// ErrClosed says that the caller's generation of processes is gone: close its connection.
+// ErrClosed reports that the caller's generation of processes is gone. Close its connection.
 var ErrClosed = errors.New("the processes that made the connection are gone")
 
-// Next blocks until the runtime has an event (section 1.3). When ctx ends first, an
-// event that was on its way is delivered again (RT-25).
+// Next blocks until there is an event for the runtime (section 1.3). If ctx ends first, an
+// event that was already assigned to the call is delivered to the next one (RT-25).
 func (c *Client) Next(ctx context.Context) (*Event, error) {
 	return c.next(ctx, &nextMsg{hungUp: c.HungUp, call: newCall[*Event](ctx, c.gen)})
 }
 
-// NextEvent blocks until the agent has an event (EX-18).
+// NextEvent blocks until there is an event for the agent (EX-18).
 func (c *Client) NextEvent(ctx context.Context, agentID string) (*Event, error) {
 	return c.next(ctx, &nextMsg{isAgent: true, agentID: agentID, call: newCall[*Event](ctx, c.gen)})
 }
@@ -46,56 +46,56 @@ func (c *Client) next(ctx context.Context, m *nextMsg) (*Event, error) {
 	return e, err
 }
 
-// Undelivered takes back an event that could not be written to the client: the next call
-// gets it. agentID is "" for an event of Next, else the one that was given to NextEvent.
+// Undelivered returns an event that could not be written to the client, so that the next
+// call gets it. agentID is "" for an event of Next, else the argument of NextEvent.
 func (c *Client) Undelivered(agentID string, e *Event) {
 	w := &nextMsg{isAgent: agentID != "", agentID: agentID, event: e}
 	c.s.send(&undeliveredMsg{waiter: w, call: newCall[struct{}](context.Background(), c.gen)})
 }
 
-// BeginAnswer opens the runtime's answer to invocation id, or refuses it, before the body
-// is read (RT-28). FinishAnswer must follow. If the Stream is not nil the body goes there,
-// else to FinishAnswer.
+// BeginAnswer begins the runtime's answer to the invocation id, or refuses it, before the
+// body is read (RT-28). The caller must call FinishAnswer. It passes the body to the Stream
+// if that is not nil, else to FinishAnswer.
 func (c *Client) BeginAnswer(ctx context.Context, id string, h AnswerHead) (*Stream, error) {
 	return ask(ctx, c.s, &beginAnswerMsg{id: id, head: h, call: newCall[*Stream](ctx, c.gen)})
 }
 
-// FinishAnswer hands over the body of an answer that BeginAnswer has opened. It ends
-// with ctx only if the sandbox does not take it any more.
+// FinishAnswer completes an answer that BeginAnswer has begun, with its body. The end of ctx
+// does not cancel it.
 func (c *Client) FinishAnswer(ctx context.Context, id string, a Answer) error {
-	ctx = context.WithoutCancel(ctx) // the client may be gone, its answer counts
+	ctx = context.WithoutCancel(ctx) // the answer counts even if the client has gone
 	_, err := ask(ctx, c.s, &finishAnswerMsg{id: id, body: a, call: newCall[struct{}](ctx, c.gen)})
 	return err
 }
 
-// BeginInitError opens a failure report of the runtime's initialization (RT-49).
-// FinishInitError must follow.
+// BeginInitError begins a failure report about the runtime's initialization (RT-49). The
+// caller must call FinishInitError.
 func (c *Client) BeginInitError(ctx context.Context) error {
 	_, err := ask(ctx, c.s, &beginInitErrorMsg{call: newCall[struct{}](ctx, c.gen)})
 	return err
 }
 
-// BeginRestoreError opens a failure report of the runtime's hooks after a restore
-// (RT-55). FinishInitError must follow.
+// BeginRestoreError begins a failure report about the runtime's hooks after a restore
+// (RT-55). The caller must call FinishInitError.
 func (c *Client) BeginRestoreError(ctx context.Context) error {
 	_, err := ask(ctx, c.s, &beginInitErrorMsg{restore: true, call: newCall[struct{}](ctx, c.gen)})
 	return err
 }
 
-// RestoreNext says that the runtime is ready for its snapshot, and blocks until the
+// RestoreNext records that the runtime is ready for its snapshot, and blocks until the
 // sandbox is restored (RT-53).
 func (c *Client) RestoreNext(ctx context.Context) error {
 	_, err := ask(ctx, c.s, &restoreNextMsg{newCall[struct{}](ctx, c.gen)})
 	return err
 }
 
-// Credentials returns what a process with the sandbox's token may know (RT-72). The
-// error is ErrUnknownToken for any other token.
+// Credentials returns the credentials for a process that presents the sandbox's token
+// (RT-72). For any other token the error is ErrUnknownToken.
 func (c *Client) Credentials(ctx context.Context, token string) (Credentials, error) {
 	return ask(ctx, c.s, &credentialsMsg{token: token, call: newCall[Credentials](ctx, c.gen)})
 }
 
-// FinishInitError hands over the body of the failure report (RT-50).
+// FinishInitError completes the failure report with its body (RT-50).
 func (c *Client) FinishInitError(ctx context.Context, e InitError) error {
 	ctx = context.WithoutCancel(ctx)
 	_, err := ask(ctx, c.s, &finishInitErrorMsg{posted: e, call: newCall[struct{}](ctx, c.gen)})
@@ -107,17 +107,17 @@ func (c *Client) Register(ctx context.Context, r Registration) (*Registered, err
 	return ask(ctx, c.s, &registerMsg{reg: r, call: newCall[*Registered](ctx, c.gen)})
 }
 
-// FailAgent records that an agent cannot go on (EX-22, EX-23).
+// FailAgent records the failure report of an extension (EX-22, EX-23).
 func (c *Client) FailAgent(ctx context.Context, agentID string, f AgentFailure) error {
 	_, err := ask(ctx, c.s, &failAgentMsg{agentID: agentID, failure: f, call: newCall[struct{}](ctx, c.gen)})
 	return err
 }
 
-// A message is a request to touch the state of the sandbox. The holder of the token serves
-// it, which never blocks. Each message is answered exactly once, by serve or later.
+// A message is a request to read or change the state of the sandbox. The holder of the token
+// serves it; serve never blocks. Each message is answered exactly once, by serve or later.
 type message interface {
 	serve(*Sandbox)
-	generation() uint64 // of its sender's processes, or noGeneration
+	generation() uint64 // of the sender's process, or noGeneration
 	refuse(error)
 }
 
@@ -145,8 +145,9 @@ func (c *call[T]) refuse(err error)       { c.reply <- reply[T]{err: err} }
 func (c *call[T]) replies() chan reply[T] { return c.reply }
 func (c *call[T]) generation() uint64     { return c.gen }
 
-// ask delivers m and waits for the reply. The error is that of the reply or of ctx; if the
-// sandbox is dead it is ErrDead with the cause, or ErrClosed for a process.
+// ask sends m and waits for the reply. The error is that of the reply or of ctx. If the
+// sandbox is dead, it is ErrClosed for a message of a process, and else ErrDead, which wraps
+// the cause.
 func ask[T any](ctx context.Context, s *Sandbox, m interface {
 	message
 	replies() chan reply[T]
@@ -158,7 +159,7 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 		}
 		return ErrClosed
 	}
-	if err := ctx.Err(); err != nil { // it asks for nothing any more
+	if err := ctx.Err(); err != nil { // do not send a request that is canceled already
 		return zero, err
 	}
 	if s.serveNow(m) {
@@ -191,7 +192,7 @@ func ask[T any](ctx context.Context, s *Sandbox, m interface {
 	}
 }
 
-// send delivers a message to which nobody waits for a reply.
+// send sends a message whose reply is not needed.
 func (s *Sandbox) send(m message) {
 	if s.serveNow(m) {
 		return
@@ -202,8 +203,8 @@ func (s *Sandbox) send(m message) {
 	}
 }
 
-// whyDead returns ErrDead, with the fault of the host that has ended the sandbox if there
-// is one. Only the holder of the token may call it, and everybody once the sandbox is dead.
+// whyDead returns ErrDead, wrapped with the fault of the host that has ended the sandbox, if
+// there is one. The caller must hold the token, or the sandbox must be dead.
 func (s *Sandbox) whyDead() error {
 	if s.broken == nil {
 		return ErrDead
@@ -223,7 +224,7 @@ func (s *Sandbox) serve(m message) {
 
 type invokeMsg struct {
 	inv  *Invocation
-	left chan struct{} // of an Invocation with Stream: closed when Invoke returns without it
+	left chan struct{} // if inv.Stream: closed when Invoke returns without a Result
 	call[*Result]
 }
 

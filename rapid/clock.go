@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// thawClock counts the time in which the sandbox was not frozen. It implements
-// telemetry.Clock.
+// thawClock measures the time during which the sandbox is not frozen. It implements
+// telemetry.Clock and is safe for concurrent use.
 type thawClock struct {
 	mu      sync.Mutex
 	start   time.Time
-	frozen  time.Duration // sum of the freezes that have ended
-	since   time.Time     // of the present freeze; zero if thawed
+	frozen  time.Duration // total of the freezes that have ended
+	since   time.Time     // start of the current freeze; zero if thawed
 	running chan struct{} // closed unless frozen
 }
 
@@ -45,14 +45,15 @@ func (c *thawClock) thaw() {
 	c.mu.Unlock()
 }
 
-// Running returns a channel that is closed while the sandbox is not frozen.
+// Running returns a channel that is closed if the sandbox is not frozen, or else when it is
+// thawed.
 func (c *thawClock) Running() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.running
 }
 
-// Now returns how long the sandbox has run.
+// Now returns for how long the sandbox has run without being frozen.
 func (c *thawClock) Now() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()

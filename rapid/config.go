@@ -10,9 +10,9 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
-// Supervisor is what a life needs of the supervisor: the processes of one sandbox.
-// [Supervise] makes one of a *supervisor.Sandbox, where the methods are described. Those
-// without a context return at once.
+// Supervisor controls the processes of one sandbox. [Supervise] returns the implementation
+// that uses a *supervisor.Sandbox, which documents the methods. Methods without a context
+// return at once.
 type Supervisor interface {
 	Configure(domain string, c supervisor.DomainConfig) error
 	Start(ctx context.Context, domain string) error
@@ -34,7 +34,7 @@ type Process interface {
 	Exit() supervisor.Exit
 }
 
-// Supervise returns the Supervisor that s is.
+// Supervise returns a Supervisor that uses s.
 func Supervise(s *supervisor.Sandbox) Supervisor { return supervised{s} }
 
 type supervised struct{ *supervisor.Sandbox }
@@ -47,56 +47,56 @@ func (s supervised) Exec(ctx context.Context, r supervisor.ExecRequest) (Process
 	return p, nil
 }
 
-// Entry is the program that a runtime begins with.
+// Entry describes the program that starts a runtime.
 type Entry struct {
 	Path string   // inside the sandbox; "" makes every initialization fail (FE-02)
 	Args []string // after argv[0]
 	Dir  string   // "" means /var/task (ENV-24)
 }
 
-// Image is what the configuration of a container image says of its program, for the
-// log line of one that cannot be started (LOG-33).
+// Image is the part of a container image's configuration that describes its program, for the
+// log line about a program that cannot be started (LOG-33).
 type Image struct {
 	Entrypoint, Cmd []string
 	WorkingDir      string
 }
 
-// Function is what runs in a sandbox.
+// Function describes the function that runs in a sandbox.
 type Function struct {
 	Name, Version, ARN, Handler string
 	Runtime                     string // identifier, e.g. "nodejs20.x", "provided.al2023"
 	Region, AccountID           string
 	MemoryMB                    int
 	Timeout                     time.Duration
-	Env                         map[string]string // the customer's
+	Env                         map[string]string // the customer's variables
 	LogFormat                   telemetry.Format
-	LogLevel                    string          // AWS_LAMBDA_LOG_LEVEL, "" if not configured
-	SystemLogLevel              telemetry.Level // of platform records in JSON logs, "" for all (LOG-41)
+	LogLevel                    string          // AWS_LAMBDA_LOG_LEVEL; "" if not configured
+	SystemLogLevel              telemetry.Level // lowest level of platform records in JSON logs; "" for all (LOG-41)
 	LogGroup                    string
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
 	ExtensionsDisabled          bool     // EX-05
-	Image                       *Image   // the code is a container image, whose variables are among Env; nil if it is not
+	Image                       *Image   // nil if the code is not a container image; its variables are in Env
 }
 
-// Credentials are what the processes get as AWS_ACCESS_KEY_ID and so on (ENV-02).
-// Empty ones are left out.
+// Credentials are the values of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+// AWS_SESSION_TOKEN for the processes (ENV-02). Empty ones are not set.
 type Credentials struct{ AccessKeyID, SecretAccessKey, SessionToken string }
 
-// Settings are the times and choices that the specification leaves open. Take
-// [DefaultSettings] and change what differs: a zero is a value here, not a default.
+// Settings are the time limits and choices that the specification leaves open. Start from
+// [DefaultSettings]: a zero value here is a value, not a default.
 type Settings struct {
-	InitTimeout    time.Duration         // of an initialization with a phase of its own (LC-06)
-	ExitGrace      time.Duration         // for what a process posted just before it ended (RT-51)
-	Linger         time.Duration         // from Done to the freeze (LC-80)
-	InternalWindow time.Duration         // of a shutdown with internal extensions only (LC-64)
-	ExternalWindow time.Duration         // of a shutdown with an external extension (LC-64)
-	RuntimeShare   float64               // of ExternalWindow, for the runtime (LC-61)
-	KillWait       time.Duration         // for processes to be gone after SIGKILL (LC-63)
-	FreezeTimeout  time.Duration         // for a freeze or thaw; then the sandbox is reset or given up
-	BillInit       bool                  // LOG-25
-	Stream         StreamLimits          // of streamed answers (RT-71)
-	Descriptors    telemetry.Descriptors // stdout and stderr of the processes
+	InitTimeout    time.Duration         // limit of an initialization with its own phase (LC-06)
+	ExitGrace      time.Duration         // wait after an exit for what the process posted before it (RT-51)
+	Linger         time.Duration         // wait after Done before the freeze (LC-80)
+	InternalWindow time.Duration         // limit of a shutdown with internal extensions only (LC-64)
+	ExternalWindow time.Duration         // limit of a shutdown with an external extension (LC-64)
+	RuntimeShare   float64               // part of ExternalWindow for the runtime, 0 to 1 (LC-61)
+	KillWait       time.Duration         // limit for processes to exit after SIGKILL (LC-63)
+	FreezeTimeout  time.Duration         // limit of a freeze or thaw; after it the sandbox is reset or ended
+	BillInit       bool                  // the billed duration includes the initialization (LOG-25)
+	Stream         StreamLimits          // limits of streamed answers (RT-71)
+	Descriptors    telemetry.Descriptors // type of stdout and stderr
 	XRayAddress    string                // host:port of AWS_XRAY_DAEMON_ADDRESS (ENV-08)
 }
 
@@ -118,19 +118,19 @@ func DefaultSettings() Settings {
 	}
 }
 
-// Initialization is the way in which a sandbox comes to take invocations, by the name
-// that its processes and records see (ENV-07, TL-29). The zero value is OnDemand.
+// Initialization is the initialization type of a sandbox, as processes and records name it
+// (ENV-07, TL-29). The zero value means OnDemand.
 type Initialization string
 
-// The ways there are.
+// The initialization types.
 const (
-	OnDemand    Initialization = "on-demand"                // when an invocation needs it
-	Provisioned Initialization = "provisioned-concurrency"  // before any invocation needs it (LC-09)
-	SnapStart   Initialization = "snap-start"               // once, then restored for each use (section 4.7)
-	Managed     Initialization = "lambda-managed-instances" // for many invocations at once (section 1.9)
+	OnDemand    Initialization = "on-demand"                // initialized when an invocation needs it
+	Provisioned Initialization = "provisioned-concurrency"  // initialized ahead of invocations (LC-09)
+	SnapStart   Initialization = "snap-start"               // initialized once, and restored for its first invocation (section 4.7)
+	Managed     Initialization = "lambda-managed-instances" // runs many invocations at once (section 1.9)
 )
 
-// String returns the name, also of the zero value.
+// String returns the name; for the zero value it returns that of OnDemand.
 func (i Initialization) String() string {
 	if i == "" {
 		return string(OnDemand)
@@ -138,27 +138,26 @@ func (i Initialization) String() string {
 	return string(i)
 }
 
-// Config is fixed for the life of a sandbox. It must not change after New.
+// Config configures a sandbox. It must not be changed after New.
 type Config struct {
 	Function       Function
 	Initialization Initialization
 	Settings       Settings
 	Credentials    Credentials
-	MaxConcurrency int            // invocations at once, of Managed; less than 1 means 1
+	MaxConcurrency int            // Managed: most concurrent invocations; less than 1 means 1
 	LogStream      string         // log stream name, also the instance id (TL-44)
 	APIAddr        string         // host:port of the Runtime API as seen inside; "" means isolation.APIAddr
-	Sink           telemetry.Sink // gets the log; nil discards it
+	Sink           telemetry.Sink // receives the log; nil discards it
 
-	// Restore returns what a SnapStart sandbox gets anew when it is restored (LC-93); nil
-	// changes nothing. It is called at most once, in a goroutine of its own, and must return
-	// when its context ends: after 10 seconds (LC-91), or when the sandbox is shut down or
-	// fails. Nobody waits for it then.
+	// Restore returns the new credentials and log stream of a SnapStart sandbox that is being
+	// restored (LC-93). If it is nil, they do not change. It is called at most once, in its own
+	// goroutine. It must return when its context ends: after 10 seconds (LC-91), or when the
+	// sandbox shuts down or fails. The sandbox does not wait for it then.
 	Restore func(context.Context) (Restored, error)
-	// Token is what processes of a SnapStart sandbox show to get their credentials
-	// (RT-72); "" means a random one.
+	// Token is the token with which processes of a SnapStart sandbox get their credentials
+	// (RT-72). "" means a random one.
 	Token string
-
-	// OnState is called at each transition, one call at a time, and must not block. In
-	// Idle and Cold the sandbox takes an invocation; Dead is the last.
+	// OnState, if not nil, is called at each transition, one call at a time. It must not
+	// block. The last state is Dead.
 	OnState func(State)
 }

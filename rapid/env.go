@@ -10,13 +10,14 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// notForExtensions are never given to an extension, nor is any name with _ (ENV-21).
+// notForExtensions lists variables that an extension never gets (ENV-21). It does not get
+// names with a leading underscore either.
 var notForExtensions = []string{
 	"AWS_EXECUTION_ENV", "AWS_LAMBDA_LOG_GROUP_NAME", "AWS_LAMBDA_LOG_STREAM_NAME", "AWS_XRAY_CONTEXT_MISSING",
 	"AWS_XRAY_DAEMON_ADDRESS", "LAMBDA_RUNTIME_DIR", "LAMBDA_TASK_ROOT",
 }
 
-// runtimeEnv is the environment of the runtime, sorted (section 6.1).
+// runtimeEnv returns the environment of the runtime, sorted (section 6.1).
 func runtimeEnv(c *Config) []string {
 	env := platformEnv(c)
 	addCustomer(env, c.Function.Env)
@@ -24,7 +25,7 @@ func runtimeEnv(c *Config) []string {
 	return sorted(env)
 }
 
-// extensionEnv is the environment of an external extension, sorted (section 6.3).
+// extensionEnv returns the environment of an external extension, sorted (section 6.3).
 func extensionEnv(c *Config) []string {
 	env := platformEnv(c)
 	addCustomer(env, c.Function.Env)
@@ -66,7 +67,7 @@ func platformEnv(c *Config) map[string]string {
 		"AWS_LAMBDA_LOG_FORMAT":    string(format),
 		"_LAMBDA_TELEMETRY_LOG_FD": framesFD,
 	}
-	if f.Image != nil { // ENV-10 is for zips: an image brings its own
+	if f.Image != nil { // ENV-10 applies to zips only: an image has its own
 		delete(env, "LANG")
 		delete(env, "PATH")
 		delete(env, "LD_LIBRARY_PATH")
@@ -82,7 +83,7 @@ func platformEnv(c *Config) map[string]string {
 		env["_AWS_XRAY_DAEMON_ADDRESS"] = host
 		env["_AWS_XRAY_DAEMON_PORT"] = port
 	}
-	if c.Initialization == SnapStart { // RT-72, ENV-22: variables of a snapshot would be old
+	if c.Initialization == SnapStart { // RT-72, ENV-22: credentials in variables would be those of the snapshot
 		env["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = "http://" + c.APIAddr + "/2021-04-23/credentials"
 		env["AWS_CONTAINER_AUTHORIZATION_TOKEN"] = c.Token
 		return env
@@ -99,9 +100,9 @@ func platformEnv(c *Config) map[string]string {
 	return env
 }
 
-// addCustomer adds the customer's variables (ENV-15 to ENV-18). A function's own have been
-// checked by the same policy before (package function), and are all there, but for those of
-// a container image that it refuses.
+// addCustomer adds the customer's variables (ENV-15 to ENV-18). It omits those that the
+// policy of package function refuses; only variables of a container image can be among them,
+// because a function's own have been checked before.
 func addCustomer(env, customer map[string]string) {
 	for name, value := range customer {
 		_, platform := env[name]

@@ -11,10 +11,10 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
-// RefusalType is the errorType of an answer that refuses a call (RT-06).
+// RefusalType is the errorType in the response to a refused call (RT-06).
 type RefusalType string
 
-// The types that the Runtime and Extensions APIs answer with (FE-22, FE-23).
+// The error types of the Runtime, Extensions and Telemetry APIs (FE-22, FE-23).
 const (
 	InvalidRequestID            RefusalType = "InvalidRequestID"
 	InvalidStateTransition      RefusalType = "InvalidStateTransition"
@@ -32,13 +32,13 @@ const (
 	InvalidExtensionIdentifier  RefusalType = "Extension.InvalidExtensionIdentifier"
 	UnknownExtensionIdentifier  RefusalType = "Extension.UnknownExtensionIdentifier"
 	MissingHeader               RefusalType = "Extension.MissingHeader"
-	NotTheRuntime               RefusalType = "Runtime.Forbidden" // ours, of strict mode
-	ValidationError             RefusalType = "ValidationError"   // of the Telemetry API
+	NotTheRuntime               RefusalType = "Runtime.Forbidden" // strict mode; not a type of AWS
+	ValidationError             RefusalType = "ValidationError"   // Telemetry API
 	LogsValidationError         RefusalType = "Logs.ValidationError"
 )
 
-// Refusal says why a call of a process was not legal. A refused call changes nothing,
-// except where RT-34 to RT-36 say so.
+// Refusal is the error of a call that was not allowed. A refused call changes nothing, except
+// where RT-34 to RT-36 say so.
 type Refusal struct {
 	Type    RefusalType
 	Message string
@@ -64,8 +64,8 @@ const (
 	errRestoreRenewal    = "errRestoreUpdateCredentials"
 )
 
-// Fault is a fatal error of the environment. Its type is chosen where the fault is
-// seen. The message may come later, with the exit that the fault leads to.
+// Fault is a fatal error of the execution environment. Its type is set where the fault is
+// detected. The message may be set later, from the exit that the fault causes.
 type Fault struct{ Type, Message string }
 
 // note stores f as the fatal error if it is the first (LC-49, FE-31).
@@ -96,8 +96,9 @@ func (s *Sandbox) reportFault(requestID string) {
 	s.log.Platform(&telemetry.Fault{RequestID: requestID, Message: f.Message, ErrorType: f.Type})
 }
 
-// exitFault words the end of a process as LC-45 does. A process that the kernel
-// killed for the memory limit takes the runtime with it (INV-14, SUP-17).
+// exitFault returns the fault for the exit of a process, in the words of LC-45. An
+// out-of-memory kill counts as the exit of the runtime, because it ends the whole sandbox
+// (INV-14, SUP-17).
 func exitFault(p *process) *Fault {
 	e := p.handle.Exit()
 	switch {
@@ -113,8 +114,8 @@ func exitFault(p *process) *Fault {
 	return &Fault{errRuntimeExit, "Runtime exited with error: " + e.String()}
 }
 
-// bootstrapFault says why the runtime could not be started (LC-12), nil if it is
-// not the function that is to blame.
+// bootstrapFault returns the fault for a runtime that could not be started (LC-12), or nil if
+// the function did not cause err.
 func bootstrapFault(path string, err error) *Fault {
 	var x *supervisor.ExecError
 	switch {
@@ -126,7 +127,7 @@ func bootstrapFault(path string, err error) *Fault {
 	return &Fault{errInvalidEntrypoint, fmt.Sprintf("fork/exec %s: %v", path, x.Errno)}
 }
 
-// launchErrorType is the detail of an agent's state LaunchError (EX-03).
+// launchErrorType returns the error type of an extension that could not be started (EX-03).
 func launchErrorType(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		return "PermissionDenied"
@@ -134,7 +135,7 @@ func launchErrorType(err error) string {
 	return "UnknownError"
 }
 
-// failure is an answer that the platform words itself.
+// failure returns an error result with a text of the platform.
 func failure(errorType, message string) *Result {
 	body, err := json.Marshal(struct {
 		Type    string `json:"errorType"`
@@ -146,7 +147,7 @@ func failure(errorType, message string) *Result {
 	return &Result{Payload: body, ContentType: "application/json", FunctionError: true, ErrorType: errorType}
 }
 
-// faultResult is the default answer of LC-45.
+// faultResult returns the default result of LC-45.
 func faultResult(id string, f *Fault) *Result {
 	m := "Error: " + f.Message
 	if id != "" {
@@ -157,7 +158,8 @@ func faultResult(id string, f *Fault) *Result {
 
 const causeContentType = "application/vnd.aws.lambda.error.cause+json"
 
-// errorResult is the answer that a runtime posted to …/error (RT-38 to RT-42).
+// errorResult returns the result for an error that a runtime posted to …/error (RT-38 to
+// RT-42).
 func errorResult(a *Answer) *Result {
 	r := &Result{Payload: a.Payload, ContentType: a.ContentType, FunctionError: true,
 		ErrorType: sanitizeType(a.ErrorType), Code: "Unhandled", Cause: sanitizeCause(a.Cause)}
@@ -183,8 +185,8 @@ func errorResult(a *Answer) *Result {
 	return r
 }
 
-// trailerResult is the answer of a runtime that failed while it sent a body (RT-70).
-// What it had sent before is dropped: the caller waits for the whole.
+// trailerResult returns the result for a runtime that failed while it sent the body (RT-70).
+// It drops the part that was sent before: the caller does not stream and waits for all of it.
 func trailerResult(a *Answer) *Result {
 	r := &Result{Payload: a.TrailerBody, ContentType: "application/json", FunctionError: true}
 	if len(r.Payload) == 0 {

@@ -17,12 +17,12 @@ const (
 	taskRoot      = "/var/task"
 )
 
-// domainTime is how long it may take to make a domain, which takes some milliseconds: no
-// limit of the function's runs meanwhile.
+// domainTime limits the creation of a domain, which takes some milliseconds: no limit of the
+// function is in force yet.
 const domainTime = time.Minute
 
-// startDomains makes the domains, before the clock of the first initialization
-// starts; later ones find them (LC-71).
+// startDomains creates the domains, and turns the CPU quota off. It runs before the time
+// limit of the initialization starts. Later initializations use the same domains (LC-71).
 func (s *Sandbox) startDomains(ctx context.Context) error {
 	for _, d := range s.domains() {
 		if !s.started {
@@ -43,7 +43,8 @@ func (s *Sandbox) startDomains(ctx context.Context) error {
 	return s.sup.Throttle(limited, false)
 }
 
-// domains are those of the sandbox: no extension domain without external extensions.
+// domains returns the domains of the sandbox. Without external extensions there is no
+// extension domain.
 func (s *Sandbox) domains() []string {
 	if len(s.cfg.Function.Extensions) == 0 || s.cfg.Function.ExtensionsDisabled {
 		return []string{isolation.RuntimeDomain}
@@ -51,8 +52,8 @@ func (s *Sandbox) domains() []string {
 	return []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 }
 
-// beginInit opens a generation (LC-10), writes INIT_START, and returns how long the
-// initialization may take.
+// beginInit begins a new generation (LC-10), writes INIT_START, and returns the time limit of
+// the initialization.
 func (s *Sandbox) beginInit() (limit time.Duration) {
 	f := &s.cfg.Function
 	s.gen.Add(1)
@@ -67,19 +68,19 @@ func (s *Sandbox) beginInit() (limit time.Duration) {
 	return limit
 }
 
-// initialization is the present or the last one.
+// initialization is the state of the current or latest initialization.
 type initialization struct {
 	phase       telemetry.Phase
 	began       time.Time
-	runtimeDone bool // initRuntimeDone was written
+	runtimeDone bool // initRuntimeDone has been written
 }
 
-// runtimeARN names the runtime's version as Lambda's ARNs do.
+// runtimeARN returns the ARN of the runtime's version, in the form that Lambda uses.
 func runtimeARN(f *Function) string {
 	return fmt.Sprintf("arn:aws:lambda:%s::runtime:%s", f.Region, f.Runtime)
 }
 
-// launchExtensions executes every external extension, in listing order (LC-01).
+// launchExtensions starts every external extension, in listing order (LC-01).
 func (s *Sandbox) launchExtensions(ctx context.Context) *Fault {
 	if s.cfg.Function.ExtensionsDisabled {
 		return nil
@@ -107,7 +108,7 @@ func (s *Sandbox) launchExtensions(ctx context.Context) *Fault {
 	return nil
 }
 
-// launchRuntime executes the function's bootstrap.
+// launchRuntime starts the function's bootstrap.
 func (s *Sandbox) launchRuntime(ctx context.Context) *Fault {
 	b := &s.cfg.Function.Bootstrap
 	if b.Path == "" {
@@ -146,12 +147,11 @@ func (s *Sandbox) reportInitRuntimeDone(errorType string, status telemetry.Statu
 		return
 	}
 	s.init.runtimeDone = true
-	s.drain() // what the runtime has said is before it
+	s.drain() // the runtime's output comes before the record
 	s.log.Platform(&telemetry.InitRuntimeDone{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase, Status: status, ErrorType: errorType})
 }
 
-// endInit writes the records of the end of an initialization, and returns how long
-// it took.
+// endInit writes the records for the end of an initialization, and returns its duration.
 func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Duration {
 	d := time.Since(s.init.began)
 	s.hub.Close() // TL-14
@@ -173,7 +173,8 @@ func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Durati
 	return d
 }
 
-// initEnded says what follows an initialization that was waited for in vain.
+// initEnded ends an initialization whose wait ended with w before it was complete, and
+// returns the next state.
 func (s *Sandbox) initEnded(w wakening) State {
 	switch w {
 	case cancelled:
@@ -184,7 +185,7 @@ func (s *Sandbox) initEnded(w wakening) State {
 		s.mode.initTimedOut()
 		return s.fail(nil, reasonTimeout)
 	}
-	s.awaitLastPost(s.spoke) // RT-51
+	s.awaitLastPost(s.exitExplained) // RT-51
 	s.noteExit()
 	return s.initFailed(s.fatal())
 }
@@ -198,8 +199,8 @@ func (s *Sandbox) initFailed(f *Fault) State {
 	return s.fail(nil, reasonFailure)
 }
 
-// spoke reports whether the process that ended has posted why.
-func (s *Sandbox) spoke() bool {
+// exitExplained reports whether the process that exited has posted the reason.
+func (s *Sandbox) exitExplained() bool {
 	p := s.exit
 	switch {
 	case p == nil:
@@ -210,8 +211,8 @@ func (s *Sandbox) spoke() bool {
 	return s.posted != nil && s.posted.gen == s.gen.Load()
 }
 
-// awaitLastPost serves calls for a short grace after an exit, until done holds: what a
-// process has posted just before its end may be on its way (RT-51).
+// awaitLastPost serves calls for a grace period after an exit, or until done reports true:
+// what a process has posted just before its exit may still be in transit (RT-51).
 func (s *Sandbox) awaitLastPost(done func() bool) {
 	s.timer.Reset(s.cfg.Settings.ExitGrace)
 	for !s.lost {
@@ -221,6 +222,6 @@ func (s *Sandbox) awaitLastPost(done func() bool) {
 	}
 }
 
-// ErrLost is what Run returns after a domain was lost: out of memory, or killed from
-// outside.
+// ErrLost is the error of Run after a domain was lost, because the sandbox ran out of memory
+// or was killed from outside.
 var ErrLost = errors.New("the processes of the sandbox are gone: out of memory, or killed from outside")

@@ -9,18 +9,19 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// invocation is what both modes know of one invocation from its admission to Done.
+// invocation is the state of one invocation, from its admission to Done, that both modes
+// have.
 type invocation struct {
 	msg      *invokeMsg
 	inv      *Invocation
-	over     *over     // its Result.Done
-	result   *Result   // set once the caller was answered
-	started  time.Time // dispatch, or begin of the inline initialization (LC-23); zero until begin
+	over     *over     // closes Result.Done
+	result   *Result   // set once the caller has been answered
+	started  time.Time // time of the dispatch, or begin of the inline initialization (LC-23); zero until begin
 	deadline time.Time // zero until begin
-	stream   *Stream   // of an answer that streams (RT-69); the caller has it already
-	cut      *Result   // the answer to a body that was cut short, until the caller gets it
+	stream   *Stream   // the caller's stream, if the answer is streamed (RT-69)
+	cut      *Result   // result for a truncated body, until the caller gets it
 
-	released, firstByte, lastByte time.Time // of TL-45; zero if not reached
+	released, firstByte, lastByte time.Time // times of TL-45; zero if not reached
 	produced                      int64     // bytes of the answer
 }
 
@@ -32,7 +33,7 @@ func newInvocation(m *invokeMsg, arn string) invocation {
 	return invocation{msg: m, inv: &inv, over: &over{done: make(chan struct{})}}
 }
 
-// begin starts the function's time (LC-23).
+// begin starts the time limit of the function (LC-23).
 func (c *invocation) begin(now time.Time, timeout time.Duration) {
 	c.started, c.deadline = now, now.Add(timeout)
 }
@@ -41,7 +42,7 @@ func (c *invocation) newEvent() *Event {
 	return &Event{Type: EventInvoke, Invocation: c.inv, Deadline: c.deadline, Nonce: uuid.NewString()}
 }
 
-// answer gives the caller its result. Only the first call counts.
+// answer gives the caller its result. Calls after the first have no effect.
 func (c *invocation) answer(r *Result) {
 	if c.result != nil {
 		return
@@ -55,25 +56,24 @@ func (c *invocation) answer(r *Result) {
 	c.msg.answer(r)
 }
 
-// openStream gives the caller an answer that has only begun.
+// openStream gives the caller a stream for an answer that has begun.
 func (c *invocation) openStream(contentType string, limits StreamLimits) {
 	c.stream = newStream(c.msg.left, limits)
 	c.msg.answer(&Result{Stream: c.stream, ContentType: contentType, Done: c.over.done, over: c.over})
 }
 
-// refuse gives the caller an error instead of a result, unless it has a stream, which ends
-// with a failure then (RT-73).
+// refuse gives the caller an error instead of a result. If the caller has a stream, the
+// stream ends with a failure (RT-73).
 func (c *invocation) refuse(err error) {
 	if c.stream != nil {
 		c.answer(failure(errSandboxFailure, "RequestId: "+c.inv.ID+" Error: the sandbox ended before the response was complete"))
 		return
 	}
-	c.result = &Result{Done: c.over.done} // nobody sees it
+	c.result = &Result{Done: c.over.done} // marks the invocation as answered
 	c.msg.refuse(err)
 }
 
-// timeOut answers an invocation that has passed its limit, and returns the record that
-// says so.
+// timeOut answers an invocation that has passed its limit, and returns the record for it.
 func (c *invocation) timeOut(limit time.Duration) *telemetry.TimedOut {
 	t := &telemetry.TimedOut{RequestID: c.inv.ID, Timeout: limit}
 	errorType := errSandboxTimedout
@@ -84,9 +84,9 @@ func (c *invocation) timeOut(limit time.Duration) *telemetry.TimedOut {
 	return t
 }
 
-// complete gives the caller what the runtime has posted; limit is how long the body of an
-// answer may be that does not stream. The refusal, if any, is for the runtime: its answer
-// counts all the same.
+// complete gives the caller what the runtime has posted. limit is the largest body of an
+// answer that is not streamed. A returned refusal is for the runtime; the caller is answered
+// all the same.
 func (c *invocation) complete(a *Answer, limit int64) *Refusal {
 	c.noteTimes(a)
 	switch {
@@ -110,7 +110,7 @@ func (c *invocation) complete(a *Answer, limit int64) *Refusal {
 	return nil
 }
 
-// noteTimes notes size and times of an answer (TL-45).
+// noteTimes records the size and the times of an answer (TL-45).
 func (c *invocation) noteTimes(a *Answer) {
 	c.produced, c.lastByte = a.Seen, a.Last
 	if !a.First.IsZero() {
@@ -121,7 +121,7 @@ func (c *invocation) noteTimes(a *Answer) {
 	}
 }
 
-// spans are those of TL-45 that both modes know, nil if there was no answer.
+// spans returns the spans of TL-45 that both modes have, or nil if there was no answer.
 func (c *invocation) spans() []telemetry.Span {
 	if c.firstByte.IsZero() || c.lastByte.IsZero() {
 		return nil
@@ -141,7 +141,7 @@ func (s *Sandbox) reportStart(c *invocation) {
 		TenantID: c.inv.TenantID, FunctionARN: s.recordARN()})
 }
 
-// recordARN is the ARN in records of managed mode (TL-32, TL-35), else "".
+// recordARN returns the ARN for records of managed mode (TL-32, TL-35), else "".
 func (s *Sandbox) recordARN() string {
 	if s.traits.recordARN {
 		return s.cfg.Function.ARN
@@ -149,10 +149,10 @@ func (s *Sandbox) recordARN() string {
 	return ""
 }
 
-// maxMemoryMB is the peak of the sandbox, never above its size (LOG-26).
+// maxMemoryMB returns the peak memory of the sandbox in MB, at most its size (LOG-26).
 func (s *Sandbox) maxMemoryMB() int {
 	peak, err := s.sup.MemoryPeak()
-	if err != nil { // the domains are gone, most likely for want of memory
+	if err != nil { // the domains are gone, most likely because memory ran out
 		return s.cfg.Function.MemoryMB
 	}
 	const mb = 1 << 20

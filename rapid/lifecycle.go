@@ -10,7 +10,7 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// State is where a sandbox is in its life.
+// State is a state of a sandbox's life cycle.
 //
 //	 (Run)
 //	   │
@@ -24,26 +24,26 @@ import (
 //	   └── Cold
 //
 // Idle, Restoring, Invoking and Cold are states of classic mode (classic.go). The first
-// Invoke of a snap-start sandbox leads from Idle through Restoring to Invoking. A managed
-// sandbox goes from Initializing to Serving (managed.go), which takes many invocations at
-// once and ends only with the sandbox.
+// invocation of a snap-start sandbox leads from Idle through Restoring to Invoking. A managed
+// sandbox goes from Initializing to Serving (managed.go), where it runs many invocations at
+// once, and leaves Serving only to end.
 //
-// Cancelling the context of Run leads from every state to ShuttingDown and then to Dead. So
-// does a fault of the host ([Sandbox.giveUp]). The loss of a domain (out of memory) or a
-// reset that fails leads to Dead too, and so does every reset of a sandbox that is not
-// OnDemand (LC-09).
+// Canceling the context of Run leads from every state to ShuttingDown and then to Dead. So
+// does a fault of the host ([Sandbox.giveUp]). Resetting leads to Dead instead of Cold if the
+// reset fails, if a domain was lost (out of memory), or if the sandbox is not OnDemand
+// (LC-09).
 type State int
 
 const (
 	Initializing State = iota // extensions and runtime start and ask for their first event
-	Idle                      // everyone waits for an event; frozen after a linger
+	Idle                      // all processes wait for an event; frozen after Settings.Linger
 	Restoring                 // the runtime's hooks run after a restore (section 4.7)
 	Invoking                  // the runtime works on one invocation
-	Serving                   // the runtime works on many; instead of Idle and Invoking in managed mode
-	Resetting                 // something failed; every process is being ended
+	Serving                   // the runtime works on any number of invocations; managed mode only
+	Resetting                 // after a failure: all processes are being stopped
 	Cold                      // no process runs; the next invocation initializes (LC-47)
-	ShuttingDown              // as Resetting, but for good
-	Dead                      // the end; the sandbox is to be discarded
+	ShuttingDown              // all processes are being stopped for good
+	Dead                      // the end; the sandbox cannot be used again
 )
 
 // String returns the name of the state.
@@ -58,11 +58,11 @@ const (
 	reasonFailure  = "failure"
 )
 
-// Run lives the sandbox's life, from Initializing until ctx is cancelled or the
-// sandbox cannot go on. Each state is one function that returns the state to go to
-// next. The error is nil after a regular end by ctx.
+// Run runs the life cycle, from Initializing until ctx is canceled or the sandbox can take
+// no more invocations. Each state is one function that returns the next state. The error is
+// nil if the sandbox was shut down in order because ctx ended.
 func (s *Sandbox) Run(ctx context.Context) error {
-	s.token.life = ctx // the token is ours from New on
+	s.token.life = ctx // Run holds the token from New on
 	s.clock.begin()
 	s.timer = time.NewTimer(time.Hour)
 	defer s.timer.Stop()
@@ -90,10 +90,9 @@ func (s *Sandbox) enter(st State) {
 	}
 }
 
-// initialize follows LC-01: start the extensions, wait until each has registered,
-// start the runtime, and wait until all of them have asked for their first event. An
-// invocation that was waited for in Cold makes it an inline initialization, which is part of
-// the invocation and of its time.
+// initialize follows LC-01: start the extensions, wait until each has registered, start the
+// runtime, and wait until all of them have asked for their first event. After Cold it is an
+// inline initialization: a part of the invocation that ended Cold, and of its time limit.
 func (s *Sandbox) initialize(ctx context.Context) State {
 	domains, started := tracing.Step(ctx, "domains")
 	err := s.startDomains(domains)
@@ -132,9 +131,9 @@ func (s *Sandbox) initialize(ctx context.Context) State {
 	return s.mode.initialized(took)
 }
 
-// reset ends every process and forgets what belonged to them (LC-70). A reset that
-// does not succeed in time leaves nothing to use again (LC-73), and only what was
-// initialized on demand is initialized again (LC-09).
+// reset stops every process and clears their state (LC-70). If it does not succeed in time,
+// the sandbox cannot be used again (LC-73). Only sandboxes that are initialized on demand
+// are initialized again (LC-09).
 func (s *Sandbox) reset() State {
 	if err := s.endProcesses(s.reason); err != nil {
 		s.broken = errors.Join(s.broken, err)
@@ -146,17 +145,17 @@ func (s *Sandbox) reset() State {
 	return Cold
 }
 
-// renewable reports whether the sandbox may initialize once more after a failure.
+// renewable reports whether the sandbox may initialize again after a failure.
 func (s *Sandbox) renewable() bool { return s.cfg.Initialization.String() == string(OnDemand) }
 
-// shutDown is the last reset.
+// shutDown stops every process for good.
 func (s *Sandbox) shutDown() State {
 	failpoint.Pass(failpoint.ShuttingDown)
 	s.broken = errors.Join(s.broken, s.endProcesses(reasonSpindown))
 	return Dead
 }
 
-// end answers everybody who still waits, and releases what New has acquired.
+// end answers all callers that still wait, and releases what New has acquired.
 func (s *Sandbox) end() error {
 	s.mode.abandon(ErrDead)
 	s.mode.end()
@@ -169,7 +168,8 @@ func (s *Sandbox) end() error {
 	return s.broken
 }
 
-// fail notes why the processes must be ended: f, unless that is noted already.
+// fail records f, unless it is nil or a fault is recorded already, and the reason of the
+// reset, which is the next state.
 func (s *Sandbox) fail(f *Fault, reason string) State {
 	if f != nil {
 		s.note(f)
@@ -178,8 +178,8 @@ func (s *Sandbox) fail(f *Fault, reason string) State {
 	return Resetting
 }
 
-// giveUp ends the sandbox for a fault of the host, err. Callers of invocations get it as
-// an error, not as a result: the function is not to blame.
+// giveUp ends the sandbox because of err, a fault of the host. Callers of Invoke get err as
+// an error, not as a Result, because the function did not cause it.
 func (s *Sandbox) giveUp(ctx context.Context, err error) State {
 	if ctx.Err() == nil {
 		s.broken = errors.Join(s.broken, err)

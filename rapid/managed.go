@@ -9,29 +9,30 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// managedMode is the mode of many invocations at once (section 1.9). The runtime has no state of
-// its own once it is ready: each of its workers asks for an event and answers it by its id.
-// The one state of this mode is Serving. It is never frozen (LC-84), a timeout ends one
-// invocation only, and the end of any process ends the sandbox (RT-68).
+// managedMode is the mode of sandboxes that run many invocations at once (section 1.9). Once
+// the runtime is ready, its protocol state does not change: each of its workers asks for an
+// event and answers it by its id. The only state of this mode is Serving. The sandbox is
+// never frozen (LC-84), a timeout ends one invocation only, and the exit of any process ends
+// the sandbox (RT-68).
 type managedMode struct {
 	s *Sandbox
 
-	serving map[string]*managedInvocation // by id: those in queue and those that run
-	queue   []*managedInvocation          // those that wait for a worker, oldest first
-	running []*managedInvocation          // those that a worker has, oldest first
-	late    []string                      // ids of the last that timed out (RT-63)
-	changed bool                          // there is something that makeStep has not seen
+	serving map[string]*managedInvocation // by id: all of queue and running
+	queue   []*managedInvocation          // waiting for a worker, oldest first
+	running []*managedInvocation          // assigned to a worker, oldest first
+	late    []string                      // ids of the latest invocations that timed out (RT-63)
+	changed bool                          // makeStep has something to do
 }
 
 // managedInvocation is an invocation of managed mode.
 type managedInvocation struct {
 	invocation
-	event    *Event     // what its worker was given; nil before
-	patience time.Time  // until when it waits for a worker
+	event    *Event     // delivered to a worker; nil before
+	patience time.Time  // end of the wait for a worker
 	body     answerBody // which answer has begun
 }
 
-// answerBody says which answer of an invocation has begun.
+// answerBody is the kind of answer to an invocation that has begun.
 type answerBody int
 
 const (
@@ -44,25 +45,26 @@ const (
 	maxIdleWorkers = 10000 // RT-60
 	maxLate        = 1000  // RT-63
 
-	// workerPatience is how long an invocation waits for a worker. One that has
-	// answered asks for its next event in far less.
+	// workerPatience is how long an invocation waits for a worker. A worker that has answered
+	// asks for its next event much sooner.
 	workerPatience = 100 * time.Millisecond
 )
 
-// ErrTooManyWorkers says that no more calls of next can wait (RT-60).
+// ErrTooManyWorkers reports that no more calls of next can be parked (RT-60).
 var ErrTooManyWorkers = errors.New("Runtime.TooManyIdleRuntimes: too many calls of next wait")
 
 func newManaged(s *Sandbox) mode {
 	return &managedMode{s: s, serving: map[string]*managedInvocation{}}
 }
 
-// run is Serving: it hands invocations to the workers of the runtime until the sandbox ends.
+// run implements Serving: it assigns invocations to the workers of the runtime until the
+// sandbox ends.
 func (m *managedMode) run(ctx context.Context, _ State) State {
 	s := m.s
 	if err := s.throttle(ctx); err != nil {
 		return s.giveUp(ctx, err)
 	}
-	for _, c := range m.queue { // they have waited for the initialization
+	for _, c := range m.queue { // the wait for the initialization does not count
 		c.patience = time.Now().Add(workerPatience)
 	}
 	isChanged := func() bool { return m.changed }
@@ -82,11 +84,12 @@ func (m *managedMode) run(ctx context.Context, _ State) State {
 	}
 }
 
-// makeStep hands out what it can, and sets the limit to the next that can expire. Mostly
-// the goroutine calls it that has delivered an invocation or the call of a worker: see token.
+// makeStep assigns queued invocations to waiting workers, and sets the limit to the next time
+// at which an invocation can expire. Besides Run, the goroutine that has delivered an
+// invocation or the call of a worker calls it: see token.
 func (m *managedMode) makeStep() bool {
 	m.changed = false
-	m.handOut()
+	m.assign()
 	m.s.setLimit(time.Now().Add(m.nextLimit()))
 	return true
 }
@@ -117,8 +120,8 @@ func (m *managedMode) next(msg *nextMsg) {
 	}
 }
 
-// handOut gives what is in queue to workers that wait.
-func (m *managedMode) handOut() {
+// assign delivers queued invocations to waiting workers.
+func (m *managedMode) assign() {
 	r := &m.s.runtime
 	for len(m.queue) > 0 && len(r.waiters) > 0 {
 		w := r.waiters[0]
@@ -137,7 +140,7 @@ func (m *managedMode) handOut() {
 	}
 }
 
-// start begins an invocation's time and log.
+// start starts the time limit and the log of an invocation.
 func (m *managedMode) start(c *managedInvocation) {
 	now := time.Now()
 	c.begin(now, m.s.cfg.Function.Timeout)
@@ -159,7 +162,8 @@ func (m *managedMode) undelivered(w *nextMsg) {
 	m.changed = true
 }
 
-// limit is the end of an invocation's patience or time.
+// limit returns when the invocation expires: in the queue the end of its patience, else its
+// deadline.
 func (c *managedInvocation) limit() time.Time {
 	if c.event == nil {
 		return c.patience
@@ -167,7 +171,7 @@ func (c *managedInvocation) limit() time.Time {
 	return c.deadline
 }
 
-// nextLimit is how long nothing can expire.
+// nextLimit returns the time until the next invocation can expire.
 func (m *managedMode) nextLimit() time.Duration {
 	d := time.Hour
 	for _, c := range m.serving {
@@ -176,7 +180,8 @@ func (m *managedMode) nextLimit() time.Duration {
 	return d
 }
 
-// expire ends what has waited for a worker, or has run, for too long (RT-65, RT-68).
+// expire ends the invocations that have waited for a worker, or have run, for too long
+// (RT-65, RT-68).
 func (m *managedMode) expire(now time.Time) {
 	for _, c := range m.inFlight() {
 		switch {
@@ -189,7 +194,7 @@ func (m *managedMode) expire(now time.Time) {
 	}
 }
 
-// timeOut ends one invocation; its worker goes on, and may answer late (RT-63).
+// timeOut ends one invocation. Its worker continues, and may answer late (RT-63).
 func (m *managedMode) timeOut(c *managedInvocation) {
 	m.late = append(m.late, c.inv.ID)
 	if len(m.late) > maxLate {
@@ -199,27 +204,27 @@ func (m *managedMode) timeOut(c *managedInvocation) {
 	m.finish(c, "", telemetry.Timeout)
 }
 
-// inFlight lists what is served, what a worker has first.
+// inFlight returns all invocations, those that are assigned to a worker first.
 func (m *managedMode) inFlight() []*managedInvocation { return slices.Concat(m.running, m.queue) }
 
-// drop forgets c.
+// drop removes c.
 func (m *managedMode) drop(c *managedInvocation) {
 	is := func(o *managedInvocation) bool { return o == c }
 	m.running, m.queue = slices.DeleteFunc(m.running, is), slices.DeleteFunc(m.queue, is)
 	delete(m.serving, c.inv.ID)
 }
 
-// turnAway refuses an invocation that no worker has seen.
+// turnAway refuses an invocation that was not delivered to a worker.
 func (m *managedMode) turnAway(c *managedInvocation, err error) {
 	m.drop(c)
 	c.refuse(err)
 	c.over.end()
 }
 
-// finish reports an invocation that is answered, and makes room for another.
+// finish removes an answered invocation, and reports it.
 func (m *managedMode) finish(c *managedInvocation, errorType string, status telemetry.Status) {
 	m.drop(c)
-	m.s.drain() // what the runtime has said is before it
+	m.s.drain() // the runtime's output comes before the record
 	if status == telemetry.Success && c.result.FunctionError {
 		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
 	}
@@ -227,8 +232,8 @@ func (m *managedMode) finish(c *managedInvocation, errorType string, status tele
 	if status == telemetry.Timeout {
 		d = min(d, m.s.cfg.Function.Timeout)
 	}
-	// Of the spans of TL-45 runtimeOverhead is missing: nobody can tell which worker's next
-	// call ends it.
+	// The span runtimeOverhead of TL-45 is missing: it would end with the next call of the
+	// same worker, and calls do not identify their worker.
 	m.s.log.Platform(&telemetry.ManagedReport{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
 		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Spans: c.spans(), Tracing: telemetry.NewTracing(c.inv.TraceID)})
 	c.over.end()
@@ -251,8 +256,9 @@ func (m *managedMode) initTimedOut() {
 
 func (m *managedMode) initFailed(f *Fault) { m.failAll(f) }
 
-// failAll answers everything with the fault that ends a managed sandbox. What no
-// worker has seen may run in another sandbox, unless this one never came to serve.
+// failAll answers all invocations with the fault that ends a managed sandbox. An invocation
+// that was not delivered to a worker may run in another sandbox, unless this one failed
+// before it served.
 func (m *managedMode) failAll(f *Fault) {
 	s := m.s
 	f = &Fault{f.Type, f.Message}
@@ -290,10 +296,10 @@ func (m *managedMode) abandon(err error) {
 	}
 }
 
-// end has nothing to close: whatever is over has left serving.
+// end has nothing to do: finished invocations have left serving.
 func (m *managedMode) end() {}
 
-// beginAnswer opens a worker's answer (RT-61 to RT-63).
+// beginAnswer begins the answer of a worker (RT-61 to RT-63).
 func (m *managedMode) beginAnswer(msg *beginAnswerMsg) {
 	c := m.serving[msg.id]
 	switch {
@@ -328,13 +334,13 @@ func (m *managedMode) beginAnswer(msg *beginAnswerMsg) {
 	msg.answer(c.stream)
 }
 
-// mayAnswer reports whether an answer of that kind may begin (RT-61): one, and an error
-// in the middle of a streamed response (RT-62).
+// mayAnswer reports whether an answer of kind k may begin: the first one (RT-61), or an error
+// during a streamed response (RT-62).
 func (c *managedInvocation) mayAnswer(k AnswerKind) bool {
 	return c.body == noBody || c.body == responseBody && k == AnswerError && c.stream != nil
 }
 
-// finishAnswer takes the body of a worker's answer.
+// finishAnswer completes the answer of a worker with its body.
 func (m *managedMode) finishAnswer(msg *finishAnswerMsg) {
 	c, a := m.serving[msg.id], &msg.body
 	body := responseBody
@@ -364,8 +370,8 @@ func (m *managedMode) finishAnswer(msg *finishAnswerMsg) {
 	msg.answer(struct{}{})
 }
 
-// consumeLate reports whether id is that of an invocation that timed out; it does so once
-// for each.
+// consumeLate reports whether the invocation id has timed out. It returns true once for each
+// invocation.
 func (m *managedMode) consumeLate(id string) bool {
 	i := slices.Index(m.late, id)
 	if i < 0 {

@@ -9,67 +9,66 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// A mode is one of the two ways in which a sandbox works on invocations: [classicMode], one at a
-// time, and [managedMode], many at once. It owns what it knows of them. What both do alike is in
-// Sandbox: the start and the end of the processes, registration, records of an
-// initialization, the waiting.
+// A mode is one of the two ways in which a sandbox runs invocations: one at a time
+// ([classicMode]) or many at once ([managedMode]). It owns the state of the invocations. What
+// both modes do in the same way is in Sandbox: starting and stopping processes, registration,
+// records of an initialization, and waiting.
 //
-// The holder of the token calls the methods. None of them blocks but run, which Run alone
-// calls.
+// The holder of the token calls the methods. Only run may block, and only Run calls it.
 type mode interface {
-	// run lives a state that not both modes have, and returns the next state.
+	// run runs st, a state of this mode, and returns the next state.
 	run(ctx context.Context, st State) State
 
-	// admit takes an invocation up, now or when the initialization is over, or refuses it.
+	// admit accepts an invocation, which starts now or after the initialization, or refuses it.
 	admit(*invokeMsg)
-	// next answers or parks a runtime's call of next, or refuses it.
+	// next answers, parks or refuses a runtime's call of next.
 	next(*nextMsg)
-	// undelivered takes back an event that has not reached the runtime (RT-25).
+	// undelivered takes back an event that did not reach the runtime (RT-25).
 	undelivered(*nextMsg)
-	// beginAnswer opens the answer to an invocation, finishAnswer takes its body.
+	// beginAnswer begins the answer to an invocation; finishAnswer completes it with the body.
 	beginAnswer(*beginAnswerMsg)
 	finishAnswer(*finishAnswerMsg)
 
-	// beginInit prepares an initialization. It returns the phase that its records name and
-	// how long it may take.
+	// beginInit prepares an initialization. It returns the phase for its records, and its time
+	// limit.
 	beginInit() (telemetry.Phase, time.Duration)
-	// initialized says which state follows an initialization that has succeeded after took.
+	// initialized returns the state that follows a successful initialization of duration took.
 	initialized(took time.Duration) State
-	// initTimedOut answers whoever should not wait for another initialization after one
-	// that took too long.
+	// initTimedOut is called after an initialization that took too long. It answers the
+	// invocations that must not wait for another initialization.
 	initTimedOut()
-	// initFailed does the same after one that failed with f.
+	// initFailed does the same after an initialization that failed with f.
 	initFailed(f *Fault)
 
-	// abandon answers everybody with err, which is no failure of the function's.
+	// abandon answers all invocations with err, which the function did not cause.
 	abandon(err error)
-	// end closes Result.Done of whatever is over: the sandbox is dead.
+	// end closes Result.Done of finished invocations when the sandbox is dead.
 	end()
 }
 
-// traits are what differs between the modes and does not change.
+// traits are the constant properties of a mode.
 type traits struct {
 	Rules
 	new func(*Sandbox) mode
 
 	framedLog    bool           // the runtime has a descriptor for framed messages (LOG-01, LOG-11)
 	invokeEvents bool           // agents may register for INVOKE (EX-11)
-	agentErrors  *regexp.Regexp // what the error type of an agent must match; nil for anything (EX-24)
-	schema       string         // the only one that a subscription may have; "" for any (RT-66)
-	recordARN    bool           // records name the function by its ARN too (TL-32, TL-35)
+	agentErrors  *regexp.Regexp // valid error types of an agent; nil allows any (EX-24)
+	schema       string         // only valid schema of a subscription; "" allows any (RT-66)
+	recordARN    bool           // records contain the function's ARN (TL-32, TL-35)
 
-	// environment adds to and takes from the runtime's variables.
+	// environment changes the runtime's variables.
 	environment func(*Config, map[string]string)
 }
 
-// Rules are what the Runtime, Extensions and Telemetry APIs of a sandbox allow, as far as that
-// depends on how it works on invocations.
+// Rules are the rules of the Runtime, Extensions and Telemetry APIs that depend on the mode
+// of the sandbox.
 type Rules struct {
 	LogsAPI       bool  // the Logs API exists (RT-66)
-	EmptyGET      bool  // a GET must not have a body (RT-64)
-	CountsWaiters bool  // the end of a connection whose next waits must be noticed when it comes (RT-60)
-	ErrorBody     int64 // most bytes of a posted error: of an invocation, an initialization or a restore
-	ExtensionBody int64 // most bytes of what an extension posts
+	EmptyGET      bool  // a GET request must not have a body (RT-64)
+	CountsWaiters bool  // parked calls of next are counted, so a closed connection must be noticed at once (RT-60)
+	ErrorBody     int64 // largest error of an invocation, an initialization or a restore, in bytes
+	ExtensionBody int64 // largest request body of an extension, in bytes
 }
 
 var classicTraits = traits{
@@ -93,7 +92,7 @@ var managedTraits = traits{
 	},
 }
 
-// traitsOf returns the traits of the mode that goes with an initialization.
+// traitsOf returns the traits of the mode for an initialization type.
 func traitsOf(i Initialization) *traits {
 	if i == Managed {
 		return &managedTraits

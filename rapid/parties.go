@@ -9,38 +9,38 @@ import (
 	"github.com/google/uuid"
 )
 
-// Parties is what the Runtime and Extensions APIs believe of the processes of one
-// generation. It is plain data, and shares nothing with the sandbox that may change: it can
-// be encoded by encoding/json or encoding/gob, kept, and given to another sandbox with
-// [Sandbox.Adopt]. Calls that wait are not in it: whoever made one makes it again.
+// Parties is the protocol state of the runtime and the extensions of one generation, as the
+// APIs see it. It is plain data and shares no memory that the sandbox changes: it can be
+// encoded with encoding/json or encoding/gob, stored, and given to another sandbox with
+// [Sandbox.Adopt]. It does not contain waiting calls: their callers call again.
 type Parties struct {
 	Generation         uint64 // of the processes (LC-10)
-	RegistrationClosed bool   // no extension can register any more (EX-14)
+	RegistrationClosed bool   // no more extensions can register (EX-14)
 	Runtime            RuntimeState
-	Agents             []AgentState // the launched ones first, then in order of registration
+	Agents             []AgentState // launched ones first, then in order of registration
 }
 
-// RuntimeState is what the Runtime API believes of a runtime.
+// RuntimeState is the protocol state of the runtime.
 type RuntimeState struct {
-	State       runtimeState // of the table of section 1.8
-	RequestID   string       // the current one, "" for none: what RT-28 compares with
-	Event       *Event       // what it works on; else nil, or the last one
-	RestoreOwed bool         // the sandbox is restored, and the call of restore/next that is to say so has been lost
+	State       runtimeState // a state of section 1.8
+	RequestID   string       // id of the current invocation, which RT-28 compares; "" if there is none
+	Event       *Event       // current event; if there is none, nil or the last one
+	RestoreOwed bool         // the sandbox is restored, and the next call of restore/next must return at once: the first was lost
 }
 
-// AgentState is what the Extensions API believes of an extension.
+// AgentState is the protocol state of an extension.
 type AgentState struct {
 	Name      string
-	ID        string     // identifier that its calls carry (EX-08); "" before it has registered
+	ID        string     // identifier in its calls (EX-08); "" before it has registered
 	External  bool       // it has a process of its own
-	State     agentState // of the table of section 2.4
-	Events    []string   // what it has registered for, sorted
-	ErrorType string     // what it called its failure; "" for none
-	Event     *Event     // what it works on, or is to be given (Pending); else nil, or the last one
-	Pending   bool       // Event has not reached it (RT-25, LC-68)
+	State     agentState // a state of section 2.4
+	Events    []string   // types of events that it has registered for, sorted
+	ErrorType string     // error type of its failure; "" if it has not failed
+	Event     *Event     // current event, or with Pending the next; if there is none, nil or the last one
+	Pending   bool       // Event has not been delivered (RT-25, LC-68)
 }
 
-// Parties returns what the APIs believe now. The error is that of ctx, or ErrDead.
+// Parties returns the current protocol state. The error is that of ctx, or ErrDead.
 func (s *Sandbox) Parties(ctx context.Context) (Parties, error) {
 	return ask(ctx, s, &partiesMsg{newCall[Parties](ctx, noGeneration)})
 }
@@ -48,8 +48,7 @@ func (s *Sandbox) Parties(ctx context.Context) (Parties, error) {
 type partiesMsg struct{ call[Parties] }
 
 func (m *partiesMsg) serve(s *Sandbox) {
-	// Events that nobody needs any more are left out: their payloads may be large, and
-	// belong to the invoker again.
+	// Omit events that are over: their payloads may be large, and belong to the invoker again.
 	p := Parties{Generation: s.gen.Load(), RegistrationClosed: s.closedReg, Runtime: s.runtime.RuntimeState}
 	if p.Runtime.State == rtReady {
 		p.Runtime.Event = nil
@@ -65,15 +64,15 @@ func (m *partiesMsg) serve(s *Sandbox) {
 	m.answer(p)
 }
 
-// Adopt makes the APIs believe p, which was taken from a sandbox of the same function: the
-// processes of this one, which must be Initializing, are copies of those of the other. The
-// calls that they make from then on go on where the others were, with the same identifiers,
-// and the initialization is over when everybody in p is ready. Clients made before belong to
-// the generation that ends here, unless it has the number of the other; their calls that
-// wait end with ErrClosed.
+// Adopt replaces the protocol state with p, which comes from another sandbox of the same
+// function. The sandbox must be Initializing, and its processes must be copies of those of
+// the other sandbox. From then on their calls continue where the originals were, with the
+// same identifiers, and the initialization is over when all parties in p are ready. Adopt
+// ends the current generation, unless it has the same number as the other: waiting calls of
+// its clients return ErrClosed.
 //
-// If p does not fit, the error says why, and nothing has changed. It may also be that of ctx,
-// or ErrDead. The Events of p must not be changed afterwards.
+// If p does not fit this sandbox, Adopt returns an error and changes nothing. The error may
+// also be that of ctx, or ErrDead. The Events of p must not be changed afterwards.
 func (s *Sandbox) Adopt(ctx context.Context, p Parties) error {
 	_, err := ask(ctx, s, &adoptMsg{p, newCall[struct{}](ctx, noGeneration)})
 	return err
@@ -94,7 +93,7 @@ func (m *adoptMsg) serve(s *Sandbox) {
 
 func (s *Sandbox) adopt(p *Parties) error {
 	if st := s.State(); st != Initializing {
-		return fmt.Errorf("the sandbox is %v, which is too late", st)
+		return fmt.Errorf("the sandbox is %v instead of %v", st, Initializing)
 	}
 	processes := map[string]*process{} // of the external agents, by name
 	for _, a := range s.agents {
@@ -120,10 +119,10 @@ func (s *Sandbox) adopt(p *Parties) error {
 	return nil
 }
 
-// check says why no runtime can be in the state r.
+// check returns an error if a runtime cannot be in the state r.
 func (r *RuntimeState) check() error {
 	if _, ok := runtimeMoves[r.State]; !ok {
-		return fmt.Errorf("a runtime has no state %q", r.State)
+		return fmt.Errorf("%q is not a state of a runtime", r.State)
 	}
 	if r.State == rtRunning && (r.Event == nil || r.Event.Invocation == nil) {
 		return fmt.Errorf("the runtime is %s without an invocation", r.State)
@@ -131,8 +130,8 @@ func (r *RuntimeState) check() error {
 	return nil
 }
 
-// checkAgents says why agents in these states cannot be those of a sandbox whose external
-// agents have the processes given.
+// checkAgents returns an error if a sandbox whose external agents have these processes
+// cannot have agents in these states.
 func checkAgents(list []AgentState, processes map[string]*process) error {
 	names, ids, external := map[string]bool{}, map[string]bool{}, 0
 	for i := range list {
@@ -141,17 +140,17 @@ func checkAgents(list []AgentState, processes map[string]*process) error {
 		_, launched := processes[a.Name]
 		switch {
 		case a.Name == "" || len(a.Name) > maxAgentName || names[a.Name]:
-			return fmt.Errorf("%.20q is no name of an extension, or of two", a.Name)
+			return fmt.Errorf("extension name %.20q is invalid or not unique", a.Name)
 		case !known:
-			return fmt.Errorf("extension %s: an extension has no state %q", a.Name, a.State)
+			return fmt.Errorf("extension %s: %q is not a state of an extension", a.Name, a.State)
 		case a.ID != "" && (uuid.Validate(a.ID) != nil || ids[a.ID]):
-			return fmt.Errorf("extension %s: %.40q is no identifier, or that of two", a.Name, a.ID)
+			return fmt.Errorf("extension %s: identifier %.40q is invalid or not unique", a.Name, a.ID)
 		case a.Pending && a.Event == nil:
-			return fmt.Errorf("extension %s is to get an event that is missing", a.Name)
+			return fmt.Errorf("extension %s: the pending event is missing", a.Name)
 		case a.External && !launched:
 			return fmt.Errorf("extension %s has no process in this sandbox", a.Name)
 		case !a.External && launched:
-			return fmt.Errorf("extension %s has a process in this sandbox alone", a.Name)
+			return fmt.Errorf("extension %s has a process only in this sandbox", a.Name)
 		}
 		names[a.Name], ids[a.ID] = true, true
 		if a.External {
@@ -159,7 +158,7 @@ func checkAgents(list []AgentState, processes map[string]*process) error {
 		}
 	}
 	if external != len(processes) {
-		return fmt.Errorf("this sandbox has launched %d extensions, the other %d", len(processes), external)
+		return fmt.Errorf("this sandbox has launched %d extensions, but the other %d", len(processes), external)
 	}
 	return nil
 }

@@ -290,17 +290,17 @@ func TestPartiesThatDoNotFit(t *testing.T) {
 			t.Fatal(err)
 		}
 		for want, p := range map[string]Parties{
-			`no state ""`:              {Agents: []AgentState{ext}},
-			`no state "Sleeping"`:      {Runtime: RuntimeState{State: "Sleeping"}, Agents: []AgentState{ext}},
-			"without an invocation":    {Runtime: RuntimeState{State: rtRunning, Event: &Event{}}, Agents: []AgentState{ext}},
-			"launched 1 extensions":    {Runtime: ready},
-			"has no process":           {Runtime: ready, Agents: []AgentState{ext, changed(ext, func(a *AgentState) { a.Name, a.ID = "other", "" })}},
-			"process in this":          {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.External = false })}},
-			"no name":                  {Runtime: ready, Agents: []AgentState{ext, inside, inside}},
-			`no state "Dozing"`:        {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.State = "Dozing" })}},
-			"no identifier":            {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.ID = "x" })}},
-			"that of two":              {Runtime: ready, Agents: []AgentState{ext, changed(inside, func(a *AgentState) { a.ID = ext.ID })}},
-			"an event that is missing": {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.Pending = true })}},
+			`"" is not a state`:         {Agents: []AgentState{ext}},
+			`"Sleeping" is not a state`: {Runtime: RuntimeState{State: "Sleeping"}, Agents: []AgentState{ext}},
+			"without an invocation":     {Runtime: RuntimeState{State: rtRunning, Event: &Event{}}, Agents: []AgentState{ext}},
+			"launched 1 extensions":     {Runtime: ready},
+			"has no process":            {Runtime: ready, Agents: []AgentState{ext, changed(ext, func(a *AgentState) { a.Name, a.ID = "other", "" })}},
+			"process only in this":      {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.External = false })}},
+			`name "in`:                  {Runtime: ready, Agents: []AgentState{ext, inside, inside}},
+			`"Dozing" is not a state`:   {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.State = "Dozing" })}},
+			`identifier "x" is invalid`: {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.ID = "x" })}},
+			"invalid or not unique":     {Runtime: ready, Agents: []AgentState{ext, changed(inside, func(a *AgentState) { a.ID = ext.ID })}},
+			"event is missing":          {Runtime: ready, Agents: []AgentState{changed(ext, func(a *AgentState) { a.Pending = true })}},
 		} {
 			if err := w.s.Adopt(context.Background(), p); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%+v: %v, want %s", p, err, want)
@@ -314,7 +314,7 @@ func TestPartiesThatDoNotFit(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.wantStates("Initializing Idle")
-		if err := w.s.Adopt(context.Background(), Parties{Runtime: ready}); err == nil || !strings.Contains(err.Error(), "too late") {
+		if err := w.s.Adopt(context.Background(), Parties{Runtime: ready}); err == nil || !strings.Contains(err.Error(), "Idle instead of Initializing") {
 			t.Errorf("Idle: %v", err)
 		}
 	}, withExtension("ext", hangs), with(func(c *Config, _ *fakesup.Supervisor) { c.Settings.ExternalWindow = 0 }))

@@ -9,19 +9,18 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
-// process is a process of the present generation.
+// process is a process of the current generation.
 type process struct {
 	domain, name string
 	agent        *agent // nil for the runtime
 	handle       Process
 	out          output
-	gone         bool // its exit was seen
+	gone         bool // Run has received its exit
 }
 
 type exited struct{ p *process }
 
-// framesFD is the number that the descriptor of LOG-01 has in the runtime: the first
-// after stderr.
+// framesFD is the number of the descriptor of LOG-01 in the runtime, the first after stderr.
 const framesFD = "3"
 
 // start runs r with descriptors for its output, and arranges for its exit to reach Run
@@ -43,14 +42,14 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	h, err := s.sup.Exec(ctx, r)
 	out.Release()
 	if err != nil {
-		_ = out.Close() // err is what matters, and nothing was written
+		_ = out.Close() // nothing was written
 		return nil, err
 	}
 	p := &process{domain: r.Domain, name: r.Name, agent: a, handle: h, out: out}
 	s.procs = append(s.procs, p)
 	go func() {
 		<-h.Done()
-		s.token.exiting.Add(1) // left takes it back
+		s.token.exiting.Add(1) // markGone decrements it
 		select {
 		case s.exits <- exited{p}:
 		case <-s.dead:
@@ -59,10 +58,10 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	return p, nil
 }
 
-// exited notes an exit outside a shutdown, and reports whether it belongs to this
-// generation (LC-10). Every such exit is a failure (LC-11, EX-28).
+// exited records an exit outside a shutdown, and reports whether the process belongs to the
+// current generation (LC-10). Every such exit is a failure (LC-11, EX-28).
 func (s *Sandbox) exited(e exited) bool {
-	if !s.left(e) {
+	if !s.markGone(e) {
 		return false
 	}
 	if s.exit == nil || e.p.agent == nil && s.exit.agent != nil && e.p.handle.Exit().OOMKilled {
@@ -70,13 +69,14 @@ func (s *Sandbox) exited(e exited) bool {
 	}
 	s.reason = reasonFailure
 	if e.p.handle.Exit().OOMKilled {
-		s.lost = true // docs/decisions/0037: the supervisor is ending the others
+		s.lost = true // docs/decisions/0037: the supervisor kills the other processes
 	}
 	return true
 }
 
-// left marks a process of this generation as gone.
-func (s *Sandbox) left(e exited) bool {
+// markGone marks the process of e as gone, and reports whether it belongs to the current
+// generation.
+func (s *Sandbox) markGone(e exited) bool {
 	s.token.exiting.Add(-1)
 	for _, p := range s.procs {
 		if p == e.p {
@@ -87,8 +87,7 @@ func (s *Sandbox) left(e exited) bool {
 	return false
 }
 
-// noteExit makes the exit that was seen first the fatal error, unless the process has
-// posted a better one.
+// noteExit records the first exit as the fatal error, unless the process has posted an error.
 func (s *Sandbox) noteExit() {
 	if s.exit != nil {
 		s.note(exitFault(s.exit))
@@ -96,7 +95,7 @@ func (s *Sandbox) noteExit() {
 	}
 }
 
-// lostDomains notes that the supervisor has lost the processes (docs/decisions/0037).
+// lostDomains records that the supervisor has lost the domains (docs/decisions/0037).
 func (s *Sandbox) lostDomains() {
 	s.lost, s.reason = true, reasonFailure
 	if s.exit == nil {
@@ -104,15 +103,15 @@ func (s *Sandbox) lostDomains() {
 	}
 }
 
-// drain passes on to the log what the processes have written until now.
+// drain copies what the processes have written so far to the log.
 func (s *Sandbox) drain() {
 	for _, p := range s.procs {
 		p.out.Drain()
 	}
 }
 
-// flush does what drain does, and takes what the runtime or a dead process has left without
-// a newline for a line.
+// flush does the same as drain. It also ends the last line of the runtime and of dead
+// processes, even without a newline.
 func (s *Sandbox) flush() {
 	for _, p := range s.procs {
 		if p.agent == nil || p.gone {
@@ -127,7 +126,7 @@ func (s *Sandbox) flush() {
 func (s *Sandbox) freeze() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.token.life), s.cfg.Settings.FreezeTimeout)
 	defer cancel()
-	s.frozen = true // also when it fails: thaw undoes half a freeze
+	s.frozen = true // even if it fails: thaw undoes a partial freeze
 	s.clock.freeze()
 	if err := s.sup.Freeze(ctx); err != nil {
 		return hostError("freeze", err)
@@ -149,13 +148,13 @@ func (s *Sandbox) thaw() error {
 	return nil
 }
 
-// quotaTime is how long a change of the CPU quota may take: it is one request to the
-// supervisor, which writes one file.
+// quotaTime limits a change of the CPU quota, which is one request to the supervisor and one
+// write to a file.
 const quotaTime = 10 * time.Second
 
-// throttle puts the CPU quota in force, which it must be from the first invocation of a
-// generation on (docs/decisions/0036). Without it the function would take the CPU of
-// its neighbours: after an error the sandbox must be given up. Only Run may call it.
+// throttle turns the CPU quota on, which must happen before the first invocation of a
+// generation (docs/decisions/0036). Without the quota the function could use the CPU of
+// other sandboxes, so after an error the sandbox must end. Only Run may call it.
 func (s *Sandbox) throttle(ctx context.Context) error {
 	if s.throttled {
 		return nil
@@ -163,7 +162,7 @@ func (s *Sandbox) throttle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, quotaTime)
 	defer cancel()
 	if err := s.sup.Throttle(ctx, true); err != nil {
-		return hostError("put the CPU quota in force", err)
+		return hostError("turn the CPU quota on", err)
 	}
 	s.throttled = true
 	return nil

@@ -10,21 +10,21 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// Restored is what a sandbox gets anew with its restore (LC-93).
+// Restored is what changes in a sandbox when it is restored (LC-93).
 type Restored struct {
 	Credentials Credentials
 	LogStream   string // "" keeps the name
 }
 
-// restoreLimit is the time of a restore: the new credentials, the runtime's hooks, and the
-// way to its first event (LC-91).
+// restoreLimit limits a restore: new credentials, the runtime's hooks, and the runtime's call
+// for its first event (LC-91).
 const restoreLimit = 10 * time.Second
 
-// SnapStart reports whether the endpoints of section 4.7 exist.
+// SnapStart reports whether the sandbox has the endpoints of section 4.7.
 func (s *Sandbox) SnapStart() bool { return s.cfg.Initialization == SnapStart }
 
-// restore makes a sandbox that was initialized long ago ready for its first
-// invocation (LC-91): new credentials, and the hooks of a runtime that waits for them.
+// restore prepares an initialized sandbox for its first invocation (LC-91): it renews the
+// credentials, and lets a runtime that waits in restore/next run its hooks.
 func (m *classicMode) restore(ctx context.Context) State {
 	s := m.s
 	began := time.Now()
@@ -32,7 +32,7 @@ func (m *classicMode) restore(ctx context.Context) State {
 	m.snapshot = false
 	w, err := m.renew(ctx)
 	if err != nil {
-		s.broken = hostError("renew the credentials", err) // for the operator alone: it may name or quote their files
+		s.broken = hostError("renew the credentials", err) // only for the operator: it may quote files of the host
 		return m.restoreFailed(began, &Fault{errRestoreRenewal, "The credentials could not be renewed"})
 	}
 	if w != reached {
@@ -55,9 +55,9 @@ func (m *classicMode) restore(ctx context.Context) State {
 	return Invoking
 }
 
-// renew takes what Config.Restore returns, and serves the parties while it waits for that.
-// The error is that of Restore, or that it takes too long. The wakening says whether the
-// wait has ended for another reason.
+// renew calls Config.Restore and applies its result. It serves calls while it waits. It
+// returns an error if Restore fails or takes too long. If the wait ended for another reason,
+// the wakening says why.
 func (m *classicMode) renew(ctx context.Context) (wakening, error) {
 	s := m.s
 	if s.cfg.Restore == nil {
@@ -71,7 +71,7 @@ func (m *classicMode) renew(ctx context.Context) (wakening, error) {
 	}()
 	w := s.wait(ctx, func() bool { return m.renewed != nil })
 	switch {
-	case ctx.Err() != nil: // it may have failed for that
+	case ctx.Err() != nil: // an error of Restore may be a consequence
 		return cancelled, nil
 	case w == limitPassed:
 		return w, fmt.Errorf("no answer within %v", restoreLimit)
@@ -88,7 +88,7 @@ func (m *classicMode) renew(ctx context.Context) (wakening, error) {
 	return reached, nil
 }
 
-// renewedMsg is what Config.Restore has returned. Nobody waits for a reply.
+// renewedMsg delivers the result of Config.Restore. It needs no reply.
 type renewedMsg struct {
 	mode     *classicMode
 	restored Restored
@@ -99,7 +99,8 @@ func (msg *renewedMsg) serve(*Sandbox)     { msg.mode.renewed = msg }
 func (msg *renewedMsg) generation() uint64 { return noGeneration }
 func (msg *renewedMsg) refuse(error)       {}
 
-// restoreEnded says what follows a restore that was waited for in vain.
+// restoreEnded ends a restore whose wait ended with w before it was complete, and returns
+// the next state.
 func (m *classicMode) restoreEnded(w wakening, began time.Time) State {
 	switch w {
 	case cancelled:
@@ -108,12 +109,12 @@ func (m *classicMode) restoreEnded(w wakening, began time.Time) State {
 	case limitPassed:
 		return m.restoreFailed(began, &Fault{errRestoreTimeout, "Restore hooks did not end in time"})
 	}
-	m.s.awaitLastPost(m.s.spoke)
+	m.s.awaitLastPost(m.s.exitExplained)
 	m.s.noteExit()
 	return m.restoreFailed(began, m.s.fatal())
 }
 
-// restoreFailed ends a restore that cannot succeed (LC-92), and the sandbox with it.
+// restoreFailed ends a restore that has failed (LC-92), and the sandbox with it.
 func (m *classicMode) restoreFailed(began time.Time, f *Fault) State {
 	s := m.s
 	s.note(f)
@@ -124,7 +125,7 @@ func (m *classicMode) restoreFailed(began time.Time, f *Fault) State {
 	return s.fail(nil, reasonFailure)
 }
 
-// endRestore writes the records of the end of a restore, and returns how long it took.
+// endRestore writes the records for the end of a restore, and returns its duration.
 func (s *Sandbox) endRestore(began time.Time, errorType string) time.Duration {
 	d, status := time.Since(began), telemetry.StatusOf(errorType)
 	if errorType == errRestoreTimeout {
@@ -136,15 +137,15 @@ func (s *Sandbox) endRestore(began time.Time, errorType string) time.Duration {
 	return d
 }
 
-// release lets a runtime go on that waits for the restore.
+// release answers the parked call of restore/next.
 func (r *runtimeParty) release() {
 	if r.State != rtRestoreReady {
-		return // RT-54: it asked for its first event at once
+		return // RT-54: the runtime did not call restore/next
 	}
 	r.State = rtRestoring
 	if r.restore != nil && r.restore.ctx.Err() == nil {
 		r.restore.answer(struct{}{})
-	} else { // its connection is gone: it makes the call again
+	} else { // its connection is gone: the runtime calls again
 		r.RestoreOwed = true
 	}
 	r.restore = nil
@@ -159,7 +160,7 @@ func (m *restoreNextMsg) serve(s *Sandbox) {
 		m.answer(struct{}{})
 		return
 	}
-	lost := r.State == rtRestoreReady && (r.restore == nil || r.restore.ctx.Err() != nil) // its connection is gone: it may ask again
+	lost := r.State == rtRestoreReady && (r.restore == nil || r.restore.ctx.Err() != nil) // its connection is gone: the runtime may call again
 	if err := r.move(callRestoreNext); err != nil && !lost {
 		m.refuse(err)
 		return
@@ -168,7 +169,7 @@ func (m *restoreNextMsg) serve(s *Sandbox) {
 	r.restore = m
 }
 
-// ErrUnknownToken says that nobody in the sandbox has that token.
+// ErrUnknownToken reports that the token is not that of the sandbox.
 var ErrUnknownToken = errors.New("unknown token")
 
 type credentialsMsg struct {

@@ -7,47 +7,46 @@ import (
 
 // Invocation is one event for the function.
 type Invocation struct {
-	ID              string // made once, where the request comes in
+	ID              string // created once, when the request arrives
 	Payload         []byte
 	ContentType     string // "" means application/json (RT-20)
 	TraceID         string // X-Ray header value (RT-16)
 	ClientContext   string // decoded JSON (RT-17)
 	CognitoIdentity string // JSON (RT-18)
 	TenantID        string // RT-19
-	FunctionARN     string // as invoked (RT-15); "" means the function's
-	Stream          bool   // the invoker takes the answer as it comes, if it comes as a stream (RT-69, RT-74)
-	NoTail          bool   // nobody reads Result.Tail: it is empty, and need not be made
+	FunctionARN     string // as invoked (RT-15); "" means that of Config.Function
+	Stream          bool   // the caller accepts a streamed answer (RT-69, RT-74)
+	NoTail          bool   // the caller does not need Result.Tail, which then is empty
 	Arrived         time.Time
 }
 
-// Result is the answer to one invocation.
+// Result is the result of one invocation.
 type Result struct {
 	Payload       []byte
-	ContentType   string // as the runtime set it; "" if it set none (RT-31)
-	FunctionError bool   // X-Amz-Function-Error: Unhandled (INV-10)
+	ContentType   string // set by the runtime; "" if it set none (RT-31)
+	FunctionError bool   // the function failed (X-Amz-Function-Error, INV-10)
 	ErrorType     string // for logs (RT-41); "" unless FunctionError
-	Code          string // for the invoker of a stream (INV-32), "" if it is ErrorType
-	Cause         []byte // X-Ray cause of RT-46, nil if there is none
+	Code          string // error code for the caller of a stream (INV-32); "" means ErrorType
+	Cause         []byte // X-Ray cause of RT-46; nil if there is none
 
-	// Stream is the body of an answer that has only begun; it is nil unless the
-	// Invocation asks for it. Then of the other fields only ContentType and Done are
-	// set: the Result of the Stream has the rest.
+	// Stream is the body of an answer that has begun and is not complete. It is nil unless
+	// Invocation.Stream is set. With a Stream only ContentType and Done are set besides; the
+	// Result of the Stream has the rest.
 	Stream *Stream
-
-	// Done is closed when REPORT is written and the sandbox is free again, after
-	// its reset if there is one.
+	// Done is closed when REPORT has been written and the sandbox is free again, after its
+	// reset if there is one.
 	Done <-chan struct{}
 
 	tail []byte // written before Done is closed
-	over *over  // of an Invoke
+	over *over  // nil if a Sandbox did not create the Result
 }
 
-// AfterDone arranges to call f when Done is closed, without a goroutine that waits: now if
-// it is closed already, else in the goroutine that ends the invocation. That holds the
-// token of the sandbox, so f must not block and must ask nothing of the sandbox except its
-// State. AfterDone may be called once.
+// AfterDone arranges for f to be called when Done is closed. It calls f at once if Done is
+// closed already. Otherwise the goroutine that ends the invocation calls f, so no goroutine
+// has to wait. That goroutine holds the token of the sandbox: f must not block, and must not
+// call any method of the sandbox except State. AfterDone may be called once.
 func (r *Result) AfterDone(f func()) {
-	if r.over == nil { // not made by a Sandbox
+	if r.over == nil {
 		go func() {
 			<-r.Done
 			f()
@@ -63,7 +62,7 @@ type over struct {
 
 	mu    sync.Mutex
 	ended bool
-	then  func() // to be called at the end; nil for none
+	then  func() // called by end; nil for none
 }
 
 func (o *over) after(f func()) {
@@ -88,6 +87,6 @@ func (o *over) end() {
 	}
 }
 
-// Tail returns the last 4,096 bytes of the invocation's log (INV-03), unless the
-// Invocation said NoTail. Call it only after Done is closed.
+// Tail returns the last 4,096 bytes of the invocation's log (INV-03), or nothing if
+// Invocation.NoTail was set. Call it only after Done is closed.
 func (r *Result) Tail() []byte { return r.tail }

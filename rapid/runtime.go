@@ -34,12 +34,12 @@ const (
 	callRestoreError
 )
 
-// runtimeTarget is the state that a call asks for, as messages name it (RT-30).
+// runtimeTarget is the state that a call requests, as error messages name it (RT-30).
 var runtimeTarget = [...]runtimeState{callNext: rtReady, callResponse: rtResponse, callError: rtErrorResp, callInitError: rtInitError,
 	callRestoreNext: rtRestoreReady, callRestoreError: rtRestoreError}
 
-// runtimeMoves is the table of section 1.8: the state that a call leads to. A call that is
-// not here is refused with 403.
+// runtimeMoves is the table of section 1.8: the state that a call leads to. A call that it
+// does not contain is refused with status 403.
 var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 	rtStarted:      {callNext: rtReady, callInitError: rtInitError, callRestoreNext: rtRestoreReady},
 	rtRestoreReady: {},
@@ -53,19 +53,19 @@ var runtimeMoves = map[runtimeState]map[runtimeCall]runtimeState{
 	rtRestoreError: {},
 }
 
-// runtimeParty is the runtime as the Runtime API sees it: what can be saved, and the calls
-// that wait.
+// runtimeParty is the Runtime API's state of the runtime: the part that can be saved, and the
+// parked calls.
 type runtimeParty struct {
 	RuntimeState
 	waiters []*nextMsg      // parked calls of next, oldest first
-	restore *restoreNextMsg // its parked call of restore/next; nil for none
+	restore *restoreNextMsg // parked call of restore/next; nil if there is none
 }
 
 func newRuntimeParty() runtimeParty {
 	return runtimeParty{RuntimeState: RuntimeState{State: rtStarted}}
 }
 
-// move makes the transition that call asks for, or says why it is not allowed.
+// move makes the transition of the call c, or returns why it is not allowed.
 func (r *runtimeParty) move(c runtimeCall) *Refusal {
 	to, ok := runtimeMoves[r.State][c]
 	if !ok {
@@ -76,13 +76,13 @@ func (r *runtimeParty) move(c runtimeCall) *Refusal {
 	return nil
 }
 
-// Event is what a runtime or an agent gets. It is shared and must not be changed.
+// Event is an event for the runtime or an agent. It is shared and must not be changed.
 type Event struct {
-	Type       string      // "INVOKE" or "SHUTDOWN"
-	Invocation *Invocation // of INVOKE
+	Type       string      // EventInvoke or EventShutdown
+	Invocation *Invocation // EventInvoke only
 	Deadline   time.Time
-	Nonce      string // fresh for each attempt (RT-22), of INVOKE
-	Reason     string // of SHUTDOWN (LC-66)
+	Nonce      string // EventInvoke only: different for each attempt (RT-22)
+	Reason     string // EventShutdown only (LC-66)
 }
 
 // Types of events.
@@ -94,15 +94,15 @@ const (
 type nextMsg struct {
 	isAgent bool
 	agentID string
-	event   *Event // what it was answered with
+	event   *Event // delivered event
 	hungUp  func() bool
 	call[*Event]
 }
 
 func (m *nextMsg) alive() bool { return m.ctx.Err() == nil }
 
-// connected reports whether the caller is still there, even if the context does not know of
-// its end yet.
+// connected reports whether the caller still has its connection open. It may detect the end
+// before the context does.
 func (m *nextMsg) connected() bool { return m.alive() && (m.hungUp == nil || !m.hungUp()) }
 
 func (m *nextMsg) deliver(e *Event) {
@@ -118,7 +118,8 @@ func (m *nextMsg) serve(s *Sandbox) {
 	s.mode.next(m)
 }
 
-// runtimeAsks makes the transition of a call of next, or refuses the call.
+// runtimeAsks makes the transition of a call of next, or refuses the call. It reports whether
+// the call is allowed.
 func (s *Sandbox) runtimeAsks(m *nextMsg) (ok bool) {
 	if err := s.runtime.move(callNext); err != nil {
 		m.refuse(err)
@@ -128,9 +129,9 @@ func (s *Sandbox) runtimeAsks(m *nextMsg) (ok bool) {
 	return true
 }
 
-// dispatch moves the runtime to Running (RT-58) and wakes one live waiter (RT-27).
-// If there is none, the runtime's next call gets the event. That happens too if the only
-// waiter hangs up at this very moment, so its connection is not checked.
+// dispatch moves the runtime to Running (RT-58) and answers one live parked call (RT-27). If
+// there is none, the runtime's next call gets the event. The same happens if the only parked
+// call loses its connection right now, so that connection need not be checked.
 func (r *runtimeParty) dispatch(e *Event) {
 	r.State, r.Event, r.RequestID = rtRunning, e, e.Invocation.ID
 	r.wake()
@@ -148,7 +149,7 @@ func (r *runtimeParty) wake() {
 	}
 }
 
-// undeliveredMsg takes a waiter back whose client is gone (RT-25).
+// undeliveredMsg reports a parked call whose client has gone (RT-25).
 type undeliveredMsg struct {
 	waiter *nextMsg
 	call[struct{}]
@@ -173,16 +174,16 @@ const (
 	AnswerError                      // POST …/error
 )
 
-// AnswerHead is what the headers of an answer say.
+// AnswerHead is the content of an answer's headers.
 type AnswerHead struct {
 	Kind  AnswerKind
-	Nonce string // echo of RT-22, "" if not echoed
-	Mode  string // Lambda-Runtime-Function-Response-Mode, "" if absent (RT-36)
+	Nonce string // echo of RT-22; "" if absent
+	Mode  string // Lambda-Runtime-Function-Response-Mode; "" if absent (RT-36)
 
-	ContentType string // as of Answer
+	ContentType string // see Answer
 }
 
-// ModeStreaming is the one Mode that there is.
+// ModeStreaming is the only valid Mode.
 const ModeStreaming = "streaming"
 
 // Answer is a complete answer of the runtime.
@@ -196,17 +197,17 @@ type Answer struct {
 	TrailerType string // trailers of RT-70, decoded; "" if the stream did not fail
 	TrailerBody []byte
 
-	TooLarge  bool // the body passed MaxPayload; Seen bytes of it were seen (RT-34)
-	Seen      int64
-	Truncated bool // the body was shorter than announced (RT-35)
+	TooLarge  bool  // the body is larger than MaxPayload (RT-34)
+	Seen      int64 // bytes of the body that arrived
+	Truncated bool  // the body was shorter than announced (RT-35)
 
-	First, Last time.Time // when its first and last byte came (TL-45); zero means at the calls themselves
+	First, Last time.Time // arrival of the first and last byte (TL-45); zero means the time of BeginAnswer and FinishAnswer
 }
 
 // MaxPayload is the limit of a response body: 6 MiB and 100 bytes (RT-34).
 const MaxPayload = 6<<20 + 100
 
-// BodyLimit returns how many bytes the body of an answer may have that is no stream.
+// BodyLimit returns the largest body in bytes of an answer that is not streamed.
 func (s *Sandbox) BodyLimit(k AnswerKind) int64 {
 	if k == AnswerError {
 		return s.traits.ErrorBody
@@ -214,7 +215,7 @@ func (s *Sandbox) BodyLimit(k AnswerKind) int64 {
 	return MaxPayload
 }
 
-// badMode reports whether the head names a mode of response that there is not (RT-36).
+// badMode reports whether the head has an invalid response mode (RT-36).
 func (h *AnswerHead) badMode() bool {
 	return h.Kind == AnswerResponse && h.Mode != "" && h.Mode != ModeStreaming
 }
@@ -246,7 +247,7 @@ type finishAnswerMsg struct {
 
 func (m *finishAnswerMsg) serve(s *Sandbox) { s.mode.finishAnswer(m) }
 
-// InitError is what a runtime posted to init/error.
+// InitError is a failure report that a runtime posted to init/error or restore/error.
 type InitError struct {
 	Body []byte
 	Type string // Lambda-Runtime-Function-Error-Type, unsanitised
@@ -255,10 +256,11 @@ type InitError struct {
 type initError struct {
 	body      []byte
 	errorType string
-	gen       uint64 // in which it was posted
+	gen       uint64 // generation in which it was posted
 }
 
-// result is the answer to an invocation that fails with e, with the content type of RT-50.
+// result returns the result of an invocation that fails with e, with the content type of
+// RT-50.
 func (e *initError) result(errorType string) *Result {
 	contentType := "application/octet-stream"
 	if json.Valid(e.body) {
@@ -300,8 +302,8 @@ func (m *finishInitErrorMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-// retire ends the runtime's work when a shutdown begins: a late answer is refused with 400
-// (RT-29), and its next blocks until it is killed.
+// retire ends the current invocation when a shutdown begins: a late answer is refused with
+// status 400 (RT-29), and a call of next blocks until the runtime is killed.
 func (r *runtimeParty) retire() {
 	r.RequestID, r.Event = "", nil
 	if r.State == rtRunning || r.State == rtResponse || r.State == rtErrorResp {
@@ -309,7 +311,7 @@ func (r *runtimeParty) retire() {
 	}
 }
 
-// close ends the parked calls of a generation that is gone (RT-59).
+// close refuses the parked calls and resets the state, when the generation is gone (RT-59).
 func (r *runtimeParty) close() {
 	for _, w := range r.waiters {
 		w.refuse(ErrClosed)

@@ -1,25 +1,25 @@
-// Package rapid runs the life of one Lambda execution environment: it starts the
-// extensions and the runtime, hands them events, returns the runtime's answers, and ends
-// the processes. Read lifecycle.go first: it has the states and the path that every
-// sandbox takes.
+// Package rapid implements the life cycle of one Lambda execution environment: it starts the
+// extensions and the runtime, delivers events to them, returns the runtime's answers, and
+// stops the processes. Start reading in lifecycle.go, which has the states and the
+// transitions between them.
 //
-// A sandbox works on invocations in one of two modes (mode.go): one at a time (classic.go)
-// or many at once (managed.go). A mode owns what it knows of invocations, and its own states;
-// everything else is common to both.
+// A sandbox runs invocations in one of two modes (mode.go): one at a time (classic.go) or
+// many at once (managed.go). A mode owns its invocations and its own states; everything else
+// is common to both.
 //
-// One goroutine at a time may touch the state of a sandbox: the one that holds its token
+// Only one goroutine at a time may use the state of a sandbox: the one that holds its token
 // (token.go). Most of the time that is [Sandbox.Run]. Every other method is safe for
-// concurrent use: it sends one message and waits for the reply or for its own context.
-// While Run only waits, the sender takes the token and serves its message itself. What the
-// processes of the sandbox ask comes in through a [Client]; package rapid/api makes one for
-// each of their connections.
+// concurrent use: it sends one message, and waits for the reply or for the end of its
+// context. While Run waits, the sender takes the token and serves its message itself. Calls
+// of the processes inside the sandbox arrive through a [Client]; package rapid/api creates
+// one for each of their connections.
 //
-// Three kinds of state are kept apart: the [State] of the life (lifecycle.go), the
-// invocations of the mode, and the protocol states of the parties, which are the runtime's
-// table of section 1.8 (runtime.go) and the agents' table of section 2.4 (agents.go). The
-// tables alone decide whether a call is legal; the life waits until the parties are where it
-// needs them. What the APIs believe of the parties is plain data and can be saved
-// (parties.go).
+// There are three kinds of state: the [State] of the life cycle (lifecycle.go), the
+// invocations of the mode, and the protocol states of the parties, which are the runtime and
+// the extensions, here called agents. The transition tables of section 1.8 (runtime.go) and
+// section 2.4 (agents.go) alone decide whether a call of a party is allowed; the life cycle
+// waits until the parties have reached the states that it needs. The protocol states are
+// plain data and can be saved (parties.go).
 package rapid
 
 import (
@@ -36,7 +36,7 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// Sandbox is one execution environment.
+// Sandbox is one execution environment. Use New.
 type Sandbox struct {
 	cfg    Config
 	traits *traits // of its mode
@@ -52,29 +52,27 @@ type Sandbox struct {
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
-	token *token // the right to touch what is below
+	token *token // guards all fields below
 
-	// What follows belongs to the holder of the token.
-
-	mode    mode        // what it knows of invocations
-	timer   *time.Timer // the limit of the current state
+	mode    mode        // with its invocations
+	timer   *time.Timer // fires at the limit of the current state
 	started bool        // the domains exist
 	lost    bool        // the supervisor has lost the domains
-	broken  error       // a fault of the host that ends this sandbox
+	broken  error       // fault of the host that ends this sandbox
 
-	// The processes of the present generation, and what the APIs believe of them: what
-	// can be saved of it is in Parties.
+	// The processes of the current generation, and their protocol states. Parties has the
+	// part that can be saved.
 	procs     []*process
 	frozen    bool
-	throttled bool // the CPU quota is in force
+	throttled bool // the CPU quota is on
 	runtime   runtimeParty
 	agents    []*agent // in order of registration, launched ones first
 	closedReg bool     // extension registration is closed (EX-14)
 
 	init   initialization
-	exit   *process   // the first that ended in this phase, until noted
+	exit   *process   // first process that exited in this phase, until noteExit
 	fault  *Fault     // first fatal error since the last initialization or shutdown (LC-49)
-	posted *initError // body of the newest init/error (LC-27)
+	posted *initError // latest failure report of the runtime (LC-27)
 	reason string     // of the next reset (LC-66)
 }
 
@@ -89,8 +87,8 @@ type output interface {
 	Close() error
 }
 
-// New returns a sandbox. Nothing runs until Run is called, and Run must be called,
-// once: it releases what New has acquired. The supervisor stays the caller's.
+// New returns a sandbox. The caller must call Run, once: it starts the processes, and
+// releases what New has acquired. The caller still owns sup.
 func New(cfg Config, sup Supervisor) *Sandbox {
 	if cfg.APIAddr == "" {
 		cfg.APIAddr = isolation.APIAddr
@@ -123,42 +121,43 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 	return s
 }
 
-// State reports the present state.
+// State returns the current state.
 func (s *Sandbox) State() State { return State(s.state.Load()) }
 
-// ExtensionsDisabled reports whether there are no extension, logs and telemetry endpoints
-// (EX-05).
+// ExtensionsDisabled reports whether the sandbox lacks the endpoints of the Extensions, Logs
+// and Telemetry APIs (EX-05).
 func (s *Sandbox) ExtensionsDisabled() bool { return s.cfg.Function.ExtensionsDisabled }
 
-// Rules returns what the APIs of the sandbox allow.
+// Rules returns the rules of the sandbox's APIs.
 func (s *Sandbox) Rules() Rules { return s.traits.Rules }
 
-// Thawed returns for how long the sandbox has run without being frozen. Limits on what the
-// processes inside must do go by this clock (RT-04).
+// Thawed returns for how long the sandbox has run without being frozen. Time limits for the
+// processes inside use this clock (RT-04).
 func (s *Sandbox) Thawed() time.Duration { return s.clock.Now() }
 
-// Running returns a channel that is closed already unless the sandbox is frozen; then it is
-// closed at the thaw.
+// Running returns a channel that is closed if the sandbox is not frozen, or else when it is
+// thawed.
 func (s *Sandbox) Running() <-chan struct{} { return s.clock.Running() }
 
-// Errors of Invoke. What goes wrong inside the sandbox is a Result instead.
+// Errors of Invoke. A failure inside the sandbox is a Result instead.
 var (
-	ErrBusy = errors.New("the sandbox has an invocation already")
+	ErrBusy = errors.New("the sandbox is running another invocation")
 	ErrDead = errors.New("the sandbox has ended")
 	// ErrUnavailable and ErrDuplicate are errors of managed mode (RT-65).
 	ErrUnavailable = errors.New("no worker of the runtime asks for an event")
 	ErrDuplicate   = errors.New("an invocation with this id runs already")
 )
 
-// Invoke runs one invocation and returns when the runtime's answer is complete
-// (LC-41), or has begun if it is a Stream. Result.Done says when the sandbox is free
-// again. Failures of the function are Results.
+// Invoke runs one invocation and returns when the runtime's answer is complete (LC-41), or,
+// if it is streamed, when it has begun. Failures of the function are Results. Result.Done
+// says when the sandbox is free again.
 //
-// The error is ErrBusy until the invocation before is Done (LC-20), in managed mode until
-// one of Config.MaxConcurrency is. It is ErrDead, with the cause if that is a fault of
-// the host, when the sandbox has ended or ends before the answer. If it is that of ctx, an
-// invocation that was taken goes on, and its answer is dropped. A Stream outlives ctx.
-// Payload and Invocation must not change before Done.
+// The error is ErrBusy while the previous invocation is not Done (LC-20), or in managed mode
+// while Config.MaxConcurrency invocations run. It is ErrDead if the sandbox has ended, or
+// ends before the answer; it then wraps the cause if that is a fault of the host. If ctx
+// ends, Invoke returns its error, an accepted invocation continues, and its answer is
+// dropped. A Stream does not end with ctx. The Invocation and its Payload must not be changed
+// before Done.
 func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) {
 	m := &invokeMsg{inv: inv, call: newCall[*Result](ctx, noGeneration)}
 	if inv.Stream {
@@ -171,5 +170,5 @@ func (s *Sandbox) Invoke(ctx context.Context, inv *Invocation) (*Result, error) 
 	return res, err
 }
 
-// hostError wraps a fault of the host, not of the function.
+// hostError wraps an error that the host caused, not the function.
 func hostError(what string, err error) error { return fmt.Errorf("%s: %w", what, err) }

@@ -6,24 +6,24 @@ import (
 	"time"
 )
 
-// endProcesses runs the shutdown sequence of section 4.5, for a reset and for the end of
-// the sandbox. When it returns without error, no process of the generation is left.
+// endProcesses runs the shutdown sequence of section 4.5, for a reset and for the end of the
+// sandbox. If it returns nil, no process of the generation is left.
 func (s *Sandbox) endProcesses(reason string) error {
 	s.fault, s.exit, s.reason = nil, nil, reasonFailure // LC-49, LC-50
 	s.runtime.retire()
 	s.hub.SendAtOnce() // TL-17, TL-22
-	err := s.thaw()    // LC-82: the window counts from here
+	err := s.thaw()    // LC-82: the window starts here
 	if err == nil && !s.lost {
-		err = s.askToLeave(reason)
+		err = s.requestExits(reason)
 	}
 	err = errors.Join(err, s.stopDomains())
-	s.forget()
+	s.clear()
 	return err
 }
 
-// askToLeave gives the runtime and then the agents their time (LC-61 to LC-63).
-// stopDomains kills what stays.
-func (s *Sandbox) askToLeave(reason string) error {
+// requestExits asks first the runtime and then the agents to exit, and waits for them
+// within the shutdown window (LC-61 to LC-63). stopDomains kills the rest.
+func (s *Sandbox) requestExits(reason string) error {
 	window, share := s.window()
 	if window == 0 {
 		return nil // LC-60
@@ -54,10 +54,10 @@ func (s *Sandbox) askToLeave(reason string) error {
 	return nil
 }
 
-// endRuntime asks the runtime to end, waits for its share of the window, and kills it.
+// endRuntime asks the runtime to exit, waits for its share of the window, and kills it.
 func (s *Sandbox) endRuntime(p *process, share time.Duration) error {
-	// SUP-07: if the process has ended that is no failure, and a SIGTERM that could not
-	// be sent is followed by a SIGKILL.
+	// Ignore the error: if the process has exited there is none (SUP-07), and if SIGTERM
+	// could not be sent, SIGKILL follows.
 	_ = s.sup.Terminate(p.domain, p.name)
 	s.timer.Reset(share)
 	s.waitForExits(func() bool { return p.gone })
@@ -67,7 +67,7 @@ func (s *Sandbox) endRuntime(p *process, share time.Duration) error {
 	return s.kill(p)
 }
 
-// kill ends the group of one process and sees its exit.
+// kill kills the group of one process and waits for its exit.
 func (s *Sandbox) kill(p *process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Settings.KillWait)
 	defer cancel()
@@ -75,16 +75,16 @@ func (s *Sandbox) kill(p *process) error {
 		return hostError("kill "+p.name, err)
 	}
 	s.timer.Reset(exitEventWait)
-	s.waitForExits(func() bool { return p.gone }) // stopDomains says if it does not come
+	s.waitForExits(func() bool { return p.gone }) // if it does not come, stopDomains returns an error
 	return nil
 }
 
-// exitEventWait is how long exits may be on their way after the processes are known
-// to be gone (LC-63).
+// exitEventWait is how long to wait for the exits of processes that are known to be gone
+// (LC-63).
 const exitEventWait = 2 * time.Second
 
-// stopDomains kills whatever is left, double-forked daemons too (LC-69). A domain
-// that does not end in time makes the sandbox useless (LC-73).
+// stopDomains kills all remaining processes, including double-forked daemons (LC-69). If a
+// domain does not stop in time, the sandbox cannot be used again (LC-73).
 func (s *Sandbox) stopDomains() error {
 	if s.lost {
 		s.timer.Reset(exitEventWait)
@@ -105,13 +105,14 @@ func (s *Sandbox) stopDomains() error {
 	if len(errs) == 0 {
 		s.timer.Reset(exitEventWait)
 		if !s.waitForExits(func() bool { return !s.alive(false) }) {
-			errs = append(errs, errors.New("exits are missing though the domains have stopped"))
+			errs = append(errs, errors.New("the domains have stopped, but the exit of a process was not reported"))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// waitForExits serves calls and sees exits until done holds or the timer fires.
+// waitForExits serves calls and receives exits until done reports true, and returns true. It
+// returns false if the timer fires or the domains are lost before.
 func (s *Sandbox) waitForExits(done func() bool) bool {
 	lost := s.sup.Lost()
 	if s.lost {
@@ -122,8 +123,8 @@ func (s *Sandbox) waitForExits(done func() bool) bool {
 		case m := <-s.inbox:
 			s.serve(m)
 		case e := <-s.exits:
-			if s.left(e) && e.p.agent != nil {
-				e.p.agent.State = leftState(e.p)
+			if s.markGone(e) && e.p.agent != nil {
+				e.p.agent.State = exitState(e.p)
 			}
 		case <-s.timer.C:
 			return false
@@ -135,26 +136,26 @@ func (s *Sandbox) waitForExits(done func() bool) bool {
 	return true
 }
 
-// leftState is LC-67's.
-func leftState(p *process) agentState {
+// exitState returns the state of an agent whose process has exited in a shutdown (LC-67).
+func exitState(p *process) agentState {
 	if e := p.handle.Exit(); e.Signal != 0 || e.Code != 0 {
 		return agShutdownFailed
 	}
 	return agExited
 }
 
-// alive reports whether there is a process whose exit was not seen. With toldOnly only
-// extensions count that get a SHUTDOWN event.
-func (s *Sandbox) alive(toldOnly bool) bool {
+// alive reports whether there is a process whose exit has not been received. With
+// notifiedOnly it considers only extensions that get a SHUTDOWN event.
+func (s *Sandbox) alive(notifiedOnly bool) bool {
 	for _, p := range s.procs {
-		if !p.gone && (!toldOnly || p.agent != nil && p.agent.wants(EventShutdown)) {
+		if !p.gone && (!notifiedOnly || p.agent != nil && p.agent.wants(EventShutdown)) {
 			return true
 		}
 	}
 	return false
 }
 
-// window is the time of a shutdown and the runtime's share of it (LC-60, LC-64).
+// window returns the time limit of a shutdown and the runtime's share of it (LC-60, LC-64).
 func (s *Sandbox) window() (window, share time.Duration) {
 	set := &s.cfg.Settings
 	for _, a := range s.agents {
@@ -169,12 +170,12 @@ func (s *Sandbox) window() (window, share time.Duration) {
 	return window, share
 }
 
-// forget clears what a reset clears (LC-70) and releases the outputs. What the
-// processes wrote last still goes to the log, but not to subscribers, which are gone.
-func (s *Sandbox) forget() {
+// clear clears the state of the generation (LC-70) and releases its outputs. The last output
+// of the processes still goes to the log, but not to subscribers, which are gone.
+func (s *Sandbox) clear() {
 	s.hub.Reset()
 	for _, p := range s.procs {
-		_ = p.out.Close() // of pipes: there is nothing to do about an error, and nothing is lost
+		_ = p.out.Close() // closes pipes; an error loses nothing
 	}
 	s.procs = nil
 	s.runtime.close()

@@ -9,24 +9,23 @@ import (
 	"time"
 )
 
-// Stream is the body of an answer that the runtime is still sending while the invoker
-// takes it (RT-69). Each of the two sides is one goroutine: ReadFrom is the runtime's,
-// Chunks the invoker's. ReadFrom lends its reader to Chunks, whose goroutine reads the
-// body itself. So no goroutine hands bytes to another, which would cost a switch of
-// threads for each piece, and what the runtime may be ahead of its invoker stays in the
-// buffers of the sockets. The owner of the sandbox learns of begin and end only.
+// Stream is the body of a streamed answer (RT-69). The runtime's goroutine calls ReadFrom,
+// and the invoker's goroutine calls Chunks. ReadFrom lends its reader to Chunks, which reads
+// the body itself. So bytes do not pass from one goroutine to another, which would cost a
+// thread switch for each piece. If the runtime is faster than the invoker, its bytes stay in
+// the buffers of the socket. The sandbox only takes part in the begin and the end.
 type Stream struct {
 	limits StreamLimits
-	left   <-chan struct{}    // closed when the invoker left before it knew of the stream
+	left   <-chan struct{}    // closed when the invoker has gone before it got the stream
 	lent   chan *borrowedBody // from ReadFrom to Chunks
-	over   context.Context    // done when result is valid
+	over   context.Context    // ends when result is valid
 	finish context.CancelFunc
 	result *Result
 }
 
 // borrowedBody is a reader that ReadFrom lends to Chunks.
 type borrowedBody struct {
-	back chan struct{} // closed when Chunks gives it back
+	back chan struct{} // closed when Chunks returns it
 
 	mu   sync.Mutex // held while body is read
 	body io.Reader  // nil once ReadFrom has taken it back
@@ -34,7 +33,7 @@ type borrowedBody struct {
 	err  error      // why reading failed; nil at the regular end
 }
 
-// read is body's Read; the error is ErrClosed once the body was taken back.
+// read reads from body. The error is ErrClosed once the body has been taken back.
 func (b *borrowedBody) read(p []byte, limit int64) (got int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -51,8 +50,8 @@ func (b *borrowedBody) read(p []byte, limit int64) (got int, err error) {
 	return got, err
 }
 
-// takeBack takes the body back, and returns how much of it was read. It waits for a Read
-// that goes on.
+// takeBack takes the body back, and returns the number of bytes read. It waits for a Read in
+// progress.
 func (b *borrowedBody) takeBack() (n int64, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -62,16 +61,15 @@ func (b *borrowedBody) takeBack() (n int64, err error) {
 
 // StreamLimits are the limits of RT-71.
 type StreamLimits struct {
-	Bytes int64 // the most bytes of one answer
-	Rate  int64 // bytes a second once Burst bytes have passed; 0 means as fast as they are taken
-	Burst int64 // bytes that pass unthrottled; matters with a Rate only
+	Bytes int64 // largest answer in bytes
+	Rate  int64 // bytes per second after the first Burst bytes; 0 means no limit
+	Burst int64 // bytes without a rate limit; unused if Rate is 0
 }
 
-// streamPiece is the most that is read at once, and the memory of one stream.
+// streamPiece is the buffer size of a stream in bytes.
 const streamPiece = 64 << 10
 
-// ErrStreamLimit is what ReadFrom returns when there are more bytes than
-// StreamLimits.Bytes.
+// ErrStreamLimit is the error of ReadFrom if there are more bytes than StreamLimits.Bytes.
 var ErrStreamLimit = errors.New("the streamed response exceeds its limit")
 
 func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
@@ -80,16 +78,16 @@ func newStream(left <-chan struct{}, limits StreamLimits) *Stream {
 	return st
 }
 
-// end makes the result known. The owner calls it, once.
+// end sets the result and ends the stream. The holder of the sandbox's token calls it, once.
 func (st *Stream) end(r *Result) {
 	st.result = r
 	st.finish()
 }
 
-// Chunks returns the bytes in the order in which they come, in pieces that are never empty;
-// each is valid until the next iteration. The sequence ends when the answer is complete or
-// cannot become complete; Result says which. Range over all of it, even if the bytes are not
-// wanted: a runtime that is ahead of its invoker waits.
+// Chunks returns the bytes of the answer in order, in non-empty pieces; each is valid until
+// the next iteration. The sequence ends when the answer is complete or has failed; Result
+// says which. The caller must range over all of it, because a runtime whose bytes are not
+// read waits.
 func (st *Stream) Chunks() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		select {
@@ -103,8 +101,8 @@ func (st *Stream) Chunks() iter.Seq[[]byte] {
 	}
 }
 
-// pass reads b to its end and yields its bytes until the invoker wants no more. A nil yield
-// discards them.
+// pass reads b to its end and yields its bytes, until yield returns false; it discards the
+// rest. If yield is nil, it discards all of them.
 func (st *Stream) pass(b *borrowedBody, yield func([]byte) bool) {
 	shape := newBucket(st.limits)
 	buf, wanted := make([]byte, streamPiece), yield != nil
@@ -119,31 +117,30 @@ func (st *Stream) pass(b *borrowedBody, yield func([]byte) bool) {
 	}
 }
 
-// Ended returns a channel that is closed when the answer is complete or cannot become
-// complete.
+// Ended returns a channel that is closed when the answer is complete or has failed.
 func (st *Stream) Ended() <-chan struct{} { return st.over.Done() }
 
-// Result says how the answer ended; call it only after Ended is closed. Payload is the
-// error if there is one (INV-32) and else nil: the bytes have gone through Chunks.
+// Result returns how the answer ended. Call it only after Ended is closed. Its Payload is the
+// error (INV-32), or nil if the answer is complete: Chunks has yielded the bytes.
 func (st *Stream) Result() *Result { return st.result }
 
-// AfterEnd arranges to call f in its own goroutine when the stream has ended. Calling stop
-// prevents that, as with context.AfterFunc.
+// AfterEnd arranges for f to be called in its own goroutine after the stream has ended. stop
+// cancels that, as with context.AfterFunc.
 func (st *Stream) AfterEnd(f func()) (stop func() bool) { return context.AfterFunc(st.over, f) }
 
-// ReadFrom passes r on to the invoker until the end of r, and returns how many bytes it
-// read. It waits while the invoker is behind. The error is ErrStreamLimit, ErrClosed
-// if the stream has ended meanwhile (RT-73), or the error of r. Nobody reads from r after it has
-// returned: it waits for a Read that goes on.
+// ReadFrom passes r to the invoker until the end of r, and returns the number of bytes read.
+// It waits while the invoker is behind. The error is ErrStreamLimit, ErrClosed if the stream
+// has ended meanwhile (RT-73), or the error of r. It waits for a Read in progress, so r is not
+// used after it has returned.
 func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
 	b := &borrowedBody{body: r, back: make(chan struct{})}
 	select {
 	case st.lent <- b:
 		select {
 		case <-b.back:
-		case <-st.over.Done(): // an invoker that takes nothing more must not hold up the runtime
+		case <-st.over.Done(): // an invoker that reads no more must not block the runtime
 		}
-	case <-st.left: // it takes nothing, and holds nothing up
+	case <-st.left: // discard the body, so that the runtime is not blocked
 		st.pass(b, nil)
 	case <-st.over.Done():
 	}
@@ -154,7 +151,7 @@ func (st *Stream) ReadFrom(r io.Reader) (n int64, err error) {
 	return n, err
 }
 
-// pause waits for d, and reports whether the stream still goes on.
+// pause waits for d, and reports whether the stream has not ended meanwhile.
 func (st *Stream) pause(d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -179,7 +176,7 @@ func newBucket(l StreamLimits) *bucket {
 	return &bucket{rate: float64(l.Rate), burst: float64(l.Burst), tokens: float64(l.Burst), filled: time.Now()}
 }
 
-// take takes n tokens, and returns how long it takes until they are there.
+// take takes n tokens, and returns how long to wait until they are available.
 func (b *bucket) take(n int, now time.Time) time.Duration {
 	if b.rate == 0 {
 		return 0

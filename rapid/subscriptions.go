@@ -10,22 +10,22 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// Subscribe subscribes an agent to the sandbox's records (section 3.1); body is what
-// the agent has sent.
+// Subscribe subscribes an agent to the sandbox's records (section 3.1). body is the body of
+// the agent's request.
 func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.API, body []byte) error {
 	m := func() *subscribeMsg {
 		return &subscribeMsg{agentID: agentID, api: api, call: newCall[struct{}](ctx, c.gen)}
 	}
-	if _, err := ask(ctx, c.s, m()); err != nil { // before anything is done for a stranger
+	if _, err := ask(ctx, c.s, m()); err != nil { // before any work for an unknown caller
 		return err
 	}
 	_, port, err := net.SplitHostPort(c.s.cfg.APIAddr)
 	if err != nil {
-		return hostError("address of the Runtime API", err)
+		return hostError("parse the address of the Runtime API", err)
 	}
 	apiPort, err := strconv.Atoi(port)
 	if err != nil {
-		return hostError("port of the Runtime API", err)
+		return hostError("parse the port of the Runtime API", err)
 	}
 	sub, err := telemetry.ParseSubscription(api, body, apiPort)
 	if only := c.s.traits.schema; err == nil && only != "" && sub.Schema != only {
@@ -38,7 +38,7 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 	if err != nil {
 		return invalidSubscription(api, err) // TL-13
 	}
-	ctx = context.WithoutCancel(ctx) // from here on it takes the connection over
+	ctx = context.WithoutCancel(ctx) // the message below passes on the connection, so its result is needed
 	last := m()
 	last.sub, last.conn = sub, conn
 	if _, err = ask(ctx, c.s, last); err != nil && conn != nil {
@@ -47,7 +47,7 @@ func (c *Client) Subscribe(ctx context.Context, agentID string, api telemetry.AP
 	return err
 }
 
-// subscribeMsg asks whether an agent may subscribe, and with sub does it.
+// subscribeMsg checks whether an agent may subscribe; if sub is set, it subscribes the agent.
 type subscribeMsg struct {
 	agentID string
 	api     telemetry.API
@@ -82,12 +82,12 @@ func (m *subscribeMsg) serve(s *Sandbox) {
 	m.answer(struct{}{})
 }
 
-// closedSubscription is TL-10's.
+// closedSubscription returns the refusal of TL-10.
 func closedSubscription(api telemetry.API) *Refusal {
 	return &Refusal{Type: RefusalType(api + ".SubscriptionClosed"), Message: string(api) + " API subscription is closed already"}
 }
 
-// invalidSubscription is TL-09's.
+// invalidSubscription returns the refusal of TL-09.
 func invalidSubscription(api telemetry.API, err error) *Refusal {
 	t := ValidationError
 	if api == telemetry.LogsAPI {
@@ -96,8 +96,7 @@ func invalidSubscription(api telemetry.API, err error) *Refusal {
 	return &Refusal{Type: t, Message: err.Error()}
 }
 
-// dial connects to a listener inside the sandbox. Nothing that a process says can lead
-// it anywhere else (TL-23).
+// dial connects to a port of the sandbox's loopback address, and to no other address (TL-23).
 func (s *Sandbox) dial(ctx context.Context, port int) (net.Conn, error) {
 	return s.sup.Dial(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 }

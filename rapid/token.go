@@ -7,77 +7,79 @@ import (
 	"time"
 )
 
-// token is the right to touch the state of a sandbox: what Sandbox lists below its token,
-// its mode and its parties. One goroutine holds it at a time.
+// token guards the state of a sandbox: the fields of Sandbox below its token, its mode and
+// its parties. One goroutine holds it at a time.
 //
-// Who may hold it: the goroutine in Run, from New on. It gives the token up in
-// [Sandbox.waitStepping] alone, for the time in which it waits. During that time the
-// goroutine that delivers a message may have it ([Sandbox.serveNow]). Nobody but Run waits
-// for the token: a message that finds it taken goes to the inbox, and Run serves it.
+// Holders: the goroutine of Run holds the token from New on. It releases the token only in
+// [Sandbox.waitStepping], while it waits. During that time a goroutine that delivers a
+// message may take it ([Sandbox.serveNow]). Only Run waits for the token: if it is taken, a
+// message goes to the inbox, and Run serves it.
 //
-// What a holder other than Run may do: serve one message, and then, if what Run waits for
-// holds, do the one thing that Run would do next (step): the transition from Idle to Invoking
-// or back, or in managed mode the handing out of events. Nothing of it may block: no request
-// to another process, no lock that is held during one, no send to a channel that may be
-// full. What could block or fail is left to Run.
+// Rights: a holder other than Run may serve one message. Then, if the awaited condition
+// holds, it may perform the next step of Run in its place: the transition from Idle to
+// Invoking or back, or in managed mode the delivery of events. Nothing in this may block: no
+// request to another process, no lock that is held during one, no send to a channel that may
+// be full. What could block or fail is left to Run.
 //
-// What it must do before it gives the token up: leave Run something to wait for. Either
-// what Run awaits does not hold, or the step is made and awaited, until and the timer are
-// those of what follows, or Run is woken. pass does that.
+// Duties: before the holder releases the token, one of three must be true. The awaited
+// condition does not hold; or the step was made, and awaited, until and the timer are set for
+// what follows; or Run is woken. pass ensures that.
 //
-// When Run ends it keeps the token. Nobody gets it from then on, and whoever still has a
-// message sees that Sandbox.dead is closed.
+// End: when Run returns it keeps the token. No other goroutine gets it from then on, and
+// callers with a message see that Sandbox.dead is closed.
 //
-// What it is for: a message that goes to Run and back costs two switches of goroutines,
-// which is more than serving it. The goroutine that delivers what Run waits for makes the
-// step itself, so Run sleeps through the invocations of a warm sandbox, and no function
-// waits for its event while Run is being woken.
+// Purpose: passing a message to Run and back costs two context switches, which is more than
+// serving it. The goroutine that delivers the awaited event performs the transition itself,
+// so Run is not woken by the invocations of a warm sandbox, and no function waits for its
+// event while Run is being woken.
 type token struct {
 	mu      sync.Mutex
-	wake    chan struct{} // capacity 1: Run is to look whether what it awaits holds
-	exiting atomic.Int32  // processes that have ended and that Run has not dealt with: no step before that
+	wake    chan struct{} // capacity 1; makes Run check awaited
+	exiting atomic.Int32  // number of exits that Run has not handled; while it is not 0, there are no steps
 
-	// What follows is touched by the holder alone.
-	awaited func() bool     // reports whether what Run waits for holds
-	step    func() bool     // does what follows, or changes nothing and returns false; nil leaves it to Run
-	until   time.Time       // when the limit passes that step has set last
-	life    context.Context // that of Run
+	// Only the holder uses the fields below.
+	awaited func() bool     // reports whether the condition that Run waits for holds
+	step    func() bool     // performs the next step, or changes nothing and returns false; nil leaves it to Run
+	until   time.Time       // limit of the wait, as last set by setLimit
+	life    context.Context // context of Run
 }
 
-// newToken returns a token that is taken: Run's.
+// newToken returns a token that Run holds.
 func newToken() *token {
 	t := &token{wake: make(chan struct{}, 1)}
 	t.take()
 	return t
 }
 
-// take waits for the token. It is for Run, which holds it until release.
+// take waits for the token. Only Run calls it.
 func (t *token) take() { t.mu.Lock() }
 
 func (t *token) release() { t.mu.Unlock() }
 
-// tryTake reports whether the caller has the token now. It must pass it then.
+// tryTake takes the token if it is free, and reports whether it did. The caller then must
+// call pass.
 func (t *token) tryTake() bool { return t.mu.TryLock() }
 
-// pass gives the token back to Run, after the step if one is due.
+// pass performs the step if it is due, releases the token, and wakes Run if it has something
+// to do.
 func (t *token) pass() {
 	due := t.awaited() && !t.advance()
 	t.mu.Unlock()
 	if due {
 		select {
 		case t.wake <- struct{}{}:
-		default: // Run has been woken, and has not looked yet
+		default: // Run has been woken, and has not checked yet
 		}
 	}
 }
 
-// advance makes the step, and reports whether it has.
+// advance performs the step if that is allowed, and reports whether it did.
 func (t *token) advance() bool {
 	return t.step != nil && t.exiting.Load() == 0 && t.life.Err() == nil && t.step()
 }
 
-// serveNow serves m on the goroutine of its sender, if Run does nothing but wait. If it
-// returns false nothing has happened, and m is for the inbox.
+// serveNow serves m on the goroutine of its sender, if the token is free, and reports whether
+// it did. Otherwise the caller sends m to the inbox.
 func (s *Sandbox) serveNow(m message) bool {
 	if !s.token.tryTake() {
 		return false
@@ -87,30 +89,31 @@ func (s *Sandbox) serveNow(m message) bool {
 	return true
 }
 
-// setLimit sets when the limit passes of a wait in which steps are made.
+// setLimit sets the limit of a wait during which steps may be made.
 func (s *Sandbox) setLimit(at time.Time) {
 	s.token.until = at
 	s.timer.Reset(time.Until(at))
 }
 
-// A wakening says why wait has returned.
+// A wakening is the reason for which wait has returned.
 type wakening int
 
 const (
-	reached     wakening = iota // what was waited for holds
+	reached     wakening = iota // the awaited condition holds
 	limitPassed                 // the timer of the state has fired
-	failed                      // s.fault or s.exit says what ended
-	cancelled                   // the context of Run
+	failed                      // a process has exited, or the domains are lost; see s.fault and s.exit
+	cancelled                   // the context of Run has ended
 )
 
-// wait serves the calls of the parties until done holds or something ends the waiting. Only
-// Run calls it. It is the one place where a life can be held up.
+// wait serves messages until done reports true or something else ends the wait. Only Run
+// calls it.
 func (s *Sandbox) wait(ctx context.Context, done func() bool) wakening {
 	return s.waitStepping(ctx, done, nil)
 }
 
-// waitStepping is wait while others may make steps. When it returns the sandbox may be in
-// another state, and what it has waited for is what step has made token.awaited.
+// waitStepping is like wait, but other goroutines may make steps meanwhile. So the sandbox may
+// be in another state when it returns, and the awaited condition is then the one that the
+// last step has set in token.awaited.
 func (s *Sandbox) waitStepping(ctx context.Context, done, step func() bool) wakening {
 	if s.lost {
 		return failed
@@ -122,7 +125,7 @@ func (s *Sandbox) waitStepping(ctx context.Context, done, step func() bool) wake
 		t.release()
 		var m message
 		var e exited
-		w := reached // not yet
+		w := reached // no reason to return yet
 		select {
 		case <-t.wake:
 		case m = <-s.inbox:
@@ -146,7 +149,7 @@ func (s *Sandbox) waitStepping(ctx context.Context, done, step func() bool) wake
 			s.lostDomains()
 			return failed
 		case w == limitPassed && t.step != nil && time.Now().Before(t.until): // a step has set another meanwhile
-		case w == limitPassed && t.awaited(): // it came to hold before we had the token
+		case w == limitPassed && t.awaited(): // the condition was met before Run took the token
 		case w != reached:
 			return w
 		}

@@ -10,11 +10,11 @@ import (
 
 var errorTypePattern = regexp.MustCompile(`(Runtime|Function)\.[A-Z][a-zA-Z]+`)
 
-// maxErrorType is how much is kept of what a process calls its failure (RT-45): records
-// repeat it.
+// maxErrorType is the most bytes that are kept of an error type from a process (RT-45).
+// Records repeat it.
 const maxErrorType = 1024
 
-// cutType cuts t to maxErrorType bytes at most, of whole characters.
+// cutType returns t, cut to at most maxErrorType bytes at a character boundary.
 
 func cutType(t string) string {
 	if len(t) <= maxErrorType {
@@ -23,7 +23,7 @@ func cutType(t string) string {
 	return telemetry.WholeRunes(t[:maxErrorType])
 }
 
-// sanitizeType is the platform's error type for what a runtime calls it (RT-45).
+// sanitizeType returns the platform's error type for the one that a runtime has sent (RT-45).
 func sanitizeType(t string) string {
 	t = cutType(t)
 	switch {
@@ -60,7 +60,7 @@ type frame struct {
 	Label string `json:"label"`
 }
 
-// sanitizeCause returns the cause to keep, nil if there is none (RT-46, RT-47).
+// sanitizeCause returns the valid part of a cause, or nil if there is none (RT-46, RT-47).
 func sanitizeCause(raw []byte) []byte {
 	var c cause
 	if len(raw) == 0 || json.Unmarshal(raw, &c) != nil {
@@ -77,7 +77,7 @@ func sanitizeCause(raw []byte) []byte {
 			return b
 		}
 	}
-	for most := maxCauseText; ; most /= 2 { // JSON writes some characters six times as long as they are
+	for most := maxCauseText; ; most /= 2 { // JSON escapes some characters with six bytes
 		if b := causeBytes(cause{Dir: cutText(c.Dir, most), Message: cutText(c.Message, most)}); len(b) <= maxCause {
 			return b
 		}
@@ -92,7 +92,8 @@ func causeBytes(c cause) []byte {
 	return b
 }
 
-// cutText cuts s to at most so many bytes of whole characters, and says so (RT-47).
+// cutText returns s, cut to at most most bytes at a character boundary and then marked with
+// "..." (RT-47).
 func cutText(s string, most int) string {
 	if len(s) <= most {
 		return s

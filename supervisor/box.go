@@ -9,33 +9,34 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// Box is what a Sandbox needs of the kernel: the namespaces and cgroups of one
-// sandbox. *runc.Sandbox of package isolation/runc is one, and *privsep.Box stands for
-// one in another process. All methods may be called from several goroutines; Kill,
-// MemoryPeak, Usage, GivePipes, Listener, Domain and Dial at any time, the others never
-// two at once for one domain.
+// Box is the interface to the kernel objects of one sandbox, its namespaces and cgroups.
+// *runc.Sandbox of package isolation/runc implements it directly; *privsep.Box implements
+// it with requests to another process. Kill, MemoryPeak, Usage, GivePipes, Listener, Domain
+// and Dial may be called at any time and from several goroutines at once. Of the other
+// methods a Sandbox calls only one at a time for each domain.
 type Box interface {
-	// Start makes a domain. When it returns, the domain's PID 1 has sent its handshake, which
-	// Start has received, and the mounts are attached. The connection is the caller's.
+	// Start creates a domain. When it returns, it has received the handshake of the domain's
+	// PID 1, and the mounts are attached. The caller must close the connection.
 	Start(ctx context.Context, domain string) (*wire.Conn, error)
 
-	// GivePipes makes the sandbox user the owner of pipes, so that processes can open
-	// them anew, as /dev/stderr.
+	// GivePipes makes the sandbox user the owner of pipes, so that processes can open them
+	// again as /dev/stderr.
 	GivePipes(context.Context, ...*os.File) error
 
-	// Freeze returns when every process of the sandbox has stopped. Thaw undoes it.
-	// Both do nothing if that is so already.
+	// Freeze stops every process of the sandbox and returns when all have stopped. Thaw
+	// undoes it. On a sandbox that is already in that state they have no effect.
 	Freeze(context.Context) error
 	Thaw(context.Context) error
 
 	// SetThrottled turns the CPU quota on or off. A new box is not throttled.
 	SetThrottled(context.Context, bool) error
 
-	// Kill sends SIGKILL to every process of the sandbox, PID 1s included, frozen
-	// or not. It does not wait for their end.
+	// Kill sends SIGKILL to every process of the sandbox, including each PID 1 and frozen
+	// processes. It does not wait until they have exited.
 	Kill(context.Context) error
 
-	// MemoryPeak is MemoryPeakBytes of Usage, for less: each invocation asks for it.
+	// MemoryPeak returns the MemoryPeakBytes of Usage. It is cheaper than Usage, because
+	// every invocation needs it.
 	MemoryPeak() (uint64, error)
 
 	// Usage returns what the sandbox has used so far.
@@ -45,17 +46,17 @@ type Box interface {
 	// network namespace. The box owns it and closes it in Close.
 	Listener() net.Listener
 
-	// Domain says which domain the process belongs to that made conn, an accepted
-	// connection of Listener. A process can hand a connection to another one; it is
-	// its maker that counts. The error says why it cannot be told: the maker has hung
-	// up already, or is no process of the sandbox.
+	// Domain returns the domain of the process that created conn, a connection accepted by
+	// Listener. A process can pass a connection to another one; only its creator counts.
+	// Domain fails if the creator has closed the connection, or is not a process of the
+	// sandbox.
 	Domain(ctx context.Context, conn net.Conn) (string, error)
 
 	// Dial connects to a TCP address from inside the sandbox's network namespace.
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// Close kills what runs, waits for its end, and removes everything that belongs
-	// to the sandbox. After an error the remains are quarantined: they keep the
-	// sandbox's name until a later reconciliation removes them.
+	// Close kills all processes, waits until they have exited, and removes everything that
+	// belongs to the sandbox. After an error the remains are quarantined: they keep the
+	// sandbox's id until a later attempt removes them.
 	Close(context.Context) error
 }

@@ -11,12 +11,13 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// A turn serialises requests. Unlike a mutex it can be waited for with a context.
-type turn chan struct{}
+// A token serializes requests, as a mutex does. Unlike a mutex, take can be canceled with a
+// context. Use newToken.
+type token chan struct{}
 
-func newTurn() turn { return make(turn, 1) }
+func newToken() token { return make(token, 1) }
 
-func (t turn) take(ctx context.Context) error {
+func (t token) take(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -28,7 +29,7 @@ func (t turn) take(ctx context.Context) error {
 	}
 }
 
-func (t turn) tryTake() bool {
+func (t token) tryTake() bool {
 	select {
 	case t <- struct{}{}:
 		return true
@@ -37,28 +38,27 @@ func (t turn) tryTake() bool {
 	}
 }
 
-func (t turn) leave() { <-t }
+func (t token) release() { <-t }
 
-// A domain is what the supervisor knows of one domain. All but turn and name is
-// guarded by Sandbox.mu.
+// A domain is the state of one domain. Sandbox.mu guards all fields but token and name.
 type domain struct {
-	name string
-	turn turn
+	name  string
+	token token
 
 	config *DomainConfig // nil until configured
 	conn   *wire.Conn    // nil until started
-	gone   chan struct{} // made with conn; closed when the connection has ended
+	gone   chan struct{} // created with conn; closed when the connection has ended
 
-	lastID  uint32
-	live    map[uint32]*Process // started, or about to
-	named   map[string]*Process // the newest of each name, ended ones too until the KillAll after their end
-	lastSeq uint32              // of KillAll
-	kills   map[uint32]*killAll // asked for and not answered
-	ended   uint32              // lastID of the last that was answered
+	lastID  uint32              // of a process
+	live    map[uint32]*Process // by id: started, or waiting for the init handler's answer
+	named   map[string]*Process // newest process of each name; an exited one stays until the next KillAll
+	lastSeq uint32              // of a KillAll
+	kills   map[uint32]*killAll // by sequence number: sent, and not answered
+	ended   uint32              // lastID of the latest answered KillAll
 }
 
-// killAll waits for the answer to a KillAll. Of the processes up to lastID none may
-// be alive then.
+// killAll is a pending KillAll request. When the answer arrives, no process with an id up
+// to lastID may be alive.
 type killAll struct {
 	lastID uint32
 	done   chan struct{}
@@ -67,24 +67,24 @@ type killAll struct {
 func newDomain(name string) *domain {
 	return &domain{
 		name:  name,
-		turn:  newTurn(),
+		token: newToken(),
 		live:  make(map[uint32]*Process),
 		named: make(map[string]*Process),
 		kills: make(map[uint32]*killAll),
 	}
 }
 
-// isLive says whether the name belongs to a process that has not ended.
+// isLive reports whether the name belongs to a process that has not exited.
 func (d *domain) isLive(name string) bool {
 	p := d.named[name]
 	return p != nil && !p.isDone()
 }
 
-// receive does what the init handler says until the connection ends.
+// receive handles the messages of the init handler until the connection ends.
 func (s *Sandbox) receive(d *domain, conn *wire.Conn) {
 	defer s.receivers.Done()
 	for {
-		m, _, err := conn.Recv() // the daemon's end takes no files
+		m, _, err := conn.Recv() // this end accepts no files
 		if err == nil {
 			err = s.handle(d, conn, m)
 		}
@@ -95,7 +95,7 @@ func (s *Sandbox) receive(d *domain, conn *wire.Conn) {
 	}
 }
 
-// handle returns an error if m is nothing that an init handler may say now.
+// handle handles m. It returns an error if the init handler may not send m now.
 func (s *Sandbox) handle(d *domain, conn *wire.Conn, m wire.Message) error {
 	switch m := m.(type) {
 	case wire.Started:
@@ -114,11 +114,11 @@ func (s *Sandbox) killed(d *domain, m wire.Killed) error {
 	defer s.mu.Unlock()
 	k := d.kills[m.Seq]
 	if k == nil {
-		return fmt.Errorf("answer to request %d, which was not made", m.Seq)
+		return fmt.Errorf("answer to request %d, which was not sent", m.Seq)
 	}
 	for id := range d.live {
 		if id <= k.lastID {
-			return fmt.Errorf("all processes are said to be dead, but process %d has not ended", id)
+			return fmt.Errorf("all processes are reported dead, but process %d has not exited", id)
 		}
 	}
 	delete(d.kills, m.Seq)
@@ -133,7 +133,7 @@ func (s *Sandbox) started(d *domain, conn *wire.Conn, m wire.Started) error {
 	p := d.live[m.ID]
 	if p == nil || p.isAnswered() {
 		s.mu.Unlock()
-		return fmt.Errorf("start of process %d, which was not asked for", m.ID)
+		return fmt.Errorf("start of process %d, which was not requested", m.ID)
 	}
 	if m.Errno != 0 {
 		s.failStart(d, p, &ExecError{Errno: syscall.Errno(m.Errno), BadDir: m.Stage == wire.StageDir})
@@ -150,8 +150,8 @@ func (s *Sandbox) started(d *domain, conn *wire.Conn, m wire.Started) error {
 	return nil
 }
 
-// failStart takes back the registration of a process that did not start. The caller
-// holds s.mu.
+// failStart removes the registration of a process that did not start because of err. The
+// caller holds s.mu.
 func (s *Sandbox) failStart(d *domain, p *Process, err error) {
 	delete(d.live, p.id)
 	if d.named[p.name] = p.earlier; p.earlier == nil {
@@ -172,7 +172,7 @@ func (s *Sandbox) exited(d *domain, m wire.Exited) error {
 	defer s.mu.Unlock()
 	p := d.live[m.ID]
 	if p == nil || !p.isAnswered() {
-		return fmt.Errorf("end of process %d, which does not run", m.ID)
+		return fmt.Errorf("exit of process %d, which is not running", m.ID)
 	}
 	s.finish(d, p, exit)
 	return nil
@@ -183,13 +183,13 @@ func (s *Sandbox) finish(d *domain, p *Process, exit Exit) {
 	delete(d.live, p.id)
 	p.exit = exit
 	close(p.done)
-	if !p.abandoned { // nobody was told that it started
+	if !p.abandoned { // else Exec has reported that it did not start
 		s.feed.publish(Event{Time: time.Now(), Domain: d.name, Name: p.name, Exit: exit})
 	}
 }
 
-// end is the end of a control connection. PID 1 is gone, or must not be believed any
-// more: no process of the sandbox may live on, and each gets its exit.
+// end handles the end of a control connection. PID 1 has exited, or is no longer trusted:
+// end kills every process of the sandbox, and records an exit for each of the domain.
 func (s *Sandbox) end(d *domain, conn *wire.Conn, cause error) {
 	killErr := s.kill()
 	_ = conn.Close()
@@ -210,7 +210,7 @@ func (s *Sandbox) end(d *domain, conn *wire.Conn, cause error) {
 	}
 }
 
-// lose marks the sandbox as unusable. The caller holds s.mu.
+// lose marks the sandbox as unusable because of cause. The caller holds s.mu.
 func (s *Sandbox) lose(cause error) {
 	if s.cause == nil {
 		s.cause = cause
@@ -218,27 +218,30 @@ func (s *Sandbox) lose(cause error) {
 	}
 }
 
-// checkOOM looks for out-of-memory kills and says whether there has been one.
+// checkOOM reports whether the kernel has killed a process of the sandbox for lack of
+// memory.
 func (s *Sandbox) checkOOM() bool {
 	usage, err := s.box.Usage()
 	if err != nil {
-		usage.OOMKills = 0 // unknown: what was seen before counts
+		usage.OOMKills = 0 // unknown: rely on earlier results
 	}
 	return s.noteOOM(usage.OOMKills)
 }
 
-// killTime bounds a kill that nobody's context bounds.
+// killTime limits a kill that has no context of a caller.
 const killTime = 10 * time.Second
 
-// kill sends SIGKILL to every process of the sandbox, whatever has ended meanwhile.
+// kill sends SIGKILL to every process of the sandbox, even if the contexts of callers have
+// ended.
 func (s *Sandbox) kill() error {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	return s.box.Kill(ctx)
 }
 
-// noteOOM ends the sandbox when the first out-of-memory kill shows: where the kernel
-// does not kill all of it together, the supervisor does (docs/decisions/0037).
+// noteOOM records the number of out-of-memory kills and reports whether there were any. At
+// the first it kills the whole sandbox, because not every kernel does so by itself
+// (docs/decisions/0037).
 func (s *Sandbox) noteOOM(kills uint64) bool {
 	s.mu.Lock()
 	first := kills > 0 && !s.oom
@@ -248,7 +251,7 @@ func (s *Sandbox) noteOOM(kills uint64) bool {
 	if first {
 		if err := s.kill(); err != nil {
 			s.mu.Lock()
-			s.lose(fmt.Errorf("out of memory, and not killed: %w", err))
+			s.lose(fmt.Errorf("the sandbox is out of memory and could not be killed: %w", err))
 			s.mu.Unlock()
 		}
 	}

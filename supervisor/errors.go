@@ -4,19 +4,19 @@ import (
 	"syscall"
 )
 
-// ErrorKind classifies what the supervisor refuses (SUP-15). It is itself an error,
-// for errors.Is(err, supervisor.InvalidState).
+// ErrorKind classifies errors (SUP-15). It is itself an error, so that callers can use
+// errors.Is(err, supervisor.InvalidState).
 type ErrorKind uint8
 
-// The kinds of errors. There is no kind "serde": requests are values here.
+// The kinds of errors. The kind "serde" of SUP-15 does not exist here, because requests are
+// not serialized.
 const (
-	// Failure means that something went wrong that the request is not to blame for,
-	// or that the domain could not do what it asks; also a deadline that passed.
+	// Failure means that a valid request failed, or that its deadline has passed.
 	Failure ErrorKind = iota
-	// NoSuchEntity means that a domain or process of that name was never there.
+	// NoSuchEntity means that no domain or process has that name.
 	NoSuchEntity
-	// InvalidState means that the request does not fit the state of the sandbox, of
-	// the domain, or of the process.
+	// InvalidState means that the state of the sandbox, the domain or the process does not
+	// allow the request.
 	InvalidState
 )
 
@@ -31,18 +31,18 @@ func (k ErrorKind) Error() string {
 	}
 }
 
-// Error is the error of every request to a Sandbox.
+// Error is the type of all errors that methods of Sandbox return.
 type Error struct {
 	Kind    ErrorKind
-	Op      string // the request, in lower case
-	Sandbox string // its id
+	Op      string // name of the request, in lower case
+	Sandbox string // id of the sandbox
 	Domain  string // "" if the request is not for one domain
 	Process string // "" if the request is not for a process
 	Err     error  // the cause; never nil
 }
 
 func (e *Error) Error() string {
-	text := "" + e.Op + " in " + e.Sandbox
+	text := e.Op + " in " + e.Sandbox
 	if e.Domain != "" {
 		text += "/" + e.Domain
 	}
@@ -58,12 +58,12 @@ func (e *Error) Unwrap() error { return e.Err }
 // Is reports whether target is the kind of e.
 func (e *Error) Is(target error) bool { return target == e.Kind }
 
-// ExecError says why a program did not start. It is inside the *Error that Exec
-// returns. errors.Is tells fs.ErrNotExist from fs.ErrPermission (SUP-04, EX-03, FE-02).
+// ExecError reports why a program did not start. The *Error that Exec returns wraps it. Use
+// errors.Is to check for fs.ErrNotExist and fs.ErrPermission (SUP-04, EX-03, FE-02).
 type ExecError struct {
 	Path   string // the program
 	Dir    string // the working directory
-	BadDir bool   // entering Dir failed, and not the start of Path
+	BadDir bool   // Dir could not be entered; else Path could not be started
 	Errno  syscall.Errno
 }
 

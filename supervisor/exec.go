@@ -13,10 +13,10 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// Exec starts a process and returns its handle when the program runs (SUP-04). If
-// the program cannot be started, the error contains an *ExecError. If ctx ends first,
-// the process is killed as soon as it starts, and its name stays in use until then.
-// A name in use, a domain that is not started and a frozen sandbox are InvalidState.
+// Exec starts a process and returns its handle when the program runs (SUP-04). If the
+// program cannot be started, the error wraps an *ExecError. If ctx ends first, the process
+// is killed as soon as it starts, and its name stays in use until then. If the name is in
+// use, the domain is not started, or the sandbox is frozen, the error is InvalidState.
 func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	d, fail, err := s.process("exec", req.Domain, req.Name)
 	if err != nil {
@@ -28,10 +28,10 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	if req.Dir == "" {
 		req.Dir = "/"
 	}
-	if err := d.turn.take(ctx); err != nil {
+	if err := d.token.take(ctx); err != nil {
 		return nil, fail(Failure, err)
 	}
-	defer d.turn.leave()
+	defer d.token.release()
 
 	files := append([]*os.File{req.Stdout, req.Stderr}, req.ExtraFiles...)
 	if err := s.givePipes(ctx, files); err != nil {
@@ -42,13 +42,13 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 		return nil, fail(InvalidState, err)
 	}
 	if err := conn.Send(m, files...); err != nil {
-		return nil, fail(Failure, s.unsent(d, p, conn, err))
+		return nil, fail(Failure, s.unregister(d, p, conn, err))
 	}
 	select {
 	case <-p.answered:
 	case <-ctx.Done():
 		if s.abandon(p) {
-			return nil, fail(Failure, fmt.Errorf("waiting for the start: %w", ctx.Err()))
+			return nil, fail(Failure, fmt.Errorf("wait for the start: %w", ctx.Err()))
 		}
 	}
 	if p.startErr == nil {
@@ -79,8 +79,8 @@ func (s *Sandbox) givePipes(ctx context.Context, files []*os.File) error {
 	return s.box.GivePipes(ctx, pipes...)
 }
 
-// register makes the handle, before there is a process (docs/decisions/0034),
-// and the message that asks for it.
+// register creates the handle, before there is a process (docs/decisions/0034), and the
+// message that requests the process.
 func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wire.Exec, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,7 +91,7 @@ func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wi
 		return nil, nil, wire.Exec{}, errors.New("the domain is not started")
 	}
 	if d.isLive(req.Name) {
-		return nil, nil, wire.Exec{}, errors.New("a process of this name is alive")
+		return nil, nil, wire.Exec{}, errors.New("a process with this name is running")
 	}
 	d.lastID++
 	p := newProcess(req.Name, d.lastID)
@@ -108,10 +108,11 @@ func (s *Sandbox) register(d *domain, req ExecRequest) (*Process, *wire.Conn, wi
 	}, nil
 }
 
-// unsent takes back a process whose request was not sent, and returns why.
-func (s *Sandbox) unsent(d *domain, p *Process, conn *wire.Conn, err error) error {
+// unregister removes a process whose request could not be sent because of err, and returns
+// err.
+func (s *Sandbox) unregister(d *domain, p *Process, conn *wire.Conn, err error) error {
 	if errors.Is(err, wire.ErrFull) {
-		_ = conn.Close() // the init handler hangs: that is the end of the domain
+		_ = conn.Close() // the init handler hangs: end the domain
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,8 +122,8 @@ func (s *Sandbox) unsent(d *domain, p *Process, conn *wire.Conn, err error) erro
 	return err
 }
 
-// abandon gives up waiting for the start of p, and makes sure that p dies when it
-// starts. It returns false if it is known already what became of the start.
+// abandon marks p, whose start has not been answered yet, to be killed when it starts. It
+// returns false if the start has been answered.
 func (s *Sandbox) abandon(p *Process) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,9 +134,9 @@ func (s *Sandbox) abandon(p *Process) bool {
 	return true
 }
 
-// Terminate sends SIGTERM to the process group and returns at once (SUP-07). If the
-// process has ended that is a success. A frozen process gets the signal when it is
-// thawed.
+// Terminate sends SIGTERM to the process group and returns at once (SUP-07). If the process
+// has exited, Terminate does nothing and succeeds. A frozen process gets the signal when it
+// is thawed.
 func (s *Sandbox) Terminate(domain, name string) error {
 	d, fail, err := s.process("terminate", domain, name)
 	if err != nil {
@@ -151,9 +152,9 @@ func (s *Sandbox) Terminate(domain, name string) error {
 	return nil
 }
 
-// Kill sends SIGKILL to the process group and waits until the process itself is
-// reaped, or ctx ends, which is an error (SUP-08). If ctx has ended before, there is
-// no signal. If the process has ended that is a success. A frozen sandbox is thawed.
+// Kill sends SIGKILL to the process group and waits until the process itself is reaped
+// (SUP-08). It fails if ctx ends first, and sends no signal if ctx has ended before. If the
+// process has exited, Kill does nothing and succeeds. Kill thaws a frozen sandbox.
 func (s *Sandbox) Kill(ctx context.Context, domain, name string) error {
 	d, fail, err := s.process("kill", domain, name)
 	if err != nil {
@@ -179,11 +180,11 @@ func (s *Sandbox) Kill(ctx context.Context, domain, name string) error {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
-		return fail(Failure, fmt.Errorf("waiting for the end: %w", ctx.Err()))
+		return fail(Failure, fmt.Errorf("wait for the exit: %w", ctx.Err()))
 	}
 }
 
-// find returns the newest process of that name.
+// find returns the newest process with that name.
 func (s *Sandbox) find(d *domain, name string) (*Process, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,8 +194,8 @@ func (s *Sandbox) find(d *domain, name string) (*Process, error) {
 	return nil, errors.New("no such process")
 }
 
-// signal sends sig to the group of p; to one that is about to start, when it has
-// started; to one that has ended, not at all.
+// signal sends sig to the group of p. If p is about to start, signal arranges for sig to be
+// sent afterwards. If p has exited, signal does nothing.
 func (s *Sandbox) signal(d *domain, p *Process, sig syscall.Signal) error {
 	s.mu.Lock()
 	conn := d.conn
@@ -215,27 +216,26 @@ func (s *Sandbox) signal(d *domain, p *Process, sig syscall.Signal) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, os.ErrClosed):
-		return nil // the domain has ended, and so does p
+		return nil // the domain has ended, which ends p
 	case errors.Is(err, wire.ErrFull):
-		_ = conn.Close() // the init handler hangs: that is the end of the domain
+		_ = conn.Close() // the init handler hangs: end the domain
 	}
 	return err
 }
 
-// Stop ends every process of a domain, also those that nobody asked for (SUP-09,
-// SUP-13), and returns the sandbox's usage. All are reaped when it returns. The
-// domain stays: Exec works again, and names of processes that had ended with the Stop
-// before are unknown. A frozen sandbox is thawed. If ctx ends first, the processes die
-// later or with Close.
+// Stop kills every process of a domain, including those that Exec did not start (SUP-09,
+// SUP-13), waits until all are reaped, and returns the sandbox's usage. The domain remains:
+// Exec works again. Processes that had exited before the previous Stop are forgotten. Stop
+// thaws a frozen sandbox. If ctx ends first, the processes die later, or with Close.
 func (s *Sandbox) Stop(ctx context.Context, domain string) (isolation.Usage, error) {
 	d, fail, err := s.domain("stop", domain)
 	if err != nil {
 		return isolation.Usage{}, err
 	}
-	if err := d.turn.take(ctx); err != nil {
+	if err := d.token.take(ctx); err != nil {
 		return isolation.Usage{}, fail(Failure, err)
 	}
-	defer d.turn.leave()
+	defer d.token.release()
 	if err := s.thaw(ctx, fail); err != nil {
 		return isolation.Usage{}, err
 	}
@@ -244,7 +244,7 @@ func (s *Sandbox) Stop(ctx context.Context, domain string) (isolation.Usage, err
 		return isolation.Usage{}, fail(InvalidState, err)
 	}
 	if err := d.conn.Send(wire.KillAll{Seq: seq}); err != nil {
-		_ = d.conn.Close() // whatever it is, the domain cannot be emptied any more
+		_ = d.conn.Close() // whatever failed, the domain can no longer be emptied
 		return isolation.Usage{}, fail(Failure, err)
 	}
 	select {
@@ -252,12 +252,12 @@ func (s *Sandbox) Stop(ctx context.Context, domain string) (isolation.Usage, err
 	case <-d.gone:
 		return isolation.Usage{}, fail(Failure, errLost)
 	case <-ctx.Done():
-		return isolation.Usage{}, fail(Failure, fmt.Errorf("waiting for the end of all processes: %w", ctx.Err()))
+		return isolation.Usage{}, fail(Failure, fmt.Errorf("wait for the exit of all processes: %w", ctx.Err()))
 	}
 	return s.Usage()
 }
 
-// registerKill makes a place for the answer of a KillAll.
+// registerKill registers a KillAll, so that its answer can be received.
 func (s *Sandbox) registerKill(d *domain) (seq uint32, killed <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,7 +273,7 @@ func (s *Sandbox) registerKill(d *domain) (seq uint32, killed <-chan struct{}, e
 	return d.lastSeq, k.done, nil
 }
 
-// process is domain for a request that names a process.
+// process is like domain, for a request about the process with that name.
 func (s *Sandbox) process(op, domain, name string) (*domain, failer, error) {
 	d, fail, err := s.domain(op, domain)
 	if err != nil {

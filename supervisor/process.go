@@ -6,31 +6,31 @@ import (
 	"syscall"
 )
 
-// ExecRequest says what to run.
+// ExecRequest describes the process that Exec starts.
 type ExecRequest struct {
 	Domain string
 	Name   string   // unique among the live processes of the domain; not empty
-	Path   string   // absolute path inside the domain; also the program's argument 0
-	Args   []string // arguments after that
-	Env    []string // complete, as NAME=value: nothing is inherited
-	Dir    string   // absolute path inside the domain; "" is "/"
+	Path   string   // of the program: absolute, inside the domain; also argument 0
+	Args   []string // arguments from 1 on
+	Env    []string // NAME=value; nothing else is inherited
+	Dir    string   // working directory: absolute, inside the domain; "" means "/"
 
-	// Stdout and Stderr are the process's descriptors 1 and 2, ExtraFiles those
-	// from 3 on, at most 14; descriptor 0 is /dev/null. The files stay the
-	// caller's, who closes its copies when Exec has returned. They are put in
-	// blocking mode, and pipes among them are given to the sandbox user, so that
-	// programs can open them again as /dev/stderr (docs/decisions/0005).
+	// Stdout and Stderr become the process's descriptors 1 and 2, ExtraFiles, at most 14,
+	// those from 3 on. Descriptor 0 is /dev/null. The caller still owns the files and closes
+	// its copies when Exec has returned. Exec puts the files in blocking mode, and makes the
+	// sandbox user the owner of pipes, so that programs can open them again as /dev/stderr
+	// (docs/decisions/0005).
 	Stdout, Stderr *os.File
 	ExtraFiles     []*os.File
 }
 
-// Exit says how a process ended.
+// Exit describes how a process exited.
 type Exit struct {
 	Code   int            // valid if Signal is zero: 0 to 255
-	Signal syscall.Signal // the signal that ended it; zero if it exited by itself
+	Signal syscall.Signal // the signal that killed it; zero if it exited by itself
 
-	// OOMKilled is set if the kernel killed the process because the sandbox was
-	// out of memory (SUP-17). Signal is SIGKILL then.
+	// OOMKilled is true if the kernel killed the process because the sandbox was out of
+	// memory (SUP-17). Signal is SIGKILL then.
 	OOMKilled bool
 }
 
@@ -49,22 +49,22 @@ func exitOf(status syscall.WaitStatus) Exit {
 	return Exit{Code: status.ExitStatus()}
 }
 
-// Process is the handle of a process that Exec started. It holds the exit as long as
-// it is referenced, whatever becomes of the sandbox. It is safe for concurrent use.
+// Process is the handle of a process that Exec started. It keeps the exit for as long as it
+// is referenced, even after the sandbox is closed. It is safe for concurrent use.
 type Process struct {
 	name string
-	id   uint32 // in the language of the control socket
+	id   uint32 // in messages of package wire
 
-	answered chan struct{} // closed when it is known whether the process started
-	done     chan struct{} // closed when it ended, or did not start
+	answered chan struct{} // closed when the init handler has said whether the process started
+	done     chan struct{} // closed when the process exited, or did not start
 
-	// Written under Sandbox.mu. startErr is final once answered is closed, exit once
-	// done is closed; readers of those need no lock.
+	// Written under Sandbox.mu. After answered is closed, startErr may be read without the
+	// lock, and after done is closed, exit.
 	startErr  error
-	earlier   *Process // the one of that name before, until this one has started
+	earlier   *Process // the previous process with that name; nil once this one has started
 	exit      Exit
-	abandoned bool           // Exec returned before it started
-	wanted    syscall.Signal // to be sent when it starts
+	abandoned bool           // Exec returned before the process started
+	wanted    syscall.Signal // to send when the process starts; zero if none
 }
 
 func newProcess(name string, id uint32) *Process {
@@ -74,11 +74,11 @@ func newProcess(name string, id uint32) *Process {
 // Name returns the name from the request.
 func (p *Process) Name() string { return p.name }
 
-// Done is closed when the process itself has been reaped; what it leaves behind does
-// not delay that (SUP-20).
+// Done returns a channel that is closed when the process itself has been reaped. Children
+// that it leaves behind do not delay that (SUP-20).
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Exit says how the process ended. It is valid when Done is closed, and zero before.
+// Exit returns how the process exited. Before Done is closed it returns the zero value.
 func (p *Process) Exit() Exit {
 	select {
 	case <-p.done:

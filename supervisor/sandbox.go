@@ -11,33 +11,33 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// errLost is the cause of requests that fail because a PID 1 is gone.
-var errLost = errors.New("the init handler of a domain is gone")
+// errLost is the cause if a request fails because an init handler has exited.
+var errLost = errors.New("the init handler of a domain has exited")
 
 var errClosed = errors.New("the sandbox is closed")
 
 // DomainConfig configures a domain (SUP-02).
 type DomainConfig struct {
-	UID, GID uint32 // of its processes, inside the domain; zero means 993 and 990 (ENV-28)
+	UID, GID uint32 // ids of its processes inside the domain; zero means 993 and 990 (ENV-28)
 }
 
-// Sandbox is a sandbox that runs processes. All methods are safe for concurrent use.
-// Errors are of type *Error. The owner must Close it.
+// Sandbox runs processes in the domains of one sandbox. All methods are safe for concurrent
+// use. All errors are of type *Error. The owner must Close it. Use New.
 type Sandbox struct {
 	id  string
 	box Box
 
-	life      context.Context // ends with Close; requests to the box end with it
+	life      context.Context // ends when Close is called, and cancels calls of the box
 	endLife   context.CancelFunc
 	receivers sync.WaitGroup
-	freezer   turn
-	closer    sync.Mutex
+	freezer   token      // serializes freezing, thawing and throttling
+	closer    sync.Mutex // serializes Close
 
 	mu        sync.Mutex
 	domains   map[string]*domain // by name; the map itself never changes
-	frozen    bool               // or about to be, or perhaps half
+	frozen    bool               // also during Freeze, and after one that failed
 	throttled bool
-	oom       bool // the kernel has killed for lack of memory
+	oom       bool // the kernel has killed a process for lack of memory
 	closing   bool
 	closed    bool
 	feed      feed
@@ -45,16 +45,16 @@ type Sandbox struct {
 	cause     error // why lost is closed
 }
 
-// domainNames are the domains a sandbox can have, in lock order (SUP-01).
+// domainNames lists the domains that a sandbox can have, in lock order (SUP-01).
 var domainNames = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 
-// New returns the sandbox id on box, which it owns from now on. Its domains are
-// neither configured nor started.
+// New returns a Sandbox for box, which it owns from now on. id is for errors. The domains
+// are neither configured nor started.
 func New(id string, box Box) *Sandbox {
 	s := &Sandbox{
 		id:      id,
 		box:     box,
-		freezer: newTurn(),
+		freezer: newToken(),
 		domains: make(map[string]*domain),
 		feed:    newFeed(),
 		lost:    make(chan struct{}),
@@ -66,8 +66,8 @@ func New(id string, box Box) *Sandbox {
 	return s
 }
 
-// Configure sets up a domain. It may be repeated until the domain is started, and
-// after that is refused as InvalidState.
+// Configure sets the configuration of a domain. It may be called again until the domain is
+// started; after that the error is InvalidState.
 func (s *Sandbox) Configure(domain string, c DomainConfig) error {
 	d, fail, err := s.domain("configure", domain)
 	if err != nil {
@@ -80,29 +80,29 @@ func (s *Sandbox) Configure(domain string, c DomainConfig) error {
 		c.GID = isolation.GroupID
 	}
 	if c.UID >= isolation.IDCount || c.GID >= isolation.IDCount {
-		return fail(Failure, fmt.Errorf("uid %d gid %d: ids inside a sandbox are below %d", c.UID, c.GID, isolation.IDCount))
+		return fail(Failure, fmt.Errorf("uid %d, gid %d: ids inside a sandbox must be below %d", c.UID, c.GID, isolation.IDCount))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d.conn != nil || !d.turn.tryTake() {
-		return fail(InvalidState, errors.New("the domain is started, or about to be"))
+	if d.conn != nil || !d.token.tryTake() {
+		return fail(InvalidState, errors.New("the domain is started or starting"))
 	}
-	defer d.turn.leave()
+	defer d.token.release()
 	d.config = &c
 	return nil
 }
 
-// Start makes a domain, without processes (SUP-03). A domain that is started already
-// is left as it is.
+// Start creates a domain without processes (SUP-03). It has no effect if the domain is
+// started.
 func (s *Sandbox) Start(ctx context.Context, domain string) error {
 	d, fail, err := s.domain("start", domain)
 	if err != nil {
 		return err
 	}
-	if err := d.turn.take(ctx); err != nil {
+	if err := d.token.take(ctx); err != nil {
 		return fail(Failure, err)
 	}
-	defer d.turn.leave()
+	defer d.token.release()
 	if err := s.startable(d); err != nil {
 		return fail(InvalidState, err)
 	}
@@ -128,7 +128,7 @@ func (s *Sandbox) Start(ctx context.Context, domain string) error {
 	return nil
 }
 
-// startable says why d cannot be started.
+// startable returns an error if d cannot be started now.
 func (s *Sandbox) startable(d *domain) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,7 +138,7 @@ func (s *Sandbox) startable(d *domain) error {
 	return s.usable()
 }
 
-// usable says why nothing can run now. The caller holds s.mu.
+// usable returns an error if no process can run now. The caller holds s.mu.
 func (s *Sandbox) usable() error {
 	if s.frozen && s.alive() == nil {
 		return errors.New("the sandbox is frozen")
@@ -146,7 +146,7 @@ func (s *Sandbox) usable() error {
 	return s.alive()
 }
 
-// alive says why nothing will ever run again. The caller holds s.mu.
+// alive returns an error if no process can ever run again. The caller holds s.mu.
 func (s *Sandbox) alive() error {
 	switch {
 	case s.closing:
@@ -157,27 +157,27 @@ func (s *Sandbox) alive() error {
 	return nil
 }
 
-// adopt makes conn the connection of d. The caller holds s.mu.
+// adopt makes conn the connection of d and starts to receive. The caller holds s.mu.
 func (s *Sandbox) adopt(d *domain, conn *wire.Conn) {
 	d.conn, d.gone = conn, make(chan struct{})
 	s.receivers.Add(1)
 	go s.receive(d, conn)
 }
 
-// Freeze stops every process of the sandbox; they have stopped when it returns
-// (SUP-10). It waits for requests under way. On a frozen sandbox it does nothing.
-// After an error the state is unknown and Thaw brings back a known one.
+// Freeze stops every process of the sandbox and returns when all have stopped (SUP-10). It
+// waits for requests in progress. On a frozen sandbox it has no effect. After an error the
+// sandbox may be frozen or not; Thaw restores a known state.
 func (s *Sandbox) Freeze(ctx context.Context) error {
 	fail := s.failer("freeze")
-	leave, err := s.takeDomains(ctx)
+	release, err := s.takeDomains(ctx)
 	if err != nil {
 		return fail(Failure, err)
 	}
-	defer leave()
+	defer release()
 	if err := s.freezer.take(ctx); err != nil {
 		return fail(Failure, err)
 	}
-	defer s.freezer.leave()
+	defer s.freezer.release()
 
 	s.mu.Lock()
 	frozen, err := s.frozen, s.alive()
@@ -198,8 +198,8 @@ func (s *Sandbox) Freeze(ctx context.Context) error {
 	return nil
 }
 
-// Thaw lets a frozen sandbox run again, always with its CPU quota on (SUP-11). On a
-// sandbox that is not frozen it does nothing, and leaves the quota as it is.
+// Thaw lets a frozen sandbox run again, with its CPU quota on (SUP-11). On a sandbox that is
+// not frozen it has no effect, and does not change the quota.
 func (s *Sandbox) Thaw(ctx context.Context) error {
 	return s.thaw(ctx, s.failer("thaw"))
 }
@@ -208,7 +208,7 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	if err := s.freezer.take(ctx); err != nil {
 		return fail(Failure, err)
 	}
-	defer s.freezer.leave()
+	defer s.freezer.release()
 	s.mu.Lock()
 	frozen := s.frozen
 	s.mu.Unlock()
@@ -229,15 +229,15 @@ func (s *Sandbox) thaw(ctx context.Context, fail failer) error {
 	return nil
 }
 
-// Throttle turns the CPU quota on or off. A new sandbox has none (docs/decisions/0036).
-// ctx ends the wait for a freeze or thaw that goes on.
+// Throttle turns the CPU quota on or off. It is off in a new sandbox (docs/decisions/0036).
+// If ctx ends while Throttle waits for a freeze or thaw in progress, Throttle fails.
 func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	fail := s.failer("throttle")
 	ctx, cancel := s.whileAlive(ctx)
 	defer cancel()
 	err := s.freezer.take(ctx)
 	if err == nil {
-		defer s.freezer.leave()
+		defer s.freezer.release()
 	}
 	switch {
 	case s.life.Err() != nil:
@@ -251,8 +251,8 @@ func (s *Sandbox) Throttle(ctx context.Context, on bool) error {
 	return nil
 }
 
-// throttle changes the quota if it is not so already. The caller has the freezer's
-// turn.
+// throttle turns the quota on or off, unless it is in that state. The caller holds the
+// token of the freezer.
 func (s *Sandbox) throttle(ctx context.Context, on bool) error {
 	s.mu.Lock()
 	same := s.throttled == on
@@ -269,8 +269,7 @@ func (s *Sandbox) throttle(ctx context.Context, on bool) error {
 	return nil
 }
 
-// MemoryPeak returns the most memory that the sandbox ever had, page cache included,
-// in bytes.
+// MemoryPeak returns the peak memory of the sandbox in bytes, page cache included.
 func (s *Sandbox) MemoryPeak() (uint64, error) {
 	peak, err := s.box.MemoryPeak()
 	if err != nil {
@@ -279,8 +278,8 @@ func (s *Sandbox) MemoryPeak() (uint64, error) {
 	return peak, nil
 }
 
-// Usage returns what the sandbox has used so far. If it shows that the kernel has
-// killed a process for lack of memory, the whole sandbox ends.
+// Usage returns what the sandbox has used so far. If the kernel has killed a process for
+// lack of memory, Usage kills the whole sandbox.
 func (s *Sandbox) Usage() (isolation.Usage, error) {
 	usage, err := s.box.Usage()
 	if err != nil {
@@ -290,20 +289,21 @@ func (s *Sandbox) Usage() (isolation.Usage, error) {
 	return usage, nil
 }
 
-// Events returns the stream of terminations, for observers: it is bounded, and says
-// so when it has dropped some. It ends with Close. All callers share one stream.
+// Events returns the stream of exits for observers. It is bounded: if an observer is too
+// slow, events are dropped, and an event with Lost says so. Close ends the stream. All
+// callers share one stream.
 func (s *Sandbox) Events() <-chan Event { return s.feed.events }
 
-// Lost is closed when the sandbox has become unusable although Close was not called:
-// it was out of memory, or an init handler has failed. Every process has its exit
-// then, and what is left to do is Close.
+// Lost returns a channel that is closed when the sandbox has become unusable before Close
+// was called, because it ran out of memory or an init handler failed. By then every process
+// has its exit, and the caller can only Close the sandbox.
 func (s *Sandbox) Lost() <-chan struct{} { return s.lost }
 
-// Listener returns the socket of the Runtime API inside the sandbox (SUP-19). It is
-// closed by Close.
+// Listener returns the socket of the Runtime API inside the sandbox (SUP-19). Close closes
+// it.
 func (s *Sandbox) Listener() net.Listener { return s.box.Listener() }
 
-// Domain says which domain made a connection that Listener has accepted.
+// Domain returns the domain whose process created conn, a connection accepted by Listener.
 func (s *Sandbox) Domain(ctx context.Context, conn net.Conn) (string, error) {
 	domain, err := s.box.Domain(ctx, conn)
 	if err != nil {
@@ -312,7 +312,7 @@ func (s *Sandbox) Domain(ctx context.Context, conn net.Conn) (string, error) {
 	return domain, nil
 }
 
-// Dial connects to a TCP address as seen from inside the sandbox.
+// Dial connects to a TCP address from inside the sandbox.
 func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	conn, err := s.box.Dial(ctx, network, addr)
 	if err != nil {
@@ -321,10 +321,10 @@ func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, err
 	return conn, nil
 }
 
-// Close kills every process, waits for their end, and removes the sandbox (SUP-14).
-// Requests under way fail. After an error remains are quarantined (see Box.Close),
-// and Close may be tried again; after a success it does nothing. Even if ctx has
-// ended everything is killed. Calls at the same time wait for one another.
+// Close kills every process, waits until all have exited, and removes the sandbox (SUP-14).
+// Requests in progress fail. Close kills the processes even if ctx has ended. After an error
+// the remains are quarantined (see Box.Close), and Close may be called again; after a
+// success it has no effect.
 func (s *Sandbox) Close(ctx context.Context) error {
 	s.closer.Lock()
 	defer s.closer.Unlock()
@@ -339,12 +339,13 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if first {
 		s.endLife()
 		killErr = s.kill()
-		s.hangUp()
+		s.disconnect()
 	}
-	// Whoever is still in a call of the box is about to leave it, unless the box
-	// hangs; then what remains is for box.Close to say.
-	if leave, err := s.takeDomains(ctx); err == nil {
-		defer leave()
+
+	// Wait until the calls of the box in progress have returned. If one hangs, continue when
+	// ctx ends: box.Close reports what remains.
+	if release, err := s.takeDomains(ctx); err == nil {
+		defer release()
 	}
 	if err := s.box.Close(ctx); err != nil {
 		return s.failer("close")(Failure, errors.Join(err, killErr))
@@ -355,8 +356,9 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	return nil
 }
 
-// hangUp ends the connections, and with them every process handle and the feed.
-func (s *Sandbox) hangUp() {
+// disconnect closes the connections. This completes every process handle. Then it closes
+// the feed.
+func (s *Sandbox) disconnect() {
 	s.mu.Lock()
 	for _, d := range s.domains {
 		if d.conn != nil {
@@ -370,23 +372,23 @@ func (s *Sandbox) hangUp() {
 	s.mu.Unlock()
 }
 
-// takeDomains takes the turns of all domains.
-func (s *Sandbox) takeDomains(ctx context.Context) (leave func(), err error) {
-	var taken []turn
-	leave = func() {
+// takeDomains takes the tokens of all domains.
+func (s *Sandbox) takeDomains(ctx context.Context) (release func(), err error) {
+	var taken []token
+	release = func() {
 		for _, t := range taken {
-			t.leave()
+			t.release()
 		}
 	}
 	for _, name := range domainNames {
-		t := s.domains[name].turn
+		t := s.domains[name].token
 		if err := t.take(ctx); err != nil {
-			leave()
+			release()
 			return nil, err
 		}
 		taken = append(taken, t)
 	}
-	return leave, nil
+	return release, nil
 }
 
 // whileAlive returns a context that ends with ctx and with the sandbox.
@@ -396,7 +398,7 @@ func (s *Sandbox) whileAlive(ctx context.Context) (context.Context, context.Canc
 	return ctx, func() { stop(); cancel() }
 }
 
-// A failer makes the errors of one request.
+// A failer creates the errors of one request.
 type failer func(kind ErrorKind, cause error) error
 
 func (s *Sandbox) failer(op string) failer {
@@ -405,7 +407,7 @@ func (s *Sandbox) failer(op string) failer {
 	}
 }
 
-// domain finds a domain for a request, and the request's failer.
+// domain returns the domain with that name for the request op, and the request's failer.
 func (s *Sandbox) domain(op, name string) (*domain, failer, error) {
 	fail := func(kind ErrorKind, cause error) error {
 		return &Error{Kind: kind, Op: op, Sandbox: s.id, Domain: name, Err: cause}

@@ -14,7 +14,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/exit"
 )
 
-// benchOptions are what `bench` can be told.
+// benchOptions holds the flags of `bench`.
 type benchOptions struct {
 	target, payload, tenant, output string
 	stream                          bool
@@ -27,13 +27,13 @@ func benchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench --target URL",
 		Short: "Measure an invoke endpoint: latency, rate and errors",
-		Long: `bench invokes a function over HTTP, on as many connections as told, each with one
-request at a time, and prints how long the answers took. Any endpoint that takes the
-Lambda API's Invoke can be measured, the AWS emulator's too. A target without a path
-gets ` + load.Path + `.
+		Long: `bench invokes a function over HTTP and prints the latency of the responses. It opens
+--connections connections and sends one request at a time on each. It can measure any
+endpoint that implements Invoke of the Lambda API, such as the AWS emulator. If the
+target has no path, bench uses ` + load.Path + `.
 
-Exit codes: 0 success; 1 a request failed; 2 the command line is at fault, or the
-endpoint does not answer.`,
+Exit codes: 0 success; 1 a request failed; 2 any other error, such as an
+invalid command line or an endpoint that does not answer.`,
 		Example: `  sandboxd bench --target 127.0.0.1:9000
   sandboxd bench --target 127.0.0.1:9000 --connections 8 --duration 10s --output json
   echo '{"key":"value"}' | sandboxd bench --target http://127.0.0.1:8080 --requests 1000 --payload -`,
@@ -42,15 +42,15 @@ endpoint does not answer.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.target, "target", "", "`URL` of the endpoint, or host:port")
-	f.Var(cli.Int(&o.connections, 1, 1024, ""), "connections", "requests at once")
-	f.Var(cli.Int(&o.requests, 0, 1<<30, ""), "requests", "requests to send in all; 0 sends for the time of --duration")
-	f.Var(cli.Duration(&o.duration, 0, 24*time.Hour), "duration", "how long to send; 0 is without limit, or 5s without --requests")
-	f.Var(cli.Int(&o.warmup, 0, 1<<20, ""), "warmup", "requests on each connection before anything is measured")
-	f.Var(cli.Duration(&o.pause, 0, time.Hour), "pause", "pause on each connection before each request")
-	f.Var(cli.Duration(&o.timeout, time.Millisecond, time.Hour), "timeout", "longest time of a request")
+	f.Var(cli.Int(&o.connections, 1, 1024, ""), "connections", "number of connections, each with one request at a time")
+	f.Var(cli.Int(&o.requests, 0, 1<<30, ""), "requests", "number of requests to send; 0 sends until --duration has passed")
+	f.Var(cli.Duration(&o.duration, 0, 24*time.Hour), "duration", "how long to send; 0 is no limit with --requests, and 5s without")
+	f.Var(cli.Int(&o.warmup, 0, 1<<20, ""), "warmup", "requests to send on each connection before measuring")
+	f.Var(cli.Duration(&o.pause, 0, time.Hour), "pause", "pause before each request of a connection")
+	f.Var(cli.Duration(&o.timeout, time.Millisecond, time.Hour), "timeout", "time limit of a request")
 	f.StringVar(&o.payload, "payload", "", "`FILE` with the event (- is standard input; default {})")
 	f.StringVar(&o.tenant, "tenant", "", "`ID` for X-Amz-Tenant-Id")
-	cli.Switch(f, &o.stream, "stream", "ask for a streamed response, at "+load.StreamPath)
+	cli.Switch(f, &o.stream, "stream", "request a streamed response, from "+load.StreamPath)
 	cli.AddOutput(f, &o.output)
 	return cmd
 }
@@ -99,7 +99,7 @@ func (o *benchOptions) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// loadReport is what bench prints as JSON.
+// loadReport is the JSON output of bench.
 type loadReport struct {
 	load.Summary
 	Rate    float64 `json:"requests_per_second"`

@@ -17,9 +17,10 @@ import (
 	"github.com/sandboxd/sandboxd/internal/cli"
 )
 
-// applyConfig sets from the YAML file at path what the command line has not set. A
-// key is the name of a flag or of a setting. A repeatable one takes a list, and env a
-// mapping too. A key or value that is wrong is an error that names it and its line.
+// applyConfig reads the YAML file at path and sets every flag and setting in it that the
+// command line did not set. A key is the name of a flag or of a setting. Repeatable flags
+// take a list; env also takes a mapping. The error of a wrong key or value names the key
+// and its line.
 func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -50,7 +51,7 @@ func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 	for i := 0; i < len(top.Content); i += 2 {
 		key, value := top.Content[i], top.Content[i+1]
 		if seen[key.Value] {
-			return fmt.Errorf("--config %s:%d: %s is there twice", path, key.Line, key.Value)
+			return fmt.Errorf("--config %s:%d: %s is set twice; remove one of the two", path, key.Line, key.Value)
 		}
 		seen[key.Value] = true
 		if err := applyKey(key.Value, value, flags, settings); err != nil {
@@ -97,8 +98,8 @@ func rereadable(f *os.File) (_ *os.File, err error) {
 	return os.Open(f.Name())
 }
 
-// onlyDocument reports whether there is another document, which would be ignored. One
-// without content is none.
+// onlyDocument returns an error if rest holds another document with content: it would be
+// ignored silently. Its text continues the name of the file.
 func onlyDocument(rest *yaml.Decoder) error {
 	for {
 		var next yaml.Node
@@ -109,12 +110,12 @@ func onlyDocument(rest *yaml.Decoder) error {
 		case err != nil:
 			return fmt.Errorf(": %w", err)
 		case next.Content[0].Tag != "!!null":
-			return fmt.Errorf(":%d: there is a second document: put all keys into the first one, and leave out the line ---", next.Content[0].Line)
+			return fmt.Errorf(":%d: a second YAML document is not allowed: put all keys into the first one, and remove the line ---", next.Content[0].Line)
 		}
 	}
 }
 
-// applyKey sets one key.
+// applyKey sets the flag or setting that is named key, unless the command line set it.
 func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) error {
 	flag := flags.Lookup(key)
 	switch {
@@ -140,7 +141,7 @@ func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) erro
 	return nil
 }
 
-// scalars returns the values that a node gives to a flag.
+// scalars returns the values of a node for the flag value v, in the form that v.Set takes.
 func scalars(node *yaml.Node, v pflag.Value) ([]string, error) {
 	_, isEnv := v.(envValue)
 	_, isList := v.(cli.Repeatable)

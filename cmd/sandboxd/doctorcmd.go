@@ -19,12 +19,12 @@ func doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what this host offers and lacks",
-		Long: `doctor checks what sandboxes need of this host, by trying it where that is cheap, and
-tells the fix for what is missing. FAIL is a must-have; WARN is a restriction that
-sandboxes can live with.
+		Long: `doctor checks whether this host has what sandboxes need, and prints a fix for what is
+missing. It tries a feature where that is cheap. FAIL means that sandboxes cannot run;
+WARN means that they run with a restriction.
 
-Exit codes: 0 every must-have is there; 1 one is missing; 2 the command line is at
-fault.`,
+Exit codes: 0 no check failed; 1 a check failed; 2 any other error, such as an invalid
+command line.`,
 		Example: `  sudo sandboxd doctor
   sudo sandboxd doctor --output json`,
 		Args: noArgs,
@@ -53,7 +53,7 @@ fault.`,
 				}
 			}
 			if missing > 0 {
-				return &exit.Error{Code: exit.Function, Err: fmt.Errorf("%d must-haves are missing: sandboxes cannot run on this host", missing)}
+				return &exit.Error{Code: exit.Function, Err: fmt.Errorf("%d checks failed: sandboxes cannot run on this host; apply the fixes above", missing)}
 			}
 			return nil
 		},

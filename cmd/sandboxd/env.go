@@ -9,13 +9,14 @@ import (
 	"github.com/sandboxd/sandboxd/function"
 )
 
-// envValue collects a function's variables from K=V.
+// envValue is a flag value that collects environment variables from NAME=VALUE. It
+// implements pflag.Value.
 type envValue struct{ env *map[string]string }
 
 func (v envValue) Type() string { return "K=V" }
 
 func (v envValue) String() string {
-	if v.env == nil { // pflag asks zero values too
+	if v.env == nil { // pflag calls String on zero values too
 		return ""
 	}
 	var list []string

@@ -16,7 +16,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/runc"
 )
 
-// inspection is what inspect prints as JSON.
+// inspection is the JSON output of inspect.
 type inspection struct {
 	admin.Sandbox
 	Processes []inspect.Process `json:"processes"`
@@ -28,17 +28,17 @@ func inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect ID",
 		Short: "Show the isolation in force for every process of a sandbox",
-		Long: `inspect reads from the kernel what holds for every process of the sandbox whose id
-is or begins with ID: namespaces, cgroup and limits, ids, capabilities, no_new_privs,
-the root file system, files in memory (memfd) that are open, and seccomp, with the name
-of the profile whose filter is in force, or "another" if this sandboxd does not have it.
-Frozen sandboxes are no exception.
+		Long: `inspect shows the isolation of every process of one sandbox, as the kernel reports it:
+namespaces, cgroup and limits, ids, capabilities, no_new_privs, the root file system,
+open files in memory (memfd), and seccomp. ID is the id of the sandbox or the beginning
+of it. The column SECCOMP names the profile whose filter is in force, or "another" if
+this version of sandboxd does not have that filter. Frozen sandboxes can be inspected too.
 
-With --posture it compares this, and more, with what every process of a sandbox must
-be confined to, and says of each expectation whether it is met.
+With --posture, inspect compares this and more with the required confinement of a
+sandbox, and prints for each expectation whether it is met.
 
-Exit codes: 0 success; 1 an expectation of --posture is not met; 2 the command line
-or the host is at fault, or there is no such sandbox.`,
+Exit codes: 0 success; 1 an expectation of --posture is not met; 2 any other
+error, such as an invalid command line or an unknown sandbox.`,
 		Example: `  sudo sandboxd inspect function-3f2a11
   sudo sandboxd inspect --posture function-3f2a11
   sudo sandboxd inspect function-3f --output json`,
@@ -81,12 +81,12 @@ or the host is at fault, or there is no such sandbox.`,
 		},
 	}
 	cli.AddOutput(cmd.Flags(), &format)
-	cli.Switch(cmd.Flags(), &posture, "posture", "compare with what must be in force, and fail at a difference")
+	cli.Switch(cmd.Flags(), &posture, "posture", "compare with the required confinement, and fail if they differ")
 	addRunDir(cmd.Flags(), &runDir)
 	return cmd
 }
 
-// seccompProfiles are the filters that this sandboxd would put in force.
+// seccompProfiles returns the filters that this version of sandboxd installs, by profile.
 func seccompProfiles() (inspect.Profiles, error) {
 	profiles := inspect.Profiles{}
 	for _, name := range isolation.Profiles() {
@@ -99,7 +99,7 @@ func seccompProfiles() (inspect.Profiles, error) {
 	return profiles, nil
 }
 
-// domainsOf says where the processes of a sandbox are.
+// domainsOf returns the domains of a sandbox, in which inspect finds its processes.
 func domainsOf(info admin.Sandbox) []inspect.Domain {
 	var domains []inspect.Domain
 	for _, name := range []string{"runtime", "extension"} {
@@ -110,15 +110,15 @@ func domainsOf(info admin.Sandbox) []inspect.Domain {
 	return domains
 }
 
-// postureReport is what inspect --posture prints as JSON.
+// postureReport is the JSON output of inspect --posture.
 type postureReport struct {
 	ID      string            `json:"id"`
 	Met     bool              `json:"met"`
 	Posture []inspect.Finding `json:"posture"`
 }
 
-// inspectPosture compares a sandbox with the expected posture. A sandbox without a
-// process is an error: there is nothing to tell of it.
+// inspectPosture compares a sandbox with the expected posture and prints the result. A
+// sandbox without processes is an error.
 func inspectPosture(w io.Writer, info admin.Sandbox, format string) error {
 	profiles, err := seccompProfiles()
 	if err != nil {
@@ -149,8 +149,7 @@ func inspectPosture(w io.Writer, info admin.Sandbox, format string) error {
 	return err
 }
 
-// printPosture writes a row for each expectation and what was found: processes of
-// which the same was found share one.
+// printPosture writes a row for each expectation and process. Equal rows appear once.
 func printPosture(w io.Writer, r postureReport) error {
 	rows := [][]string{{"EXPECTATION", "DOMAIN", "PROCESS", "MET", "FOUND"}}
 	for _, f := range r.Posture {
@@ -166,8 +165,8 @@ func printPosture(w io.Writer, r postureReport) error {
 	return cli.Table(w, rows)
 }
 
-// printInspection writes the tables of inspect: what each process is confined to, and
-// what its cgroup bounds.
+// printInspection writes the tables of inspect: processes with their confinement, cgroups
+// with their limits, and open files in memory.
 func printInspection(w io.Writer, i inspection) error {
 	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", cli.Printable(i.ID), cli.Printable(i.Function), cli.Printable(i.State), cli.Printable(i.Instance), i.Network)
 	rows := [][]string{{"DOMAIN", "PROCESS", "PID", "INSIDE", "COMMAND", "UID (INSIDE)", "GID (INSIDE)", "OWN NAMESPACES", "CAPABILITIES", "NO_NEW_PRIVS", "SECCOMP", "ROOT"}}
@@ -234,7 +233,7 @@ func cgroupRow(c inspect.Cgroup) []string {
 	return row
 }
 
-// ownNamespaces lists the namespaces that are not the host's, and says which are.
+// ownNamespaces lists the namespaces of the sandbox's own, then those shared with the host.
 func ownNamespaces(p inspect.Process) string {
 	var own, shared []string
 	for _, n := range p.Namespaces {

@@ -1,6 +1,6 @@
-// Command sandboxd runs AWS-Lambda-compatible functions in sandboxes made of
-// namespaces and cgroups. This package holds the commands and their flags; what they do is
-// in the packages beside it.
+// Command sandboxd runs AWS-Lambda-compatible functions in sandboxes made of namespaces
+// and cgroups. This package defines the commands and their flags; other packages, such as
+// daemon and host/doctor, implement what the commands do.
 package main
 
 import (
@@ -54,9 +54,9 @@ func rootCommand() *cobra.Command {
 container engine and without KVM. Every execution environment gets namespaces,
 cgroups, host ids and a file system of its own.
 
-Exit codes: 0 success; 1 the function failed, doctor found a must-have missing, or
-inspect --posture a difference; 2 the command line, the configuration or the host is
-at fault.`,
+Exit codes: 0 success; 1 the function failed, a check of doctor failed, or inspect
+--posture found a difference; 2 any other error, such as an invalid command line or
+configuration, or a feature that the host lacks.`,
 		Example: `  sudo sandboxd run ./function
   sudo sandboxd run --event event.json function.zip
   sandboxd doctor`,
@@ -73,13 +73,14 @@ at fault.`,
 	return root
 }
 
-// noArgs refuses arguments, and unknown commands above all.
+// noArgs returns an error if there are arguments. On the root command an argument is the
+// name of an unknown command.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	if cmd.HasParent() {
-		return fmt.Errorf("%s takes no argument, but was given %q; see '%[1]s --help'", cmd.CommandPath(), args[0])
+		return fmt.Errorf("%s takes no argument, but got %q; see '%[1]s --help'", cmd.CommandPath(), args[0])
 	}
 	hint := ""
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {

@@ -58,7 +58,7 @@ func TestUsageErrors(t *testing.T) {
 		"inspect nothing":        {[]string{"inspect"}, "sandboxd ps"},
 		"ps of something":        {[]string{"ps", "x"}, "takes no argument"},
 		"prune something":        {[]string{"prune", "x"}, "takes no argument"},
-		"prune all and some":     {[]string{"prune", "--all", "--older-than", "1h"}, "exclude each other"},
+		"prune all and some":     {[]string{"prune", "--all", "--older-than", "1h"}, "cannot be used together"},
 		"prune a negative age":   {[]string{"prune", "--older-than", "-1h"}, "must be a duration"},
 		"output":                 {[]string{"doctor", "-o", "xml"}, "table or json"},
 	} {

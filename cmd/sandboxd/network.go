@@ -8,10 +8,11 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// maxNetworkRules bounds each of --allow and --allow-name.
+// maxNetworkRules is the most rules that --allow takes, and that --allow-name takes.
 const maxNetworkRules = 64
 
-// rangeValue is a range of addresses for sandboxes.
+// rangeValue is a flag value for the range of addresses of sandboxes. It implements
+// pflag.Value.
 type rangeValue struct {
 	p     *netip.Prefix
 	check func(netip.Prefix) error
@@ -20,7 +21,7 @@ type rangeValue struct {
 func (v rangeValue) Type() string   { return "CIDR" }
 func (v rangeValue) String() string { return cidrOf(v.p) }
 func (v rangeValue) Set(s string) error {
-	p, _ := netip.ParsePrefix(s) // what is none is refused by the check
+	p, _ := netip.ParsePrefix(s) // on failure p is the zero Prefix, which check refuses
 	if err := v.check(p); err != nil {
 		return err
 	}
@@ -28,7 +29,7 @@ func (v rangeValue) Set(s string) error {
 	return nil
 }
 
-// networkFlags checks that the flags of the network go together.
+// networkFlags checks that the flags of the network are consistent.
 func (o *options) networkFlags() error {
 	rules := len(o.policy.Allow) + len(o.policy.Names)
 	switch {
@@ -37,7 +38,7 @@ func (o *options) networkFlags() error {
 	case o.function.Network != isolation.NetworkEgress && rules > 0:
 		return fmt.Errorf("--allow and --allow-name need --network egress")
 	case o.function.Network == isolation.NetworkHost && !o.unsafeHost:
-		return fmt.Errorf("--network host gives the function the host's own network, and whoever is on the host its Runtime API; add --unsafe-host-network if that is meant")
+		return fmt.Errorf("--network host gives the function the network of the host, and lets every process of the host call its Runtime API; add --unsafe-host-network to allow that")
 	case o.function.Network != isolation.NetworkHost && o.unsafeHost:
 		return fmt.Errorf("--unsafe-host-network needs --network host")
 	}
@@ -45,13 +46,14 @@ func (o *options) networkFlags() error {
 }
 
 func cidrOf(p *netip.Prefix) string {
-	if p == nil { // pflag asks zero values too
+	if p == nil { // pflag calls String on zero values too
 		return netip.Prefix{}.String()
 	}
 	return p.String()
 }
 
-// networks are those that the flags allow the function: the one that it has, by its mode.
+// networks returns the networks that the daemon offers to functions: the one of the flags,
+// named by its mode.
 func (o *options) networks() []daemon.Network {
 	n := isolation.Network{Mode: o.function.Network, Policy: o.policy, Range4: o.settings.range4, Range6: o.settings.range6}
 	return []daemon.Network{{Name: n.Mode, Network: n}}

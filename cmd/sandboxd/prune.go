@@ -16,11 +16,11 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
-// pruneOptions are what `prune` can be told.
+// pruneOptions holds the flags of `prune`.
 type pruneOptions struct {
 	stateDir  string
 	all       bool
-	olderThan time.Duration // since the last use; 0 spares nothing
+	olderThan time.Duration // least time since the last use; 0 is any
 	dryRun    bool
 	format    string
 }
@@ -30,22 +30,21 @@ func pruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune [flags]",
 		Short: "Remove extracted packages and images that nothing uses",
-		Long: `prune removes from --state-dir, at once, the extracted packages, images and
-templates of /tmp that no daemon uses. Running daemons keep what they use, and go on.
-What was removed is made anew when a daemon needs it.
+		Long: `prune removes the extracted packages, images and templates of /tmp that no daemon
+uses from --state-dir, at once. Running daemons are not affected. A daemon that needs a
+removed entry later creates it again.
 
-Daemons remove by themselves what nothing uses, by the settings unused-age and
-unused-size of the configuration file.
+Daemons also remove unused entries by themselves. The settings unused-age and
+unused-size of the configuration file say when.
 
-Exit codes: 0 success; 2 the command line or the host is at fault, or something could
-not be removed.`,
+Exit codes: 0 success; 2 an error, such as an entry that could not be removed.`,
 		Example: `  sudo sandboxd prune --dry-run
   sudo sandboxd prune
   sudo sandboxd prune --older-than 24h --output json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.all && cmd.Flags().Changed("older-than") {
-				return errors.New("--all and --older-than exclude each other: leave one of them out")
+				return errors.New("--all and --older-than cannot be used together: leave one of them out")
 			}
 			if err := needRoot(cmd); err != nil {
 				return err
@@ -54,18 +53,19 @@ not be removed.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "`DIR` that the daemons have as --state-dir")
-	cli.Switch(f, &o.all, "all", "remove all that nothing uses, however lately it was used; this is the default")
-	f.Var(cli.Duration(&o.olderThan, 0, 10*365*24*time.Hour), "older-than", "spare what was used within this time")
-	cli.Switch(f, &o.dryRun, "dry-run", "say what would be removed, and remove nothing")
+	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "`DIR` that the daemons use as --state-dir")
+	cli.Switch(f, &o.all, "all", "remove every unused entry, however recently it was used; this is the default")
+	f.Var(cli.Duration(&o.olderThan, 0, 10*365*24*time.Hour), "older-than", "keep entries that were used within this time")
+	cli.Switch(f, &o.dryRun, "dry-run", "print what would be removed, and remove nothing")
 	cli.AddOutput(f, &o.format)
 	return cmd
 }
 
-// prune removes, and says what on w. named tells that the operator has named the folder.
+// prune removes unused entries and prints on w what it removed. named reports whether the
+// operator has named the folder, which then must exist.
 func (o *pruneOptions) prune(ctx context.Context, w io.Writer, named bool) error {
 	if _, err := os.Stat(o.stateDir); err != nil && named {
-		return fmt.Errorf("--state-dir: %w; name the folder that 'sandboxd run' has", err)
+		return fmt.Errorf("--state-dir: %w; give the --state-dir of 'sandboxd run'", err)
 	}
 	prune := store.Prune
 	if o.dryRun {
@@ -79,13 +79,13 @@ func (o *pruneOptions) prune(ctx context.Context, w io.Writer, named bool) error
 	return errors.Join(out.print(w, time.Now()), err)
 }
 
-// pruned is what prune says.
+// pruned is the JSON output of prune.
 type pruned struct {
-	DryRun     bool         `json:"dryRun"`     // nothing was removed; Removed is what would be
-	FreedBytes int64        `json:"freedBytes"` // on the disk
-	Leftovers  int          `json:"leftovers"`  // folders that dead processes had left half made or half removed
+	DryRun     bool         `json:"dryRun"`     // nothing was removed; Removed lists what would be
+	FreedBytes int64        `json:"freedBytes"` // disk space
+	Leftovers  int          `json:"leftovers"`  // removed folders of processes that died while they created or removed an entry
 	Removed    []prunedItem `json:"removed"`
-	Unused     []prunedItem `json:"unused"` // what stays although nothing uses it
+	Unused     []prunedItem `json:"unused"` // kept although nothing uses them
 	InUse      []prunedItem `json:"inUse"`
 }
 
@@ -93,14 +93,14 @@ type pruned struct {
 type prunedItem struct {
 	Kind     string    `json:"kind"` // zip, image, tmp, or unknown
 	Digest   string    `json:"digest"`
-	From     string    `json:"from"` // what it was made of; "" if that is not known
+	From     string    `json:"from"` // its source; "" if unknown
 	Bytes    int64     `json:"bytes"`
 	LastUsed time.Time `json:"lastUsed"`
 }
 
 func newPruned(r store.Result, dryRun bool) pruned {
 	list := func(items []store.Item) []prunedItem {
-		out := make([]prunedItem, 0, len(items)) // in JSON a list even if empty
+		out := make([]prunedItem, 0, len(items)) // not nil: JSON shows an empty list
 		for _, it := range items {
 			out = append(out, prunedItem{Kind: cmp.Or(string(it.Kind), "unknown"), Digest: it.Digest, From: it.From, Bytes: it.Bytes, LastUsed: it.LastUsed})
 		}
@@ -110,7 +110,7 @@ func newPruned(r store.Result, dryRun bool) pruned {
 		Removed: list(r.Removed), Unused: list(r.Unused), InUse: list(r.InUse)}
 }
 
-// print writes a table, and below it the sums.
+// print writes a table of the entries, and their totals below it.
 func (p *pruned) print(w io.Writer, now time.Time) error {
 	removed, freed := "removed", "freed"
 	if p.DryRun {
@@ -141,10 +141,10 @@ func (p *pruned) print(w io.Writer, now time.Time) error {
 	return err
 }
 
-// shortDigest is how many digits of a digest a table shows.
+// shortDigest is the number of digits of a digest that a table shows.
 const shortDigest = 12
 
-// sum adds up what items take on the disk, as prune says it.
+// sum returns the disk space of all items, as text.
 func sum(items []prunedItem) string {
 	var n int64
 	for _, it := range items {

@@ -17,10 +17,10 @@ import (
 
 // addRunDir defines --run-dir of ps and inspect.
 func addRunDir(f *pflag.FlagSet, dir *string) {
-	f.StringVar(dir, "run-dir", runfolder.Default, "folder for the running daemons")
+	f.StringVar(dir, "run-dir", runfolder.Default, "`DIR` that the daemons use as --run-dir")
 }
 
-// needRoot explains what would else be a permission error.
+// needRoot returns an error that says how to get root, if the user is not root.
 func needRoot(cmd *cobra.Command) error {
 	if uid := os.Geteuid(); uid != 0 {
 		return fmt.Errorf("%s needs root, not user %d: sudo %[1]s …", cmd.CommandPath(), uid)
@@ -33,9 +33,9 @@ func psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List the sandboxes of all running daemons",
-		Long: `ps lists the sandboxes of every sandboxd that runs on this host.
+		Long: `ps lists the sandboxes of every sandboxd daemon that runs on this host.
 
-Exit codes: 0 success; 2 the command line or the host is at fault.`,
+Exit codes: 0 success; 2 an error, such as a daemon that does not answer.`,
 		Example: `  sudo sandboxd ps
   sudo sandboxd ps --output json`,
 		Args: noArgs,
@@ -46,7 +46,7 @@ Exit codes: 0 success; 2 the command line or the host is at fault.`,
 			list, unanswered := admin.List(cmd.Context(), runDir)
 			var err error
 			switch {
-			case list == nil: // not even the daemons are known
+			case list == nil: // the daemons could not be listed
 			case format == "json":
 				err = cli.PrintJSON(cmd.OutOrStdout(), list)
 			default:
@@ -60,7 +60,7 @@ Exit codes: 0 success; 2 the command line or the host is at fault.`,
 	return cmd
 }
 
-// printSandboxes writes the table of ps.
+// printSandboxes writes the table of ps. now is the time that ages are relative to. now is the time that ages are relative to. now is the time that ages are relative to.
 func printSandboxes(w io.Writer, list []admin.Sandbox, now time.Time) error {
 	rows := [][]string{{"SANDBOX", "FUNCTION", "STATE", "PIDS", "MEMORY", "AGE", "INVOCATIONS", "INSTANCE"}}
 	for _, s := range list {

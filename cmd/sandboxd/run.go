@@ -24,15 +24,16 @@ func runCommand() *cobra.Command {
 		Use:   "run [flags] DIR|ZIP|--image IMAGE",
 		Short: "Serve one function, or invoke it once with --event",
 		Long: `run serves the function in DIR or ZIP, or a container image, at
-POST /2015-03-31/functions/function/invocations, which the AWS SDKs and the AWS
-command line know: pass --endpoint-url http://127.0.0.1:9000 to them. With --event
-it invokes the function once, prints the response on standard output, and exits.
+POST /2015-03-31/functions/function/invocations. To invoke it with an AWS SDK or the
+AWS command line, pass --endpoint-url http://127.0.0.1:9000 to them. With --event, run
+invokes the function once, prints the response on standard output, and exits.
 
-Log lines go to standard error. SIGTERM or Ctrl-C lets running invocations end, for
-at most --drain-timeout, then shuts every sandbox down; a second one cuts that short.
+Log lines go to standard error. On SIGTERM or Ctrl-C, run waits for running invocations
+for at most --drain-timeout, then shuts every sandbox down. A second signal kills the
+sandboxes at once.
 
-Exit codes: 0 success; 1 function error (--event); 2 the command line, the
-configuration, the function's package or the host is at fault.
+Exit codes: 0 success; 1 function error (--event); 2 any other error, such as an
+invalid command line, configuration or package, or a feature that the host lacks.
 
 Keys that only the file of --config has, with their defaults:
 ` + describe(settings),
@@ -50,7 +51,7 @@ Keys that only the file of --config has, with their defaults:
   echo '{"key":"value"}' | sudo sandboxd run --event - ./function`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return fmt.Errorf("run takes one DIR or ZIP, or none with --image, but was given %d arguments; see 'sandboxd run --help'", len(args))
+				return fmt.Errorf("run takes one DIR or ZIP, or none with --image, but got %d arguments; see 'sandboxd run --help'", len(args))
 			}
 			return nil
 		},
@@ -77,7 +78,7 @@ Keys that only the file of --config has, with their defaults:
 	return cmd
 }
 
-// describe lists settings for the help.
+// describe returns the list of settings for the help text.
 func describe(settings *pflag.FlagSet) string {
 	var b strings.Builder
 	settings.VisitAll(func(f *pflag.Flag) {
@@ -90,7 +91,7 @@ func describe(settings *pflag.FlagSet) string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
-// execute runs the daemon until its work is done or ctx ends.
+// execute runs the daemon until it has served its event or ctx ends.
 func (o *options) execute(ctx context.Context, host runc.Host, std daemon.Streams) (err error) {
 	cfg := o.daemonConfig(host)
 	if o.event != "" {
@@ -104,7 +105,7 @@ func (o *options) execute(ctx context.Context, host runc.Host, std daemon.Stream
 	return daemon.Run(ctx, cfg, daemon.Function{Settings: o.function, Source: o.source}, std)
 }
 
-// openEvent opens the event of --event: "-" is standard input.
+// openEvent opens the file of --event; "-" is standard input.
 func openEvent(name string) (*os.File, error) {
 	if name == "-" {
 		return os.Stdin, nil
@@ -116,11 +117,12 @@ func openEvent(name string) (*os.File, error) {
 	return f, nil
 }
 
-// listen takes the endpoint's address before anything else is acquired.
+// listen opens the socket of the endpoint. It comes before anything else is acquired, so
+// that a port in use fails early.
 func listen(addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--listen %s: the port is in use; choose another, or :0 for any", addr)
+		return nil, fmt.Errorf("--listen %s: the port is in use; choose another one, or :0 for a free one", addr)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--listen %s: %w", addr, err)

@@ -23,7 +23,7 @@ func versionCommand() *cobra.Command {
 	}
 }
 
-// buildVersion is the version that the build set, else the commit that Go recorded.
+// buildVersion returns the version that the build set, or else the commit that Go recorded.
 func buildVersion() string {
 	if version != "" {
 		return version

@@ -1,9 +1,11 @@
-// Package admin is how commands ask running daemons for their sandboxes. Each daemon has
-// two sockets that only root can open. At one the supervisor says what it knows for sure:
-// which sandboxes there are, their cgroups and processes, and what they may reach. At the
-// other the worker says the rest: states and counts. The worker may have been taken over,
-// so nothing that it says leads a command to a process, and what it says of sandboxes that
-// the supervisor does not know is dropped.
+// Package admin lets commands query running daemons for their sandboxes. Each daemon has
+// two sockets that only root can open. The supervisor serves the first with facts: which
+// sandboxes exist, their cgroups and processes, and what they may connect to. The worker
+// serves the second with a report: states and counts. The worker may be compromised, so
+// commands find processes by facts only, and ignore reports about sandboxes that the
+// supervisor does not know.
+//
+// [ServeFacts] and [ServeReports] are for daemons, [List] and [Find] for commands.
 package admin
 
 import (
@@ -18,31 +20,31 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// Fact is what the supervisor says of a sandbox.
+// Fact is the supervisor's description of one sandbox.
 type Fact struct {
 	ID          string         `json:"id"`
 	Revision    function.ID    `json:"revision"`
-	Created     time.Time      `json:"created"` // in quarantine: since when
+	Created     time.Time      `json:"created"` // when it entered quarantine, if Quarantined
 	Quarantined bool           `json:"quarantined,omitempty"`
 	Cgroup      string         `json:"cgroup"` // below the mount of each tree; "" in quarantine
-	Init        map[string]int `json:"init"`   // domain to the host's process id of its PID 1
+	Init        map[string]int `json:"init"`   // host process id of PID 1, by domain
 	MemoryBytes uint64         `json:"memory_bytes"`
 	PIDs        uint64         `json:"pids"`
 	Network     Network        `json:"network"`
 }
 
-// Network is what a sandbox may reach, and what it has sent.
+// Network describes what a sandbox may connect to, and its traffic.
 type Network struct {
 	Mode   string             `json:"mode"`
-	Unsafe bool               `json:"unsafe,omitempty"` // it is the host's
+	Unsafe bool               `json:"unsafe,omitempty"` // it is the network of the host
 	Allow  []string           `json:"allow,omitempty"`  // rules by address and by name
 	Egress *isolation.Traffic `json:"egress,omitempty"`
 
-	LookupsAnswered uint64 `json:"lookups_answered,omitempty"` // as the worker says
-	LookupsRefused  uint64 `json:"lookups_refused,omitempty"`  // as the worker says
+	LookupsAnswered uint64 `json:"lookups_answered,omitempty"` // reported by the worker
+	LookupsRefused  uint64 `json:"lookups_refused,omitempty"`  // reported by the worker
 }
 
-// NetworkOf says what sandboxes with the network n may reach.
+// NetworkOf describes the network n, without traffic.
 func NetworkOf(n isolation.Network) Network {
 	info := Network{Mode: n.Mode, Unsafe: n.Mode == isolation.NetworkHost}
 	if n.Mode != isolation.NetworkEgress {
@@ -57,7 +59,7 @@ func NetworkOf(n isolation.Network) Network {
 	return info
 }
 
-// String is the line of inspect.
+// String returns the description that inspect prints.
 func (n Network) String() string {
 	switch n.Mode {
 	case isolation.NetworkHost:
@@ -79,13 +81,13 @@ func (n Network) String() string {
 	return line
 }
 
-// Report is what the worker says of its sandboxes.
+// Report is the worker's description of its sandboxes.
 type Report struct {
-	Functions map[uint64]string `json:"functions"` // names by the numbers of revisions
+	Functions map[uint64]string `json:"functions"` // names, by the numbers of revisions
 	Sandboxes []State           `json:"sandboxes"`
 }
 
-// State is what the worker says of one sandbox.
+// State is the worker's description of one sandbox.
 type State struct {
 	ID              string `json:"id"`
 	State           string `json:"state"`
@@ -94,7 +96,7 @@ type State struct {
 	LookupsRefused  uint64 `json:"lookups_refused,omitempty"`
 }
 
-// Sandbox is what commands know of a sandbox, from both.
+// Sandbox combines the Fact and the State of one sandbox.
 type Sandbox struct {
 	Fact
 	Instance    string `json:"instance"` // id of the daemon
@@ -103,23 +105,23 @@ type Sandbox struct {
 	Invocations uint64 `json:"invocations"`
 }
 
-// States of sandboxes that the worker does not name.
+// States of sandboxes that the worker does not report.
 const (
 	StateQuarantined = "Quarantined" // it could not be removed
-	StateUnknown     = "Unknown"     // the worker does not say
+	StateUnknown     = "Unknown"     // the worker did not report the sandbox
 )
 
-// Listen makes a socket at path that only root can open. The socket is not removed when
-// it is closed: it goes with the instance's folder.
+// Listen creates a socket at path that only root can open. Closing it does not remove the
+// file: that goes with the instance's folder.
 func Listen(path string) (*net.UnixListener, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("admin socket: %w", err)
+		return nil, fmt.Errorf("create the admin socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("admin socket: %w", err)
+		return nil, fmt.Errorf("create the admin socket: %w", err)
 	}
 	return l, nil
 }

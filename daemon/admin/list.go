@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// maxListBytes bounds what a daemon says: 4,094 sandboxes take 2 MB.
+	// maxListBytes is the largest answer of a daemon; 4,094 sandboxes take 2 MB.
 	maxListBytes = 16 << 20
 	// askTime is how long one daemon may take to answer.
 	askTime = 5 * time.Second
 )
 
-// List asks every daemon under runDir for its sandboxes, and returns them oldest first,
-// with an error for the daemons that did not answer. Of a daemon whose worker alone does
-// not answer it returns what the supervisor knows. The list is nil only if not even the
-// daemons are known.
+// List returns the sandboxes of all daemons below runDir, oldest first, and an error for
+// each daemon that did not answer. If only the worker of a daemon does not answer, List
+// returns its sandboxes with the facts of the supervisor. The list is nil only if the
+// daemons could not be listed.
 func List(ctx context.Context, runDir string) ([]Sandbox, error) {
 	instances, err := instance.List(runDir)
 	if err != nil {
@@ -49,7 +49,7 @@ func List(ctx context.Context, runDir string) ([]Sandbox, error) {
 	return all, errors.Join(errs...)
 }
 
-// Find finds the sandbox whose id is or begins with prefix.
+// Find returns the sandbox whose id is prefix, or else the only one whose id begins with it.
 func Find(list []Sandbox, prefix string) (Sandbox, error) {
 	var found []Sandbox
 	for _, s := range list {
@@ -66,10 +66,10 @@ func Find(list []Sandbox, prefix string) (Sandbox, error) {
 	case 0:
 		return Sandbox{}, fmt.Errorf("no sandbox has the id %q; 'sandboxd ps' lists them", prefix)
 	}
-	return Sandbox{}, fmt.Errorf("%d sandboxes have ids that begin with %q; 'sandboxd ps' lists them", len(found), prefix)
+	return Sandbox{}, fmt.Errorf("%d sandboxes have ids that begin with %q; give more of the id ('sandboxd ps' lists them)", len(found), prefix)
 }
 
-// ask asks one daemon. One that is starting or ending has no sandboxes.
+// ask returns the sandboxes of one daemon. A daemon that is starting or exiting has none.
 func ask(ctx context.Context, i instance.Info) ([]Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -87,12 +87,12 @@ func ask(ctx context.Context, i instance.Info) ([]Sandbox, error) {
 	return join(i.ID, facts, report), err
 }
 
-// absent reports whether err says that nobody listens at a socket.
+// absent reports whether err says that no process listens on a socket.
 func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// join puts the facts of one daemon together with what its worker says of them.
+// join combines the facts of one daemon with the report of its worker.
 func join(instance string, facts []Fact, report Report) (list []Sandbox) {
 	states := map[string]State{}
 	for _, s := range report.Sandboxes {
@@ -122,7 +122,7 @@ func askFacts(ctx context.Context, socket string) (facts []Fact, err error) {
 	defer stop()
 	err = json.NewDecoder(io.LimitReader(conn, maxListBytes)).Decode(&facts)
 	if errors.Is(err, io.EOF) {
-		err = errors.New("it hung up")
+		err = errors.New("it closed the connection without an answer")
 	}
 	return facts, err
 }
@@ -142,7 +142,7 @@ func askReport(ctx context.Context, socket string) (r Report, err error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return r, fmt.Errorf("it answers with status %d", resp.StatusCode)
+		return r, fmt.Errorf("its worker answered with status %d", resp.StatusCode)
 	}
 	err = json.NewDecoder(io.LimitReader(resp.Body, maxListBytes)).Decode(&r)
 	return r, err

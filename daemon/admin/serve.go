@@ -14,16 +14,16 @@ import (
 // answerTime is how long a client may take to read an answer.
 const answerTime = 10 * time.Second
 
-// FactServer is the supervisor's side. It reads nothing: whoever connects gets the facts,
-// and the connection is closed.
+// FactServer serves facts. It reads nothing from clients: each connection gets the facts
+// and is closed.
 type FactServer struct {
 	l    net.Listener
 	done sync.WaitGroup
 }
 
-// ServeFacts serves facts on l, which it owns, until Close. It goes on after errors that
-// pass, such as too many open files; failed is told if it cannot go on. facts is called
-// from one goroutine.
+// ServeFacts serves facts on l until Close, and owns l. After a temporary error, such as
+// too many open files, it continues; on any other error it stops and calls failed. It calls
+// facts from one goroutine.
 func ServeFacts(l net.Listener, facts func() []Fact, failed func(error)) *FactServer {
 	l = accept.Listener(l, nil)
 	s := &FactServer{l: l}
@@ -37,37 +37,36 @@ func ServeFacts(l net.Listener, facts func() []Fact, failed func(error)) *FactSe
 				return
 			}
 			_ = conn.SetDeadline(time.Now().Add(answerTime))
-			_ = json.NewEncoder(conn).Encode(facts()) // a client that has gone misses nothing
+			_ = json.NewEncoder(conn).Encode(facts()) // fails only if the client has gone
 			_ = conn.Close()
 		}
 	})
 	return s
 }
 
-// Close stops serving.
+// Close closes the listener and waits until the goroutine of the server has returned.
 func (s *FactServer) Close() {
 	_ = s.l.Close()
 	s.done.Wait()
 }
 
-// reportPath is the one resource of the worker's socket.
+// reportPath is the only resource on the worker's socket.
 const reportPath = "/v1/sandboxes"
 
-// ReportServer is the worker's side.
+// ReportServer serves reports.
 type ReportServer struct {
 	server *http.Server
-	done   chan struct{} // closed when the server has ended
+	done   chan struct{} // closed when the server has returned
 }
 
-// ServeReports serves reports on l, which it owns, until Close. It goes on after errors that
-// pass, as ServeFacts does; failed is told if it cannot go on. report may be called from
-// several goroutines.
+// ServeReports serves reports on l until Close, and owns l. It handles errors as ServeFacts
+// does. It may call report from several goroutines at once.
 func ServeReports(l net.Listener, report func() Report, failed func(error)) *ReportServer {
 	l = accept.Listener(l, nil)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+reportPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(report()) // a client that has gone misses nothing
+		_ = json.NewEncoder(w).Encode(report()) // fails only if the client has gone
 	})
 	s := &ReportServer{
 		server: &http.Server{Handler: mux, ReadTimeout: answerTime, WriteTimeout: answerTime},
@@ -82,8 +81,8 @@ func ServeReports(l net.Listener, report func() Report, failed func(error)) *Rep
 	return s
 }
 
-// Close stops serving.
+// Close closes the listener and all connections, and waits until the server has returned.
 func (s *ReportServer) Close() {
-	_ = s.server.Close() // its error is that of the listener, which is gone anyway
+	_ = s.server.Close() // an error can only come from closing the listener
 	<-s.done
 }

@@ -16,13 +16,13 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
-// command is the name, argv[0], under which the binary is such a process. Its argument says
-// which step it does, for people who list processes.
+// command is argv[0] of an extraction process. Its one argument names the step, for people
+// who list processes.
 const command = "sandboxd-unpack"
 
-// task is what such a process has to do; one field is set. It comes on standard input.
-// The files that the job needs are descriptors from firstFD on. On standard output the
-// process says what is wrong.
+// task is the work of one extraction process; exactly one field is set. The process reads
+// it from standard input, finds the files of the job as descriptors from firstFD on, and
+// writes an error to standard output (invalid.Encode).
 type task struct {
 	Zip    *extract.ZipJob
 	Read   *image.ReadJob
@@ -31,13 +31,14 @@ type task struct {
 
 const firstFD = 3
 
-// exitFailed is the exit code of a process that has said on standard output what is wrong.
+// exitFailed is the exit code of a process that has written an error to standard output.
 const exitFailed = 1
 
-// IsProcess reports whether this process is one that takes apart what strangers have made.
+// IsProcess reports whether this process is an extraction process: then main must call
+// [Main].
 func IsProcess() bool { return os.Args[0] == command }
 
-// Main is main for such a process. It returns the exit code.
+// Main runs an extraction process and returns its exit code.
 func Main() int {
 	var t task
 	err := gob.NewDecoder(os.Stdin).Decode(&t)
@@ -56,7 +57,7 @@ func Main() int {
 
 func (t *task) run(ctx context.Context) error {
 	first := os.NewFile(firstFD, "first")
-	second := func() *os.File { return os.NewFile(firstFD+1, "second") } // if there is none, the number is somebody else's
+	second := func() *os.File { return os.NewFile(firstFD+1, "second") } // only for jobs that have a second file
 	switch {
 	case t.Zip != nil:
 		return t.Zip.Run(ctx, first, second(), nil)
@@ -67,20 +68,20 @@ func (t *task) run(ctx context.Context) error {
 	case t.Unpack != nil:
 		return t.Unpack.Run(ctx, first, second())
 	}
-	return errors.New("there is nothing to do")
+	return errors.New("the task is empty")
 }
 
-// What such a process may take of the host. The longest list of a zip's entries takes 190
-// MiB, the names of an image may take more; the Go runtime has some ten threads.
+// Resource limits of an extraction process. The longest list of a zip's entries takes 190
+// MiB, and the names of an image may take more. The Go runtime uses about ten threads.
 const (
 	maxUnpackMemory  = 512 << 20
 	maxLayersMemory  = 1 << 30
 	maxUnpackThreads = 64
-	maxUnpackFiles   = 256 // open
+	maxUnpackFiles   = 256 // descriptors
 	maxUnpackCPU     = 30 * time.Minute
 )
 
-// memory is how many bytes of memory the process may have.
+// memory returns the memory limit of the process in bytes.
 func (t *task) memory() uint64 {
 	if t.Unpack != nil {
 		return maxLayersMemory
@@ -88,8 +89,8 @@ func (t *task) memory() uint64 {
 	return maxUnpackMemory
 }
 
-// bound bounds this process before it has seen a byte of a stranger's. Its user has no
-// other process, so the limit of threads counts those of its children too.
+// bound limits the resources of this process, and confines it, before it reads untrusted
+// data. RLIMIT_NPROC counts all threads of the user, and the user has no other process.
 func (t *task) bound() error {
 	memory, file := t.memory(), uint64(0)
 	switch {

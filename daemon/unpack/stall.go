@@ -17,21 +17,22 @@ type idleness struct{ limit, cpu time.Duration }
 
 var (
 	idleAlone = idleness{time.Minute, time.Millisecond}
-	// A registry may let us wait. Meanwhile the Go runtime collects garbage every two minutes.
+	// A registry may be slow. Meanwhile the Go runtime collects garbage every two minutes.
 	idleOnNetwork = idleness{10 * time.Minute, 50 * time.Millisecond}
 )
 
-// looks is how often a process is looked at within the limit.
-const looks = 60
+// checks is how often watch checks a process within the limit.
+const checks = 60
 
-// errStalled says that an extraction did nothing.
+// errStalled reports that an extraction made no progress.
 var errStalled = errors.New("the process was ended: it did nothing")
 
-// watch returns nil when ctx has ended, and errStalled when the process has been idle for
-// too long. moves counts the movements of all processes that may wait for one another. It
-// counts looks, not time: while this process is stopped, others may have to wait for it.
+// watch returns nil when ctx or the process has ended, and errStalled when the process is
+// stalled. Processes that may wait for one another share moves, which counts the checks at
+// which one of them had made progress. watch measures the limit in checks, not in time:
+// while this daemon is suspended, processes may wait for it, and no check happens.
 func (i idleness) watch(ctx context.Context, pid int, moves *atomic.Int64) error {
-	ticker := time.NewTicker(i.limit / looks)
+	ticker := time.NewTicker(i.limit / checks)
 	defer ticker.Stop()
 	seen, used, idle := moves.Load(), time.Duration(0), 0
 	for {
@@ -51,13 +52,14 @@ func (i idleness) watch(ctx context.Context, pid int, moves *atomic.Int64) error
 		if idle++; moves.Load() != seen {
 			seen, idle = moves.Load(), 0
 		}
-		if idle >= looks {
+		if idle >= checks {
 			return fmt.Errorf("%w for %v", errStalled, i.limit)
 		}
 	}
 }
 
-// cpuTime is what all threads of a process have used (clock_getcpuclockid(3)).
+// cpuTime returns the CPU time that all threads of a process have used
+// (clock_getcpuclockid(3)).
 func cpuTime(pid int) (time.Duration, error) {
 	const scheduled = 2 // CPUCLOCK_SCHED
 	var t unix.Timespec

@@ -1,7 +1,7 @@
-// Package unpack takes apart what strangers have made, zips and images, in processes of
-// their own: each is a user that nothing else of the host has, without capabilities, and may
-// open nothing but the folder that it fills. [Main] is such a process; a [Runner] starts
-// them.
+// Package unpack extracts untrusted zips and images in separate processes. Each process
+// runs as a user that nothing else on the host has, without capabilities, and can open
+// nothing but the folder that it fills. A [Runner] starts such processes; [Main] is their
+// main function.
 package unpack
 
 import (
@@ -33,21 +33,21 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
-// firstVictim makes a process the first to go when the host runs out of memory. It would
-// inherit that it is the last, as the daemon is.
-func firstVictim(pid int) error {
+// preferOOMKill makes the kernel kill the process first when the host runs out of memory.
+// The process would otherwise inherit the low score of the daemon.
+func preferOOMKill(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
 }
 
 const (
-	maxOutput = 64 << 10 // bytes of what the process says
-	maxCrash  = 8 << 10  // bytes of what the Go runtime says when it ends the process; the reason comes first
-	// maxSilence is how long the end of its output is waited for once it has ended. It may
-	// have sent the output's descriptor somewhere, in a message that nobody reads.
+	maxOutput = 64 << 10 // bytes kept of standard output
+	maxCrash  = 8 << 10  // bytes kept of standard error, where a crashing Go runtime prints the reason first
+	// maxSilence is how long to wait for the end of the output after the process has exited.
+	// The process may have sent the descriptor away, in a message that nobody reads.
 	maxSilence = 2 * time.Second
 )
 
-// bounded keeps the beginning of what is written to it, at most most bytes.
+// bounded keeps the first most bytes that are written to it, and discards the rest.
 type bounded struct {
 	b    []byte
 	most int
@@ -58,22 +58,23 @@ func (w *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Runner starts the processes. Its methods are safe for concurrent use; each returns when its
-// process has ended.
+// Runner starts extraction processes. Its methods are safe for concurrent use; each returns
+// when its process has exited.
 type Runner struct {
-	Leases *subid.Leases // of the processes' users
+	Leases *subid.Leases // gives each process its user
 	Owner  string        // instance folder of the daemon
 	Log    *logrus.Logger
 
 	moves atomic.Int64 // see idleness.watch
 }
 
-// Zip extracts a zip. See store.Store.
+// Zip extracts a zip. It implements store.Store.Unzip.
 func (r *Runner) Zip(ctx context.Context, job extract.ZipJob, zip, tree *os.File) error {
 	return r.run(ctx, &unprivileged{what: "zip", about: job.File, task: task{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone})
 }
 
-// ReadImage reads an image, with a network only where it needs one. See image.Options.
+// ReadImage reads an image. Only the process for a registry has a network. ReadImage
+// implements image.Options.Read.
 func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
 	p := &unprivileged{what: "image", about: job.Image, task: task{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
 	if archive != nil {
@@ -82,12 +83,12 @@ func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive
 	return r.run(ctx, p)
 }
 
-// UnpackImage applies the layers of an image. See image.Options.
+// UnpackImage applies the layers of an image. It implements image.Options.Unpack.
 func (r *Runner) UnpackImage(ctx context.Context, job image.UnpackJob, layers, tree *os.File) error {
 	return r.run(ctx, &unprivileged{what: "layers", about: job.Image, task: task{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree, idle: idleOf(job.Source)})
 }
 
-// idleOf is for processes that take apart an image from there.
+// idleOf returns when a process that reads an image from s counts as stalled.
 func idleOf(s image.Source) idleness {
 	if s == image.Registry {
 		return idleOnNetwork
@@ -105,29 +106,29 @@ func (r *Runner) run(ctx context.Context, p *unprivileged) (err error) {
 	return p.run(ctx, uid, r.Log)
 }
 
-// unprivileged is a process for one task: a user that nothing else of the host has,
-// without capability, which may open nothing but the folder that it fills.
+// unprivileged describes an extraction process for one task.
 type unprivileged struct {
-	what    string // its argument
-	about   string // the file or image, for messages
+	what    string // name of the step, its argument
+	about   string // name of the file or image, for messages
 	task    task
-	files   []*os.File    // that it has open
-	tree    *os.File      // one of them, or nil: the folder
-	network bool          // that of the host, or none
-	idle    idleness      // when it is ended for doing nothing
+	files   []*os.File    // descriptors that it inherits, from firstFD on
+	tree    *os.File      // the one of files that is the folder to fill; may be nil
+	network bool          // it has the network of the host, else none
+	idle    idleness      // when it is killed as stalled
 	moves   *atomic.Int64 // see idleness.watch
 }
 
-// networkFiles are what names and certificates are looked up in.
+// networkFiles lists the files and folders that a process with network needs to look up
+// names and to verify certificates.
 var networkFiles = []string{
 	"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols", "/etc/mdns.allow",
 	"/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/var/lib/ca-certificates",
 }
 
-// networkEnv are the operator's variables about the network that are passed on.
+// networkEnv lists the variables that a process with network inherits from the operator.
 var networkEnv = []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 
-// confinement says what the process needs, its environment, and its namespaces.
+// confinement returns what the process may access, its environment, and its new namespaces.
 func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespaces int) {
 	namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	env = []string{"GOMAXPROCS=4"} // so that many CPUs do not make many threads
@@ -143,7 +144,7 @@ func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespa
 		if !ok {
 			continue
 		}
-		if strings.HasPrefix(name, "SSL_CERT_") { // files; it works in another folder than we
+		if strings.HasPrefix(name, "SSL_CERT_") { // paths: make them absolute, its working directory differs
 			list := []string{value}
 			if name == "SSL_CERT_DIR" {
 				list = filepath.SplitList(value)
@@ -161,7 +162,7 @@ func (p *unprivileged) confinement() (needs confine.Needs, env []string, namespa
 	return needs, env, namespaces
 }
 
-// run runs the process as uid, and returns when it has ended.
+// run runs the process as uid, and returns when it has exited.
 func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) error {
 	if p.tree != nil {
 		if err := p.tree.Chown(int(uid), int(uid)); err != nil {
@@ -177,8 +178,8 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	needs, env, namespaces := p.confinement()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args, cmd.Env, cmd.Dir = []string{command, p.what}, env, "/"
-	said, crash := bounded{most: maxOutput}, bounded{most: maxCrash}
-	cmd.Stdout, cmd.Stderr = &said, &crash
+	output, crash := bounded{most: maxOutput}, bounded{most: maxCrash}
+	cmd.Stdout, cmd.Stderr = &output, &crash
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -188,17 +189,17 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
-		Setsid:     true, // the operator's terminal is not its, to type into
+		Setsid:     true, // so that it cannot push input into the operator's terminal
 	}
 	started, handedOver, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is confined
-		// Go tries out with a child, once, what the kernel's pidfds can do. In a PID namespace
-		// that would be the first process, and its end that of the namespace.
+		// On its first use of pidfds, Go starts a child to test them. Make it do so now: in the
+		// new PID namespace that child would be PID 1, and its exit would end the namespace.
 		if p, err := os.FindProcess(os.Getpid()); err == nil {
 			_ = p.Release()
 		}
-		// What the operator's shell has left open is none of that process's.
+		// The process inherits no descriptor that the operator's shell has left open.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
 		err := needs.Thread()
 		if host.Lacks(err, host.Landlock) {
@@ -206,37 +207,37 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 			err = nil
 		}
 		if err == nil {
-			// It is the first process of its PID namespace: its end is that of whatever it has started.
+			// The process will be PID 1 of its namespace: when it exits, the kernel kills its children.
 			err = os.NewSyscallError("unshare", unix.Unshare(namespaces))
 		}
 		if err == nil {
-			err = runc.FilterThread() // which allows no more namespaces
+			err = runc.FilterThread() // last, because the filter forbids new namespaces
 		}
 		if err == nil {
 			err = cmd.Start()
 		}
 		if started <- err; err == nil {
-			<-handedOver        // it is not reaped before
-			ended <- cmd.Wait() // here, because with the thread the process ends
+			<-handedOver        // until then nothing reaps the process, so its pid stays valid
+			ended <- cmd.Wait() // on this thread: Pdeathsig kills the process when the thread ends
 		}
 	}()
 	if err = <-started; err == nil {
-		victim := firstVictim(cmd.Process.Pid)
-		if victim == nil {
-			victim = confine.Check(cmd.Process.Pid) // by FilterThread; the process adds a filter of its own
+		setup := preferOOMKill(cmd.Process.Pid)
+		if setup == nil {
+			setup = confine.Check(cmd.Process.Pid) // the filter of FilterThread; the process adds its own
 		}
-		if victim == nil {
-			_, _ = stdin.Write(text.Bytes()) // if the process has ended, Wait says why
+		if setup == nil {
+			_, _ = stdin.Write(text.Bytes()) // if the process has exited, Wait has the reason
 		}
-		stdin.Close() // without a task it ends
+		stdin.Close() // without a task the process exits
 		go func() {
 			if err := p.idle.watch(ctx, cmd.Process.Pid, p.moves); err != nil {
 				stop(err)
 			}
 		}()
 		close(handedOver)
-		if err = <-ended; victim != nil {
-			err = victim
+		if err = <-ended; setup != nil {
+			err = setup
 		}
 	}
 	switch {
@@ -245,34 +246,34 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	case ctx.Err() != nil:
 		return fmt.Errorf("extract %s: %w", p.about, ctx.Err())
 	case err != nil:
-		return p.whyEnded(err, said.b, crash.b)
+		return p.explain(err, output.b, crash.b)
 	}
 	return nil
 }
 
-// whyEnded says why the process has failed: err is that of its end, said what it has said of
-// the input, and crash what the Go runtime has said of the process.
-func (p *unprivileged) whyEnded(err error, said, crash []byte) error {
+// explain returns the error to report for a process that failed. err is the result of its
+// Wait, output its standard output and crash its standard error.
+func (p *unprivileged) explain(err error, output, crash []byte) error {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {
 		return fmt.Errorf("extract %s: %w", p.about, err)
 	}
 	status := exit.Sys().(syscall.WaitStatus)
 	if status.Exited() && status.ExitStatus() == exitFailed {
-		return invalid.Decode(p.about, said)
+		return invalid.Decode(p.about, output)
 	}
 	why, fix := err.Error(), "report it to sandboxd's developers, with the file if you can"
 	switch line := fatalLine(crash); {
-	case status.Signal() == syscall.SIGKILL && exit.UserTime()+exit.SystemTime() >= maxUnpackCPU: // the kernel's answer (setrlimit(2))
+	case status.Signal() == syscall.SIGKILL && exit.UserTime()+exit.SystemTime() >= maxUnpackCPU: // RLIMIT_CPU (setrlimit(2))
 		why, fix = fmt.Sprintf("it used more than %v of CPU time", maxUnpackCPU), invalid.FixLeaveOut
 	case status.Signal() == syscall.SIGKILL:
 		why, fix = "it was killed: the host is out of memory", "free memory on the host, then retry"
 	case outOfMemory(line, exit, p.task.memory()):
-		why, fix = fmt.Sprintf("it needs more than the %s of memory that it may use", invalid.Megabytes(int64(p.task.memory()))), invalid.FixLeaveOut
+		why, fix = fmt.Sprintf("it needs more memory than its limit of %s", invalid.Megabytes(int64(p.task.memory()))), invalid.FixLeaveOut
 	case line != "":
 		why += ": " + line
 	}
-	return fmt.Errorf("extract %s: the process that reads it ended: %s; %s", p.about, why, fix)
+	return fmt.Errorf("extract %s: the process that reads it failed: %s; %s", p.about, why, fix)
 }
 
 // outOfMemory reports whether a process that may have limit bytes of memory has crashed for
@@ -288,8 +289,8 @@ func outOfMemory(line string, exit *exec.ExitError, limit uint64) bool {
 		(strings.HasPrefix(line, "runtime/cgo: ") || strings.HasPrefix(line, "SIGSEGV: "))
 }
 
-// fatalLine finds in the output of a Go program that has crashed the line that says why: ""
-// if there is no output. The program may have chosen the words.
+// fatalLine returns the line with the reason from the output of a crashed Go program, or ""
+// if there is no output. The text is untrusted.
 func fatalLine(output []byte) string {
 	last := ""
 	for line := range strings.Lines(string(output)) {

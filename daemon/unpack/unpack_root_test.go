@@ -340,7 +340,7 @@ func TestUnpackDies(t *testing.T) {
 	log.SetOutput(io.Discard)
 	for about, want := range map[string]string{
 		crashes:  `"panic: boom\x1b[2J"; report it to sandboxd's developers`,
-		exhausts: "more than the 512.0 MiB of memory that it may use; leave out",
+		exhausts: "more memory than its limit of 512.0 MiB; leave out",
 	} {
 		p := unprivileged{what: "zip", about: about, task: task{Zip: &extract.ZipJob{File: about, Limits: extract.Limits{UnzippedBytes: 1 << 20}}},
 			idle: idleAlone, moves: new(atomic.Int64)}

@@ -8,18 +8,18 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 )
 
-// errFull is returned by boundedLines at its bound.
-var errFull = fmt.Errorf("it has %d MB, which is all that it may have", message.MaxTraceBytes>>20)
+// errFull is the error of boundedLines once its limit is reached.
+var errFull = fmt.Errorf("the file has reached its limit of %d MB", message.MaxTraceBytes>>20)
 
-// boundedLines writes lines to a file until the next one would make them more than left
-// bytes, or until a write fails; then it writes nothing more. Each Write is one line. Safe
-// for concurrent use.
+// boundedLines writes lines to a file, at most left bytes in all. After the first line that
+// does not fit, or the first failed write, it writes nothing more. Each Write must be one
+// line. It is safe for concurrent use.
 type boundedLines struct {
 	w io.Writer
 
 	mu   sync.Mutex
 	left int64
-	err  error // why nothing more is written; nil while lines are taken
+	err  error // why it writes nothing more; nil while it accepts lines
 }
 
 func (b *boundedLines) Write(line []byte) (int, error) {
@@ -33,11 +33,11 @@ func (b *boundedLines) Write(line []byte) (int, error) {
 	}
 	n, err := b.w.Write(line)
 	b.left -= int64(n)
-	b.err = err // the disk may have taken a part of the line: no other goes behind it
+	b.err = err // a failed write may have left part of a line, so no other may follow
 	return n, err
 }
 
-// failure returns why nothing more is written, nil while lines are taken.
+// failure returns why nothing more is written, or nil while lines are accepted.
 func (b *boundedLines) failure() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -22,24 +22,26 @@ import (
 	"github.com/sandboxd/sandboxd/internal/tracing"
 )
 
-// coldStarts is what --trace-init asks for: the steps of every cold start, printed when
-// the sandbox has initialized or failed to, and kept in a file. It is a processor of
-// spans. A nil one traces nothing. Safe for concurrent use.
+// coldStarts implements --trace-init. It collects the spans of every cold start, prints
+// them when the sandbox has initialized or failed to, and stores them in a file. It
+// implements sdktrace.SpanProcessor. A nil *coldStarts traces nothing. It is safe for
+// concurrent use.
 type coldStarts struct {
 	provider *sdktrace.TracerProvider
 	log      *logrus.Logger
-	table    bool // else one entry of the log with all steps
+	table    bool // print a table, else one log entry with all steps
 	file     *os.File
 	lines    *boundedLines         // to the file
 	exporter sdktrace.SpanExporter // to lines
 
 	mu   sync.Mutex
-	open map[trace.TraceID][]sdktrace.ReadOnlySpan // those that have not ended, with their steps
+	open map[trace.TraceID][]sdktrace.ReadOnlySpan // ended steps of cold starts that have not ended
 
-	full sync.Once // for the warning that the file takes no more
+	full sync.Once // warns that the file takes no more
 }
 
-// newColdStarts keeps the spans in file, which it owns. The caller must close it.
+// newColdStarts returns a coldStarts that stores spans in file, which it owns. The caller
+// must close it.
 func newColdStarts(file *os.File, json bool, log *logrus.Logger) (*coldStarts, error) {
 	lines := &boundedLines{w: file, left: message.MaxTraceBytes}
 	exporter, err := stdouttrace.New(stdouttrace.WithWriter(lines))
@@ -52,8 +54,8 @@ func newColdStarts(file *os.File, json bool, log *logrus.Logger) (*coldStarts, e
 	return c, nil
 }
 
-// begin starts the trace of one cold start. The span's End, of which later ones have no
-// effect, ends it.
+// begin starts the trace of one cold start. The first End of the span ends it; later calls
+// have no effect.
 func (c *coldStarts) begin(ctx context.Context) (context.Context, trace.Span) {
 	if c == nil {
 		return ctx, trace.SpanFromContext(ctx)
@@ -70,8 +72,8 @@ func (c *coldStarts) OnStart(_ context.Context, s sdktrace.ReadWriteSpan) {
 	}
 }
 
-// OnEnd implements sdktrace.SpanProcessor. Steps that come after the end of their trace,
-// as those of a later initialization do, are kept and not printed.
+// OnEnd implements sdktrace.SpanProcessor. A step that ends after its cold start, such as
+// one of a later initialization, is stored but not printed.
 func (c *coldStarts) OnEnd(s sdktrace.ReadOnlySpan) {
 	id := s.SpanContext().TraceID()
 	c.mu.Lock()
@@ -115,10 +117,10 @@ func (c *coldStarts) print(root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOnly
 	c.log.WithFields(logrus.Fields{"ms": ms(root.EndTime().Sub(root.StartTime())), "steps": list}).Info(root.Name())
 }
 
-// barWidth is how many characters the whole of a trace takes.
+// barWidth is the width of the bar for a whole trace, in characters.
 const barWidth = 40
 
-// writeSteps writes a table: when each step began, what it took, and both as a picture.
+// writeSteps writes a table with the begin and duration of each step, and a bar for both.
 func writeSteps(w io.Writer, root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOnlySpan) {
 	depth := map[trace.SpanID]int{root.SpanContext().SpanID(): 0}
 	total := root.EndTime().Sub(root.StartTime())
@@ -131,13 +133,13 @@ func writeSteps(w io.Writer, root sdktrace.ReadOnlySpan, steps []sdktrace.ReadOn
 	}
 }
 
-// bar draws the part of a trace that a step takes; what a step began earlier is cut off.
+// bar draws the part of a trace that a step takes. It cuts off what lies outside the trace.
 func bar(begin, took, total time.Duration) string {
 	at := func(d time.Duration) int {
 		return min(max(int(barWidth*d/max(total, 1)), 0), barWidth)
 	}
 	from, to := at(begin), at(begin+took)
-	if from == to { // too short for a character of its own
+	if from == to { // shorter than a character: draw one
 		from, to = min(from, barWidth-1), min(from, barWidth-1)+1
 	}
 	return strings.Repeat(" ", from) + strings.Repeat("=", to-from) + strings.Repeat(" ", barWidth-to)
@@ -148,7 +150,7 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // Shutdown implements sdktrace.SpanProcessor.
 func (c *coldStarts) Shutdown(ctx context.Context) error { return c.exporter.Shutdown(ctx) }
 
-// ForceFlush implements sdktrace.SpanProcessor: nothing is held back.
+// ForceFlush implements sdktrace.SpanProcessor. There is nothing to flush.
 func (c *coldStarts) ForceFlush(context.Context) error { return nil }
 
 // close releases the file.

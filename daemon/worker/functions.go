@@ -15,20 +15,20 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// emulatorName is a second name of the only function, when there is but one: the name that
-// AWS's emulator serves (INV-01).
+// emulatorName is the name under which AWS's emulator serves its function (INV-01). If the
+// worker serves a single function, that function has this name too.
 const emulatorName = "function"
 
-// functions are those that the worker serves: by name the revision that takes invocations,
-// and the earlier ones that come to their end. It implements invoke.Functions. Methods are
-// safe for concurrent use.
+// functions holds the functions that the worker serves: for each name the revision that
+// takes invocations, and earlier revisions that are draining. It implements
+// invoke.Functions. Methods are safe for concurrent use.
 type functions struct {
 	w      *worker
-	forced <-chan struct{} // closed when the daemon is to end at once
+	forced <-chan struct{} // closed when the daemon must stop at once
 
-	serving atomic.Pointer[map[string]*served] // by name; the map is never changed
+	serving atomic.Pointer[map[string]*served] // by name; a stored map is never modified
 
-	mu       sync.Mutex // guards what follows, and changes of serving
+	mu       sync.Mutex // guards the fields below, and stores to serving
 	closing  bool
 	draining map[*served]struct{}
 	drains   sync.WaitGroup
@@ -47,10 +47,10 @@ func newFunctions(w *worker, forced <-chan struct{}) *functions {
 	return f
 }
 
-// put has rev serve its function from now on: requests that come after put has returned run
-// in its sandboxes, those that were accepted before put was called in those of the revision
-// before, which takes no more and ends. If rev has provisioned sandboxes, they initialize
-// first; the error says that they could not, and then nothing has changed.
+// put makes rev the revision that serves its function. Requests that arrive after put has
+// returned run in sandboxes of rev; requests accepted before run in those of the previous
+// revision, which drains. If rev has provisioned sandboxes, put first waits until they have
+// initialized. If that fails, put returns the error and changes nothing.
 func (f *functions) put(ctx context.Context, rev *function.Revision) error {
 	s := f.newServed(rev)
 	if rev.Provisioned > 0 {
@@ -67,15 +67,15 @@ func (f *functions) put(ctx context.Context, rev *function.Revision) error {
 	return nil
 }
 
-// remove takes the function of that name out of service: its sandboxes come to their end.
+// remove stops serving the function with that name. Its revision drains.
 func (f *functions) remove(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.change(name, nil)
 }
 
-// change puts s in the place of the revision that serves name, if there is one. s is nil if
-// nobody serves it any more. The caller holds f.mu.
+// change makes s serve name, or nothing if s is nil, and starts draining the previous
+// revision. The caller holds f.mu.
 func (f *functions) change(name string, s *served) {
 	now := maps.Clone(*f.serving.Load())
 	old := now[name]
@@ -91,7 +91,7 @@ func (f *functions) change(name string, s *served) {
 	f.draining[old] = struct{}{}
 	f.drains.Go(func() {
 		if err := old.fleet.Shutdown(f.w.drain); err != nil {
-			f.w.log.WithError(err).WithField("function", name).Error("a revision did not end cleanly")
+			f.w.log.WithError(err).WithField("function", name).Error("a revision did not shut down cleanly")
 		}
 		f.mu.Lock()
 		delete(f.draining, old)
@@ -101,11 +101,11 @@ func (f *functions) change(name string, s *served) {
 
 func (f *functions) newServed(rev *function.Revision) *served {
 	s := &served{rev: rev, factory: newFactory(f.w, rev, f.forced)}
-	most := rev.Concurrency
-	if most == 0 {
-		most = f.w.config.Concurrency
+	places := rev.Concurrency
+	if places == 0 {
+		places = f.w.config.Concurrency
 	}
-	places, newSandbox := most, s.factory.make
+	newSandbox := s.factory.make
 	if rev.Managed > 0 {
 		places, newSandbox = places*rev.Managed, fleet.Share(rev.Managed, newSandbox)
 	}
@@ -119,7 +119,7 @@ func (f *functions) newServed(rev *function.Revision) *served {
 	return s
 }
 
-// find returns the revision that serves the function of that name, nil if there is none.
+// find returns the revision that serves the function with that name, or nil.
 func (f *functions) find(name string) *served {
 	all := *f.serving.Load()
 	if s := all[name]; s != nil || name != emulatorName || len(all) != 1 {
@@ -131,7 +131,7 @@ func (f *functions) find(name string) *served {
 	return nil
 }
 
-// all returns every revision that has sandboxes.
+// all returns every revision that may have sandboxes.
 func (f *functions) all() []*served {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -166,7 +166,7 @@ func (f *functions) Lease(ctx context.Context, name, tenant string) (invoke.Leas
 		case err == nil:
 			return &lease{functions: f, name: name, tenant: tenant, served: s, lease: l}, nil
 		case errors.Is(err, fleet.ErrClosed) && f.find(name) != s:
-			continue // another revision serves it since
+			continue // another revision has replaced s
 		case errors.Is(err, fleet.ErrClosed):
 			return nil, invoke.ErrClosed
 		case errors.Is(err, fleet.ErrTooMany):
@@ -176,7 +176,7 @@ func (f *functions) Lease(ctx context.Context, name, tenant string) (invoke.Leas
 	}
 }
 
-// lease is the right to one invocation of a revision.
+// lease is the right to one invocation of a revision. It implements invoke.Lease.
 type lease struct {
 	functions    *functions
 	name, tenant string
@@ -184,12 +184,12 @@ type lease struct {
 	lease        *fleet.Lease
 }
 
-// againTime bounds the wait for a sandbox of the next revision: that of the request is over
-// with its lease.
-const againTime = time.Minute
+// retryTime limits the wait for a sandbox of the next revision. The context of the request
+// does not apply any more: it covered the wait for the first lease.
+const retryTime = time.Minute
 
-// Invoke implements invoke.Lease. An invocation that no sandbox has seen when its revision
-// ends runs in the next one.
+// Invoke implements invoke.Lease. If the revision shuts down before a sandbox has received
+// the invocation, Invoke runs it in the revision that replaced it.
 func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 	for {
 		res, err := l.lease.Invoke(inv)
@@ -202,7 +202,7 @@ func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 		if l.functions.find(l.name) == l.served || l.functions.find(l.name) == nil {
 			return nil, fmt.Errorf("%w: %w", invoke.ErrClosed, err)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), againTime)
+		ctx, cancel := context.WithTimeout(context.Background(), retryTime)
 		next, err := l.functions.Lease(ctx, l.name, l.tenant)
 		cancel()
 		if err != nil {
@@ -215,7 +215,8 @@ func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 // Version implements invoke.Lease.
 func (l *lease) Version() string { return l.served.rev.Version }
 
-// shutdown takes no more invocations and ends all sandboxes, as fleet.Fleet.Shutdown does.
+// shutdown accepts no more invocations and shuts down the sandboxes of all revisions, as
+// fleet.Fleet.Shutdown does.
 func (f *functions) shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	f.closing = true

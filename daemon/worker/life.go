@@ -10,7 +10,7 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// lifeOf says how a sandbox of the revision lives.
+// lifeOf returns the life cycle configuration for the revision's sandboxes.
 func lifeOf(c *message.WorkerConfig, rev *function.Revision) rapid.Config {
 	life := rapid.Config{
 		Function:       functionOf(c, rev),
@@ -27,7 +27,7 @@ func lifeOf(c *message.WorkerConfig, rev *function.Revision) rapid.Config {
 	return life
 }
 
-// functionOf is the revision as the life of a sandbox knows it.
+// functionOf converts the revision for package rapid.
 func functionOf(c *message.WorkerConfig, rev *function.Revision) rapid.Function {
 	f := rapid.Function{
 		Name: rev.Name, Version: rev.Version, ARN: rev.ARN, Handler: rev.Handler,
@@ -45,7 +45,7 @@ func functionOf(c *message.WorkerConfig, rev *function.Revision) rapid.Function 
 	return f
 }
 
-// settingsOf are the operator's times and choices.
+// settingsOf returns the default settings with those of the operator applied.
 func settingsOf(c *message.WorkerConfig) rapid.Settings {
 	s := rapid.DefaultSettings()
 	s.InitTimeout = c.Life.InitTimeout
@@ -59,12 +59,13 @@ func settingsOf(c *message.WorkerConfig) rapid.Settings {
 	return s
 }
 
-// longInit is the limit of an initialization that no invocation waits for (LC-06).
+// longInit returns the time limit of an initialization that no invocation waits for (LC-06).
 func longInit(c *message.WorkerConfig, rev *function.Revision) time.Duration {
 	return max(c.Life.InitTimeout, 130*time.Second, rev.Timeout)
 }
 
-// logStream names the log of a sandbox as Lambda does (ENV-04).
+// logStream returns the name of a sandbox's log stream, in the form that Lambda uses
+// (ENV-04).
 func logStream(rev *function.Revision, id string) string {
 	var b strings.Builder
 	b.WriteString(time.Now().UTC().Format("2006/01/02/"))

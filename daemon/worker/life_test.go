@@ -55,8 +55,8 @@ func TestReadEvent(t *testing.T) {
 		t.Errorf("nothing: %s, %v", b, err)
 	}
 	for name, in := range map[string]string{
-		"is not JSON":    "{",
-		"over the limit": `"` + strings.Repeat("x", maxEventBytes) + `"`,
+		"not valid JSON":        "{",
+		"larger than the limit": `"` + strings.Repeat("x", maxEventBytes) + `"`,
 	} {
 		if _, err := readEvent("-", strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%v, want %q", err, name)

@@ -2,8 +2,8 @@ package worker
 
 import "github.com/sandboxd/sandboxd/daemon/admin"
 
-// report says what this process knows of its sandboxes. One that is being made has no id
-// yet and is left out.
+// report returns the states of the sandboxes. It omits a sandbox that is being created and
+// has no id yet.
 func (w *worker) report() admin.Report {
 	r := admin.Report{Functions: map[uint64]string{}, Sandboxes: []admin.State{}}
 	for _, s := range w.functions.all() {

@@ -21,22 +21,22 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
-// factory makes the sandboxes of one revision.
+// factory creates the sandboxes of one revision. Its methods are safe for concurrent use.
 type factory struct {
 	client *privsep.Client
 	log    *logrus.Logger
-	forced <-chan struct{} // closed when the daemon is to end at once
+	forced <-chan struct{} // closed when the daemon must stop at once
 
 	rev      *function.Revision
-	life     rapid.Config      // all but LogStream, APIAddr, Restore and OnState
-	network  isolation.Network // what the sandboxes can reach
-	strict   bool              // the runtime's paths are for the runtime alone
+	life     rapid.Config      // without LogStream, APIAddr, Restore and OnState
+	network  isolation.Network // what the sandboxes may connect to
+	strict   bool              // extensions may not use the runtime's paths
 	longInit time.Duration     // limit of a provisioned sandbox's initialization
 
 	traces *coldStarts // nil without --trace-init
 
 	mu   sync.Mutex
-	live map[string]*sandbox
+	live map[string]*sandbox // by id
 }
 
 func newFactory(w *worker, rev *function.Revision, forced <-chan struct{}) *factory {
@@ -49,11 +49,11 @@ func newFactory(w *worker, rev *function.Revision, forced <-chan struct{}) *fact
 	}
 }
 
-// renew asks for the credentials as they are now.
+// renew requests the current credentials from the supervisor.
 func (f *factory) renew(ctx context.Context) (c rapid.Credentials, err error) {
 	list, err := f.client.Renew(ctx)
 	if err == nil && len(list) != 3 {
-		err = errors.New("the supervisor's answer is no credentials")
+		err = fmt.Errorf("the supervisor sent %d credentials instead of 3", len(list))
 	}
 	if err != nil {
 		return c, err
@@ -73,13 +73,13 @@ type sandbox struct {
 	end   context.CancelFunc // ends the life
 	ready chan struct{}      // closed when it has initialized
 	ended chan struct{}      // closed when the life and its API have ended
-	err   error              // of the life; valid once ended
+	err   error              // of the life; valid once ended is closed
 }
 
-// make makes a sandbox and starts its life. What fails is rolled back.
+// make creates a sandbox and starts its life.
 func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) { return f.start(ctx, f.life) }
 
-// provision makes a sandbox that initializes before anybody needs it (LC-09).
+// provision creates a sandbox that initializes before its first invocation (LC-09).
 func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 	cfg := f.life
 	cfg.Initialization = rapid.Provisioned
@@ -122,7 +122,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 		if st != rapid.Initializing {
 			coldStart.End()
 		}
-		if f.log.IsLevelEnabled(logrus.DebugLevel) { // fields cost more than asking, twice for each invocation
+		if f.log.IsLevelEnabled(logrus.DebugLevel) { // this runs twice for each invocation, and fields are expensive
 			f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
 		}
 	}
@@ -136,35 +136,35 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	return s, nil
 }
 
-// find returns the live sandbox of that id, nil if there is none.
+// find returns the live sandbox with that id, or nil.
 func (f *factory) find(id string) *sandbox {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.live[id]
 }
 
-// run lives the sandbox's life and serves the Runtime API for as long as it lasts:
-// the shutdown needs the API too.
+// run runs the sandbox's life cycle, and serves the Runtime API until it has ended: the
+// shutdown needs the API too.
 func (s *sandbox) run(ctx context.Context) {
 	defer close(s.ended)
 	apiCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	served := make(chan error, 1)
 	limits := api.DefaultLimits()
-	limits.Connections += 2 * s.factory.life.MaxConcurrency // of managed mode: a worker waits in one of its own
+	limits.Connections += 2 * s.factory.life.MaxConcurrency // in managed mode each worker of the runtime waits in a connection of its own
 	var origin api.Origin
 	if s.factory.strict {
 		origin = s.origin
 	}
 	go func() { served <- api.Serve(apiCtx, s.life, s.sup.Listener(), limits, origin) }()
-	named := make(chan error, 1)
-	go func() { named <- s.serveLookups(apiCtx) }()
+	resolved := make(chan error, 1)
+	go func() { resolved <- s.serveLookups(apiCtx) }()
 	s.err = s.life.Run(ctx)
-	if errors.Is(s.err, rapid.ErrLost) { // the function's doing; whether it can be removed is another matter
-		s.factory.log.WithField("sandbox", s.id).WithError(s.err).Warn("a sandbox is lost")
+	if errors.Is(s.err, rapid.ErrLost) { // caused by the function; it says nothing about the removal
+		s.factory.log.WithField("sandbox", s.id).WithError(s.err).Warn("a sandbox can take no more invocations")
 		s.err = nil
 	}
 	stop()
-	s.err = errors.Join(s.err, <-served, <-named)
+	s.err = errors.Join(s.err, <-served, <-resolved)
 }
 
 // serveLookups answers the sandbox's name lookups until ctx ends.
@@ -176,7 +176,8 @@ func (s *sandbox) serveLookups(ctx context.Context) error {
 	return s.resolver.Serve(ctx, udp, tcp)
 }
 
-// origin says why a connection is not the runtime's. See api.Origin.
+// origin returns an error if a connection was not made in the runtime's domain. It is an
+// api.Origin.
 func (s *sandbox) origin(ctx context.Context, conn net.Conn) error {
 	domain, err := s.sup.Domain(ctx, conn)
 	switch {
@@ -189,10 +190,10 @@ func (s *sandbox) origin(ctx context.Context, conn net.Conn) error {
 	return nil
 }
 
-// ID names the sandbox.
+// ID returns the id of the sandbox.
 func (s *sandbox) ID() string { return s.id }
 
-// State is where in its life the sandbox is.
+// State returns the state of the sandbox's life cycle.
 func (s *sandbox) State() rapid.State { return s.life.State() }
 
 // Invoke runs one invocation.
@@ -200,21 +201,21 @@ func (s *sandbox) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Res
 	return s.life.Invoke(ctx, inv)
 }
 
-// Ready is closed when the sandbox has initialized.
+// Ready returns a channel that is closed when the sandbox has initialized.
 func (s *sandbox) Ready() <-chan struct{} { return s.ready }
 
-// Ended is closed when the life has ended.
+// Ended returns a channel that is closed when the life and its API have ended.
 func (s *sandbox) Ended() <-chan struct{} { return s.ended }
 
-// kill ends every process of the sandbox, whatever has ended meanwhile.
+// kill kills every process of the sandbox. It does not depend on any context of a caller.
 func (s *sandbox) kill() error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
 	defer cancel()
 	return s.box.Kill(ctx)
 }
 
-// Close ends the life and removes the sandbox. When ctx ends or the user wants the end at
-// once, the orderly shutdown is cut short by a kill.
+// Close shuts the sandbox down and removes it. If ctx ends or a stop is forced before the
+// shutdown is over, Close kills the sandbox's processes first.
 func (s *sandbox) Close(ctx context.Context) error {
 	s.end()
 	var errs []error
@@ -225,18 +226,18 @@ func (s *sandbox) Close(ctx context.Context) error {
 	case <-s.factory.forced:
 		errs = append(errs, s.kill())
 	case <-ctx.Done():
-		errs = append(errs, s.kill(), fmt.Errorf("sandbox %s was killed: its shutdown took too long: %w", s.id, ctx.Err()))
+		errs = append(errs, s.kill(), fmt.Errorf("sandbox %s was killed because its shutdown took too long: %w", s.id, ctx.Err()))
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), teardownTime)
 	defer cancel()
 	errs = append(errs, s.sup.Close(last))
 	select {
-	case <-s.ended: // also after a kill: nothing is left to wait for
-		if !killed { // else its errors are those of the kill
+	case <-s.ended: // also after a kill, which leaves the life nothing to wait for
+		if !killed { // else the kill caused its errors
 			errs = append(errs, s.err)
 		}
 	case <-last.Done():
-		errs = append(errs, fmt.Errorf("sandbox %s: its life does not end: %w", s.id, last.Err()))
+		errs = append(errs, fmt.Errorf("sandbox %s is removed, but its life cycle did not end: %w", s.id, last.Err()))
 	}
 	s.factory.mu.Lock()
 	delete(s.factory.live, s.id)

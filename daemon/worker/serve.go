@@ -17,11 +17,11 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// maxEventBytes bounds the event of --event (INV-08).
+// maxEventBytes is the largest event of --event (INV-08).
 const maxEventBytes = 6 << 20
 
-// serve answers requests on l until ctx ends, then drains. The functions' shutdown
-// answers what still runs when the time for that is up.
+// serve serves requests on l until ctx ends, then waits for running ones. When w.drain
+// ends, it shuts the functions down, which fails the requests that still run.
 func (w *worker) serve(ctx context.Context, l net.Listener) error {
 	c := w.config
 	server := invoke.New(invoke.Config{
@@ -35,7 +35,7 @@ func (w *worker) serve(ctx context.Context, l net.Listener) error {
 	}
 	w.log.WithFields(fields).Info("listening")
 	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		w.log.Warn("the endpoint has no authentication, and --listen lets other hosts reach it")
+		w.log.Warn("other hosts can reach the endpoint at the address of --listen, and it has no authentication")
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, l) }()
@@ -43,13 +43,13 @@ func (w *worker) serve(ctx context.Context, l net.Listener) error {
 	case err := <-served:
 		return err
 	case <-w.drain.Done():
-		_ = w.functions.shutdown(w.drain) // run asks again, and reports the error
+		_ = w.functions.shutdown(w.drain) // run calls shutdown again and returns its error
 		return <-served
 	}
 }
 
-// invokeOnce runs one invocation of the function and writes its response to out. When ctx ends first
-// the invocation is cut short.
+// invokeOnce runs one invocation of the function and writes its response to out. If ctx
+// ends first, it aborts the invocation.
 func (w *worker) invokeOnce(ctx context.Context, name string, event []byte, out io.Writer) error {
 	type answer struct {
 		*rapid.Result
@@ -59,7 +59,7 @@ func (w *worker) invokeOnce(ctx context.Context, name string, event []byte, out 
 	go func() {
 		res, err := w.functions.find(name).fleet.Invoke(ctx, &rapid.Invocation{ID: uuid.NewString(), Payload: event, Arrived: time.Now()})
 		if err == nil {
-			<-res.Done // the REPORT comes before the end
+			<-res.Done // so that the REPORT line is printed before the exit
 		}
 		answers <- answer{res, err}
 	}()
@@ -69,7 +69,7 @@ func (w *worker) invokeOnce(ctx context.Context, name string, event []byte, out 
 	case <-ctx.Done():
 		cut, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cancel()
-		_ = w.functions.shutdown(cut) // run asks again, and reports the error
+		_ = w.functions.shutdown(cut) // run calls shutdown again and returns its error
 		<-answers
 		return errors.New("interrupted before the invocation was over")
 	}
@@ -85,19 +85,19 @@ func (w *worker) invokeOnce(ctx context.Context, name string, event []byte, out 
 	return nil
 }
 
-// readEvent reads the event of --event, which is our standard input, and checks it as
-// the endpoint would (INV-08, INV-09). name is how the user knows it.
+// readEvent reads the event of --event from in, and checks it as the endpoint does (INV-08,
+// INV-09). name is the value of --event, for errors.
 func readEvent(name string, in io.Reader) ([]byte, error) {
 	event, err := io.ReadAll(io.LimitReader(in, maxEventBytes+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("--event %s: %w", name, err)
 	case len(event) > maxEventBytes:
-		return nil, fmt.Errorf("--event %s: is over the limit of %d bytes", name, maxEventBytes)
+		return nil, fmt.Errorf("--event %s: the event is larger than the limit of %d bytes", name, maxEventBytes)
 	case len(event) == 0:
 		return []byte("{}"), nil
 	case !json.Valid(event):
-		return nil, fmt.Errorf("--event %s: is not JSON", name)
+		return nil, fmt.Errorf("--event %s: the event is not valid JSON", name)
 	}
 	return event, nil
 }

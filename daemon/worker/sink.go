@@ -10,9 +10,10 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// newSink makes the sink for the lines of functions, extensions and platform. In
-// text they are printed as they are. In JSON every line is one object: a line that
-// is none becomes the record of one, as the Telemetry API has it (TL-24).
+// newSink returns the sink for log lines of functions, extensions and the platform. In text
+// format it prints lines as they are. In JSON format every printed line is one object: a
+// line that is not an object becomes the field "record" of one, as in the Telemetry API
+// (TL-24).
 func newSink(w io.Writer, format telemetry.Format) telemetry.Sink {
 	plain := telemetry.NewWriter(w, format)
 	if format != telemetry.JSON {
@@ -21,7 +22,7 @@ func newSink(w io.Writer, format telemetry.Format) telemetry.Sink {
 	return jsonSink{plain}
 }
 
-// jsonSink wraps lines that are no JSON objects.
+// jsonSink passes records to next, and wraps lines that are not JSON objects.
 type jsonSink struct{ next telemetry.Sink }
 
 func (s jsonSink) Lines(ctx context.Context, records []telemetry.Record) {
@@ -31,8 +32,8 @@ func (s jsonSink) Lines(ctx context.Context, records []telemetry.Record) {
 	s.next.Lines(ctx, records)
 }
 
-// wrap makes an object of a line that is none, and one line of an object that is
-// several, as a framed one may be.
+// wrap makes the text of r one JSON object on one line. An object in a framed message may
+// have several lines.
 func wrap(r *telemetry.Record) {
 	if text := strings.TrimSpace(r.Text); r.Platform != nil || strings.HasPrefix(text, "{") && json.Valid([]byte(text)) {
 		if strings.Contains(r.Text, "\n") {

@@ -8,24 +8,24 @@ import (
 	"github.com/sandboxd/sandboxd/fleet"
 )
 
-// trimEvery is how often the memory of idle sandboxes is looked at.
+// trimEvery is the interval between checks of the idle sandboxes' memory.
 const trimEvery = 5 * time.Second
 
-// warmSet bounds the memory that idle sandboxes hold, which else only their idle
-// time-out ends. Of all functions' sandboxes the ones idle longest go first.
+// warmSet limits the memory of idle sandboxes, which would otherwise stay until their idle
+// time-out. It closes the longest idle sandboxes of all functions first.
 type warmSet struct {
-	most  uint64      // bytes that all may hold together
-	short func() bool // the host's memory is short
+	most  uint64      // most bytes of all idle sandboxes together
+	short func() bool // reports whether the host is short of memory
 }
 
 // idler is an idle sandbox.
 type idler struct {
 	fleet *fleet.Fleet
 	fleet.Idle
-	bytes uint64 // the most that it ever had
+	bytes uint64 // its peak memory
 }
 
-// keep closes idle sandboxes until ctx ends.
+// keep closes surplus idle sandboxes until ctx ends.
 func (w warmSet) keep(ctx context.Context, f *functions) {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
@@ -42,7 +42,7 @@ func (w warmSet) keep(ctx context.Context, f *functions) {
 	}
 }
 
-// idlers are the idle sandboxes of all functions, the longest idle first.
+// idlers returns the idle sandboxes of all functions, the longest idle first.
 func (f *functions) idlers() (list []idler) {
 	for _, s := range f.all() {
 		for _, i := range s.fleet.Idlers() {
@@ -53,13 +53,13 @@ func (f *functions) idlers() (list []idler) {
 	return list
 }
 
-// surplus is how many of the idle sandboxes, from the first on, have to go. When the host's
-// memory is short half of them do, and half of the rest the next time.
+// surplus returns how many sandboxes to close, counted from the start of list. If the host
+// is short of memory, that is at least half of them.
 func (w warmSet) surplus(list []idler) int {
 	bytes := make([]uint64, len(list))
 	seen := map[string]bool{}
 	var total uint64
-	for i, idle := range list { // in managed mode an id comes once for each place
+	for i, idle := range list { // in managed mode an id appears once for each place
 		if !seen[idle.ID] {
 			bytes[i] = idle.bytes
 		}
@@ -79,8 +79,8 @@ func (w warmSet) surplus(list []idler) int {
 	return n
 }
 
-// warmSet says how much memory idle sandboxes may hold: half of the host's unless the
-// operator says otherwise.
+// warmSet returns the limit for idle sandboxes: the operator's, or half of the host's
+// memory.
 func (w *worker) warmSet() warmSet {
 	most := w.config.WarmMemory
 	if most == 0 {
@@ -90,8 +90,7 @@ func (w *worker) warmSet() warmSet {
 	return warmSet{most: most, short: w.memory.Short}
 }
 
-// memoryPeak is the most memory in bytes that a sandbox ever had, 0 for one that is being
-// removed.
+// memoryPeak returns the peak memory of a sandbox in bytes, or 0 while it is being removed.
 func (f *factory) memoryPeak(id string) uint64 {
 	s := f.find(id)
 	if s == nil {

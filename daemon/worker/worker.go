@@ -1,6 +1,8 @@
-// Package worker is the process of a daemon that reads what strangers say: the endpoint, the
-// sandboxes' lives with their APIs and logs, and the socket for commands. It runs without
-// privilege, and asks the supervisor's process (package daemon) for what takes one.
+// Package worker implements the worker of a daemon, the unprivileged process that handles
+// untrusted input. It serves the invoke endpoint, runs the life cycle of the sandboxes with
+// their APIs and logs, and serves the socket for commands. For everything that takes
+// privilege it sends requests to the supervisor (package daemon). [Main] is its main
+// function.
 package worker
 
 import (
@@ -29,26 +31,26 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor/privsep"
 )
 
-// teardownTime is what remains of a sandbox may take to go, once its life has ended.
+// teardownTime is how long the removal of a sandbox may take after its life has ended.
 const teardownTime = 10 * time.Second
 
-// worker is everything that the process has.
+// worker is the state of the process.
 type worker struct {
 	config *message.WorkerConfig
 	client *privsep.Client
 	log    *logrus.Logger
-	stderr *logging.LineWriter // for the lines of sandboxes
-	drain  context.Context     // ends when running invocations are no longer waited for
+	stderr *logging.LineWriter // for the log lines of sandboxes
+	drain  context.Context     // see drainContext
 
 	memory    memory.Info
 	traces    *coldStarts
 	functions *functions
 }
 
-// IsProcess reports whether this process is a worker.
+// IsProcess reports whether this process is a worker: then main must call [Main].
 func IsProcess() bool { return os.Args[0] == message.WorkerCommand }
 
-// Main is main for the worker. It returns the exit code of the daemon.
+// Main runs the worker and returns the exit code of the daemon.
 func Main() int {
 	ballast := make([]byte, ballastBytes)
 	defer runtime.KeepAlive(ballast)
@@ -61,20 +63,20 @@ func Main() int {
 	return exit.Report(work(stderr), stderr)
 }
 
-// The garbage collector runs when the heap has grown by collectPercent of what is in use.
-// ballastBytes count as in use, but take no memory, as nobody touches them. A small daemon
-// has 2 MB in use, of which an invocation makes 15 KB: with the ballast the collector runs
-// after some 4 MB. One that strangers make hold 10 MB grows by 6 more, not by another 10
-// (SEC-51 allows an attack 16 in all).
+// The garbage collector runs when the heap has grown by collectPercent of its live size.
+// The ballast counts as live, but takes no memory, because nothing touches it. A small
+// daemon has 2 MB of live heap, and an invocation allocates 15 KB: with the ballast the
+// collector runs after about 4 MB. If an attack makes the daemon hold 10 MB, the heap grows
+// by 6 MB more, not by another 10 (SEC-51 allows 16 MB in all).
 const (
 	ballastBytes   = 9 << 20
 	collectPercent = 33
 )
 
-// work does what the configuration says.
+// work reads the configuration, confines the process, and serves until it is asked to stop.
 func work(stderr *logging.LineWriter) (err error) {
 	failpoint.Pass(failpoint.WorkerStarted)
-	_, _ = time.Now().Zone() // reads the time zone's file, while it can
+	_, _ = time.Now().Zone() // loads the time zone's file, which confine.Process makes unreadable
 	w := &worker{stderr: stderr, memory: memory.Info{File: os.NewFile(message.MemoryFD, "/proc/meminfo")}}
 	if w.config, err = message.ReadWorkerConfig(os.NewFile(message.ConfigFD, "worker-config")); err != nil {
 		return err
@@ -93,14 +95,14 @@ func work(stderr *logging.LineWriter) (err error) {
 	if err := boundWorker(uint64(sandboxes)); err != nil {
 		return err
 	}
-	filetable.Grow(filetable.For(sandboxes)) // if it fails, some sandbox waits
+	filetable.Grow(filetable.For(sandboxes)) // on failure a later cold start is slower
 	if err := confine.Process(); err != nil {
 		return err
 	}
 	if w.client, err = privsep.NewClient(os.NewFile(message.LineFD, "supervisor"), sandboxes); err != nil {
 		return err
 	}
-	ctx, gone := w.untilTold()
+	ctx, gone := w.stopContext()
 	messages := logging.NewAsyncWriter(stderr)
 	defer messages.Close(exit.FlushTime)
 	json := w.config.LogFormat == "JSON"
@@ -119,14 +121,14 @@ func work(stderr *logging.LineWriter) (err error) {
 	select {
 	case err := <-ended:
 		return err
-	case <-gone: // nothing can be ended in order any more: the kernel ends the sandboxes
-		return errors.Join(errors.New("the supervisor is gone"), w.client.Err())
+	case <-gone: // an orderly shutdown is impossible; the kernel kills the sandboxes
+		return errors.Join(errors.New("the supervisor has exited"), w.client.Err())
 	}
 }
 
-// untilTold returns a context that ends when the supervisor says that the daemon is to end,
-// and a channel that is closed when the supervisor is gone.
-func (w *worker) untilTold() (context.Context, <-chan struct{}) {
+// stopContext returns a context that ends when the supervisor asks the worker to stop, and
+// a channel that is closed when the supervisor has exited.
+func (w *worker) stopContext() (context.Context, <-chan struct{}) {
 	signals := make(chan os.Signal, 2)
 	go func() {
 		for {
@@ -141,14 +143,14 @@ func (w *worker) untilTold() (context.Context, <-chan struct{}) {
 	return exit.OnSignals(context.Background(), signals), w.client.Gone()
 }
 
-// What the worker may take of the host, beside its part for each sandbox.
+// Resource limits of the worker.
 const (
-	workerFiles   = 8192
-	sandboxFiles  = 1024 // the connections to its API, above all
-	workerThreads = 512
+	workerFiles   = 8192 // descriptors, besides those of sandboxes
+	sandboxFiles  = 1024 // descriptors for each sandbox, mostly connections to its API
+	workerThreads = 512  // besides one for each sandbox
 )
 
-// boundWorker bounds what this process takes of the host, should it be taken over.
+// boundWorker limits the resources that this process can use if it is compromised.
 func boundWorker(sandboxes uint64) error {
 	for resource, most := range map[int]uint64{
 		unix.RLIMIT_NOFILE: workerFiles + sandboxes*sandboxFiles, unix.RLIMIT_NPROC: workerThreads + sandboxes,
@@ -166,7 +168,7 @@ func boundWorker(sandboxes uint64) error {
 	return nil
 }
 
-// inherited is the listener of a descriptor.
+// inherited returns the listener of an inherited descriptor.
 func inherited(fd uintptr) (net.Listener, error) {
 	f := os.NewFile(fd, "listener")
 	defer f.Close()
@@ -177,12 +179,12 @@ func inherited(fd uintptr) (net.Listener, error) {
 	return l, nil
 }
 
-// run serves, or invokes once, and ends all sandboxes.
+// run serves, or invokes once, and then shuts all sandboxes down.
 func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err error) {
 	w.functions = newFunctions(w, exit.Forced(ctx))
 	go w.warmSet().keep(ctx, w.functions)
 	commands := admin.ServeReports(control, w.report, func(err error) {
-		w.log.WithError(err).Error("the control socket is not served any more: ps and inspect will not know states")
+		w.log.WithError(err).Error("the worker's admin socket has failed: ps and inspect will not know states")
 	})
 	defer func() {
 		err = errors.Join(err, w.functions.shutdown(w.drain))
@@ -194,7 +196,7 @@ func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err e
 		}
 		if err := w.functions.put(ctx, &rev); err != nil {
 			if ctx.Err() != nil {
-				return nil // told to end meanwhile
+				return nil // asked to stop meanwhile
 			}
 			return err
 		}
@@ -209,8 +211,8 @@ func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err e
 	return w.invokeOnce(ctx, w.config.Revisions[0].Name, event, os.Stdout)
 }
 
-// awaitEvent reads the event from standard input, whose name is that of --event, and
-// checks it. It gives up when ctx ends.
+// awaitEvent reads and checks the event on standard input. name is the value of --event, for
+// errors. It returns early when ctx ends.
 func awaitEvent(ctx context.Context, name string) ([]byte, error) {
 	type result struct {
 		event []byte
@@ -225,12 +227,12 @@ func awaitEvent(ctx context.Context, name string) ([]byte, error) {
 	case r := <-read:
 		return r.event, r.err
 	case <-ctx.Done():
-		return nil, errors.New("interrupted before the event was there")
+		return nil, errors.New("interrupted before the event was read")
 	}
 }
 
-// drainContext ends when running invocations are no longer waited for: patience after ctx
-// has ended, or earlier when the user wants the end at once. Its cause says which.
+// drainContext returns the context for waiting for running invocations. It ends patience
+// after ctx has ended, or earlier on a second signal; its cause says which.
 func drainContext(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
 	drain, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	go func() {
@@ -245,7 +247,7 @@ func drainContext(ctx context.Context, patience time.Duration) (context.Context,
 		case <-timer.C:
 			cancel(fmt.Errorf("they did not end within --drain-timeout, %s", patience))
 		case <-exit.Forced(ctx):
-			cancel(errors.New("there was a second signal"))
+			cancel(errors.New("a second signal arrived"))
 		case <-drain.Done():
 		}
 	}()

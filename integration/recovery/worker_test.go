@@ -29,7 +29,7 @@ func TestWorkerKilled(t *testing.T) {
 		if code := d.WaitExit(); code != 2 {
 			t.Errorf("exit code %d, want 2", code)
 		}
-		if !strings.Contains(d.Log.Text(), "the worker has ended, and all sandboxes with it: signal: killed") {
+		if !strings.Contains(d.Log.Text(), "the worker has exited, and all sandboxes with it: signal: killed") {
 			t.Errorf("the log does not tell:\n%s", d.Log.Text())
 		}
 		for _, p := range inside {
@@ -97,7 +97,7 @@ func TestWorkerEndsAtOnce(t *testing.T) {
 			d.Run()
 			d.WaitFor(held)
 			end(t, d)
-			if code := d.WaitExit(); code != 2 || !strings.Contains(d.Log.Text(), "the worker has ended, and all sandboxes with it: signal: killed") {
+			if code := d.WaitExit(); code != 2 || !strings.Contains(d.Log.Text(), "the worker has exited, and all sandboxes with it: signal: killed") {
 				t.Errorf("exit code %d, want 2; the log:\n%s", code, d.Log.Text())
 			}
 			harness.WantNothingLeft(t, f.Run)

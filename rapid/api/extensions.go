@@ -18,7 +18,7 @@ const identifier = "Lambda-Extension-Identifier"
 // register is POST …/extension/register (section 2.2).
 func register(r *request) error {
 	reg := rapid.Registration{Name: r.get("Lambda-Extension-Name")}
-	if reg.Name != "" { // the empty name is rapid's to refuse, before anything else (EX-12)
+	if reg.Name != "" { // rapid refuses an empty name, before anything else is checked (EX-12)
 		var body struct {
 			Events            []string          `json:"events"`
 			ConfigurationKeys []json.RawMessage `json:"configurationKeys"`
@@ -67,8 +67,8 @@ func nextEvent(r *request) error {
 	return nil
 }
 
-// small reads the body of an extension's call. Few that are longer than maxSmall are read at
-// the same time: nobody has proved yet to be an extension.
+// small reads the body of an extension's request. It limits concurrent reads of bodies above
+// maxSmall, because the sender is not known to be an extension yet.
 func (r *request) small() (b []byte, truncated bool, err error) {
 	limit := r.sandbox.Rules().ExtensionBody
 	if n := r.ContentLength; limit > maxSmall && (n < 0 || n > maxSmall) {

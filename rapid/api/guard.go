@@ -17,20 +17,20 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// guard is a listener that counts its connections. When there are too many, it closes the
-// one that has been idle longest to make room, so that a process that hoards connections
-// does not keep the next good request out.
+// guard is a listener that limits the number of its connections. When the limit is reached,
+// it closes the longest idle connection, so that a process that holds many connections cannot
+// block the requests of others.
 type guard struct {
 	net.Listener
 	sandbox *rapid.Sandbox
 	limits  Limits
-	origin  Origin        // nil: not asked
-	asking  chan struct{} // has one element for each connection whose origin is being asked for
+	origin  Origin        // nil without strict mode
+	asking  chan struct{} // semaphore of calls of origin
 	ctx     context.Context
 	handler http.Handler
 	hot     *httpfast.Server
-	headers atomic.Int64  // sum of the connections' headers
-	large   chan struct{} // has one element for each large body of an extension that is being read
+	headers atomic.Int64  // bytes of headers of all connections
+	large   chan struct{} // semaphore of reads of large bodies of extensions
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
@@ -42,7 +42,7 @@ func newGuard(ctx context.Context, l net.Listener, s *rapid.Sandbox, limits Limi
 	return &guard{Listener: l, sandbox: s, limits: limits, ctx: ctx, handler: h, hot: hotServer(h), conns: map[*conn]struct{}{}, asking: make(chan struct{}, maxOrigins), large: make(chan struct{}, maxLarge)}
 }
 
-// Accept returns the next connection there is room for.
+// Accept returns the next connection that admit allows.
 func (g *guard) Accept() (net.Conn, error) {
 	for {
 		nc, err := g.Listener.Accept()
@@ -59,7 +59,8 @@ func (g *guard) Accept() (net.Conn, error) {
 	}
 }
 
-// admit reports whether there is room for c, which it makes by closing an idle connection.
+// admit adds c, and closes an idle connection if the limit is reached. It reports false if
+// there is no room for c.
 func (g *guard) admit(c *conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -72,7 +73,7 @@ func (g *guard) admit(c *conn) bool {
 				oldest = o
 			}
 		}
-		if oldest == nil { // or one that waits for an event, and nobody is there
+		if oldest == nil { // else one that waits for an event and whose client has gone
 			for o := range g.conns {
 				if phase(o.phase.Load()) == waiting && o.hungUp() {
 					oldest = o
@@ -91,14 +92,14 @@ func (g *guard) admit(c *conn) bool {
 	return true
 }
 
-// changed follows the server's view of a connection.
+// changed updates the phase of a connection when the server changes its state.
 func (g *guard) changed(nc net.Conn, st http.ConnState) {
 	c, ok := nc.(*conn)
 	if !ok {
 		return
 	}
 	switch st {
-	case http.StateActive: // headers are read, and nobody else reads yet
+	case http.StateActive: // the headers are complete; the handler has not started
 		c.handle()
 	case http.StateIdle:
 		g.mu.Lock()
@@ -115,67 +116,68 @@ func (g *guard) changed(nc net.Conn, st http.ConnState) {
 	}
 }
 
-// wait returns when the server has let go of every connection.
+// wait waits until the server has closed every connection.
 func (g *guard) wait() { g.all.Wait() }
 
-// phase is where a connection is between two requests.
+// phase is the progress of the current request of a connection.
 type phase int32
 
 const (
-	idle     phase = iota // nothing of the next request has come
-	begun                 // some of its line and headers have
-	handling              // headers are complete: no limit of ours from here
-	waiting               // for an event, as a hot request: nobody sees the peer go away
+	idle     phase = iota // nothing of the next request has arrived
+	begun                 // a part of request line and headers has arrived
+	handling              // the headers are complete: no time limit from here on
+	waiting               // a hot request waits for an event: nothing watches the connection
 )
 
-// conn limits the time that request line and headers may take once they have begun.
-// A request that comes in one piece, as all good ones do, costs nothing: the clock
-// starts when the server has to ask for more. Because a deadline runs by the wall
-// clock, one that passes is checked against the sandbox's thawed time, and set again
-// for what is left of it.
+// conn limits the time that request line and headers may take. The time starts at the second
+// read, so a request whose head arrives in one piece, as well-behaved clients send it, costs
+// nothing. The limit is thawed time, but a read deadline is wall-clock time: when a deadline
+// passes, Read checks the thawed time, and sets the deadline again if some is left.
 type conn struct {
 	net.Conn
 	guard   *guard
 	client  *rapid.Client
-	foreign error     // why its maker may not act as the runtime; nil if it may; not valid while unknown
-	since   time.Time // of idleness; guard.mu
+	foreign error     // why the connection may not use the runtime's paths; nil if it may; valid unless unknown
+	since   time.Time // start of the idle time; guarded by guard.mu
 	phase   atomic.Int32
 	closed  sync.Once
-	ctx     context.Context // of its hot requests: ends with Close
+	ctx     context.Context // of its hot requests; ends with Close
 	cancel  context.CancelFunc
-	unknown bool // its origin is to be asked for, before anything is read; the server's reading goroutine's
-	hot     bool // it has had hot requests only; the server's reading goroutine's
 
-	until   time.Duration // end of the header time, thawed; 0 if the clock has not started
-	headers int64         // bytes of line and headers of the request that is not over, but for its first piece
+	// Only the goroutine of the server that reads uses these two.
+	unknown bool // the origin has not been determined
+	hot     bool // there have been only hot requests
+
+	until   time.Duration // end of the time for headers, in thawed time; 0 if it has not started
+	headers int64         // bytes of request line and headers of the current request, except its first piece
 }
 
-// hold counts n more bytes of headers until the request is over, and reports whether
-// there is room for them.
+// hold counts n more bytes of headers until the request ends, and reports whether the limit
+// allows them.
 func (c *conn) hold(n int) bool {
 	c.headers += int64(n)
 	return c.guard.headers.Add(int64(n)) <= maxHeaders
 }
 
-// release forgets the headers of a request that is over.
+// release stops counting the headers of the current request.
 func (c *conn) release() {
 	c.guard.headers.Add(-c.headers)
 	c.headers = 0
 }
 
-var errHeaders = errors.New("the sandbox has too many bytes of headers in requests that are not over")
+var errHeaders = errors.New("the headers of all unfinished requests of the sandbox are too large")
 
-// handle notes that the headers of a request are complete.
+// handle records that the headers of a request are complete.
 func (c *conn) handle() {
 	c.phase.Store(int32(handling))
 	if c.until != 0 {
 		c.until = 0
-		_ = c.Conn.SetReadDeadline(time.Time{}) // of an open connection: cannot fail in a way that matters
+		_ = c.Conn.SetReadDeadline(time.Time{}) // fails only if the connection is closed
 	}
 }
 
-// Read reads for the server. Before the first byte it finds out where the connection comes
-// from, and it serves hot requests itself: the server sees what follows them.
+// Read reads for the server. Before the first byte it determines the origin of the
+// connection. It serves hot requests itself; the server gets what follows them.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.unknown {
 		c.unknown = false
@@ -223,7 +225,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		case n > 0 || !errors.Is(err, os.ErrDeadlineExceeded):
 			return n, err
 		}
-		select { // there is time left: it was frozen
+		select { // there is thawed time left: the sandbox was frozen
 		case <-c.guard.sandbox.Running():
 		case <-c.ctx.Done():
 			return 0, net.ErrClosed
@@ -231,14 +233,14 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Close ends the connection, and a hot request that waits.
+// Close closes the connection, and ends a waiting hot request.
 func (c *conn) Close() error {
 	c.cancel()
 	return c.Conn.Close()
 }
 
-// hungUp reports whether the peer has closed the connection, whatever of it is left to
-// read, without waiting for the server's own reading to see it.
+// hungUp reports whether the peer has closed the connection, even if there are bytes left to
+// read. It does not depend on a read of the server.
 func (c *conn) hungUp() (gone bool) {
 	sc, ok := c.Conn.(syscall.Conn)
 	if !ok {
@@ -251,13 +253,13 @@ func (c *conn) hungUp() (gone bool) {
 	err = raw.Control(func(fd uintptr) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
-		gone = err == nil && n > 0 // if it cannot be asked, writing will tell
+		gone = err == nil && n > 0 // after an error assume that it is open: a write will fail
 	})
 	return gone || err != nil
 }
 
-// CloseWrite lets the server say goodbye before it closes, so that a client that is
-// still sending can read the answer.
+// CloseWrite closes the writing side. The server calls it before Close, so that a client that
+// is still sending can read the response.
 func (c *conn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()

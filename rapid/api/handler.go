@@ -12,16 +12,16 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// handler answers one sandbox's requests.
+// handler handles the requests of one sandbox.
 type handler struct{ s *rapid.Sandbox }
 
-// request is one request and what answers it.
+// request is one request with its response writer.
 type request struct {
 	http.ResponseWriter
 	*http.Request
 	sandbox *rapid.Sandbox
 	client  *rapid.Client
-	arrival arrival // of an answer's body
+	arrival arrival // of the body of an answer
 }
 
 func (r *request) ctx() context.Context { return r.Request.Context() }
@@ -35,8 +35,8 @@ const (
 	credentialsPath = "/2021-04-23/credentials"
 )
 
-// ServeHTTP finds the endpoint. Paths are compared as they are: nothing is cleaned,
-// joined or redirected.
+// ServeHTTP dispatches to the endpoint. It compares paths as they are, without cleaning or
+// redirecting them.
 func (h *handler) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	c := connOf(hr)
 	if c == nil {
@@ -126,7 +126,7 @@ func (h *handler) extensionPath(r *request, path string) {
 	}
 }
 
-// method calls do if r has the method that the path knows (RT-09).
+// method calls do if r has the method of the endpoint (RT-09).
 func (h *handler) method(r *request, method string, do func(*request) error) {
 	if r.Method != method {
 		r.Header().Set("Allow", method)
@@ -142,7 +142,7 @@ func (h *handler) method(r *request, method string, do func(*request) error) {
 	}
 }
 
-// statuses of refusals; what is not here is a 403.
+// statuses are the status codes of refusals. Others have status 403.
 var statuses = map[rapid.RefusalType]int{
 	rapid.InvalidRequestID:            http.StatusBadRequest,
 	rapid.InvalidFunctionResponseMode: http.StatusBadRequest,
@@ -153,8 +153,8 @@ var statuses = map[rapid.RefusalType]int{
 	rapid.LogsValidationError:         http.StatusBadRequest,
 }
 
-// refuse answers with the error of a call. A caller whose generation is gone is cut
-// off (RT-59).
+// refuse responds with the error of a call. If the caller's generation is gone, refuse closes
+// the connection instead (RT-59).
 func (r *request) refuse(err error) {
 	var refusal *rapid.Refusal
 	switch {
@@ -165,13 +165,13 @@ func (r *request) refuse(err error) {
 		}
 		r.json(status, map[string]string{"errorMessage": refusal.Message, "errorType": string(refusal.Type)})
 	case errors.Is(err, rapid.ErrClosed), r.ctx().Err() != nil:
-		_ = connOf(r.Request).Close() // there is nobody to tell
+		_ = connOf(r.Request).Close() // no client is left to respond to
 	default:
 		r.json(http.StatusInternalServerError, map[string]string{"errorMessage": "Internal Server Error", "errorType": "InternalServerError"})
 	}
 }
 
-// json answers with v and a newline (RT-06).
+// json responds with v and a newline (RT-06).
 func (r *request) json(status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil { // maps of strings and plain structs cannot fail
@@ -184,13 +184,13 @@ func (r *request) json(status int, v any) {
 func (r *request) send(status int, contentType string, body []byte) {
 	r.Header().Set("Content-Type", contentType)
 	r.WriteHeader(status)
-	_, _ = r.Write(body) // a client that is gone does not read
+	_, _ = r.Write(body) // fails only if the client has gone
 }
 
-// Header is the answer's; the request's is Request.Header.
+// Header returns the header of the response. The request's is Request.Header.
 func (r *request) Header() http.Header { return r.ResponseWriter.Header() }
 
-// Write writes to the answer.
+// Write writes to the response.
 func (r *request) Write(p []byte) (int, error) { return r.ResponseWriter.Write(p) }
 
 // get returns a header of the request; an empty one counts as absent (RT-10).
@@ -198,7 +198,7 @@ func (r *request) get(name string) string { return r.Request.Header.Get(name) }
 
 var accepted = []byte("{\"status\":\"OK\"}\n")
 
-// accept answers a POST that was taken (RT-07).
+// accept responds to an accepted POST (RT-07).
 func (r *request) accept() { r.send(http.StatusAccepted, "application/json", accepted) }
 
 func ping(r *request) error {
@@ -206,8 +206,9 @@ func ping(r *request) error {
 	return nil
 }
 
-// body reads the request's body up to limit bytes. If there are more, tooLarge is set and seen
-// says how many came; truncated reports whether the body ended before its announced length.
+// body reads the request's body, up to limit bytes. If there are more, tooLarge is true, and
+// seen is how many arrived. truncated reports whether the body ended before its announced
+// length.
 func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated bool) {
 	var err error
 	if n := r.ContentLength; n >= 0 && n <= limit {
@@ -215,13 +216,13 @@ func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated b
 		var got int
 		got, err = io.ReadFull(r.Body, b)
 		b, seen = b[:got], int64(got)
-		if err == nil { // trailers come with the end of the body
+		if err == nil { // reading the end of the body also reads the trailers
 			_, err = io.ReadFull(r.Body, make([]byte, 1))
 			if errors.Is(err, io.EOF) {
 				err = nil
 			}
 		}
-	} else if n > limit { // too large, or cut short before it is: not worth its memory
+	} else if n > limit { // too large, unless truncated: do not keep it in memory
 		seen, err = io.Copy(io.Discard, io.LimitReader(r.Body, limit+1+maxDiscard))
 		return nil, seen, seen > limit, seen <= limit && err != nil
 	} else {
@@ -234,12 +235,12 @@ func (r *request) body(limit int64) (b []byte, seen int64, tooLarge, truncated b
 	return b, seen, false, err != nil
 }
 
-// discard reads the rest of a body that is too large, so that the client comes to read our
-// answer. It returns how many bytes it has read.
+// discard reads the rest of a body that is too large, because many clients read the response
+// only after they have sent everything. It returns the number of bytes read.
 func (r *request) discard() int64 {
-	n, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // the answer is the same without the rest
+	n, _ := io.Copy(io.Discard, io.LimitReader(r.Body, maxDiscard)) // the response does not depend on the rest
 	return n
 }
 
-// maxDiscard is how much of a body that is too large is read and thrown away.
+// maxDiscard is the most bytes that are read and discarded of a body that is too large.
 const maxDiscard = 64 << 20

@@ -9,8 +9,8 @@ import (
 	"github.com/sandboxd/sandboxd/internal/httpfast"
 )
 
-// hotServer serves the requests that a runtime makes all day long: for the next event, and
-// with an answer.
+// hotServer returns the server for hot requests, which a runtime makes for every invocation:
+// the call of next, and the post of an answer.
 func hotServer(h http.Handler) *httpfast.Server {
 	return &httpfast.Server{Handler: h, Wants: isHot, Trailers: []string{"Lambda-Runtime-Function-Error-Type", "Lambda-Runtime-Function-Error-Body"}}
 }
@@ -24,18 +24,19 @@ func isHot(method, path string) bool {
 	return ok && id != "" && (call == "response" || call == "error")
 }
 
-// Under returns the connection itself. It and the methods below implement httpfast.Conn.
+// Under returns the underlying connection. This method and those below implement
+// httpfast.Conn.
 func (c *conn) Under() net.Conn { return c.Conn }
 
-// Begin notes that the headers of a hot request are complete.
+// Begin records that the headers of a hot request are complete.
 func (c *conn) Begin() context.Context {
 	c.handle()
 	return c.ctx
 }
 
-// Idle notes that the request is answered.
+// Idle records that the request has been answered.
 func (c *conn) Idle() { c.guard.changed(c, http.StateIdle) }
 
-// Last reports whether the server ends after this answer; this one closes its connections
-// instead.
+// Last reports whether the server wants no more requests on the connection. It is always
+// false: when this server ends, it closes its connections.
 func (c *conn) Last() bool { return false }

@@ -6,22 +6,21 @@ import (
 	"net"
 )
 
-// Origin returns why the process that made a connection is not the runtime's; nil if it
-// is. It is asked once for each connection, in a goroutine of its own, before anything is
-// read from the connection. It may be called from several goroutines, and must return when
-// ctx ends.
+// Origin returns nil if a process of the runtime's domain created the connection c, and else
+// an error that says why not. It is called once for each connection, in a goroutine of its
+// own, before anything is read from the connection. It must be safe for concurrent use and
+// return when ctx ends.
 type Origin func(ctx context.Context, c net.Conn) error
 
-// maxOrigins is how many connections of one sandbox are asked about at the same time. Each
-// question is a request to the supervisor, whose answers other sandboxes wait for too: a
-// process that makes many connections must not take all their places.
+// maxOrigins is the most concurrent calls of Origin for one sandbox. Each is a request to the
+// supervisor, which limits the requests of all sandboxes together: a process that opens many
+// connections must not use up that limit.
 const maxOrigins = 4
 
 var errOriginTime = errors.New("nobody could say in time who made this connection")
 
-// identify asks for the origin of c. Connections that are being asked about, or wait for
-// that, hold up nobody but their own peers. The error is net.ErrClosed if c was closed
-// meanwhile.
+// identify determines the origin of c. While it waits, it delays only the peer of c. The
+// error is net.ErrClosed if c was closed meanwhile.
 func (c *conn) identify() error {
 	g := c.guard
 	ctx, cancel := context.WithTimeout(c.ctx, g.limits.OriginTime)

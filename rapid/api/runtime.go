@@ -42,8 +42,8 @@ func next(r *request) error {
 	return nil
 }
 
-// event waits for the runtime's event. Nobody watches the connection of a hot request while
-// it waits, so it is checked when there is an event for it.
+// event waits for the runtime's event. No goroutine watches the connection of a hot request
+// meanwhile, so event checks the connection when the event arrives.
 func (r *request) event() (*rapid.Event, error) {
 	c := connOf(r.Request)
 	if !c.hot {
@@ -59,7 +59,7 @@ func (r *request) event() (*rapid.Event, error) {
 	return e, err
 }
 
-// deliver writes an event; one that does not get through is delivered again (RT-25).
+// deliver writes an event. If that fails, the next call gets the event (RT-25).
 func (r *request) deliver(agentID string, e *rapid.Event, body []byte) {
 	r.WriteHeader(http.StatusOK)
 	_, err := r.Write(body)
@@ -101,7 +101,7 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 		a.TrailerType, a.TrailerBody = trailers(r.Trailer)
 		if err := r.client.FinishAnswer(r.ctx(), id, a); err != nil {
 			if stream != nil && a.TooLarge {
-				r.discard() // the invoker knows already
+				r.discard() // the invoker has been answered
 			}
 			return err
 		}
@@ -110,8 +110,8 @@ func answer(id string, kind rapid.AnswerKind) func(*request) error {
 	}
 }
 
-// mode is the mode of a response. One that announces the error trailers is a stream
-// without saying so: aws-lambda-go always does (RT-69).
+// mode returns the mode of a response. A response that announces the error trailers is
+// streamed even without the header: aws-lambda-go always sends it so (RT-69).
 func (r *request) mode() string {
 	if _, announced := r.Trailer["Lambda-Runtime-Function-Error-Type"]; announced && r.get("Lambda-Runtime-Function-Response-Mode") == "" {
 		return rapid.ModeStreaming
@@ -119,8 +119,8 @@ func (r *request) mode() string {
 	return r.get("Lambda-Runtime-Function-Response-Mode")
 }
 
-// stream passes the body on as it comes (RT-69). If the invocation ends first, the
-// connection is closed, and the error is ErrClosed (RT-73).
+// stream passes the body to the stream as it arrives (RT-69). If the invocation ends first,
+// stream closes the connection and returns ErrClosed (RT-73).
 func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool, err error) {
 	stop := to.AfterEnd(func() { _ = connOf(r.Request).Close() }) // it may be closed already
 	defer stop()
@@ -137,20 +137,20 @@ func (r *request) stream(to *rapid.Stream) (seen int64, tooLarge, truncated bool
 	return seen, tooLarge, err != nil && !tooLarge, nil
 }
 
-// trailers returns what the trailers say of a failure in the middle of a body (RT-70); both
-// are empty if there was none.
+// trailers returns the error type and body in the trailers, which report a failure during the
+// body (RT-70). Both are empty if there was none.
 func trailers(t http.Header) (errorType string, body []byte) {
 	text := t.Get("Lambda-Runtime-Function-Error-Body")
 	if text != "" {
 		var err error
 		if body, err = base64.StdEncoding.DecodeString(text); err != nil {
-			body = []byte(text) // not encoded, against RT-70: still better than nothing
+			body = []byte(text) // not encoded as RT-70 requires: use it as it is
 		}
 	}
 	return t.Get("Lambda-Runtime-Function-Error-Type"), body
 }
 
-// arrival is a body that notes when its first byte came (TL-45).
+// arrival is a body that records when its first byte arrived (TL-45).
 type arrival struct {
 	io.ReadCloser
 	first time.Time
@@ -171,7 +171,7 @@ func initError(begin func(*rapid.Client, context.Context) error) func(*request) 
 			return err
 		}
 		limit := r.sandbox.BodyLimit(rapid.AnswerError)
-		body, _, tooLarge, _ := r.body(limit) // of one that was cut short the beginning says more than nothing
+		body, _, tooLarge, _ := r.body(limit) // a truncated body is still useful
 		posted := rapid.InitError{Body: body, Type: r.get("Lambda-Runtime-Function-Error-Type")}
 		if err := r.client.FinishInitError(r.ctx(), posted); err != nil {
 			return err
@@ -213,6 +213,6 @@ func credentials(r *request) error {
 	return nil
 }
 
-// credentialsLife is for how long an SDK may keep credentials before it asks again.
-// The sandbox does not know when they end: they are the operator's.
+// credentialsLife is how long an SDK may keep credentials before it requests them again. The
+// sandbox does not know when the operator's credentials expire.
 const credentialsLife = time.Hour

@@ -1,12 +1,13 @@
 // Package api serves the Runtime, Extensions, Logs and Telemetry APIs of one sandbox over
-// HTTP. It translates requests to the methods of rapid's Client and errors to status
-// codes, keeps no state of its own, and has no path that controls anything.
+// HTTP, with [Serve]. It translates requests to the methods of rapid.Client and errors to
+// status codes. It keeps no state of the sandbox, and has no endpoint that controls the
+// daemon.
 //
-// Its peers are hostile. The number of connections is limited; so are request line and
-// headers, in size (of one request and of all together) and in time, and bodies in size.
-// Time is the sandbox's own (RT-04), which stands still while the sandbox is frozen. A next
-// that waits and an idle connection may last for ever. A body may last as long as its
-// invocation: the process that sends it dies with that.
+// Clients are untrusted. Limits apply to the number of connections, to the size of request
+// line and headers (of one request and of all together), to the time that they take, and to
+// the size of bodies. Time is that of the sandbox (RT-04): it stops while the sandbox is
+// frozen. A parked call of next and an idle connection have no time limit. A body has none
+// of its own: the process that sends it is killed when its invocation ends.
 package api
 
 import (
@@ -23,11 +24,12 @@ import (
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
-// Limits bound what the processes of one sandbox can make the daemon hold.
+// Limits are the limits on the resources that the processes of one sandbox can use in the
+// daemon.
 type Limits struct {
-	Connections int           // at once; above it the longest idle one is closed, or the new one
-	HeaderTime  time.Duration // for request line and headers that have begun, thawed time (RT-04)
-	OriginTime  time.Duration // for the answer of Origin; a connection without one in time is not the runtime's
+	Connections int           // open connections; above it the longest idle one is closed, or the new one
+	HeaderTime  time.Duration // for request line and headers from their second piece on, in thawed time (RT-04)
+	OriginTime  time.Duration // for Origin; without a result in time the connection counts as not the runtime's
 }
 
 // DefaultLimits returns the usual limits.
@@ -37,19 +39,18 @@ func DefaultLimits() Limits {
 
 const (
 	maxHeader = 1 << 20 // RT-05
-	// maxHeaders limits the headers of all requests of a sandbox together that are not over,
-	// among them each next that waits. Very many small headers take twenty times as much
-	// memory.
+	// maxHeaders limits the headers of all unfinished requests of a sandbox together, including
+	// parked calls of next. Many small headers take twenty times as much memory as their size.
 	maxHeaders = 4 * maxHeader
-	maxSmall   = 64 << 10 // bytes of a usual body of an extension's call: a short list
-	maxLarge   = 4        // larger bodies of such calls that are read at the same time
+	maxSmall   = 64 << 10 // largest usual body of an extension's request, in bytes
+	maxLarge   = 4        // concurrent reads of larger bodies of extensions
 )
 
-// Serve answers the processes of s on l until ctx ends. The context must outlive
-// Sandbox.Run: extensions hear of the shutdown through this API. Serve closes l, and
-// returns when every connection is closed. It goes on after errors that pass, such as too
-// many open files. The error is nil after an end by ctx. With an origin the paths of the runtime are for the runtime alone (strict mode); with
-// none, for every process of the sandbox.
+// Serve serves the processes of s on l until ctx ends. The context must outlive Sandbox.Run,
+// because extensions get the SHUTDOWN event through this API. Serve closes l, and returns
+// when every connection is closed. After a temporary error, such as too many open files, it
+// continues. It returns nil if ctx has ended. If origin is not nil, only the runtime may use
+// the runtime's paths (strict mode), else every process of the sandbox may.
 func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits, origin Origin) error {
 	conns := newGuard(ctx, accept.Listener(l, nil), s, limits)
 	conns.origin = origin
@@ -62,12 +63,12 @@ func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits,
 			return context.WithValue(ctx, connKey{}, c)
 		},
 		BaseContext: func(net.Listener) context.Context { return ctx },
-		ErrorLog:    log.New(io.Discard, "", 0), // what is wrong with requests is the function's business
+		ErrorLog:    log.New(io.Discard, "", 0), // errors in requests are not the operator's concern
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // the listener may be closed already
 	defer stop()
 	err := srv.Serve(conns)
-	_ = srv.Close() // closes every connection, which ends its handler; err is what matters
+	_ = srv.Close() // closes every connection, which ends its handler
 	conns.wait()
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -77,7 +78,7 @@ func Serve(ctx context.Context, s *rapid.Sandbox, l net.Listener, limits Limits,
 
 type connKey struct{}
 
-// connOf returns the connection that r came in by.
+// connOf returns the connection of r.
 func connOf(r *http.Request) *conn {
 	c, _ := r.Context().Value(connKey{}).(*conn)
 	return c

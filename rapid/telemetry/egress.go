@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors says what a process gets as stdout and stderr (docs/decisions/0005).
+// Descriptors is the type of a process's stdout and stderr (docs/decisions/0005).
 type Descriptors string
 
-// Pipes can be opened again through /dev/stderr and /proc/self/fd/N; sockets keep
-// the mission's word and refuse that with ENXIO. The zero value counts as Pipes.
+// Pipes can be opened again through /dev/stderr and /proc/self/fd/N; for sockets that fails
+// with ENXIO. The zero value means Pipes.
 const (
 	Pipes   Descriptors = "pipe"
 	Sockets Descriptors = "socket"
@@ -23,29 +23,28 @@ const (
 
 const (
 	maxLine   = 256 << 10 // TL-26: a longer line is cut into several
-	readBytes = 16 << 10  // of one read
+	readBytes = 16 << 10  // bytes of one read
 
 	maxStreams = 3 // of one process
 )
 
-// turns has one element for each stream that is being read, and room for half as many as
-// there are processors: so output, of however many processes, leaves the other half to what
-// has to be answered (docs/decisions/0023-output-by-turns.md).
+// turns is a semaphore for reading streams. It lets half as many goroutines read as there are
+// processors, so that output leaves the other half for requests, however many processes
+// write (docs/decisions/0023-output-by-turns.md).
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 
-// Egress reads what one process writes: stdout and stderr line by line, and framed
-// messages if it was opened for them. Its goroutines read all the time and wait for
-// nothing but their turns, so a process does not block on its output because somebody
-// does not take it.
+// Egress reads the output of one process: lines from stdout and stderr, and framed messages
+// if it was opened for them. Its goroutines read all the time and wait only for their turns,
+// so a process never blocks on output because a reader of the log is slow.
 type Egress struct {
 	streams []*stream
 	ends    []*os.File // the writing ends, until Release
 }
 
-// Open makes the descriptors of one process and starts to read them; framed adds the
-// one for section 7.1. emit gets each message, and must neither block nor keep its
-// text. It is called by several goroutines, for one message of each descriptor at a time.
-// The caller must Close the egress.
+// Open creates the descriptors of one process and starts to read them. framed adds the one
+// for framed messages (section 7.1). emit receives each message; it must not block, and must
+// not keep the text. It is called by several goroutines, but for one message of each
+// descriptor at a time. The caller must Close the egress.
 func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 	cutters := []cutter{&lines{emit: emit}, &lines{emit: emit}}
 	if framed {
@@ -56,7 +55,7 @@ func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 		r, w, err := pair(kind)
 		if err != nil {
 			_ = e.Close() // nothing was written
-			return nil, fmt.Errorf("make %s for the output of a process: %w", kind, err)
+			return nil, fmt.Errorf("create a %s for the output of a process: %w", kind, err)
 		}
 		e.ends = append(e.ends, w)
 		s, err := newStream(r, c)
@@ -69,15 +68,15 @@ func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
 	return e, nil
 }
 
-// Stdout is the writing end for the process; the egress owns it. Like the other ends
-// it is valid until Release.
+// Stdout returns the writing end for the process's stdout. The egress owns it. Like the other
+// ends it is valid until Release.
 func (e *Egress) Stdout() *os.File { return e.ends[0] }
 
-// Stderr is the writing end for the process; the egress owns it.
+// Stderr returns the writing end for the process's stderr. The egress owns it.
 func (e *Egress) Stderr() *os.File { return e.ends[1] }
 
-// Frames is the writing end for framed messages, nil if the egress was opened without
-// it; the egress owns it.
+// Frames returns the writing end for framed messages, or nil if the egress was opened without
+// it. The egress owns it.
 func (e *Egress) Frames() *os.File {
 	if len(e.ends) < 3 {
 		return nil
@@ -93,10 +92,10 @@ func (e *Egress) Release() {
 	e.ends = nil
 }
 
-// Drain emits every complete line and frame that was written before the call. It never
-// waits, not even for its turn: what a process has written is there to be read, even if the
-// process is dead by now (LOG-12), and what a grandchild may still write does not matter
-// (SUP-20). Drain, Flush and Close must not be called at the same time.
+// Drain emits every complete line and frame that was written before the call. It never waits,
+// not even for its turn: the bytes are in the kernel's buffers, even if the process is dead
+// (LOG-12), and what a grandchild writes later does not matter (SUP-20). Drain, Flush and
+// Close must not be called concurrently.
 func (e *Egress) Drain() {
 	quiet := e.quiet()
 	for _, s := range e.streams {
@@ -104,8 +103,8 @@ func (e *Egress) Drain() {
 	}
 }
 
-// Flush is Drain, and emits an unfinished last line too. A frame whose end has not
-// come yet goes on: only Close cuts it.
+// Flush is like Drain, and also emits an unfinished last line. It does not emit an unfinished
+// frame: only Close does.
 func (e *Egress) Flush() {
 	quiet := e.quiet()
 	for _, s := range e.streams {
@@ -114,13 +113,13 @@ func (e *Egress) Flush() {
 	}
 }
 
-// quiet reports whether no stream has anything to read, with one system call for all: ppoll,
-// which the worker's filter has (package confine). If it fails, or if a stream is closed,
-// each is asked.
+// quiet reports whether no stream has anything to read. It uses one system call for all of
+// them: ppoll, which the worker's seccomp filter allows (package confine). If the call fails
+// or a stream is closed, quiet returns false.
 func (e *Egress) quiet() bool { return quiet(e.streams, make([]unix.PollFd, 0, maxStreams)) }
 
-// quiet is that of an Egress for the streams given, and for descriptors that are borrowed
-// already: each stays open until the kernel has answered.
+// quiet implements Egress.quiet. It borrows the descriptors of streams one by one and adds
+// them to fds, so that each stays open until ppoll has returned.
 func quiet(streams []*stream, fds []unix.PollFd) (is bool) {
 	if len(streams) == 0 {
 		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
@@ -132,7 +131,7 @@ func quiet(streams []*stream, fds []unix.PollFd) (is bool) {
 	return is
 }
 
-// Close flushes, ends the reading and releases every descriptor.
+// Close flushes, stops reading and closes every descriptor.
 func (e *Egress) Close() error {
 	e.Release()
 	var errs []error
@@ -164,7 +163,7 @@ func pair(kind Descriptors) (r, w *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
 }
 
-// A cutter makes messages of a stream of bytes.
+// A cutter splits a stream of bytes into messages.
 type cutter interface {
 	write(p []byte)
 	flush(end bool) // emits an unfinished line, and at the end an unfinished frame
@@ -174,8 +173,8 @@ type cutter interface {
 type stream struct {
 	file    *os.File
 	raw     syscall.RawConn
-	closing chan struct{} // closed when the reading goroutine is to end
-	ended   chan struct{} // closed when it has
+	closing chan struct{} // closed to stop the reading goroutine
+	ended   chan struct{} // closed when the reading goroutine has returned
 
 	mu     sync.Mutex // held while bytes are read and cut, which keeps their order
 	chunk  []byte
@@ -210,7 +209,7 @@ func newStream(r *os.File, c cutter) (*stream, error) {
 
 var errEOF = errors.New("end of output")
 
-// read takes at most limit bytes that are there, and cuts them into lines.
+// read reads at most limit available bytes, and splits them into messages.
 func (s *stream) read(fd, limit int) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,8 +228,8 @@ func (s *stream) read(fd, limit int) (int, error) {
 	}
 }
 
-// drain reads what is there now, unless it is quiet. The amount is asked first, so that
-// a process that writes without end cannot hold the caller.
+// drain reads the bytes that are available now, unless quiet is true. It asks for their
+// number first, so that a process that writes without end does not keep it busy for ever.
 func (s *stream) drain(quiet bool) {
 	if !quiet {
 		// An error is the end of the output, which the reading goroutine sees too.

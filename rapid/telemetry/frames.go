@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// Level is the level that a client gave a framed message (LOG-03), "" for none and
+// Level is the level of a framed message (LOG-03). It is "" for a message without a level and
 // for plain lines.
 type Level string
 
-// The levels of LOG-03, least first; LevelWarn and those before it are also the
-// choices of the system level (LOG-41).
+// The levels of LOG-03, lowest first. LevelWarn and those before it are also the valid system
+// levels (LOG-41).
 const (
 	LevelTrace Level = "TRACE"
 	LevelDebug Level = "DEBUG"
@@ -25,8 +25,8 @@ var frameLevels = [...]Level{"", LevelTrace, LevelDebug, LevelInfo, LevelWarn, L
 
 // Message is one event that a process has logged: a line, or a frame.
 type Message struct {
-	Text  []byte    // without its newline; not to be kept
-	Time  time.Time // as the frame says (LOG-07); zero for now
+	Text  []byte    // without its newline; valid during the call only
+	Time  time.Time // from the frame (LOG-07); zero means now
 	Level Level
 }
 
@@ -37,14 +37,14 @@ const (
 	lostSync    = "sandboxd: the log descriptor carries something that is no frame; from here on it is read line by line"
 )
 
-// frames takes the messages out of the stream of section 7.1, whatever its pieces
-// are. What is not a frame ends that for good: the rest counts as lines (LOG-04).
+// frames splits the stream of section 7.1 into messages. It accepts pieces of any size. From
+// the first byte that does not begin a frame on, it treats the stream as lines (LOG-04).
 type frames struct {
 	emit   func(Message)
-	header []byte // of the frame that is being read, up to frameHeader bytes
-	left   int64  // bytes of its body that are to come, once the header is complete
-	body   []byte // at most maxFrame of it
-	lost   *lines // what reads instead, once sync is lost
+	header []byte // of the current frame, up to frameHeader bytes
+	left   int64  // missing bytes of its body, once the header is complete
+	body   []byte // at most maxFrame bytes of it
+	lost   *lines // splits the stream once it is not framed any more; else nil
 }
 
 func (f *frames) write(p []byte) {
@@ -60,7 +60,7 @@ func (f *frames) write(p []byte) {
 	}
 }
 
-// begin takes bytes of a header, and returns the rest.
+// begin consumes bytes of a header, and returns the rest.
 func (f *frames) begin(p []byte) []byte {
 	n := min(frameHeader-len(f.header), len(p))
 	f.header = append(f.header, p[:n]...)
@@ -79,8 +79,8 @@ func (f *frames) begin(p []byte) []byte {
 	return p[n:]
 }
 
-// knownFrame reports whether b, which is up to four bytes, begins a type of LOG-03 or
-// LOG-04.
+// knownFrame reports whether b, of up to four bytes, is the beginning of a frame type of
+// LOG-03 or LOG-04.
 func knownFrame(b []byte) bool {
 	var t [4]byte
 	magic := [4]byte{frameMagic >> 24, frameMagic >> 16 & 0xff}
@@ -94,7 +94,7 @@ func knownFrame(b []byte) bool {
 	return t[3] == 1 || kind >= 2 && int(level) < len(frameLevels)
 }
 
-// fill takes bytes of a body, and returns the rest.
+// fill consumes bytes of a body, and returns the rest.
 func (f *frames) fill(p []byte) []byte {
 	n := int(min(f.left, int64(len(p))))
 	f.body = append(f.body, p[:min(n, maxFrame-len(f.body))]...)
@@ -104,7 +104,7 @@ func (f *frames) fill(p []byte) []byte {
 	return p[n:]
 }
 
-// end emits the frame that is complete, or what there is of it.
+// end emits the current frame, complete or not.
 func (f *frames) end() {
 	text := f.body
 	if binary.BigEndian.Uint32(f.header[4:]) > maxFrame && len(text) == maxFrame { // LOG-09: the rest is left out
@@ -117,14 +117,14 @@ func (f *frames) end() {
 	f.emit(m)
 	f.header, f.left, f.body = f.header[:0], 0, f.body[:0]
 	if cap(f.body) > readBytes {
-		f.body = nil // one long message must not keep its memory
+		f.body = nil // do not keep the memory of one long message
 	}
 }
 
-// maxFrameTime is the end of the year 9999: what is later has no place in a record.
+// maxFrameTime is the end of the year 9999. The format of records has no later time.
 const maxFrameTime = 253402300799_999999
 
-// flush emits, at the end, what there is of a body that will not be completed.
+// flush emits an unfinished frame if end is true.
 func (f *frames) flush(end bool) {
 	switch {
 	case f.lost != nil:

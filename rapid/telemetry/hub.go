@@ -9,50 +9,49 @@ import (
 	"time"
 )
 
-// Clock is the time of the processes in a sandbox: it stands still while they are
-// frozen. Its methods are safe for concurrent use.
+// Clock is the clock of the processes in a sandbox: it stops while they are frozen. Its
+// methods are safe for concurrent use.
 type Clock interface {
 	Now() time.Duration
-	Running() <-chan struct{} // closed unless the sandbox is frozen, else closed at the thaw
+	Running() <-chan struct{} // closed if the sandbox is not frozen, or else when it is thawed
 }
 
 // Dial connects to a TCP port on loopback inside the sandbox.
 type Dial func(ctx context.Context, port int) (net.Conn, error)
 
 const (
-	// replayBytes bounds what is kept for subscribers to come (TL-20).
+	// replayBytes limits the records that are kept for later subscribers (TL-20).
 	replayBytes = 512 << 10
-	// connectTime is how long the listener of a TCP subscriber may take (TL-13).
+	// connectTime limits the connection to the listener of a TCP subscriber (TL-13).
 	connectTime = time.Second
 )
 
-// Hub passes the records of one sandbox on to its subscribers (section 3.2). Each
-// subscriber has a buffer with a bound and a goroutine of its own, so that nobody waits
-// for one that is slow. Methods are safe for concurrent use; a nil Hub has no
-// subscribers and keeps nothing.
+// Hub delivers the records of one sandbox to its subscribers (section 3.2). Each subscriber
+// has a bounded buffer and its own goroutine, so that a slow subscriber delays no one else.
+// Methods are safe for concurrent use. A nil *Hub has no subscribers and keeps no records.
 type Hub struct {
 	clock   Clock
 	dial    Dial
 	objects bool // TL-25: function records may be objects
 
 	mu      sync.Mutex
-	open    bool // subscriptions are taken, and records kept for them
+	open    bool // subscriptions are accepted, and records are kept for them
 	atOnce  bool // batches are sent without waiting for more records
 	replay  []Record
 	size    int // of replay
 	dropped LogsDropped
 	subs    []*subscriber
 
-	running sync.WaitGroup // the goroutines of subscribers, replaced ones too
+	running sync.WaitGroup // goroutines of all subscribers, including replaced ones
 }
 
-// NewHub returns a hub without subscribers and with a closed window. objects says that
-// the function logs in JSON. Reset ends its goroutines.
+// NewHub returns a hub without subscribers that does not accept subscriptions yet. objects
+// reports whether the function logs in JSON. Reset ends the goroutines of the hub.
 func NewHub(clock Clock, dial Dial, objects bool) *Hub {
 	return &Hub{clock: clock, dial: dial, objects: objects}
 }
 
-// Open begins to take subscriptions, and to keep records for subscribers to come.
+// Open makes the hub accept subscriptions, and keep records for later subscribers.
 func (h *Hub) Open() {
 	if h == nil {
 		return
@@ -62,7 +61,7 @@ func (h *Hub) Open() {
 	h.mu.Unlock()
 }
 
-// Close takes no more subscriptions (TL-14). Existing ones go on.
+// Close makes the hub refuse subscriptions (TL-14). Existing ones continue.
 func (h *Hub) Close() {
 	if h == nil {
 		return
@@ -72,11 +71,11 @@ func (h *Hub) Close() {
 	h.mu.Unlock()
 }
 
-// Flush sends every subscriber what waits for its batch to become full.
+// Flush sends incomplete batches to their subscribers.
 func (h *Hub) Flush() { h.each((*subscriber).flush) }
 
-// SendAtOnce sends what waits for its batch to become full, and until the next Open
-// sends each record without waiting for others.
+// SendAtOnce sends incomplete batches, and from then until the next Open sends each record
+// without waiting for others.
 func (h *Hub) SendAtOnce() {
 	if h == nil {
 		return
@@ -87,8 +86,8 @@ func (h *Hub) SendAtOnce() {
 	h.Flush()
 }
 
-// Reset ends every subscription and throws away what was not delivered. When it
-// returns, no goroutine of a subscriber is left.
+// Reset ends every subscription, and drops what was not delivered. When it returns, no
+// goroutine of a subscriber is running.
 func (h *Hub) Reset() {
 	if h == nil {
 		return
@@ -115,7 +114,7 @@ func (h *Hub) each(do func(*subscriber)) {
 	}
 }
 
-// Add passes r on. It never waits for a subscriber.
+// Add delivers r to the subscribers. It never waits for one.
 func (h *Hub) Add(r *Record) {
 	if h == nil {
 		return
@@ -140,14 +139,14 @@ func (h *Hub) Add(r *Record) {
 	}
 }
 
-// Errors of a subscription that is well-formed.
+// Errors of Subscribe.
 var (
 	ErrClosedWindow = errors.New("subscription is closed already")
 	ErrOtherAPI     = errors.New("the extension has subscribed with the other API already") // TL-12
 )
 
-// Connect makes the connection that a TCP subscription begins with (TL-13); for HTTP
-// it returns nil. The caller closes it unless Subscribe takes it.
+// Connect opens the connection that a TCP subscription begins with (TL-13). For HTTP it
+// returns nil. The caller must close it unless it passes it to Subscribe.
 func (h *Hub) Connect(ctx context.Context, sub *Subscription) (net.Conn, error) {
 	if sub.Protocol != "TCP" {
 		return nil, nil
@@ -161,9 +160,9 @@ func (h *Hub) Connect(ctx context.Context, sub *Subscription) (net.Conn, error) 
 	return conn, nil
 }
 
-// Subscribe adds or replaces the subscription of the agent name, and reports whether
-// it differs from what was there (TL-08). Only a new destination gets what came before: no
-// listener gets an event twice. Subscribe owns conn from then on, unless it fails.
+// Subscribe adds or replaces the subscription of the agent name, and reports whether it
+// differs from the previous one (TL-08). Only a new destination gets earlier records, so that
+// no listener gets an event twice. If Subscribe succeeds, it owns conn.
 func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -178,7 +177,7 @@ func (h *Hub) Subscribe(name string, sub *Subscription, conn net.Conn) (changed 
 			return false, ErrOtherAPI
 		case s.sub.to() == sub.to():
 			if conn != nil {
-				_ = conn.Close() // the first connection goes on to serve
+				_ = conn.Close() // the first connection stays in use
 			}
 			return s.change(sub), nil
 		default:

@@ -2,8 +2,8 @@ package telemetry
 
 import "slices"
 
-// systemLevel is the level of a platform record (LOG-41): failures are warnings,
-// details are for debugging, and the frame of each phase is information.
+// systemLevel returns the level of a platform record (LOG-41): WARN for failures, DEBUG for
+// details, and INFO for the begin and end of each phase.
 func systemLevel(p Platform) Level {
 	failed := func(s Status, otherwise Level) Level {
 		if s == Success {
@@ -38,7 +38,7 @@ func systemLevel(p Platform) Level {
 	return LevelWarn
 }
 
-// shows reports whether a log of that level has p; "" has everything.
+// shows reports whether a log of level l contains p. A log of level "" contains all records.
 func (l Level) shows(p Platform) bool {
 	return slices.Index(frameLevels[:], systemLevel(p)) >= slices.Index(frameLevels[:], l)
 }

@@ -5,9 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// WholeRunes returns text that was cut somewhere without the incomplete UTF-8 sequence at
-// its end, if there is one: JSON and readers of a log would make another character of it.
-// Bytes that are not UTF-8 anyway are left as they are.
+// WholeRunes returns text without an incomplete UTF-8 sequence at its end, which remains if
+// text was cut within a character. It does not change other bytes that are not UTF-8.
 func WholeRunes[T string | []byte](text T) T {
 	for i := len(text) - 1; i >= max(0, len(text)-utf8.UTFMax); i-- {
 		if utf8.RuneStart(text[i]) {
@@ -20,8 +19,8 @@ func WholeRunes[T string | []byte](text T) T {
 	return text
 }
 
-// lines cuts a stream into lines. Only \n ends a line (LOG-10). One that grows beyond
-// maxLine is emitted in pieces (TL-26), of whole characters.
+// lines splits a stream into lines. Only \n ends a line (LOG-10). A line longer than maxLine
+// is emitted in pieces, cut at character boundaries (TL-26).
 type lines struct {
 	emit func(Message)
 	line []byte // the beginning of an unfinished line
@@ -31,7 +30,7 @@ func (l *lines) write(p []byte) {
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n')
 		if i >= 0 && i <= maxLine && len(l.line) == 0 {
-			l.emit(Message{Text: p[:i]}) // the usual case: no copy
+			l.emit(Message{Text: p[:i]}) // the usual case needs no copy
 			p = p[i+1:]
 			continue
 		}
@@ -52,7 +51,8 @@ func (l *lines) write(p []byte) {
 	}
 }
 
-// cut emits a line that will go on. What does not make a character yet begins the next piece.
+// cut emits the first piece of a long line. An incomplete character at its end becomes the
+// beginning of the next piece.
 func (l *lines) cut() {
 	text := WholeRunes(l.line)
 	l.emit(Message{Text: text})
@@ -69,6 +69,6 @@ func (l *lines) end() {
 	l.emit(Message{Text: l.line})
 	l.line = l.line[:0]
 	if cap(l.line) > readBytes {
-		l.line = nil // one long line must not keep its memory
+		l.line = nil // do not keep the memory of one long line
 	}
 }

@@ -11,39 +11,40 @@ import (
 const TailBytes = 4096
 
 const (
-	// queueBytes bounds what waits for a slow sink, for each sandbox: the longest frame,
-	// and what may have come just before it.
+	// queueBytes limits what waits for a slow sink, for each sandbox: the longest frame and
+	// the longest line.
 	queueBytes = maxFrame + maxLine
-	// platformReserve is what platform records may use beyond queueBytes, so that
-	// a flood of output does not push out the START and REPORT that frame it.
+	// platformReserve is how much platform records may exceed queueBytes, so that START and
+	// REPORT are not dropped because of too much output between them.
 	platformReserve = 64 << 10
-	// gather is how long a record may wait for others, so that an invocation's lines
-	// go out together, and not while the function is being given its event.
+	// gather is how long a record may wait for others, so that the lines of an invocation are
+	// written together, and not while its event is being delivered.
 	gather = 2 * time.Millisecond
-	// keepRecords is how many records the queue has room for once it is empty.
+	// keepRecords is the capacity of an empty queue; a larger one is freed.
 	keepRecords = 256
-	// recordOverhead is what a queued record costs beside its text.
+	// recordOverhead is the memory of a queued record besides its text, in bytes.
 	recordOverhead = 160
 )
 
 const slowReader = "Some logs were dropped because the downstream consumer is slower than the logs production rate" // TL-19
 
-// Log is the log of one sandbox: it orders what processes and platform say, keeps
-// the tail of the current invocation, and feeds a sink through a bounded queue, so
-// that no caller ever waits for the sink. Its methods are safe for concurrent use.
+// Log is the log of one sandbox. It puts the output of processes and the records of the
+// platform in order, keeps the tail of the current invocation, and passes records to a sink
+// through a bounded queue, so that no caller waits for the sink. Its methods are safe for
+// concurrent use.
 type Log struct {
 	cfg  LogConfig
-	wake chan struct{} // capacity 1: the queue has something
+	wake chan struct{} // capacity 1: the queue is not empty
 	full chan struct{} // capacity 1: the queue is half full
-	quit chan struct{} // closed by Close: nothing is waited for any more
-	idle chan struct{} // closed when the pump has ended
+	quit chan struct{} // closed by Close: do not wait for more records
+	idle chan struct{} // closed when pump has returned
 
-	wanted context.Context // of the sink's calls: ends when Close has waited in vain
+	wanted context.Context // of the sink's calls; ends when Close gives up
 	giveUp context.CancelFunc
 
 	mu      sync.Mutex
 	id      string // current invocation
-	read    bool   // somebody may read its tail
+	read    bool   // its tail may be read
 	tail    tail
 	queue   []Record
 	size    int
@@ -51,15 +52,15 @@ type Log struct {
 	closed  bool
 }
 
-// LogConfig says where the records of a log go. It must not change after NewLog.
+// LogConfig configures a log. It must not be changed after NewLog.
 type LogConfig struct {
-	Sink   Sink   // nil discards
+	Sink   Sink   // receives records; nil discards them
 	Format Format // of platform records in the tail
-	System Level  // least level of platform records in tail and sink, if Format is JSON; "" shows all (LOG-41)
-	Hub    *Hub   // gets every record; nil discards
+	System Level  // lowest level of platform records in tail and sink, if Format is JSON; "" means all (LOG-41)
+	Hub    *Hub   // receives every record; may be nil
 }
 
-// NewLog returns a log. Close it to end its goroutine; the hub stays the caller's.
+// NewLog returns a log. The caller must Close it, and still owns the hub.
 func NewLog(c LogConfig) *Log {
 	l := &Log{cfg: c, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), quit: make(chan struct{}), idle: make(chan struct{})}
 	l.wanted, l.giveUp = context.WithCancel(context.Background())
@@ -68,7 +69,7 @@ func NewLog(c LogConfig) *Log {
 	return l
 }
 
-// Output adds what a process wrote.
+// Output adds a message of a process.
 func (l *Log) Output(source Source, name string, m Message) {
 	if m.Time.IsZero() {
 		m.Time = time.Now()
@@ -85,10 +86,10 @@ func (l *Log) Platform(p Platform) {
 	l.mu.Unlock()
 }
 
-// Begin starts a new tail: what follows belongs to the invocation id.
+// Begin starts a new tail: later records belong to the invocation id.
 func (l *Log) Begin(id string) { l.begin(id, true) }
 
-// BeginUnread is Begin for an invocation whose tail nobody reads: it stays empty.
+// BeginUnread is like Begin, for an invocation whose tail is not needed: it stays empty.
 func (l *Log) BeginUnread(id string) { l.begin(id, false) }
 
 func (l *Log) begin(id string, read bool) {
@@ -98,7 +99,7 @@ func (l *Log) begin(id string, read bool) {
 	l.mu.Unlock()
 }
 
-// End returns the tail since Begin; what follows belongs to no invocation.
+// End returns the tail since Begin. Later records belong to no invocation.
 func (l *Log) End() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,9 +107,9 @@ func (l *Log) End() []byte {
 	return l.tail.bytes()
 }
 
-// Close hands what is queued to the sink and ends the log's goroutine. When ctx
-// ends first it returns an error, and what is left is not wanted any more; the goroutine
-// then ends with the sink's call.
+// Close passes the queued records to the sink and ends the log's goroutine. If ctx ends
+// first, Close drops the remaining records and returns an error; the goroutine then ends when
+// the sink's call returns.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
 	if !l.closed {
@@ -121,11 +122,11 @@ func (l *Log) Close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		l.giveUp()
-		return fmt.Errorf("close log: the reader of the log is stuck: %w", ctx.Err())
+		return fmt.Errorf("write the last log lines: the reader of the log does not read: %w", ctx.Err())
 	}
 }
 
-// add puts r into tail and queue, and hands it to the hub. The caller holds mu.
+// add adds r to tail, queue and hub. The caller holds mu.
 func (l *Log) add(r Record) {
 	r.RequestID = l.id
 	l.cfg.Hub.Add(&r)
@@ -173,7 +174,7 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// pump hands records to the sink until the log is closed and the queue is empty.
+// pump passes records to the sink until the log is closed and the queue is empty.
 func (l *Log) pump() {
 	defer close(l.idle)
 	defer l.giveUp()
@@ -196,7 +197,7 @@ func (l *Log) pump() {
 			l.cfg.Sink.Lines(l.wanted, batch)
 			clear(batch)
 			if cap(batch) > keepRecords {
-				batch = nil // one flood must not keep its memory
+				batch = nil // do not keep the memory of one flood of output
 			}
 		} else if closed {
 			return
@@ -204,7 +205,8 @@ func (l *Log) pump() {
 	}
 }
 
-// take exchanges the queue for an empty one, and reports whether it was the last.
+// take replaces the queue with empty, and returns it. closed reports whether the log is
+// closed.
 func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -224,7 +226,7 @@ func (l *Log) take(empty []Record) (batch []Record, closed bool) {
 	return batch, l.closed
 }
 
-// tail keeps the last TailBytes bytes of what is added. Text is cut at bytes, not at
+// tail keeps the last TailBytes bytes that are added. It cuts text at bytes, not at
 // characters, as Lambda does (LOG-44).
 type tail struct {
 	buf   []byte
@@ -236,7 +238,7 @@ func (t *tail) reset() { t.buf = t.buf[:0] }
 func (t *tail) add(r *Record, f Format) {
 	t.buf = r.Append(t.buf, f)
 	if len(t.buf) > 4*TailBytes {
-		// One byte more than is given out, so that bytes still sees the cut.
+		// Keep one byte more than bytes returns, so that bytes detects the cut.
 		n := copy(t.buf, t.buf[len(t.buf)-TailBytes-1:])
 		t.buf = t.buf[:n]
 		if cap(t.buf) > 16*TailBytes {

@@ -15,8 +15,7 @@ type Platform interface {
 	appendText(b []byte, at time.Time) []byte
 }
 
-// Phase says whether an initialization has a phase of its own or is part of an
-// invocation (TL-29).
+// Phase is the phase of an initialization: its own, or that of an invocation (TL-29).
 type Phase string
 
 // The phases of TL-29.
@@ -36,7 +35,7 @@ const (
 	Timeout Status = "timeout"
 )
 
-// StatusOf gives the status that goes with an error type; "" is success.
+// StatusOf returns the status for an error type; for "" that is Success.
 func StatusOf(errorType string) Status {
 	switch {
 	case errorType == "":
@@ -116,8 +115,8 @@ func (r *InitStart) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "INIT_START Runtime Version: %s\tRuntime Version ARN: %s\n", r.RuntimeVersion, r.RuntimeVersionARN)
 }
 
-// InitRuntimeDone says that the runtime is ready or has failed (TL-33). It has no
-// text form.
+// InitRuntimeDone reports that the runtime is ready or has failed (TL-33). It has no text
+// form.
 type InitRuntimeDone struct {
 	InitializationType string `json:"initializationType"`
 	Phase              Phase  `json:"phase"`
@@ -179,7 +178,7 @@ func (r *RestoreStart) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "RESTORE_START Runtime Version: %s\tRuntime Version ARN: %s\n", r.RuntimeVersion, r.RuntimeVersionARN)
 }
 
-// RestoreRuntimeDone says that the runtime's hooks after a restore are done or have
+// RestoreRuntimeDone reports that the runtime's hooks after a restore have succeeded or
 // failed (TL-39). It has no text form.
 type RestoreRuntimeDone struct {
 	Status    Status `json:"status"`
@@ -231,7 +230,7 @@ func (r *Extension) appendText(b []byte, _ time.Time) []byte {
 	return append(b, '\n')
 }
 
-// Subscribed says that an agent has subscribed (TL-42, LOG-31).
+// Subscribed reports that an agent has subscribed (TL-42, LOG-31).
 type Subscribed struct {
 	API   API      `json:"-"`
 	Name  string   `json:"name"`
@@ -272,8 +271,8 @@ func (r *Start) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "START RequestId: %s Version: %s\n", r.RequestID, r.Version)
 }
 
-// RuntimeDone says that the runtime is done with an invocation (TL-36). It has no
-// text form.
+// RuntimeDone reports that the runtime has finished an invocation (TL-36). It has no text
+// form.
 type RuntimeDone struct {
 	RequestID string          `json:"requestId"`
 	Status    Status          `json:"status"`
@@ -295,7 +294,7 @@ func (*RuntimeDone) Type() string { return "platform.runtimeDone" }
 
 func (*RuntimeDone) appendText(b []byte, _ time.Time) []byte { return b }
 
-// Fault says how the environment failed (TL-50, LOG-29).
+// Fault reports a failure of the execution environment (TL-50, LOG-29).
 type Fault struct {
 	RequestID string // "" outside an invocation
 	Message   string // of LC-45
@@ -317,11 +316,11 @@ func (r *Fault) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "Error: %s\n%s\n", r.Message, r.ErrorType)
 }
 
-// ImageError says why the program of a container image was not started (LOG-33). It
-// has no JSON form: the fault says it there.
+// ImageError reports why the program of a container image was not started (LOG-33). It has no
+// JSON form: JSON logs have the Fault.
 type ImageError struct {
 	Message    string
-	Entrypoint []string // these three as the image has them
+	Entrypoint []string // this and the next two from the image's configuration
 	Cmd        []string
 	WorkingDir string
 }
@@ -335,8 +334,8 @@ func (r *ImageError) appendText(b []byte, _ time.Time) []byte {
 		oneLine(r.Message), words(r.Entrypoint), words(r.Cmd), oneLine(r.WorkingDir))
 }
 
-// TimedOut says that an invocation passed its deadline (LOG-28). It has no JSON
-// form: the status of the report says it there.
+// TimedOut reports that an invocation passed its deadline (LOG-28). It has no JSON form: JSON
+// logs have the status of the Report.
 type TimedOut struct {
 	RequestID string
 	Timeout   time.Duration // as configured
@@ -350,7 +349,7 @@ func (r *TimedOut) appendText(b []byte, at time.Time) []byte {
 	return fmt.Appendf(b, " %s %s\n\n", r.RequestID, r.Message())
 }
 
-// Message is the text that INV-13 and LOG-28 share: the seconds have two decimals.
+// Message returns the text of INV-13 and LOG-28, with two decimals for the seconds.
 func (r *TimedOut) Message() string {
 	return fmt.Sprintf("Task timed out after %.2f seconds", r.Timeout.Seconds())
 }
@@ -365,7 +364,7 @@ func (r *End) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "END RequestId: %s\n", r.RequestID)
 }
 
-// Report sums an invocation up (TL-37, LOG-23).
+// Report is the summary of an invocation (TL-37, LOG-23).
 type Report struct {
 	RequestID string        `json:"requestId"`
 	Status    Status        `json:"status"`
@@ -430,7 +429,7 @@ func (r *Report) appendText(b []byte, _ time.Time) []byte {
 	return b
 }
 
-// sampled takes root and parent out of a trace header that says Sampled=1.
+// sampled returns Root and Parent of a trace header. ok is false unless it has Sampled=1.
 func sampled(t *Tracing) (root, segment string, ok bool) {
 	if t == nil {
 		return "", "", false
@@ -448,7 +447,7 @@ func sampled(t *Tracing) (root, segment string, ok bool) {
 	return root, segment, ok
 }
 
-// LogsDropped says that a slow reader of the log has cost records (TL-19, TL-43).
+// LogsDropped reports that records were dropped because a reader is slow (TL-19, TL-43).
 type LogsDropped struct {
 	Bytes   int64  `json:"droppedBytes"`
 	Records int64  `json:"droppedRecords"`
@@ -462,7 +461,8 @@ func (r *LogsDropped) appendText(b []byte, _ time.Time) []byte {
 	return fmt.Appendf(b, "LOGS_DROPPED Records: %d\tBytes: %d\tReason: %s\n", r.Records, r.Bytes, r.Reason)
 }
 
-// oneLine keeps text that a process chose from forging lines of the platform.
+// oneLine replaces newlines in text that a process chose, so that the text cannot forge lines
+// of the platform.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -1,8 +1,8 @@
-// Package telemetry carries what a sandbox has to say: the output of its processes
-// and the platform's own records. It reads stdout, stderr and framed messages without
-// ever making the writer wait ([Egress]), keeps the order and the tail of an invocation
-// ([Log]), renders records as text or JSON lines ([Record.Append]), and delivers them
-// to the extensions that have subscribed ([Hub]).
+// Package telemetry handles the logs of a sandbox: the output of its processes and the
+// records of the platform. An [Egress] reads stdout, stderr and framed messages, and never
+// makes the writer wait. A [Log] keeps records in order, and the tail of each invocation.
+// [Record.Append] renders records as lines of text or JSON. A [Hub] delivers records to the
+// extensions that have subscribed. A Log and a Hub are safe for concurrent use.
 package telemetry
 
 import (
@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Source says where a record comes from (TL-04).
+// Source is the origin of a record (TL-04).
 type Source string
 
 // The sources of section 3.1.
@@ -21,23 +21,23 @@ const (
 	FromExtension Source = "extension"
 )
 
-// Format is how platform records are written (LOG-45). Lines of functions and
-// extensions are passed on as they are in both.
+// Format is the format of platform records (LOG-45). Lines of functions and extensions are
+// the same in both.
 type Format string
 
-// The two formats; the zero value counts as Text.
+// The formats. The zero value means Text.
 const (
 	Text Format = "Text"
 	JSON Format = "JSON"
 )
 
-// Record is one line of output or one platform record. It is a value: nothing in
-// it changes after it was made, so it may be kept and shared.
+// Record is one line of output or one platform record. Records are not changed after their
+// creation, so they may be kept and shared.
 type Record struct {
-	Time      time.Time // of arrival, or as a frame says (LOG-07)
+	Time      time.Time // of arrival, or from the frame (LOG-07)
 	Source    Source
-	Name      string   // process that wrote it, "" for the platform
-	RequestID string   // invocation in whose time it arrived, "" outside of one
+	Name      string   // process that wrote it; "" for the platform
+	RequestID string   // invocation during which it arrived; "" if there was none
 	Level     Level    // of a framed message, else ""
 	Text      string   // the line without its newline; "" for platform records
 	Platform  Platform // nil unless Source is FromPlatform
@@ -57,26 +57,27 @@ func (r *Record) Append(b []byte, f Format) []byte {
 	}
 }
 
-// Sink takes records in order, as many at once as there are. It may change the records
-// that it is given, and must not keep the slice. A sandbox calls it from one goroutine
-// at a time; a sink shared by sandboxes must be safe for concurrent use. It may be
-// slow: then records are dropped before it and a [LogsDropped] says how many. When the
-// context has ended nobody waits for the records any more: it drops them rather than wait.
+// Sink receives records in order, as many at once as are queued. It may change the records,
+// but must not keep the slice. A sandbox calls it from one goroutine at a time; a sink that
+// sandboxes share must be safe for concurrent use. If it is slow, records are dropped before
+// they reach it, and a [LogsDropped] has their number. When the context has ended, it must
+// drop records rather than wait.
 type Sink interface {
 	Lines(context.Context, []Record)
 }
 
-// NewWriter returns a sink that renders records to w, whole records in each Write, safe
-// for concurrent use. Errors of w are ignored: nowhere is left to report them.
+// NewWriter returns a sink that writes rendered records to w, whole records in each Write. It
+// is safe for concurrent use. It ignores errors of w, because there is no other place to
+// report them.
 func NewWriter(w io.Writer, f Format) Sink {
 	return &writer{turn: make(chan struct{}, 1), w: w, format: f}
 }
 
-// writeBytes is about how many bytes a writer collects for one Write.
+// writeBytes is the approximate number of bytes that a writer collects for one Write.
 const writeBytes = 32 << 10
 
 type writer struct {
-	turn   chan struct{} // capacity 1, full while somebody writes; guards what follows
+	turn   chan struct{} // capacity 1, full while a goroutine writes; guards the fields below
 	w      io.Writer
 	format Format
 	buf    []byte
@@ -85,7 +86,7 @@ type writer struct {
 func (w *writer) Lines(ctx context.Context, records []Record) {
 	select {
 	case w.turn <- struct{}{}:
-	case <-ctx.Done(): // else the goroutines that wait for a stuck reader would stay for ever
+	case <-ctx.Done(): // else goroutines would wait for a stuck reader for ever
 		return
 	}
 	defer func() { <-w.turn }()
@@ -103,6 +104,6 @@ func (w *writer) flush() {
 		_, _ = w.w.Write(w.buf)
 	}
 	if w.buf = w.buf[:0]; cap(w.buf) > maxLine {
-		w.buf = nil // one long line must not keep its memory
+		w.buf = nil // do not keep the memory of one long line
 	}
 }

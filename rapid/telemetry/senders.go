@@ -13,14 +13,14 @@ import (
 const (
 	// requestTime is how long a subscriber may take to answer a POST.
 	requestTime = 5 * time.Second
-	// answerBytes is how much of an answer is read, so that its connection can be
-	// used again; a longer one costs the connection.
+	// answerBytes is the most bytes that are read of a response, so that its connection can be
+	// used again. After a longer response the connection is closed.
 	answerBytes  = 64 << 10
 	answerHeader = 16 << 10
 )
 
-// httpSender posts to an extension's listener (TL-15). Whatever host the URI names,
-// the connection goes to the sandbox's loopback.
+// httpSender posts to an extension's listener (TL-15). It always connects to the sandbox's
+// loopback address, whatever host the URI names.
 type httpSender struct {
 	sub       *Subscription
 	clock     Clock
@@ -36,7 +36,7 @@ func newHTTPSender(sub *Subscription, dial Dial, clock Clock) *httpSender {
 	}}
 }
 
-// send uses the transport itself: redirections are answers like others (TL-18).
+// send uses the transport directly, so that it does not follow redirections (TL-18).
 func (h *httpSender) send(ctx context.Context, b *batch) error {
 	ctx, cancel := limit(ctx, h.clock, requestTime)
 	defer cancel()
@@ -48,8 +48,8 @@ func (h *httpSender) send(ctx context.Context, b *batch) error {
 	if err != nil {
 		return fmt.Errorf("deliver to %s: %w", h.sub.URI, err)
 	}
-	// The status is all that counts. A body that cannot be read to its end costs the
-	// connection, which is made again.
+	// Only the status matters. If the body cannot be read to its end, the connection is closed,
+	// and the next request opens another.
 	_, _ = io.CopyN(io.Discard, resp.Body, answerBytes)
 	_ = resp.Body.Close()
 	if resp.StatusCode >= http.StatusBadRequest {
@@ -69,13 +69,13 @@ func (h *httpSender) request(ctx context.Context, body []byte) (*http.Request, e
 
 func (h *httpSender) close() { h.transport.CloseIdleConnections() }
 
-// tcpSender writes lines to an extension's listener (TL-16). One that does not read
-// holds up nothing but its own batches.
+// tcpSender writes lines to an extension's listener (TL-16). A listener that does not read
+// delays only its own batches.
 type tcpSender struct {
 	dial Dial
 	port int
-	conn net.Conn // nil when it must be made again
-	sent int      // bytes of the batch that is being sent
+	conn net.Conn // nil if it must be opened
+	sent int      // bytes of the current batch that have been sent
 }
 
 func (t *tcpSender) send(ctx context.Context, b *batch) error {
@@ -87,7 +87,7 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 		t.conn = conn
 	}
 	conn := t.conn
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // which ends the Write
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // makes Write return
 	n, err := conn.Write(b.body[t.sent:])
 	stop()
 	t.sent += n
@@ -103,6 +103,6 @@ func (t *tcpSender) send(ctx context.Context, b *batch) error {
 
 func (t *tcpSender) close() {
 	if t.conn != nil {
-		_ = t.conn.Close() // what it had to send has failed, or was delivered
+		_ = t.conn.Close() // everything was delivered, or has failed already
 	}
 }

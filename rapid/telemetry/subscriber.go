@@ -13,24 +13,24 @@ const (
 	lastPause  = time.Second
 )
 
-// leastWaiting is what a subscriber may have waiting at least; else it is twice its
+// leastWaiting is the minimum buffer size of a subscriber in bytes. Otherwise it is twice its
 // maxBytes.
 const leastWaiting = 1 << 20
 
-// A sender brings batches to one subscriber. Only one goroutine uses it.
+// A sender delivers batches to one subscriber. Only one goroutine uses it.
 type sender interface {
-	// send delivers b or fails; the same batch is then sent again.
+	// send delivers b. If it fails, it is called again with the same batch.
 	send(ctx context.Context, b *batch) error
 	close()
 }
 
-// batch is what is delivered at once: a JSON array for HTTP, whose end comes with seal,
-// and lines for TCP.
+// batch is the body of one delivery: a JSON array for HTTP, which seal completes, and lines
+// for TCP.
 type batch struct {
 	body   []byte
 	items  int
-	began  time.Duration // when its first event came
-	closed bool          // it is to be sent, and takes no more
+	began  time.Duration // arrival of its first event, in thawed time
+	closed bool          // it takes no more events, and can be sent
 }
 
 // subscriber is the buffer and the goroutine of one subscription.
@@ -40,23 +40,23 @@ type subscriber struct {
 	via   sender
 
 	cancel context.CancelFunc // ends the goroutine
-	wake   chan struct{}      // capacity 1: look at waiting again
+	wake   chan struct{}      // capacity 1: makes the goroutine check waiting
 
 	mu      sync.Mutex
-	sub     *Subscription // changed by the hub alone, which may read it without mu
+	sub     *Subscription // only the hub changes it, and may read it without mu
 	waiting []*batch      // oldest first; only the last can be open
 	size    int           // bytes of waiting
 	dropped LogsDropped
 }
 
-// newSubscriber returns a subscriber and what its goroutine is to do.
+// newSubscriber returns a subscriber, and the function for its goroutine.
 func newSubscriber(name string, sub *Subscription, clock Clock, via sender) (s *subscriber, run func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s = &subscriber{name: name, sub: sub, clock: clock, via: via, cancel: cancel, wake: make(chan struct{}, 1)}
 	return s, func() { s.run(ctx) }
 }
 
-// add puts a record into the open batch. It never waits: what is too much costs the
+// add adds a record to the open batch. It never waits: if the buffer is full, it drops the
 // oldest batch (TL-19).
 func (s *subscriber) add(r *Record, objects bool) {
 	s.mu.Lock()
@@ -100,14 +100,14 @@ func (b *batch) append(event []byte, protocol string) {
 	b.items++
 }
 
-// seal makes the body complete.
+// seal completes the body.
 func (b *batch) seal(protocol string) {
 	if b.closed = true; protocol != "TCP" {
 		b.body = append(b.body, ']')
 	}
 }
 
-// last returns the open batch, nil if there is none. The caller holds mu.
+// last returns the open batch, or nil if there is none. The caller holds mu.
 func (s *subscriber) last() *batch {
 	if n := len(s.waiting); n > 0 && !s.waiting[n-1].closed {
 		return s.waiting[n-1]
@@ -115,7 +115,7 @@ func (s *subscriber) last() *batch {
 	return nil
 }
 
-// pop takes the oldest batch. The caller holds mu.
+// pop removes and returns the oldest batch. The caller holds mu.
 func (s *subscriber) pop() *batch {
 	b := s.waiting[0]
 	s.waiting[0] = nil
@@ -124,8 +124,8 @@ func (s *subscriber) pop() *batch {
 	return b
 }
 
-// change lets the subscriber go on with another subscription to the same destination,
-// and reports whether it differs.
+// change replaces the subscription by another one with the same destination, and reports
+// whether it differs.
 func (s *subscriber) change(sub *Subscription) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,8 +156,9 @@ func (s *subscriber) signal() {
 func (s *subscriber) run(ctx context.Context) {
 	defer s.via.close()
 	for b := s.take(ctx); b != nil; b = s.take(ctx) {
-		// Why a delivery fails interests the subscriber alone, who cannot be told; it is
-		// repeated (TL-18), and what is dropped meanwhile is counted (TL-19).
+		// Ignore the error: only the subscriber could use it, and it cannot be reached. The
+		// delivery is repeated (TL-18), and records that are dropped meanwhile are counted
+		// (TL-19).
 		for pause := firstPause; s.via.send(ctx, b) != nil; pause = min(2*pause, lastPause) {
 			if !sleep(ctx, s.clock, pause) {
 				return
@@ -166,8 +167,8 @@ func (s *subscriber) run(ctx context.Context) {
 	}
 }
 
-// take waits for a batch that is due while the sandbox is not frozen (TL-22). It
-// returns nil when ctx has ended.
+// take waits until a batch is due and the sandbox is not frozen (TL-22). It returns nil when
+// ctx has ended.
 func (s *subscriber) take(ctx context.Context) *batch {
 	for {
 		select {
@@ -192,7 +193,8 @@ func (s *subscriber) take(ctx context.Context) *batch {
 	}
 }
 
-// due returns the batch to send now, or how long there is none if nothing happens.
+// due returns the batch to send now, or, if there is none, the time until the open batch is
+// due.
 func (s *subscriber) due() (*batch, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,8 +221,7 @@ func (s *subscriber) due() (*batch, time.Duration) {
 	return b, 0
 }
 
-// sleep waits for d in which the sandbox is not frozen, and reports whether it was not
-// ended by ctx.
+// sleep waits for d of thawed time. It returns false if ctx ends before.
 func sleep(ctx context.Context, clock Clock, d time.Duration) bool {
 	for end := clock.Now() + d; ; {
 		select {
@@ -242,8 +243,7 @@ func sleep(ctx context.Context, clock Clock, d time.Duration) bool {
 	}
 }
 
-// limit returns a context that ends after d in which the sandbox was not frozen. The
-// caller must call cancel, which releases it.
+// limit returns a context that ends after d of thawed time. The caller must call cancel.
 func limit(ctx context.Context, clock Clock, d time.Duration) (limited context.Context, cancel func()) {
 	limited, end := context.WithCancel(ctx)
 	watched := make(chan struct{})

@@ -13,8 +13,8 @@ import (
 	"unicode/utf8"
 )
 
-// API is one of the two ways to subscribe (TL-01). Its text begins the error types of the
-// API.
+// API is one of the two APIs for subscriptions (TL-01). Error types of the API begin with its
+// text.
 type API string
 
 // The two APIs.
@@ -44,28 +44,28 @@ const (
 	defaultItems, defaultBytes, defaultTimeout = 10000, 262144, 1000
 )
 
-// Subscription is what an extension asks for. The zero value is not useful: make it
-// with ParseSubscription. It does not change afterwards.
+// Subscription is a valid subscription of an extension. Use ParseSubscription. It is not
+// changed afterwards.
 type Subscription struct {
 	API      API
 	Schema   string
 	Types    []Source // without duplicates, in the order given
 	Protocol string   // "HTTP" or "TCP"
-	URI      string   // of HTTP, as given
-	Method   string   // of HTTP: POST, or PUT in the Logs API (TL-15)
-	Port     int      // where the extension listens, on loopback inside the sandbox
+	URI      string   // HTTP only, as given
+	Method   string   // HTTP only: POST, or PUT in the Logs API (TL-15)
+	Port     int      // port on the sandbox's loopback address
 	MaxItems int
 	MaxBytes int
 	Timeout  time.Duration
 }
 
-// to names the destination.
+// to returns a text that identifies the destination.
 func (s *Subscription) to() string {
 	return fmt.Sprintf("%s %s %s %d", s.Protocol, s.Method, s.URI, s.Port)
 }
 
-// destination is the address of an extension's listener as JSON has it. Members of
-// old samples, such as encoding, are ignored (TL-02).
+// destination is the address of an extension's listener in JSON. Other members, such as
+// encoding in old samples, are ignored (TL-02).
 type destination struct {
 	Protocol string `json:"protocol"`
 	URI      string `json:"URI"`
@@ -73,15 +73,16 @@ type destination struct {
 	Port     *int   `json:"port"`
 }
 
-// buffering has nil for what is not given.
+// buffering has the limits of batches; nil means that one is not given.
 type buffering struct {
 	MaxItems *int `json:"maxItems"`
 	MaxBytes *int `json:"maxBytes"`
 	Timeout  *int `json:"timeoutMs"`
 }
 
-// ParseSubscription checks the body of a subscription. The error, if any, names every
-// violation (TL-09); apiPort is that of the Runtime API, which nobody may be sent to.
+// ParseSubscription parses and checks the body of a subscription. The error names every
+// violation (TL-09). apiPort is the port of the Runtime API, which is not allowed as a
+// destination.
 func ParseSubscription(api API, body []byte, apiPort int) (*Subscription, error) {
 	var b struct {
 		Schema      string      `json:"schemaVersion"`
@@ -121,8 +122,8 @@ func ParseSubscription(api API, body []byte, apiPort int) (*Subscription, error)
 	return s, nil
 }
 
-// address checks where the extension listens (TL-05). The port is all that is used of
-// it: every connection goes to the sandbox's own loopback (TL-23).
+// address checks the address of the extension's listener (TL-05). Only the port of it is
+// used: every connection goes to the sandbox's loopback address (TL-23).
 func (s *Subscription) address(d *destination, apiPort int, wrong *violations) {
 	s.Protocol = d.Protocol
 	switch d.Protocol {
@@ -163,7 +164,7 @@ func (s *Subscription) http(d *destination, wrong *violations) {
 		wrong.add("URI port is not provided")
 	default:
 		s.URI = d.URI
-		s.Port, _ = strconv.Atoi(u.Port()) // digits, says Parse; too many are no port either
+		s.Port, _ = strconv.Atoi(u.Port()) // Parse ensures digits; address checks the range
 	}
 	s.Method = http.MethodPost
 	switch {
@@ -175,7 +176,8 @@ func (s *Subscription) http(d *destination, wrong *violations) {
 	}
 }
 
-// within returns what was given, or the default.
+// within returns the given value, or standard if it is nil. It adds a violation if the value
+// is not between least and most.
 func within(given *int, name string, standard, least, most int, wrong *violations) int {
 	if given == nil {
 		return standard
@@ -186,7 +188,7 @@ func within(given *int, name string, standard, least, most int, wrong *violation
 	return *given
 }
 
-// violations are what is wrong with a subscription.
+// violations lists what is wrong with a subscription.
 type violations []string
 
 func (v *violations) add(format string, args ...any) {
@@ -197,8 +199,8 @@ func (v *violations) add(format string, args ...any) {
 
 func (v violations) Error() string { return strings.Join(v, "; ") }
 
-// event renders a record as the subscriber gets it (section 3.3); ok is false if it is
-// not for this subscriber.
+// event renders a record in the form of the subscription (section 3.3). ok is false if the
+// subscription does not include it.
 func (s *Subscription) event(r *Record, objects bool) (event []byte, ok bool) {
 	if !slices.Contains(s.Types, r.Source) {
 		return nil, false
@@ -227,13 +229,14 @@ func (s *Subscription) event(r *Record, objects bool) (event []byte, ok bool) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil { // nothing that gets here can fail
+	if err := enc.Encode(e); err != nil { // cannot happen
 		return nil, false
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), true
 }
 
-// telemetryRecord leaves out what only the Logs API has (TL-51).
+// telemetryRecord returns the record for the Telemetry API. It omits what only the Logs API
+// has (TL-51).
 func telemetryRecord(p Platform) (string, any) {
 	switch r := p.(type) {
 	case *Fault:
@@ -246,7 +249,8 @@ func telemetryRecord(p Platform) (string, any) {
 	return p.Type(), p
 }
 
-// logsRecord gives a record the form of TL-49, "" if the Logs API does not have it.
+// logsRecord returns type and record in the form of TL-49. The type is "" if the Logs API does
+// not have such a record.
 func logsRecord(p Platform, schema string) (string, any) {
 	type object = map[string]any
 	switch r := p.(type) {

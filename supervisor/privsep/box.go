@@ -22,26 +22,27 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// Box is a sandbox whose privileged side is in the supervisor's process. It implements
-// supervisor.Box; see there. Freezing and measuring need no request.
+// Box is the worker's handle of a sandbox whose kernel objects are in the supervisor's
+// process. It implements supervisor.Box; see there for what its methods do. Freezing and
+// measuring send no request.
 type Box struct {
 	client     *Client
 	number     uint32
 	id, cgroup string
 	group      *cgroup.Handle
 	listener   net.Listener
-	udp        net.PacketConn // for lookups; nil without
-	tcp        net.Listener
+	udp        net.PacketConn // for name lookups; nil without network egress
+	tcp        net.Listener   // for name lookups; nil without network egress
 
 	mu    sync.Mutex
-	pids  map[string]int
-	steps tracing.Replay
+	pids  map[string]int // host process ids of the init handlers, by domain
+	steps tracing.Replay // spans of the supervisor
 }
 
-var errMalformed = errors.New("malformed answer")
+var errMalformed = errors.New("malformed answer from the supervisor")
 
-// Create asks for a sandbox of the revision of that number. The caller must Close it. The
-// error is message.ErrUnknownRevision if the supervisor does not know the revision, and
+// Create requests a sandbox of the revision with that number. The caller must Close it. The
+// error is message.ErrUnknownRevision if the revision is not registered, and
 // message.ErrTooMany if there are too many sandboxes.
 func (c *Client) Create(ctx context.Context, revision uint64) (_ *Box, err error) {
 	a, err := c.call(ctx, request{op: opCreate, value: revision})
@@ -52,7 +53,7 @@ func (c *Client) Create(ctx context.Context, revision uint64) (_ *Box, err error
 		}
 	}()
 	if err != nil {
-		return nil, err // with a number if there is one, but its files are lost
+		return nil, err // with a number if the sandbox exists and only its files were lost
 	}
 	if len(a.text) != 5 {
 		closeAll(a.files)
@@ -75,13 +76,13 @@ func (c *Client) Create(ctx context.Context, revision uint64) (_ *Box, err error
 	if err := b.listen(a.files[:sockets]); err != nil {
 		return nil, err
 	}
-	return b, b.took(ctx, a.text[3])
+	return b, b.addSteps(ctx, a.text[3])
 }
 
-// listen makes listeners of the sockets, which stay the caller's.
+// listen creates the listeners from the sockets, which the caller still owns.
 func (b *Box) listen(sockets []*os.File) (err error) {
 	if b.listener, err = net.FileListener(sockets[0]); err != nil {
-		return fmt.Errorf("listener: %w", err)
+		return fmt.Errorf("use the listener of the Runtime API: %w", err)
 	}
 	if len(sockets) != 3 {
 		return nil
@@ -90,13 +91,13 @@ func (b *Box) listen(sockets []*os.File) (err error) {
 		b.tcp, err = net.FileListener(sockets[2])
 	}
 	if err != nil {
-		return fmt.Errorf("sockets for lookups: %w", err)
+		return fmt.Errorf("use the sockets for name lookups: %w", err)
 	}
 	return nil
 }
 
-// took makes the steps that the supervisor has taken parts of the step in ctx.
-func (b *Box) took(ctx context.Context, steps string) error {
+// addSteps adds the spans that the supervisor has recorded to the span in ctx.
+func (b *Box) addSteps(ctx context.Context, steps string) error {
 	if steps == "" {
 		return nil
 	}
@@ -110,7 +111,7 @@ func (b *Box) took(ctx context.Context, steps string) error {
 	return nil
 }
 
-// withRoles says what the files are for. With an error it closes them.
+// withRoles pairs each file with its role. On an error it closes the files.
 func withRoles(files []*os.File, roles string) (list []cgroup.File, err error) {
 	if len(files) != len(roles) {
 		closeAll(files)
@@ -122,13 +123,14 @@ func withRoles(files []*os.File, roles string) (list []cgroup.File, err error) {
 	return list, nil
 }
 
-// ID is the sandbox's id.
+// ID returns the id of the sandbox.
 func (b *Box) ID() string { return b.id }
 
-// CgroupPath is the sandbox's parent cgroup, absolute below the mount of each tree.
+// CgroupPath returns the path of the sandbox's parent cgroup below the mount point of each
+// tree.
 func (b *Box) CgroupPath() string { return b.cgroup }
 
-// PIDs are the host's process ids of the domains' init handlers.
+// PIDs returns the host process ids of the init handlers, by domain.
 func (b *Box) PIDs() map[string]int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -139,11 +141,11 @@ func (b *Box) call(ctx context.Context, op op, arg uint32, files ...*os.File) (a
 	return b.client.call(ctx, request{op: op, sandbox: b.number, arg: arg}, files...)
 }
 
-// Start makes a domain.
+// Start creates a domain.
 func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	i := slices.Index(domains, domain)
 	if i < 0 {
-		return nil, fmt.Errorf("there is no domain %q", domain)
+		return nil, fmt.Errorf("unknown domain %q", domain)
 	}
 	a, err := b.call(ctx, opStart, uint32(i))
 	if err != nil {
@@ -168,7 +170,7 @@ func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.took(ctx, a.text[1]); err != nil {
+	if err := b.addSteps(ctx, a.text[1]); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -203,21 +205,22 @@ func (b *Box) Kill(ctx context.Context) error {
 	return err
 }
 
-// MemoryPeak returns the most memory that the sandbox ever had, in bytes.
+// MemoryPeak returns the peak memory of the sandbox in bytes.
 func (b *Box) MemoryPeak() (uint64, error) { return b.group.MemoryPeak() }
 
 // Usage returns what the sandbox has used so far.
 func (b *Box) Usage() (isolation.Usage, error) { return b.group.Usage() }
 
-// Listener is the socket of the Runtime API inside the sandbox.
+// Listener returns the socket of the Runtime API inside the sandbox.
 func (b *Box) Listener() net.Listener { return b.listener }
 
-// Dial connects to a TCP port on the sandbox's loopback, 127.0.0.1, and nowhere else.
+// Dial connects to a TCP port on the sandbox's loopback address, 127.0.0.1. It refuses any
+// other address.
 func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, text, err := net.SplitHostPort(addr)
 	port, err2 := strconv.ParseUint(text, 10, 16)
 	if err != nil || err2 != nil || host != "127.0.0.1" || network != "tcp" || port == 0 {
-		return nil, fmt.Errorf("%s %s is no TCP port of 127.0.0.1", network, addr)
+		return nil, fmt.Errorf("%s %s is not a TCP port of 127.0.0.1", network, addr)
 	}
 	a, err := b.call(ctx, opDial, uint32(port))
 	if err != nil {
@@ -226,11 +229,11 @@ func (b *Box) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	return a.conn()
 }
 
-// Domain says which domain made the other end of conn, a connection of Listener.
+// Domain returns the domain whose process created conn, a connection accepted by Listener.
 func (b *Box) Domain(ctx context.Context, conn net.Conn) (string, error) {
 	socket, ok := conn.(interface{ File() (*os.File, error) })
 	if !ok {
-		return "", fmt.Errorf("%T is no socket", conn)
+		return "", fmt.Errorf("%T is not a socket", conn)
 	}
 	f, err := socket.File()
 	if err != nil {
@@ -247,17 +250,18 @@ func (b *Box) Domain(ctx context.Context, conn net.Conn) (string, error) {
 	return a.text[0], nil
 }
 
-// Lookups are the sockets at which the sandbox asks for names, nil if it has none. The
-// box owns them and closes them in Close.
+// Lookups returns the sockets on which the sandbox sends name lookups, or nil without
+// network egress. The box owns them, and Close closes them.
 func (b *Box) Lookups() (udp net.PacketConn, tcp net.Listener) { return b.udp, b.tcp }
 
-// Allow opens the services of those numbers, 0 to 63, at addresses that were found for a
-// name, for as long as their record is valid.
+// Allow lets the sandbox connect to services, given by their numbers (0 to 63, see
+// isolation.Policy.Services), at addresses that a name resolved to. It holds for the time
+// valid, the rest of the record's lifetime.
 func (b *Box) Allow(ctx context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 	r := request{op: opAllow, sandbox: b.number, arg: uint32(min(max(valid/time.Second, 0), math.MaxUint32))}
 	for _, n := range services {
 		if n < 0 || n > 63 {
-			return fmt.Errorf("no service has the number %d", n)
+			return fmt.Errorf("service number %d is not between 0 and 63", n)
 		}
 		r.value |= 1 << n
 	}
@@ -269,8 +273,8 @@ func (b *Box) Allow(ctx context.Context, services []int, addrs []netip.Addr, val
 	return nil
 }
 
-// Close removes the sandbox. What cannot be removed is the supervisor's process to see
-// to: the box is of no use after an error either.
+// Close removes the sandbox. The box cannot be used afterwards, even if Close returns an
+// error: the supervisor is responsible for what could not be removed.
 func (b *Box) Close(ctx context.Context) error {
 	_, err := b.call(ctx, opClose, 0)
 	for _, c := range []io.Closer{b.listener, b.udp, b.tcp} {

@@ -19,28 +19,28 @@ import (
 	"github.com/sandboxd/sandboxd/internal/tracing"
 )
 
-// box is a sandbox of the worker's.
+// box is the supervisor's state of one sandbox that the worker has.
 type box struct {
 	Hosted
-	life   context.Context // ends when it is to be closed
+	life   context.Context // ends when a request to close the sandbox arrives
 	end    context.CancelFunc
-	dials  chan struct{}     // full when no more connections may be made at once
-	steps  *tracing.Recorder // nil if nobody wants to know them
+	dials  chan struct{}     // semaphore of connection attempts into the sandbox
+	steps  *tracing.Recorder // nil without tracing
 	closed bool              // guarded by Server.mu
 
-	turn chan struct{} // full while somebody does what must not be done twice at once
-	sent int           // how many of its files the worker has; of who has the turn
+	token chan struct{} // capacity 1; holding it serializes requests; see Server.take
+	sent  int           // how many of its files the worker has; guarded by token
 }
 
-// What connecting into sandboxes may take: each connection holds a thread until whoever
-// listens inside has taken it.
+// Limits of connection attempts into sandboxes. Each holds a thread until the listener
+// inside accepts it.
 const (
-	maxDials    = 128 // at once
-	maxBoxDials = 2   // at once, in one sandbox
-	dialTime    = 5 * time.Second
+	maxDials    = 128             // concurrent attempts
+	maxBoxDials = 2               // concurrent attempts into one sandbox
+	dialTime    = 5 * time.Second // for one attempt, including the wait for its turn
 )
 
-// numbers are those of the bits that are set.
+// numbers returns the positions of the bits that are set.
 func numbers(set uint64) (list []int) {
 	for ; set != 0; set &= set - 1 {
 		list = append(list, bits.TrailingZeros64(set))
@@ -48,7 +48,8 @@ func numbers(set uint64) (list []int) {
 	return list
 }
 
-// domain says which domain made a connection, which the worker has accepted.
+// domain returns the domain whose process created the connection f, which the worker has
+// accepted.
 func (b *box) domain(ctx context.Context, f *os.File) ([]string, error) {
 	conn, err := net.FileConn(f)
 	if err != nil {
@@ -59,10 +60,10 @@ func (b *box) domain(ctx context.Context, f *os.File) ([]string, error) {
 	return []string{domain}, err
 }
 
-// upstream makes a socket to a name server.
+// upstream returns a socket that is connected to a name server. arg is that of opUpstream.
 func (s *Server) upstream(ctx context.Context, arg uint32) ([]*os.File, error) {
 	if s.cfg.Upstream == nil {
-		return nil, errors.New("no sandbox may look up names")
+		return nil, errors.New("no network of this daemon allows name lookups")
 	}
 	network := "udp"
 	if arg&streamed != 0 {
@@ -75,12 +76,12 @@ func (s *Server) upstream(ctx context.Context, arg uint32) ([]*os.File, error) {
 	return socketsOf(conn)
 }
 
-// socketsOf takes the sockets from the list, which it closes: this process is not woken
-// for them any more.
+// socketsOf returns duplicates of the sockets in the list, and closes the originals, so that
+// this process no longer polls them.
 func socketsOf(list ...io.Closer) (files []*os.File, err error) {
 	for _, s := range list {
 		if socket, ok := s.(interface{ File() (*os.File, error) }); !ok {
-			err = errors.Join(err, fmt.Errorf("%T is no socket", s))
+			err = errors.Join(err, fmt.Errorf("%T is not a socket", s))
 		} else if f, e := socket.File(); e != nil {
 			err = errors.Join(err, e)
 		} else {
@@ -95,10 +96,10 @@ func socketsOf(list ...io.Closer) (files []*os.File, err error) {
 	return files, nil
 }
 
-// create makes a sandbox of the revision of that number.
+// create creates a sandbox of the revision with that number.
 func (s *Server) create(ctx context.Context, revision uint64) (reply, []*os.File, error) {
-	b := &box{turn: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
-	b.turn <- struct{}{} // until the worker can know of it
+	b := &box{token: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
+	b.token <- struct{}{} // until the answer is complete: a worker could guess the number
 	if s.cfg.Traced {
 		b.steps = new(tracing.Recorder)
 	}
@@ -127,7 +128,7 @@ func (s *Server) create(ctx context.Context, revision uint64) (reply, []*os.File
 	if err == nil {
 		steps, err = b.newSteps()
 	}
-	<-b.turn
+	<-b.token
 	if err != nil {
 		closeAll(give)
 		return reply{}, nil, errors.Join(err, s.close(n, b))
@@ -135,26 +136,27 @@ func (s *Server) create(ctx context.Context, revision uint64) (reply, []*os.File
 	return reply{n: n, text: []string{b.ID(), b.CgroupPath(), roles, steps, strconv.Itoa(sockets)}}, give, nil
 }
 
-// take waits for b's turn, which who has it gives back. A box that is closed has none.
+// take waits for the token of b, which the caller must give back by receiving from b.token.
+// It fails if b is closed.
 func (s *Server) take(ctx context.Context, b *box) error {
 	ctx, cancel := b.whileAlive(ctx)
 	defer cancel()
 	select {
-	case b.turn <- struct{}{}:
+	case b.token <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b.closed {
-		<-b.turn
+		<-b.token
 		return errors.New("the sandbox is closed")
 	}
 	return nil
 }
 
-// sockets are those at which the sandbox is served: the listener of the Runtime API, and
-// with network egress those for lookups, UDP first.
+// sockets returns the sockets on which the worker serves the sandbox: the listener of the
+// Runtime API and, with network egress, those for name lookups, UDP first.
 func (b *box) sockets() ([]*os.File, error) {
 	if udp, tcp := b.Lookups(); udp != nil {
 		return socketsOf(b.Listener(), udp, tcp)
@@ -162,7 +164,7 @@ func (b *box) sockets() ([]*os.File, error) {
 	return socketsOf(b.Listener())
 }
 
-// recorded is ctx, with which steps are recorded if somebody wants to know them.
+// recorded returns a context that records spans, if tracing is on.
 func (b *box) recorded(ctx context.Context) context.Context {
 	if b.steps == nil {
 		return ctx
@@ -170,7 +172,8 @@ func (b *box) recorded(ctx context.Context) context.Context {
 	return b.steps.Context(ctx)
 }
 
-// newSteps are the steps that have ended since, as the worker understands them.
+// newSteps returns the spans that have ended since the last call, in the form that the
+// worker reads.
 func (b *box) newSteps() (string, error) {
 	if b.steps == nil {
 		return "", nil
@@ -179,8 +182,8 @@ func (b *box) newSteps() (string, error) {
 	return string(text), err
 }
 
-// newFiles returns copies of the files that the worker does not have yet, and their
-// roles.
+// newFiles returns duplicates of the files that the worker does not have yet, and their
+// roles. The caller holds the token.
 func (b *box) newFiles() (files []*os.File, roles string, err error) {
 	all := b.Files()
 	for _, f := range all[b.sent:] {
@@ -201,7 +204,7 @@ func (b *box) newFiles() (files []*os.File, roles string, err error) {
 	return files, roles, nil
 }
 
-// start makes a domain. The caller has the turn.
+// start creates a domain. The caller holds the token.
 func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, error) {
 	ctx, cancel := b.whileAlive(ctx)
 	defer cancel()
@@ -209,7 +212,7 @@ func (b *box) start(ctx context.Context, domain string) (reply, []*os.File, erro
 	if err != nil {
 		return reply{}, nil, err
 	}
-	defer conn.Close() // the worker carries on with the copy
+	defer conn.Close() // the worker gets a duplicate
 	steps, err := b.newSteps()
 	if err != nil {
 		return reply{}, nil, err
@@ -233,7 +236,7 @@ func (b *box) whileAlive(ctx context.Context) (context.Context, context.CancelFu
 	return ctx, func() { stop(); cancel() }
 }
 
-// dial connects to a port on the sandbox's loopback.
+// dial connects to a port on the sandbox's loopback address.
 func (s *Server) dial(ctx context.Context, b *box, port uint32) ([]*os.File, error) {
 	ctx, cancel := b.whileAlive(ctx)
 	defer cancel()
@@ -254,11 +257,11 @@ func (s *Server) dial(ctx context.Context, b *box, port uint32) ([]*os.File, err
 	return socketsOf(conn)
 }
 
-// pipeFS is the file system of pipes without a name (PIPEFS_MAGIC in linux/magic.h).
+// pipeFS is the file system type of unnamed pipes (PIPEFS_MAGIC in linux/magic.h).
 const pipeFS = 0x50495045
 
-// mayGive says why the worker may not give one of the files away: it is not a pipe that
-// the worker made.
+// mayGive returns an error if one of the files is not a pipe that the worker created. The
+// worker may change the owner of such pipes only.
 func (s *Server) mayGive(files []*os.File) error {
 	for _, f := range files {
 		var st unix.Stat_t
@@ -268,28 +271,29 @@ func (s *Server) mayGive(files []*os.File) error {
 			return err
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFIFO || fs.Type != pipeFS || st.Uid != s.cfg.UID {
-			return errors.New("not a pipe of the worker's own")
+			return errors.New("the file is not a pipe of the worker")
 		}
 	}
 	return nil
 }
 
-// close removes a sandbox. One whose start hangs is not waited for: its processes are
-// killed, which is all that can be done about it.
+// close removes a sandbox. If another request holds the token for too long, because the
+// start of a domain hangs for example, close continues without the token: Close kills the
+// processes all the same.
 func (s *Server) close(number uint32, b *box) error {
 	s.mu.Lock()
-	again := b.closed
+	closed := b.closed
 	b.closed = true
 	s.mu.Unlock()
-	if again {
+	if closed {
 		return fmt.Errorf("sandbox %d: %w", number, message.ErrUnknownSandbox)
 	}
 	b.end()
 	timer := time.NewTimer(removalTime)
 	defer timer.Stop()
 	select {
-	case b.turn <- struct{}{}:
-		defer func() { <-b.turn }()
+	case b.token <- struct{}{}:
+		defer func() { <-b.token }()
 	case <-timer.C:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), removalTime)

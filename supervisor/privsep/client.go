@@ -13,31 +13,31 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 )
 
-// errGone says that the supervisor's process has ended, or has given this one up.
-var errGone = errors.New("the supervisor is gone")
+// errGone reports that the supervisor has exited or has closed the connection.
+var errGone = errors.New("the supervisor has closed the connection")
 
-// Client is the worker's end. All methods are safe for concurrent use.
+// Client is the worker's end of the connection. All methods are safe for concurrent use.
 type Client struct {
 	conn  *conn
-	slots chan struct{} // one for each request without an answer
+	slots chan struct{} // semaphore of requests without an answer
 	stops chan struct{}
-	gone  chan struct{} // closed when there are no more answers
-	cause error         // why; nil if the supervisor has ended. Valid once gone
+	gone  chan struct{} // closed when no more answers will come
+	cause error         // why gone is closed; nil if the supervisor closed the connection
 
 	mu      sync.Mutex
-	last    uint32
-	waiting map[uint32]chan answer // nil once gone
+	last    uint32                 // id of a request
+	waiting map[uint32]chan answer // by id; nil once gone is closed
 }
 
-// answer is a reply and what came with it.
+// answer is a reply with its files.
 type answer struct {
 	reply
 	files []*os.File
 }
 
-// NewClient makes the worker's end of f, which it closes in any case. sandboxes is the
-// most that may live at once, as the server has it. The client lives until the server's
-// end is closed.
+// NewClient returns a client on f, the worker's end of Pair. It closes f, also on an error.
+// sandboxes must be the Sandboxes of the server's Config. The client works until the server
+// closes its end.
 func NewClient(f *os.File, sandboxes int) (*Client, error) {
 	conn, err := newConn(f, maxReply)
 	if err != nil {
@@ -55,30 +55,32 @@ func NewClient(f *os.File, sandboxes int) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the line, and with it every sandbox. It returns when there are no more answers.
+// Close closes the connection, which makes the supervisor remove every sandbox. It returns
+// when no more answers will come.
 func (c *Client) Close() {
 	c.conn.Close()
 	<-c.gone
 }
 
-// Stops yields once for each time that the daemon is told to end: orderly at first, at
-// once the second time.
+// Stops returns a channel that receives a value for each request of the supervisor to stop:
+// the first asks for an orderly shutdown, the second for a stop at once.
 func (c *Client) Stops() <-chan struct{} { return c.stops }
 
-// Gone is closed when there are no more answers.
+// Gone returns a channel that is closed when no more answers will come.
 func (c *Client) Gone() <-chan struct{} { return c.gone }
 
-// Err says, once Gone is closed, why: nil if the supervisor's process has ended.
+// Err returns why Gone was closed: nil if the supervisor closed the connection. Call it only
+// after Gone is closed.
 func (c *Client) Err() error { return c.cause }
 
-// Renew returns the operator's credentials as they are now.
+// Renew returns the operator's current credentials.
 func (c *Client) Renew(ctx context.Context) ([]string, error) {
 	a, err := c.call(ctx, request{op: opRenew})
 	return a.text, err
 }
 
-// Upstream connects to the name server of the host at that place of the list, counted
-// from 0, by "udp" or "tcp".
+// Upstream returns a connection to a name server of the host. server is its index in the
+// host's list, network is "udp" or "tcp".
 func (c *Client) Upstream(ctx context.Context, network string, server int) (net.Conn, error) {
 	arg := uint32(server)
 	if network == "tcp" {
@@ -91,7 +93,7 @@ func (c *Client) Upstream(ctx context.Context, network string, server int) (net.
 	return a.conn()
 }
 
-// read hands out answers until there are no more.
+// read delivers answers to waiting calls until the connection ends.
 func (c *Client) read() {
 	for {
 		b, files, err := c.conn.receive()
@@ -116,7 +118,7 @@ func (c *Client) read() {
 			closeAll(files)
 			select {
 			case c.stops <- struct{}{}:
-			default: // it has been said
+			default: // both stops are pending
 			}
 			continue
 		}
@@ -137,14 +139,14 @@ func (c *Client) read() {
 	close(c.gone)
 }
 
-// lateTime is how long an answer is waited for when its context has ended: the supervisor,
-// which is told, usually gives up at once, and says why. A step that hangs in the kernel
-// cannot be given up.
+// lateTime is how long call waits for the answer after its context has ended. The supervisor
+// usually cancels the request at once, and says why, but cannot cancel a step that hangs in
+// the kernel.
 const lateTime = 2 * time.Second
 
-// call makes a request with files, which stay the caller's, and waits for the answer.
-// When ctx ends, the supervisor is told. An answer that then takes longer than lateTime is
-// not waited for: what it brings is released when it comes.
+// call sends a request with files, which the caller still owns, and waits for the answer.
+// When ctx ends, call asks the supervisor to cancel the request. If the answer then takes
+// longer than lateTime, call returns, and releases what the answer brings when it comes.
 func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -173,7 +175,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 		case a = <-w:
 		case <-cancelled:
 			cancelled = nil
-			_ = c.conn.send(request{op: opCancel, arg: r.id}.encode(), nil) // gone tells
+			_ = c.conn.send(request{op: opCancel, arg: r.id}.encode(), nil) // if it fails, c.gone is closed
 			timer := time.NewTimer(lateTime)
 			defer timer.Stop()
 			late = timer.C
@@ -187,7 +189,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 			return answer{}, fmt.Errorf("the supervisor does not answer: %w", ctx.Err())
 		case <-c.gone:
 			select {
-			case a = <-w: // it had come
+			case a = <-w: // the answer had arrived before
 			default:
 				return answer{}, errGone
 			}
@@ -204,7 +206,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 	return a, err
 }
 
-// release waits for an answer that nobody wants any more, and releases what it brings.
+// release waits for an answer that is no longer needed, and releases what it brings.
 func (c *Client) release(op op, w <-chan answer) {
 	select {
 	case a := <-w:
@@ -216,8 +218,8 @@ func (c *Client) release(op op, w <-chan answer) {
 	}
 }
 
-// register finds an id for a request whose answer goes to w; 0 if there are no answers
-// any more.
+// register returns an unused id for a request, whose answer read sends to w. It returns 0 if
+// no more answers will come.
 func (c *Client) register(w chan answer) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -233,7 +235,7 @@ func (c *Client) register(w chan answer) uint32 {
 	}
 }
 
-// conn is the one connection of an answer.
+// conn returns the connection that an answer consists of.
 func (a answer) conn() (net.Conn, error) {
 	defer closeAll(a.files)
 	if len(a.files) != 1 {

@@ -13,7 +13,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
-// Pair makes the two ends of the line, both close-on-exec.
+// Pair returns the two ends of a new connection, both close-on-exec.
 func Pair() (supervisor, worker *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -22,14 +22,14 @@ func Pair() (supervisor, worker *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "supervisor"), nil
 }
 
-// conn is one end of the line. Sending is safe for concurrent use, receiving not.
+// conn is one end of the connection. send is safe for concurrent use, receive is not.
 type conn struct {
 	*net.UnixConn
 	data, oob []byte
 }
 
-// newConn makes a conn of f, which it closes in any case, that takes messages of up to
-// size bytes.
+// newConn returns a conn on f that receives messages of up to size bytes. It closes f, also
+// on an error.
 func newConn(f *os.File, size int) (*conn, error) {
 	defer f.Close()
 	c, err := net.FileConn(f)
@@ -41,34 +41,33 @@ func newConn(f *os.File, size int) (*conn, error) {
 		c.Close()
 		return nil, errors.New("not a unix socket")
 	}
-	// One byte and one file more than allowed, to see what exceeds it.
+	// One byte and one file more than allowed, to detect messages that exceed the limits.
 	return &conn{u, make([]byte, size+1), make([]byte, unix.CmsgSpace(4*(maxFiles+1)))}, nil
 }
 
-// send sends a message with files, which stay the caller's.
+// send sends a message with files, which the caller still owns.
 func (c *conn) send(b []byte, files []*os.File) error {
 	return descriptor.UseAll(files, func(fds []int) error {
 		var oob []byte
 		if len(fds) > 0 {
 			oob = unix.UnixRights(fds...)
 		}
-		return again(func() error {
+		return retry(func() error {
 			_, _, err := c.WriteMsgUnix(b, oob, nil)
 			return err
 		})
 	})
 }
 
-// receive waits for a message. The bytes are valid until the next call, the files are
-// the caller's. io.EOF means that the other end is gone. With errFilesLost the bytes are
-// there.
+// receive waits for a message. The bytes are valid until the next call; the caller owns the
+// files. io.EOF means that the other end is closed. With errFilesLost the bytes are valid.
 func (c *conn) receive() ([]byte, []*os.File, error) {
 	var n, oobn, flags int
-	err := again(func() (err error) {
+	err := retry(func() (err error) {
 		n, oobn, flags, _, err = c.ReadMsgUnix(c.data, c.oob)
 		return err
 	})
-	if errors.Is(err, unix.ECONNRESET) { // gone, and did not read everything before
+	if errors.Is(err, unix.ECONNRESET) { // the other end closed without reading everything
 		err = io.EOF
 	}
 	if err != nil {
@@ -78,7 +77,7 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 	switch {
 	case err != nil:
 	case flags&unix.MSG_TRUNC != 0 || n == len(c.data) || len(files) > maxFiles:
-		err = errors.New("a message that is too large")
+		err = errors.New("the message is too large")
 	case flags&unix.MSG_CTRUNC != 0:
 		closeAll(files)
 		return c.data[:n], nil, errFilesLost
@@ -90,13 +89,13 @@ func (c *conn) receive() ([]byte, []*os.File, error) {
 	return c.data[:n], files, nil
 }
 
-// scarce are the errors of a kernel that lacks something at the moment: memory, or files
-// that may be open or on their way.
+// scarce lists the errors for a temporary lack of memory, of open files, or of files in
+// transit.
 var scarce = []unix.Errno{unix.ENOMEM, unix.ENOBUFS, unix.EMFILE, unix.ENFILE, unix.ETOOMANYREFS}
 
-// again calls f until the kernel has what it needs for it, for some seconds: there is no
-// event that tells of memory. A message that was not taken is still there.
-func again(f func() error) error {
+// retry calls f again, for some seconds, while the kernel lacks a resource: no event reports
+// that memory is available again. A message that was not received stays in the socket.
+func retry(f func() error) error {
 	for pause := time.Millisecond; ; pause *= 2 {
 		err := f()
 		var errno unix.Errno
@@ -107,11 +106,11 @@ func again(f func() error) error {
 	}
 }
 
-// errFilesLost says that a message came without all of its files.
-var errFilesLost = errors.New("files that came with a message were lost: too many are open in this process, or too many came; raise the limit of open files (LimitNOFILE= of the service, ulimit -n)")
+// errFilesLost reports that a message arrived without all of its files.
+var errFilesLost = errors.New("files of a message were lost, because this process has too many open files or the message had too many; raise the limit of open files (LimitNOFILE= of the service, ulimit -n)")
 
-// takeFiles makes files of the descriptors in a control buffer. With an error it
-// returns those that it has found.
+// takeFiles returns the descriptors in a control buffer as files. On an error it returns
+// those that it has found.
 func takeFiles(oob []byte) (files []*os.File, err error) {
 	if len(oob) == 0 {
 		return nil, nil

@@ -1,16 +1,19 @@
-// Package privsep is the line between two processes: the supervisor, which is root and
-// makes sandboxes, and the worker, which has no privilege and reads what strangers say.
-// The worker holds a [Client] and asks; the supervisor runs a [Server] and decides.
+// Package privsep separates privileges between two processes: the supervisor, which is root
+// and creates sandboxes, and the worker, which is unprivileged and handles untrusted input.
+// The worker sends requests with a [Client]; the supervisor decides about them in a
+// [Server]. [Pair] creates the connection between the two.
 //
-// They speak over one SOCK_SEQPACKET pair that only they hold. A request is 40 bytes:
-// numbers, and one address where a name was found; no text, no length, no pointer into
-// anything. So nothing of what the worker says has to be parsed, and what it cannot say
-// it cannot ask for: it names no path, no id, no limit and no command. It asks for "a
-// sandbox of revision N", and gets what the supervisor knows of that revision. The worker
-// holds what it uses all the time as open files: the listener of the Runtime API, the files
-// that freeze and measure, the sockets of the init handlers. So an invocation makes no
-// request.
+// The connection is one SOCK_SEQPACKET socket pair that no other process holds. A request
+// has 40 bytes: numbers, and an IP address for one operation. It has no text, no lengths and
+// no offsets, so the supervisor parses nothing. What the format cannot express, a worker
+// cannot request: it names no path, no user id, no limit and no command. It requests "a
+// sandbox of revision N" and gets what the supervisor has registered for that revision. The
+// worker keeps what every invocation needs as open files: the listener of the Runtime API,
+// the files to freeze and to measure, and the sockets of the init handlers. So an
+// invocation sends no request.
 //
-// The supervisor ends a worker that breaks these rules: [Server.Serve] returns an error
-// then, and all sandboxes end with it.
+// If the worker violates the protocol, [Server.Serve] returns an error and removes all
+// sandboxes, and the supervisor kills the worker.
+//
+// A Client and a [Box] are safe for concurrent use; a Server handles requests concurrently.
 package privsep

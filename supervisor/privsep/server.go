@@ -21,81 +21,86 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
-// removalTime is how long the removal of a sandbox may take.
+// removalTime limits the removal of a sandbox.
 const removalTime = 10 * time.Second
 
-// requestsPerSandbox is how many requests about one sandbox may wait for their answers:
+// requestsPerSandbox is the most requests for one sandbox that a client leaves unanswered:
 // two starts, a close, a kill, and the connections to its telemetry subscribers.
 const requestsPerSandbox = 64
 
-// inFlight is how many requests of a client may wait for their answers, if so many
-// sandboxes may live. Who has twice as many is no client of ours.
+// inFlight returns the most unanswered requests of a client for that number of sandboxes. A
+// client with more than twice as many violates the protocol.
 func inFlight(sandboxes int) int { return (sandboxes + 1) * requestsPerSandbox }
 
-// Hosted is a sandbox as the supervisor's process has it. *runc.Sandbox of package
-// isolation/runc is one, but that who gives it must see to what its Close leaves.
+// Hosted is a sandbox in the supervisor's process. *runc.Sandbox of package isolation/runc
+// has these methods, but its Close may leave remains: see Config.Create.
 type Hosted interface {
 	supervisor.Box
 	ID() string
 	CgroupPath() string
-	PIDs() map[string]int // of the init handlers, by domain
-	Files() []cgroup.File // what it is frozen and measured with; a start may add to the end
+	PIDs() map[string]int // host process ids of the init handlers, by domain
+	Files() []cgroup.File // files to freeze and to measure it; Start may append some
 
-	// Lookups are the sockets at which it asks for names, nil if it has none.
+	// Lookups returns the sockets on which the sandbox sends name lookups, or nil without
+	// network egress.
 	Lookups() (udp net.PacketConn, tcp net.Listener)
-	// Allow opens services, by their numbers, at addresses that were found for a name. It
-	// keeps closed what must be.
+	// Allow lets the sandbox connect to services, given by their numbers, at addresses that a
+	// name resolved to. It refuses addresses that must never be reachable.
 	Allow(ctx context.Context, services []int, addrs []netip.Addr, valid time.Duration) error
 	Traffic() (isolation.Traffic, error)
 }
 
-// Config is what a Server needs.
+// Config configures a Server.
 type Config struct {
-	// Create makes a sandbox of the revision of that number, which the worker chooses: it
-	// returns message.ErrUnknownRevision if it knows none of that number. The Close of the
-	// sandbox releases all that belongs to it, and is called once: what it cannot remove is
-	// Create's.
+	// Create creates a sandbox of the revision with that number. The worker chooses the
+	// number, so Create returns message.ErrUnknownRevision if it is not registered. The server
+	// calls Close of the sandbox once. If that fails, the implementation of Create is
+	// responsible for the remains.
 	Create func(ctx context.Context, revision uint64) (Hosted, error)
-	// Renew returns the credentials as they are now, as the worker understands them.
+
+	// Renew returns the operator's current credentials, in the order that the worker expects.
 	Renew func(context.Context) ([]string, error)
-	// Upstream connects to the name server of the host at that place of the list, counted
-	// from 0, by "udp" or "tcp". Nil if no sandbox may look up names.
+
+	// Upstream connects to a name server of the host. server is its index in the host's list,
+	// network is "udp" or "tcp". It is nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
-	// OnError gets the errors of sandboxes that could not be removed when the worker was gone.
+	// OnError, if not nil, receives the errors of sandboxes that could not be removed after
+	// the worker had closed the connection.
 	OnError func(error)
-	// Traced says that the worker wants to know the steps of what it has made.
+	// Traced makes the server record spans for the worker.
 	Traced bool
-	// Sandboxes is the most that may live at once, those included that are being removed.
+	// Sandboxes is the most sandboxes at once, including those that are being removed.
 	Sandboxes int
-	// Remains returns how many sandboxes are left that could not be removed, which count
-	// among them. It is called often. May be nil.
+	// Remains returns how many sandboxes could not be removed; they count among Sandboxes. The
+	// server calls it often. It may be nil.
 	Remains func() int
-	// UID is the worker's user: only what belongs to it may be given away.
+	// UID is the user of the worker. opGivePipes accepts only pipes of this user.
 	UID uint32
 }
 
-// Server is the supervisor's end.
+// Server is the supervisor's end of the connection. Its methods are safe for concurrent
+// use, except for Require and Serve, which are called once and in that order.
 type Server struct {
 	cfg  Config
 	conn *conn
 
 	life    context.Context // of all requests
 	end     context.CancelFunc
-	check   func() error   // see Require; nil once it has been made
-	working sync.WaitGroup // requests
-	dials   chan struct{}  // full when no more connections may be made at once
+	check   func() error   // see Require; nil once it has succeeded
+	working sync.WaitGroup // requests in progress
+	dials   chan struct{}  // semaphore of connection attempts into all sandboxes
 
 	mu       sync.Mutex
-	last     uint32                        // number of a sandbox
-	creating int                           // sandboxes that are being made
+	last     uint32                        // number of the latest sandbox
+	creating int                           // number of sandboxes that are being created
 	boxes    map[uint32]*box               // by number
-	requests map[uint32]context.CancelFunc // those without an answer, by id
-	busy     int                           // those whose answer is not sent
-	unsent   error                         // why an answer was not: the line is closed then
+	requests map[uint32]context.CancelFunc // requests without an answer, by id
+	busy     int                           // number of requests whose answer has not been sent
+	sendErr  error                         // why an answer could not be sent; the connection is closed then
 }
 
-// NewServer makes the supervisor's end of f, which it closes in any case. The caller
-// must call Serve or Close.
+// NewServer returns a server on f, the supervisor's end of Pair. It closes f, also on an
+// error. The caller must call Serve or Close.
 func NewServer(f *os.File, cfg Config) (*Server, error) {
 	c, err := newConn(f, requestSize)
 	if err != nil {
@@ -106,9 +111,9 @@ func NewServer(f *os.File, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Serve does what the worker asks until its end of the line is closed, which is no
-// error, or it breaks the protocol. It calls gone then, and removes every sandbox that
-// is left; OnError is told of those that stay.
+// Serve handles the requests of the worker until the worker closes the connection, for
+// which it returns nil, or violates the protocol. Then it calls gone, removes all remaining
+// sandboxes, and returns.
 func (s *Server) Serve(gone func()) error {
 	err := s.read()
 	gone()
@@ -116,11 +121,12 @@ func (s *Server) Serve(gone func()) error {
 	s.conn.Close()
 	var killing sync.WaitGroup
 	for _, b := range s.all() {
-		killing.Go(func() { _ = b.Kill(context.Background()) }) // its Close reports what stays
+		killing.Go(func() { _ = b.Kill(context.Background()) }) // Close below reports an error
 	}
-	rest(&killing, removalTime)
-	rest(&s.working, 2*removalTime)
-	var closing sync.WaitGroup // not working, on which an earlier Wait may have given up
+	waitAtMost(&killing, removalTime)
+	waitAtMost(&s.working, 2*removalTime)
+
+	var closing sync.WaitGroup // s.working cannot be reused: its Wait may still be running
 	for n, b := range s.all() {
 		closing.Go(func() {
 			if err := s.close(n, b); err != nil && s.cfg.OnError != nil {
@@ -128,19 +134,20 @@ func (s *Server) Serve(gone func()) error {
 			}
 		})
 	}
-	rest(&closing, 3*removalTime)
+	waitAtMost(&closing, 3*removalTime)
 	return err
 }
 
-// all returns the sandboxes that there are now, by number.
+// all returns the present sandboxes by number.
 func (s *Server) all() map[uint32]*box {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.boxes)
 }
 
-// rest waits for a group, but not for ever: one of its goroutines may hang in the kernel.
-func rest(group *sync.WaitGroup, patience time.Duration) {
+// waitAtMost waits for a group, but at most for patience: a goroutine may hang in a system
+// call.
+func waitAtMost(group *sync.WaitGroup, patience time.Duration) {
 	done := make(chan struct{})
 	go func() { group.Wait(); close(done) }()
 	timer := time.NewTimer(patience)
@@ -151,18 +158,18 @@ func rest(group *sync.WaitGroup, patience time.Duration) {
 	}
 }
 
-// Require has Serve call check once, before it answers the first request, and end with
-// its error. Call it before Serve.
+// Require makes Serve call check before the first request, and return its error. Call it
+// before Serve.
 func (s *Server) Require(check func() error) { s.check = check }
 
-// Close closes the line. It is for a server that does not come to serve.
+// Close closes the connection. Use it instead of Serve if there is nothing to serve.
 func (s *Server) Close() error {
 	s.end()
 	return s.conn.Close()
 }
 
-// Stop asks the worker to come to an end; a second time, to do it at once. It may wait
-// for as long as the worker reads nothing.
+// Stop asks the worker to shut down in order; a second call asks it to stop at once. Stop
+// blocks while the worker does not read.
 func (s *Server) Stop() error {
 	b, err := reply{}.encode()
 	if err != nil {
@@ -171,7 +178,7 @@ func (s *Server) Stop() error {
 	return s.conn.send(b, nil)
 }
 
-// Sandboxes returns those that the worker has, without those that are being made.
+// Sandboxes returns the sandboxes of the worker, without those that are being created.
 func (s *Server) Sandboxes() []Hosted {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,15 +189,15 @@ func (s *Server) Sandboxes() []Hosted {
 	return list
 }
 
-// Count returns how many sandboxes there are, those being made and those that could not be
-// removed included.
+// Count returns the number of sandboxes, including those that are being created and those
+// that could not be removed.
 func (s *Server) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count()
 }
 
-// count is Count with s.mu held.
+// count implements Count. The caller holds s.mu.
 func (s *Server) count() int {
 	n := s.creating + len(s.boxes)
 	if s.cfg.Remains != nil {
@@ -199,12 +206,12 @@ func (s *Server) count() int {
 	return n
 }
 
-// read takes requests until it must not go on.
+// read receives requests until the connection ends or the worker violates the protocol.
 func (s *Server) read() error {
 	for {
 		b, files, err := s.conn.receive()
 		if errors.Is(err, io.EOF) {
-			return s.left()
+			return s.endCause()
 		}
 		if err != nil {
 			return fmt.Errorf("receive from the worker: %w", err)
@@ -223,27 +230,28 @@ func (s *Server) read() error {
 			err = s.begin(r, files)
 		}
 		if err != nil {
-			return fmt.Errorf("the worker breaks the protocol: %w", err)
+			return fmt.Errorf("the worker violates the protocol: %w", err)
 		}
 	}
 }
 
-// left says why the line has ended, nil if the worker has left it.
-func (s *Server) left() error {
+// endCause returns why the connection has ended: nil if the worker has closed it.
+func (s *Server) endCause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unsent == nil || errors.Is(s.unsent, unix.EPIPE) || errors.Is(s.unsent, unix.ECONNRESET) {
+	if s.sendErr == nil || errors.Is(s.sendErr, unix.EPIPE) || errors.Is(s.sendErr, unix.ECONNRESET) {
 		return nil
 	}
-	return fmt.Errorf("send an answer to the worker: %w", s.unsent)
+	return fmt.Errorf("send an answer to the worker: %w", s.sendErr)
 }
 
-// begin starts to work on a request.
+// begin starts a goroutine for a request. It returns an error if the request violates the
+// protocol.
 func (s *Server) begin(r request, files []*os.File) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r.op == opCancel {
-		if cancel := s.requests[r.arg]; cancel != nil { // else the answer is on its way
+		if cancel := s.requests[r.arg]; cancel != nil { // else the answer has been sent
 			cancel()
 		}
 		return nil
@@ -251,7 +259,7 @@ func (s *Server) begin(r request, files []*os.File) error {
 	var err error
 	switch {
 	case r.id == 0 || s.requests[r.id] != nil:
-		err = fmt.Errorf("the id %d is in use", r.id)
+		err = fmt.Errorf("the request id %d is in use", r.id)
 	case s.busy >= 2*inFlight(s.cfg.Sandboxes):
 		err = fmt.Errorf("more than %d requests at once", s.busy)
 	}
@@ -265,7 +273,7 @@ func (s *Server) begin(r request, files []*os.File) error {
 	b := s.boxes[r.sandbox]
 	var refused error
 	switch {
-	case r.sandbox != 0 && b == nil: // one that was closed a moment ago, most likely
+	case r.sandbox != 0 && b == nil: // most likely it has just been closed
 		refused = fmt.Errorf("sandbox %d: %w", r.sandbox, message.ErrUnknownSandbox)
 	case r.op == opCreate && s.count() >= s.cfg.Sandboxes:
 		refused = fmt.Errorf("%w: %d", message.ErrTooMany, s.cfg.Sandboxes)
@@ -305,9 +313,10 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	delete(s.requests, id) // before the worker can use the id again
 	s.mu.Unlock()
 	if err := s.conn.send(b, files); err != nil {
-		// It is gone, or would wait for ever: both ends read the end of the line.
+		// The worker has exited, or would wait for this answer for ever: close the connection,
+		// so that both ends read its end.
 		s.mu.Lock()
-		s.unsent = cmp.Or(s.unsent, err)
+		s.sendErr = cmp.Or(s.sendErr, err)
 		s.mu.Unlock()
 		_ = s.conn.CloseWrite()
 		_ = s.conn.CloseRead()
@@ -317,8 +326,8 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	s.mu.Unlock()
 }
 
-// work does what r asks, and returns the answer with the files that go with it: none
-// with an error.
+// work performs the request r with its files. It returns the answer and the files to send
+// with it, none on an error.
 func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) (a reply, give []*os.File, err error) {
 	switch r.op {
 	case opCreate:
@@ -328,12 +337,12 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 	case opStart:
 		if err = s.take(ctx, b); err == nil {
 			a, give, err = b.start(ctx, domains[r.arg])
-			<-b.turn
+			<-b.token
 		}
 	case opThrottle:
 		if err = s.take(ctx, b); err == nil {
 			err = b.SetThrottled(ctx, r.arg == 1)
-			<-b.turn
+			<-b.token
 		}
 	case opKill:
 		err = b.Kill(ctx)

@@ -1,4 +1,5 @@
-// Package fakesup is a supervisor in memory, for tests: its processes are Go functions.
+// Package fakesup implements a supervisor in memory, for tests. Its processes are Go
+// functions.
 package fakesup
 
 import (
@@ -14,8 +15,8 @@ import (
 	"github.com/sandboxd/sandboxd/supervisor"
 )
 
-// Program is what a process does until it returns or its context ends, which a
-// SIGKILL does. What it returns is its exit.
+// Program is the code of a process. It returns the exit of the process. SIGKILL ends the
+// context of p.
 type Program func(p *Process) supervisor.Exit
 
 // Supervisor runs programs. Set the fields before use; methods are safe for
@@ -26,8 +27,8 @@ type Supervisor struct {
 	StartErr error
 	StopErr  error
 	QuotaErr error                                                             // what Throttle(true) fails with
-	Peak     uint64                                                            // of Usage
-	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // what Dial does; nil refuses
+	Peak     uint64                                                            // result of MemoryPeak
+	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // implements Dial; nil refuses
 
 	mu    sync.Mutex
 	live  map[string]*Process
@@ -69,7 +70,7 @@ func (s *Supervisor) note(format string, args ...any) {
 	s.mu.Unlock()
 }
 
-// Calls returns what was called so far, and forgets it.
+// Calls returns the calls since the last call of Calls.
 func (s *Supervisor) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +79,7 @@ func (s *Supervisor) Calls() []string {
 	return c
 }
 
-// Execs returns every request to execute.
+// Execs returns all requests to start a process.
 func (s *Supervisor) Execs() []supervisor.ExecRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,8 +169,7 @@ func (s *Supervisor) end(ctx context.Context, prefix string, oom bool) error {
 	return ctx.Err()
 }
 
-// finish ends a process, once. What its program still does is nobody's business, as
-// with a request that a dead process has sent.
+// finish ends a process, once. What its program does afterwards has no effect.
 func (s *Supervisor) finish(key string, p *Process, exit supervisor.Exit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,7 +190,7 @@ func (s *Supervisor) Stop(ctx context.Context, domain string) (isolation.Usage, 
 	return isolation.Usage{}, s.end(ctx, domain+"/", false)
 }
 
-// OutOfMemory kills everything and loses the domains, as docs/decisions/0037 has it.
+// OutOfMemory kills all processes and loses the domains, as docs/decisions/0037 describes.
 func (s *Supervisor) OutOfMemory() {
 	_ = s.end(context.Background(), "", true)
 	s.once.Do(func() { close(s.lost) })

@@ -1,5 +1,5 @@
-// Command named is a function that answers with its variable WHO. An event {"ms": N} has it
-// wait so long before.
+// Command named is a function that responds with its variable WHO. For an event {"ms": N}
+// it waits N milliseconds first.
 package main
 
 import (

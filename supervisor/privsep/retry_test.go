@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// S-10: the line waits for memory and room for files, but not for ever, and for nothing else.
-func TestAgain(t *testing.T) {
+// S-10: retry waits for memory and for open files, for a limited time, and for nothing else.
+func TestRetry(t *testing.T) {
 	for _, c := range []struct {
 		fails []error // in turn; the last one stays
 		want  error
@@ -27,7 +27,7 @@ func TestAgain(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			tries, began := 0, time.Now()
-			err := again(func() error {
+			err := retry(func() error {
 				tries++
 				return c.fails[min(tries, len(c.fails))-1]
 			})
