@@ -25,17 +25,16 @@ import (
 const (
 	// cpuPeriod of the quota in microseconds, the kernel's default (Documentation/scheduler/sched-bwc.rst).
 	cpuPeriod = 100_000
-	// minQuota in microseconds is the smallest that the kernel takes (sched-bwc.rst: 1 ms).
+	// minQuota in microseconds is the smallest quota of the kernel (sched-bwc.rst: 1 ms).
 	minQuota = 1_000
-	// handlerPIDs is what each init handler may use of the sandbox's pids limit, beyond
-	// the user's (SEC-37): 10 or 11 threads that it keeps in
-	// reserve, and a few for a Go runtime that wants one more.
+	// handlerPIDs is the part of the pids limit for each init handler, in addition to that of
+	// the function (SEC-37): the 10 or 11 threads that it keeps, and a few more that the Go
+	// runtime may start.
 	handlerPIDs = 16
 )
 
-// parentCgroup is the parent cgroup of one sandbox: the limits that its domains share,
-// its usage, and the switch that freezes and kills all of it. Each domain has a cgroup
-// below it.
+// parentCgroup is the parent cgroup of one sandbox. Its domains share its limits, it measures
+// their usage, and freezing and killing apply to all of it. Each domain has a cgroup below it.
 type parentCgroup struct {
 	place  *placement
 	path   string // as this process sees it, absolute below each tree's mount
@@ -44,15 +43,15 @@ type parentCgroup struct {
 	v1     cgroup1.Cgroup   // limits elsewhere
 	core   string           // directory in the v2 tree for freeze and kill; "" on a legacy host
 	handle *cgroup.Handle
-	oom    *oomWatch // on v1, where the kernel does not kill the whole group by itself
+	oom    *oomWatch // on v1, where the kernel does not kill the whole group itself; else nil
 }
 
-// newCgroup makes the parent cgroup of a sandbox with its limits in force and the
-// CPU unthrottled. A cgroup that comes with an error is half made: the caller removes it.
+// newCgroup creates the parent cgroup of a sandbox, with its limits but without a CPU quota.
+// If it returns a cgroup together with an error, the caller must remove the cgroup.
 func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *parentCgroup, err error) {
 	c := &parentCgroup{place: p, path: filepath.Join(p.group, id), limits: l}
-	// Making a cgroup that exists is no error for the libraries: an id in use, or one
-	// whose remains could not be removed, must be refused before anything is rolled back.
+	// The libraries accept an existing cgroup. So refuse an id that is in use, or whose
+	// remains could not be removed, before there is anything to roll back.
 	claim := p.host.V2
 	if p.host.Mode != ModeUnified {
 		claim = p.host.Hierarchies["memory"]
@@ -62,7 +61,7 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *par
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cgroup of %s: %w", id, err)
+			err = fmt.Errorf("create the cgroup of %s: %w", id, err)
 		}
 	}()
 	if p.host.Mode == ModeUnified {
@@ -77,7 +76,7 @@ func newCgroup(p *placement, id string, l isolation.Limits, domains int) (_ *par
 	return c, err
 }
 
-// open opens the files by which the sandbox is frozen and measured.
+// open opens the files to freeze and to measure the sandbox.
 func (c *parentCgroup) open() (*cgroup.Handle, error) {
 	var files []cgroup.File
 	var err error
@@ -127,8 +126,8 @@ func (c *parentCgroup) open() (*cgroup.Handle, error) {
 	return cgroup.Open(files)
 }
 
-// openPlain opens a kernel file outside the netpoller, which os.Open would have watch
-// it: every freeze would wake this process.
+// openPlain opens a kernel file without registering it with the netpoller, as os.Open would:
+// then every freeze would wake this process.
 func openPlain(name string, flag int) (*os.File, error) {
 	fd, err := unix.Open(name, flag|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -137,8 +136,8 @@ func openPlain(name string, flag int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// measure takes the file of a new domain that counts its out-of-memory kills: v1
-// counts a kill where the victim was, not above.
+// measure adds the file that counts the out-of-memory kills of a new domain. Cgroup v1 counts
+// a kill in the cgroup of the victim only.
 func (c *parentCgroup) measure(domain string) error {
 	if c.v2 != nil {
 		return nil
@@ -151,11 +150,11 @@ func (c *parentCgroup) measure(domain string) error {
 	return nil
 }
 
-// limit puts other limits in force, but that of the CPU.
+// limit changes the limits. The new CPU limit takes effect with throttle.
 func (c *parentCgroup) limit(l isolation.Limits, domains int) error {
 	was := c.limits
 	c.limits = l
-	if l.MemoryBytes == was.MemoryBytes && l.PIDs == was.PIDs { // the CPU's is throttle's
+	if l.MemoryBytes == was.MemoryBytes && l.PIDs == was.PIDs {
 		return nil
 	}
 	var err error
@@ -165,12 +164,13 @@ func (c *parentCgroup) limit(l isolation.Limits, domains int) error {
 		err = c.v1.Update(resourcesV1(l, domains))
 	}
 	if err != nil {
-		return fmt.Errorf("limits of %s: %w", c.path, err)
+		return fmt.Errorf("set the limits of %s: %w", c.path, err)
 	}
 	return nil
 }
 
-// allowance is the pids limit that leaves the user's to the user; 0 means none.
+// allowance returns the pids limit of the cgroup: that of the function and that of the init
+// handlers. 0 means no limit.
 func allowance(l isolation.Limits, domains int) int64 {
 	if l.PIDs == 0 {
 		return 0
@@ -190,9 +190,9 @@ func resourcesV2(l isolation.Limits, domains int) *cgroup2.Resources {
 	return r
 }
 
-// swapAccounting tells whether the kernel has memory.swap.max.
+// swapAccounting reports whether the kernel has memory.swap.max.
 var swapAccounting = sync.OnceValue(func() bool {
-	return fileExists(filepath.Join(cgroupRoot, "memory.swap.max")) // cgroupRoot shows the daemon's folder by now
+	return fileExists(filepath.Join(cgroupRoot, "memory.swap.max")) // place has mounted the daemon's folder at cgroupRoot
 })
 
 func resourcesV1(l isolation.Limits, domains int) *specs.LinuxResources {
@@ -201,7 +201,7 @@ func resourcesV1(l isolation.Limits, domains int) *specs.LinuxResources {
 		r.Pids.Limit = &pids
 	}
 	if l.MemoryBytes > 0 {
-		r.Memory.Limit, r.Memory.Swap = &l.MemoryBytes, &l.MemoryBytes // memory and swap together
+		r.Memory.Limit, r.Memory.Swap = &l.MemoryBytes, &l.MemoryBytes // Swap limits memory and swap together
 	}
 	return r
 }
@@ -234,37 +234,37 @@ func (c *parentCgroup) newV1(domains int) (err error) {
 	return err
 }
 
-// doors makes the cgroups of a domain and opens what its first process enters them by
-// (reexec.CgroupFD). The caller closes them.
-func (c *parentCgroup) doors(domain string) (doors []*os.File, err error) {
+// entries creates the cgroups of a domain, and opens the files through which its first process
+// enters them (reexec.CgroupFD). The caller must close them.
+func (c *parentCgroup) entries(domain string) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
-			closeAll(doors)
-			doors, err = nil, fmt.Errorf("cgroups: %w", err)
+			closeAll(files)
+			files, err = nil, fmt.Errorf("create the domain's cgroups: %w", err)
 		}
 	}()
 	for _, root := range c.place.roots {
 		dir := c.domainDir(root, domain)
 		if slices.Contains(c.place.trees, root) {
 			if err := os.Mkdir(dir, 0o755); err != nil {
-				return doors, err
+				return files, err
 			}
 		}
 		name, flag := filepath.Join(dir, "tasks"), os.O_WRONLY
 		if root == c.place.host.V2 {
 			name, flag = dir, unix.O_PATH|unix.O_DIRECTORY
 		}
-		door, err := openPlain(name, flag)
+		f, err := openPlain(name, flag)
 		if err != nil {
-			return doors, err
+			return files, err
 		}
-		doors = append(doors, door)
+		files = append(files, f)
 	}
-	return doors, nil
+	return files, nil
 }
 
-// domainDir is where the processes of a domain are in the tree mounted at root: the
-// daemon's folder where sandboxes have no cgroups of their own.
+// domainDir returns the cgroup of a domain's processes in the tree mounted at root. In a tree
+// where sandboxes have no cgroups of their own, that is the daemon's folder.
 func (c *parentCgroup) domainDir(root, domain string) string {
 	if !slices.Contains(c.place.trees, root) {
 		return filepath.Join(root, c.place.group)
@@ -272,14 +272,14 @@ func (c *parentCgroup) domainDir(root, domain string) string {
 	return filepath.Join(root, c.path, domain)
 }
 
-// entered says why the process pid is not in the cgroups of a domain.
-func (c *parentCgroup) entered(pid int, domain string) error {
+// checkMember returns an error if the process pid is not in the cgroups of a domain.
+func (c *parentCgroup) checkMember(pid int, domain string) error {
 	file := fmt.Sprintf("/proc/%d/cgroup", pid)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	is := map[string]string{} // of each v1 controller, and of "" for v2
+	is := map[string]string{} // cgroup by v1 controller; "" is the v2 tree
 	for line := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) == 3 {
@@ -289,9 +289,9 @@ func (c *parentCgroup) entered(pid int, domain string) error {
 		}
 	}
 	check := func(controller, root string) error {
-		// Above the folder both may see other parts of the tree.
+		// Compare the end only: above the folder the two views of the tree may differ.
 		if want := filepath.Join(c.place.hosted, strings.TrimPrefix(c.domainDir(root, domain), filepath.Join(root, c.place.group))); !strings.HasSuffix(is[controller], want) {
-			return fmt.Errorf("process %d is in cgroup %q of %q and not in %s; sandbox-stage is not of the same build", pid, is[controller], controller, want)
+			return fmt.Errorf("process %d is in cgroup %q of %q instead of %s; sandbox-stage is from another build: rebuild with make build", pid, is[controller], controller, want)
 		}
 		return nil
 	}
@@ -312,7 +312,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// throttle puts the sandbox on its CPU share, or lets it run freely (docs/decisions/0036).
+// throttle turns the CPU quota of the sandbox on or off (docs/decisions/0036).
 func (c *parentCgroup) throttle(on bool) error {
 	quota := int64(-1)
 	if on && c.limits.CPU > 0 {
@@ -330,7 +330,7 @@ func (c *parentCgroup) throttle(on bool) error {
 		err = c.v1.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}})
 	}
 	if err != nil {
-		return fmt.Errorf("CPU quota of %s: %w", c.path, err)
+		return fmt.Errorf("set the CPU quota of %s: %w", c.path, err)
 	}
 	return nil
 }
@@ -339,8 +339,8 @@ func (c *parentCgroup) dirV1(controller string) string {
 	return filepath.Join(c.place.host.Hierarchies[controller], c.path)
 }
 
-// kill sends SIGKILL to every process of the sandbox, frozen or not. New processes
-// cannot escape it.
+// kill sends SIGKILL to every process of the sandbox, including frozen ones and those that are
+// forked meanwhile.
 func (c *parentCgroup) kill() error {
 	if c.core != "" {
 		err := os.WriteFile(filepath.Join(c.core, "cgroup.kill"), []byte("1"), 0)
@@ -354,13 +354,13 @@ func (c *parentCgroup) kill() error {
 	return killTree(c.path, c.place, c.handle) // before Linux 5.14, and on v1
 }
 
-// killTree stops everything below path from forking, signals what is there, and
-// lets it run into the signal.
+// killTree freezes the processes below path, so that they cannot fork, sends SIGKILL to each,
+// and thaws them, so that they handle the signal. If h is nil, it does not freeze.
 func killTree(path string, p *placement, h *cgroup.Handle) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if h != nil {
-		_ = h.SetFrozen(ctx, true) // a process that will not freeze can still be killed
+		_ = h.SetFrozen(ctx, true) // a process that cannot be frozen can still be killed
 		defer h.SetFrozen(ctx, false)
 	}
 	pids, err := pidsBelow(p, path)
@@ -372,8 +372,8 @@ func killTree(path string, p *placement, h *cgroup.Handle) error {
 	return err
 }
 
-// killIn kills the process pid if it is still one of the cgroup path: the id may be
-// somebody else's by now (SUP-21).
+// killIn kills the process pid if it is still in the cgroup path. Its id may have been reused
+// (SUP-21).
 func killIn(pid int, path string) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -399,8 +399,8 @@ func killIn(pid int, path string) error {
 	return nil
 }
 
-// pidsBelow lists the processes of the cgroup path and of its children, in whichever
-// trees it exists.
+// pidsBelow returns the processes of the cgroup path and of its children, from all trees in
+// which it exists.
 func pidsBelow(p *placement, path string) (pids []int, err error) {
 	for _, root := range p.roots {
 		err = errors.Join(err, filepath.WalkDir(filepath.Join(root, path), func(file string, d fs.DirEntry, err error) error {
@@ -425,8 +425,8 @@ func pidsBelow(p *placement, path string) (pids []int, err error) {
 	return pids, err
 }
 
-// remove deletes the cgroup, those of the domains, and whatever else is below it in every
-// tree, waiting while killed processes still leave.
+// remove removes the cgroup and all cgroups below it from every tree. It waits until killed
+// processes have left them.
 func (c *parentCgroup) remove(ctx context.Context, domains []string) error {
 	if c.oom != nil {
 		c.oom.Close()
@@ -436,7 +436,7 @@ func (c *parentCgroup) remove(ctx context.Context, domains []string) error {
 	}
 	for _, root := range c.place.trees {
 		for _, name := range domains {
-			_ = unix.Rmdir(c.domainDir(root, name)) // else removeTree, which lists what is below, says why not
+			_ = unix.Rmdir(c.domainDir(root, name)) // saves removeTree from listing directories; it reports errors
 		}
 	}
 	return removeTree(ctx, c.place, c.path)

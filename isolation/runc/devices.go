@@ -11,13 +11,13 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// devices is what every domain shows as /dev.
+// devices is the file system that every domain has as /dev.
 type devices struct {
-	dir  string
+	dir  string   // mount point
 	null *os.File // its /dev/null
 }
 
-// newDevices makes them at dir. The caller must close them.
+// newDevices mounts the file system at dir. The caller must close it.
 func newDevices(dir string) (*devices, error) {
 	if err := makeDevices(dir); err != nil {
 		return nil, err
@@ -25,13 +25,12 @@ func newDevices(dir string) (*devices, error) {
 	d := &devices{dir: dir}
 	var err error
 	if d.null, err = os.OpenFile(filepath.Join(dir, "null"), os.O_RDWR, 0); err != nil {
-		return nil, errors.Join(fmt.Errorf("devices of sandboxes: %w", err), d.close())
+		return nil, errors.Join(fmt.Errorf("create the devices of sandboxes: %w", err), d.close())
 	}
 	return d, nil
 }
 
-// close lets go of them: the domains that there are keep theirs. Those that are nil need
-// no closing.
+// close unmounts the file system. Existing domains keep it. On nil it does nothing.
 func (d *devices) close() error {
 	if d == nil {
 		return nil
@@ -43,13 +42,13 @@ func (d *devices) close() error {
 	return nil
 }
 
-// makeDevices mounts a file system at dir that holds what every domain shows as /dev, and
-// that nobody can change any more. Domains share it: libcontainer would make one for
-// each, of a dozen mounts (docs/decisions/0022).
+// makeDevices mounts a read-only file system at dir with the content of /dev. All domains
+// share it: libcontainer would create one for each domain, with a dozen mounts
+// (docs/decisions/0022).
 func makeDevices(dir string) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("devices of sandboxes: %w", err)
+			err = fmt.Errorf("create the devices of sandboxes: %w", err)
 		}
 	}()
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -80,7 +79,7 @@ func makeDevices(dir string) (err error) {
 			return err
 		}
 	}
-	if err := os.Mkdir(filepath.Join(dir, "shm"), 0o755); err != nil { // where each domain mounts its own
+	if err := os.Mkdir(filepath.Join(dir, "shm"), 0o755); err != nil { // mount point: each domain has its own /dev/shm
 		return err
 	}
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, ""); err != nil {

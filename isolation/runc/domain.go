@@ -20,21 +20,21 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/wire"
 )
 
-// libcontainerErrors is the level at which libcontainer's process tells errors alone. It
-// tells all that it does else, some thirty lines that the daemon reads and drops.
+// libcontainerErrors is the log level for errors only. At its default level libcontainer's
+// process writes about thirty lines, which the daemon would have to read and drop.
 const libcontainerErrors = "2" // logrus.ErrorLevel
 
-// domain is one of a sandbox's, from its creation on.
+// domain is one domain of a sandbox, from its creation on.
 type domain struct {
-	creator   *thread // its parent
+	creator   *thread // thread that forked its first process
 	container *libcontainer.Container
 	process   *libcontainer.Process
-	pid       int          // of the init handler, once it runs; guarded by Sandbox.mu
-	conn      *wire.Conn   // until Start hands it out
-	gone      func() error // waits for the init handler, however often it is called
+	pid       int          // of the init handler; 0 before it runs; guarded by Sandbox.mu
+	conn      *wire.Conn   // nil after Start has returned it; guarded by Sandbox.mu
+	gone      func() error // waits for the init handler; may be called repeatedly
 }
 
-// Start makes a domain, or takes the one that is ready. See supervisor.Box.
+// Start creates a domain, or returns the prewarmed one. See supervisor.Box.
 func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	s.mu.Lock()
 	d := s.domains[name]
@@ -42,7 +42,7 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	if d == nil {
 		var err error
 		if d, err = s.boot(ctx, name); err == nil {
-			err = s.furnish(ctx, name, d)
+			err = s.attachFiles(ctx, name, d)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("start %s of %s: %w", name, s.spec.ID, err)
@@ -52,25 +52,25 @@ func (s *Sandbox) Start(ctx context.Context, name string) (*wire.Conn, error) {
 	defer s.mu.Unlock()
 	conn := d.conn
 	if conn == nil {
-		return nil, fmt.Errorf("start %s of %s: it was started before", name, s.spec.ID)
+		return nil, fmt.Errorf("start %s of %s: the domain has been started before", name, s.spec.ID)
 	}
 	d.conn = nil
 	return conn, nil
 }
 
-// boot makes a domain of which only the init handler runs.
+// boot creates a domain in which only the init handler runs.
 func (s *Sandbox) boot(ctx context.Context, name string) (d *domain, err error) {
 	err = s.net.atPath(func(path string) (err error) {
 		d, err = s.bootIn(ctx, name, path)
 		return err
 	})
 	if err != nil {
-		return nil, s.shortOfMemory(err)
+		return nil, s.explainOOM(err)
 	}
 	return d, nil
 }
 
-// bootIn is boot in the network namespace that path leads to.
+// bootIn implements boot, with the network namespace at path.
 func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err error) {
 	cfg, err := s.spec.Config(name, isolation.Paths{
 		Rootfs: s.root, NetNS: path, Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
@@ -91,15 +91,15 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 			conn.Close()
 		}
 	}()
-	doors, err := s.group.doors(name)
+	entries, err := s.group.entries(name)
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll(doors)
+	defer closeAll(entries)
 	if err := s.group.measure(name); err != nil {
 		return nil, err
 	}
-	null := s.engine.devices.null // libcontainer would give it the host's
+	null := s.engine.devices.null // libcontainer would use /dev/null of the host
 	d := &domain{process: &libcontainer.Process{
 		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true,
 		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{remote, filter},
@@ -109,7 +109,7 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	if program == nil {
 		program = null
 	}
-	d.process.ExtraFiles = append(append(d.process.ExtraFiles, program), doors...) // stage.FD, reexec.CgroupFD and on
+	d.process.ExtraFiles = append(append(d.process.ExtraFiles, program), entries...) // stage.FD, and from reexec.CgroupFD on
 	id := s.spec.ID + "." + name
 	_, made := tracing.Step(ctx, "container of the "+name+" domain")
 	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
@@ -127,7 +127,7 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 		return d.container.Start(d.process)
 	})
 	made()
-	remote.Close() // again, if its turn never came
+	remote.Close() // in case the function above did not run; a second Close does nothing
 	if err != nil {
 		return nil, err
 	}
@@ -139,23 +139,23 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	d.pid = pid
 	d.gone = sync.OnceValue(func() error { _, err := d.process.Wait(); return err })
 	s.mu.Unlock()
-	// libcontainer's process waits until its fifo is opened. Opened here, and without
-	// waiting, it holds nobody up when the process is killed at this moment.
+	// libcontainer's process waits until its FIFO is opened. Open it here, without blocking:
+	// libcontainer would block if the process were killed now.
 	fifo := filepath.Join(s.engine.state, id, "exec.fifo")
 	f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	said := make(chan bool, 1)
+	ready := make(chan bool, 1)
 	masked := inBackground(func() (struct{}, error) {
-		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, said) })
+		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, ready) })
 	})
 	err = inStep(ctx, "handshake of the init handler", func() error { return handshake(ctx, conn) })
 	if err == nil {
-		err = errors.Join(confined(pid), s.group.entered(pid, name))
+		err = errors.Join(checkConfined(pid), s.group.checkMember(pid, name))
 	}
-	said <- err == nil
+	ready <- err == nil
 	if _, e := masked(); err == nil {
 		err = e
 	}
@@ -172,8 +172,9 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	return d, nil
 }
 
-// inheritScheduling has a domain keep the nice value of the thread that creates it, and its
-// policy if that is an uncommon one: without privileges a domain may leave neither.
+// inheritScheduling makes a domain keep the nice value of the thread that creates it, and its
+// scheduling policy if that is not SCHED_NORMAL. Without privileges a domain could not change
+// them.
 func inheritScheduling(cfg *configs.Config) error {
 	own, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
@@ -187,25 +188,25 @@ func inheritScheduling(cfg *configs.Config) error {
 	return nil
 }
 
-// shortOfMemory is err, why a domain could not be made, with the reason for it if the
-// kernel has killed one of its processes.
-func (s *Sandbox) shortOfMemory(err error) error {
+// explainOOM returns err, the reason why a domain could not be created. If the kernel has
+// killed one of the sandbox's processes for lack of memory, it says so.
+func (s *Sandbox) explainOOM(err error) error {
 	if u, e := s.Usage(); e == nil && u.OOMKills > 0 && s.spec.Limits.MemoryBytes > 0 {
 		return fmt.Errorf("out of memory; the limit of %d bytes may be too low: %w", s.spec.Limits.MemoryBytes, err)
 	}
 	return err
 }
 
-// confined says why an init handler that has sent its handshake is not confined: everything that
-// will run in the domain inherits what it has.
-func confined(pid int) error {
+// checkConfined returns an error if the init handler pid is not confined. Call it after the
+// handshake. All processes of the domain inherit the confinement.
+func checkConfined(pid int) error {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return err
 	}
 	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
 		if !strings.Contains(string(status), "\n"+want+"\n") {
-			return fmt.Errorf("the init handler is not confined: its status has no %q; it is not of the same build", want)
+			return fmt.Errorf("the init handler is not confined: its status has no %q; it is from another build: rebuild with make build", want)
 		}
 	}
 	return nil
@@ -225,14 +226,14 @@ func handshake(ctx context.Context, conn *wire.Conn) error {
 		return fmt.Errorf("wait for the init handler: %w", err)
 	}
 	if h, ok := msg.(wire.Handshake); !ok || h.Version != wire.Version {
-		return fmt.Errorf("init handler sent %#v; want a handshake of version %d", msg, wire.Version)
+		return fmt.Errorf("the init handler sent %#v instead of a handshake of version %d", msg, wire.Version)
 	}
 	return nil
 }
 
-// furnish attaches the sandbox's files to a new domain. After the last domain the
-// daemon lets go of its own hold on them.
-func (s *Sandbox) furnish(ctx context.Context, name string, d *domain) error {
+// attachFiles mounts the sandbox's files in a new domain. After the last domain it releases
+// the daemon's own mounts of them.
+func (s *Sandbox) attachFiles(ctx context.Context, name string, d *domain) error {
 	_, end := tracing.Step(ctx, "files of the "+name+" domain")
 	defer end()
 	owners, err := s.owners()
@@ -255,44 +256,43 @@ func (s *Sandbox) furnish(ctx context.Context, name string, d *domain) error {
 		return err
 	}
 	s.mu.Lock()
-	s.furnished++
-	all := s.furnished == len(s.spec.Domains)
+	s.attached++
+	all := s.attached == len(s.spec.Domains)
 	s.mu.Unlock()
 	if all {
-		go s.release() // an unmount waits for RCU; Close tries again what fails
+		go s.release() // in the background, because an unmount waits for RCU; Close tries again what fails
 	}
 	return nil
 }
 
-// end reaps the killed init handler, for which gone waits if it was ever there, and with
-// it the kernel ends the rest of its domain; then it removes the domain's cgroup and
-// state. It can be tried again. If the wait itself failed, the init handler may be left
-// as a zombie.
+// end waits with gone until the killed init handler, and with it all processes of the domain,
+// have exited; gone is nil if there was no init handler. Then it removes the container's
+// state. It may be called again after an error. unreaped reports that the wait itself failed,
+// so that the init handler may be left as a zombie.
 func (d *domain) end(ctx context.Context, gone func() error) (unreaped bool, err error) {
 	if gone != nil {
 		reaped := make(chan error, 1)
 		go func() { reaped <- failpoint.Do(failpoint.ReapInit, gone) }()
 		select {
-		case err := <-reaped: // its status is of no interest: it was killed
+		case err := <-reaped: // ignore the status: the init handler was killed
 			_, exited := errors.AsType[*exec.ExitError](err)
 			unreaped = err != nil && !exited
 		case <-ctx.Done():
-			return false, fmt.Errorf("init handler does not end: %w", ctx.Err())
+			return false, fmt.Errorf("wait for the exit of the init handler: %w", ctx.Err())
 		}
 	}
 	return unreaped, d.container.Destroy()
 }
 
-// reapOrphans waits for children of the thread that are dead already. When
-// a start fails early, libcontainer does not know yet which process was to become
-// PID 1, and leaves it to us. Another domain's PID 1 that is reaped here is as dead
-// for its own wait.
+// reapOrphans reaps all dead children of the thread. If a start fails early, libcontainer
+// does not know the process that was to become PID 1, and does not reap it. If reapOrphans
+// reaps the PID 1 of another domain, the wait for that one returns as well.
 func (t *thread) reapOrphans(ctx context.Context) error {
 	return t.do(ctx, func(*thread) error {
 		for {
 			pid, err := unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL|unix.WNOTHREAD, nil)
 			if pid <= 0 && !errors.Is(err, unix.EINTR) {
-				return nil // none is dead, or there is none
+				return nil // no child is dead, or there are no children
 			}
 		}
 	})

@@ -1,9 +1,10 @@
-// Package runc makes live sandboxes of isolation specs. It is the only importer of
-// the live libcontainer, of nsenter and of the cgroup managers, and needs root.
+// Package runc creates sandboxes from isolation specs. It needs root. No other package
+// imports libcontainer, nsenter or the cgroup managers.
 //
-// An [Engine] belongs to one daemon. Each [Sandbox] is what package supervisor calls
-// a box: a parent cgroup, a network namespace with the Runtime API's listener, a
-// /tmp, and up to two domains, each a container whose PID 1 is the init handler.
+// A daemon has one [Engine], which creates sandboxes, and is safe for concurrent use. Each
+// [Sandbox] implements supervisor.Box: it has a parent cgroup, a network namespace with the
+// listener of the Runtime API, a /tmp, and up to two domains. A domain is a container whose
+// PID 1 is the init handler. A [Prewarmed] is a sandbox without the files of a function.
 package runc
 
 import (
@@ -28,23 +29,23 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/egress"
 )
 
-// Config says where an Engine keeps its things.
+// Config configures an Engine.
 type Config struct {
-	Instance   string // id of the daemon; names its cgroups
-	RunDir     string // folder of this daemon alone; others need search permission on it and its parents
-	InitBinary []byte // the init handler, a static executable
-	Stage      []byte // command sandbox-stage, a static executable; nil: the daemon's own program does its work
-	Host       Host   // as DetectHost found it
+	Instance   string // id of the daemon, the name of its cgroup folder
+	RunDir     string // folder of this daemon only; other users need search permission on it and its parents
+	InitBinary []byte // program of the init handler, a static executable
+	Stage      []byte // command sandbox-stage, a static executable; nil uses the daemon's own program
+	Host       Host   // from DetectHost
 
-	Network isolation.Network // of the sandboxes; with NetworkEgress the engine has a gateway
-	CutOff  func(error)       // is told why all sandboxes have lost their egress; may be nil
+	Network isolation.Network // network of the sandboxes; with NetworkEgress the engine has a gateway
+	CutOff  func(error)       // if not nil, called with the cause when all sandboxes have lost egress
 }
 
 // Engine creates sandboxes. It is safe for concurrent use.
 type Engine struct {
 	place   *placement
-	fs      string // a tmpfs that only this daemon sees: the init handler and roots
-	state   string // libcontainer's state
+	fs      string // mount point of a tmpfs that only this daemon sees, with the init handler and roots
+	state   string // folder of libcontainer's state
 	creator *creator
 	filters filters
 	devices *devices
@@ -53,27 +54,27 @@ type Engine struct {
 	remains remains
 }
 
-// New prepares the host for the sandboxes of one daemon: its cgroup folder, and a
-// private file system for roots. Call it after SealSelf, and once: the process sees no
-// other cgroups afterwards. The caller must Close it.
+// New prepares the host for the sandboxes of one daemon: it creates the daemon's cgroup
+// folder, and mounts a private file system for roots. Call it once, after SealSelf.
+// Afterwards the process sees only its own cgroups. The caller must Close the engine.
 func New(cfg Config) (_ *Engine, err error) {
-	if !exeseal.IsSelfExeCloned() { // what is mounted and unmounted would be so for the host
-		return nil, errors.New("the daemon is in no mount namespace of its own: SealSelf was not called")
+	if !exeseal.IsSelfExeCloned() { // without SealSelf the mounts below would affect the host
+		return nil, errors.New("the daemon has no mount namespace of its own: SealSelf was not called")
 	}
 	if len(cfg.InitBinary) == 0 {
-		return nil, errors.New("built without the init handler; build with make build")
+		return nil, errors.New("the program of the init handler is empty; build with make build")
 	}
 	if err := searchable(cfg.RunDir); err != nil {
 		return nil, err
 	}
-	logrus.SetLevel(logrus.ErrorLevel) // libcontainer's log: after a failure it warns of cgroups that it does not have
+	logrus.SetLevel(logrus.ErrorLevel) // libcontainer logs here; after a failure it warns about cgroups that it did not create
 	e := &Engine{fs: filepath.Join(cfg.RunDir, "fs")}
 	e.state = filepath.Join(e.fs, "containers")
 	if err := os.MkdirAll(e.fs, 0o711); err != nil {
-		return nil, fmt.Errorf("folder for roots: %w", err)
+		return nil, fmt.Errorf("create the folder for roots: %w", err)
 	}
 	if err := unix.Mount("sandboxd", e.fs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=711,size=64m"); err != nil {
-		return nil, fmt.Errorf("file system for roots: %w", err)
+		return nil, fmt.Errorf("mount the file system for roots: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -90,7 +91,7 @@ func New(cfg Config) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	// A file system of its own, so that no path of the daemon's shows where it hides others.
+	// It is a separate file system, so that the mounts of a domain show no path of the daemon.
 	if err := unix.Mount("empty", e.empty(), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=1"); err != nil {
 		return nil, &os.PathError{Op: "mount", Path: e.empty(), Err: err}
 	}
@@ -98,11 +99,11 @@ func New(cfg Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	if err := os.WriteFile(e.initBinary(), cfg.InitBinary, 0o555); err != nil {
-		return nil, fmt.Errorf("init handler: %w", err)
+		return nil, fmt.Errorf("write the program of the init handler: %w", err)
 	}
 	if len(cfg.Stage) > 0 {
 		if e.stage, err = exeseal.CloneBinary(bytes.NewReader(cfg.Stage), int64(len(cfg.Stage)), "sandbox-stage", e.fs); err != nil {
-			return nil, fmt.Errorf("sealed copy of sandbox-stage: %w", err)
+			return nil, fmt.Errorf("create a sealed copy of sandbox-stage: %w", err)
 		}
 	}
 	if e.place, err = place(cfg.Host, cfg.Instance, filepath.Join(e.fs, "cgroup")); err != nil {
@@ -115,15 +116,15 @@ func New(cfg Config) (_ *Engine, err error) {
 func (e *Engine) initBinary() string { return filepath.Join(e.fs, "init") }
 func (e *Engine) scratch() string    { return filepath.Join(e.fs, "scratch") }
 
-// empty is a directory without entries, a file system of its own, which hides others.
+// empty returns the mount point of an empty file system, which is used to hide directories.
 func (e *Engine) empty() string { return filepath.Join(e.fs, "empty") }
 
-// Close removes what New made, and tries a last time to remove what is left of sandboxes
-// that could not be made. Every other sandbox must be closed before.
+// Close removes what New created, and tries a last time to remove the remains of sandboxes
+// whose creation failed. All other sandboxes must be closed before.
 func (e *Engine) Close(ctx context.Context) error {
 	remains := e.removeAllRemains(ctx)
 	err := e.creator.close(ctx)
-	if err == nil { // nobody hands them out any more
+	if err == nil { // no thread uses the files any more
 		e.filters.Close()
 		err = e.closeStage()
 	}
@@ -136,7 +137,8 @@ func (e *Engine) Close(ctx context.Context) error {
 	)
 }
 
-// CheckEgress tries what sandboxes with NetworkEgress need of the host. It leaves nothing.
+// CheckEgress checks whether the host has what NetworkEgress needs, by trying it. It leaves
+// nothing behind.
 func CheckEgress() error { return egress.Check() }
 
 func (e *Engine) closeStage() error {
@@ -153,20 +155,21 @@ func (e *Engine) closeGateway() error {
 	return e.gateway.Close()
 }
 
-// removeFolder deletes a daemon's cgroup folder, and the folder of all daemons if
-// no other is left in it.
+// removeFolder removes a daemon's cgroup folder, and the folder of all daemons if it is empty
+// then.
 func removeFolder(ctx context.Context, p *placement) error {
 	err := removeTree(ctx, p, p.hosted)
 	for _, root := range p.roots {
-		_ = unix.Rmdir(filepath.Join(root, filepath.Dir(p.hosted))) // not empty: another daemon's
+		_ = unix.Rmdir(filepath.Join(root, filepath.Dir(p.hosted))) // fails while another daemon has a folder in it
 	}
 	return err
 }
 
-// Reconcile ends and removes what the daemon instance, which is gone, left in the
-// cgroup trees, and then on the network. record is what Host.CgroupFolder gave for it. A record that leads
-// nowhere, or not to a folder of that daemon, is damaged: the folder is looked for
-// (S-11). Call it before New: afterwards the process sees only its own cgroups.
+// Reconcile kills the processes that the dead daemon instance has left, and removes its
+// cgroups and then its network objects. record is the result of Host.CgroupFolder that the
+// daemon recorded. If the record is damaged, because it names no folder of that daemon,
+// Reconcile searches the cgroup trees for the folder (S-11). Call it before New, after which
+// the process sees only its own cgroups.
 func Reconcile(ctx context.Context, h Host, instance, record string) error {
 	p := &placement{host: h, roots: h.roots()}
 	folders := []string{record}
@@ -184,13 +187,13 @@ func Reconcile(ctx context.Context, h Host, instance, record string) error {
 	return errors.Join(append(errs, egress.Remove(instance))...)
 }
 
-// isFolderOf tells whether path has the form of a folder of the daemon instance.
+// isFolderOf reports whether path has the form of a cgroup folder of the daemon instance.
 func isFolderOf(path, instance string) bool {
 	return filepath.IsAbs(path) && filepath.Clean(path) == path &&
 		filepath.Base(path) == instance && filepath.Base(filepath.Dir(path)) == ownFolder
 }
 
-// holds tells whether the folder path exists in any tree.
+// holds reports whether the folder path exists in any tree.
 func (p *placement) holds(path string) bool {
 	for _, root := range p.roots {
 		if fileExists(filepath.Join(root, path)) {
@@ -200,12 +203,12 @@ func (p *placement) holds(path string) bool {
 	return false
 }
 
-// find looks for the folders of the daemon instance in all of the trees.
+// find searches all trees for folders of the daemon instance.
 func (p *placement) find(instance string) (folders []string, err error) {
 	for _, root := range p.roots {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {
-				return nil // gone since it was listed
+				return nil // removed after it was listed
 			}
 			if err != nil || !d.IsDir() {
 				return err
@@ -217,14 +220,14 @@ func (p *placement) find(instance string) (folders []string, err error) {
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("look for the cgroups of %s: %w", instance, err)
+			return nil, fmt.Errorf("find the cgroups of %s: %w", instance, err)
 		}
 	}
 	return folders, nil
 }
 
-// killFolder ends every process below path: by the v2 tree's switch where there is
-// one, which reaches frozen processes, else one by one.
+// killFolder kills every process below path: with cgroup.kill of cgroup v2 if it exists,
+// which also reaches frozen processes, else one by one.
 func killFolder(p *placement, path string) error {
 	for _, root := range p.roots {
 		if os.WriteFile(filepath.Join(root, path, "cgroup.kill"), []byte("1"), 0) == nil {
@@ -232,7 +235,7 @@ func killFolder(p *placement, path string) error {
 		}
 	}
 	err := killTree(path, p, nil)
-	// On v1 a frozen process takes no signal, and whoever froze it is gone.
+	// On v1 a frozen process handles no signal, and the daemon that froze it is dead: thaw it.
 	freezer, ok := p.host.Hierarchies["freezer"]
 	if !ok {
 		return err
@@ -248,16 +251,16 @@ func killFolder(p *placement, path string) error {
 	}))
 }
 
-// searchable reports whether the user of a domain can pass through dir: libcontainer
-// resolves the path of a root as that user.
+// searchable returns an error if other users may not search dir and its parents.
+// libcontainer resolves the path of a root as the user of a domain.
 func searchable(dir string) error {
 	for p := dir; ; p = filepath.Dir(p) {
 		info, err := os.Stat(p)
 		if err != nil {
-			return fmt.Errorf("run folder: %w", err)
+			return fmt.Errorf("check the run folder: %w", err)
 		}
 		if info.Mode()&0o001 == 0 {
-			return fmt.Errorf("run folder %s: others may not pass through %s; use a folder such as /run/sandboxd, or chmod o+x %s", dir, p, p)
+			return fmt.Errorf("run folder %s: other users may not search %s; use a folder such as /run/sandboxd, or chmod o+x %s", dir, p, p)
 		}
 		if p == filepath.Dir(p) {
 			return nil
@@ -265,18 +268,17 @@ func searchable(dir string) error {
 	}
 }
 
-// A creator runs functions on OS threads that live as long as the engine, as many at
-// once as there are CPUs. The kernel tells a domain's PID 1 of its parent's death when
-// the thread that forked it ends, so domains must be created on threads that do not
-// (docs/decisions/0033).
+// A creator runs functions on OS threads that live as long as the engine. There is one thread
+// for each CPU. A domain's PID 1 gets its parent death signal when the thread that forked it
+// ends, so domains must be created on threads that do not end (docs/decisions/0033).
 type creator struct {
 	jobs    chan func(*thread)
 	quit    chan struct{}
 	threads sync.WaitGroup
 }
 
-// A thread is one of a creator's. What runs there can go back to it: only it can wait
-// for its own children.
+// A thread is one thread of a creator. A caller can run functions on a particular thread,
+// because only the thread that forked a child can wait for it with WNOTHREAD.
 type thread struct {
 	creator *creator
 	jobs    chan func(*thread)
@@ -305,12 +307,12 @@ func (t *thread) run() {
 	}
 }
 
-// do runs f on any thread and waits for it. ctx ends only the wait for its turn.
+// do runs f on any thread and waits for it. ctx only limits the wait for a free thread.
 func (c *creator) do(ctx context.Context, f func(*thread) error) error {
 	return c.send(ctx, c.jobs, f)
 }
 
-// do runs f on t as the creator's do does.
+// do runs f on t, like do of the creator.
 func (t *thread) do(ctx context.Context, f func(*thread) error) error {
 	return t.creator.send(ctx, t.jobs, f)
 }
@@ -327,8 +329,8 @@ func (c *creator) send(ctx context.Context, to chan<- func(*thread), f func(*thr
 	}
 }
 
-// close ends the threads, which ends what they created. A job that hangs is not waited
-// for longer than ctx.
+// close ends the threads, which kills the processes that they forked. It waits for running
+// jobs until ctx ends.
 func (c *creator) close(ctx context.Context) error {
 	close(c.quit)
 	done := make(chan struct{})

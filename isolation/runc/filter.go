@@ -17,18 +17,18 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// filters are the seccomp profiles as files that hold the kernel's form, a struct
-// sock_filter array. Compiling one takes longer than the rest of a domain's first
-// steps, so each is compiled once in a daemon's life, when it is first wanted.
+// filters holds the compiled seccomp profiles as files, each with a struct sock_filter array.
+// Compiling a profile takes longer than the other first steps of a domain, so each is compiled
+// once, when it is first needed. It is safe for concurrent use.
 //
-// The init handler gets the file and puts the filter on itself (docs/decisions/0016). The files
-// are sealed: what a process that has one does with it changes nothing for another.
+// The init handler gets the file and installs the filter on itself (docs/decisions/0016). The
+// files are sealed, so no process can change one for another process.
 type filters struct {
 	mu    sync.Mutex
-	files map[string]*os.File // by the profile's name
+	files map[string]*os.File // by profile
 }
 
-// file returns the file of a profile. It stays the filters'.
+// file returns the file of a profile. The filters still own it.
 func (f *filters) file(profile string) (*os.File, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -41,7 +41,7 @@ func (f *filters) file(profile string) (*os.File, error) {
 	}
 	file, err := sealed("seccomp-"+profile, program)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp filter: %w", err)
+		return nil, fmt.Errorf("store the seccomp filter: %w", err)
 	}
 	if f.files == nil {
 		f.files = map[string]*os.File{}
@@ -60,7 +60,7 @@ func (f *filters) Close() {
 	f.files = nil
 }
 
-// sealed makes a file without a name that nobody can change.
+// sealed creates a file in memory that cannot be changed.
 func sealed(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -77,12 +77,13 @@ func sealed(name string, content []byte) (*os.File, error) {
 	return file, nil
 }
 
-// Filter is the named seccomp profile as the kernel has it in force, a struct sock_filter
+// Filter returns the named seccomp profile in the form of the kernel, a struct sock_filter
 // array.
 func Filter(profile string) ([]byte, error) { return compile(profile) }
 
-// compile turns the named seccomp profile into a BPF program, whose instructions are of 8 bytes each.
-// Calls that the linked libseccomp does not know are left out, which leaves them refused.
+// compile compiles the named seccomp profile to a BPF program of 8 bytes per instruction. It
+// omits rules for system calls that the linked libseccomp does not know, so that these calls
+// are refused.
 func compile(profile string) ([]byte, error) {
 	config, err := isolation.SeccompConfig(profile, runtime.GOARCH)
 	if err != nil {
@@ -105,7 +106,7 @@ func compileConfig(config *configs.Seccomp) ([]byte, error) {
 		return nil, err
 	}
 	defer filter.Release()
-	_ = filter.SetOptimize(2) // a tree of calls; a list from a libseccomp before 2.5
+	_ = filter.SetOptimize(2) // use a binary tree; fails before libseccomp 2.5, which then uses a list
 	for _, rule := range config.Syscalls {
 		if err := addRule(filter, rule); err != nil {
 			return nil, fmt.Errorf("rule for %s: %w", rule.Name, err)
@@ -121,10 +122,10 @@ func verdict(action configs.Action, errno *uint) (seccomp.ScmpAction, error) {
 	case action == configs.Errno && errno != nil:
 		return seccomp.ActErrno.SetReturnCode(int16(*errno)), nil
 	}
-	return seccomp.ActInvalid, fmt.Errorf("action %d is not one of the profiles'", action)
+	return seccomp.ActInvalid, fmt.Errorf("action %d is not supported", action)
 }
 
-// operators are those that the profiles use.
+// operators are the operators that profiles may use.
 var operators = map[configs.Operator]seccomp.ScmpCompareOp{
 	configs.EqualTo:     seccomp.CompareEqual,
 	configs.LessThan:    seccomp.CompareLess,
@@ -133,7 +134,7 @@ var operators = map[configs.Operator]seccomp.ScmpCompareOp{
 
 func addRule(filter *seccomp.ScmpFilter, rule *configs.Syscall) error {
 	call, err := seccomp.GetSyscallFromName(rule.Name)
-	if err != nil { // newer than the library
+	if err != nil { // the library does not know the call
 		return nil
 	}
 	action, err := verdict(rule.Action, rule.ErrnoRet)
@@ -144,7 +145,7 @@ func addRule(filter *seccomp.ScmpFilter, rule *configs.Syscall) error {
 	for _, arg := range rule.Args {
 		operator, ok := operators[arg.Op]
 		if !ok {
-			return fmt.Errorf("operator %d is not one of the profiles'", arg.Op)
+			return fmt.Errorf("operator %d is not supported", arg.Op)
 		}
 		c, err := seccomp.MakeCondition(arg.Index, operator, arg.Value, arg.ValueTwo)
 		if err != nil {
@@ -158,7 +159,7 @@ func addRule(filter *seccomp.ScmpFilter, rule *configs.Syscall) error {
 	return filter.AddRuleConditional(call, action, conditions)
 }
 
-// export returns the filter's program. The library writes it to a descriptor.
+// export returns the filter's program, which the library can only write to a descriptor.
 func export(filter *seccomp.ScmpFilter) ([]byte, error) {
 	fd, err := unix.MemfdCreate("seccomp", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -176,16 +177,16 @@ func export(filter *seccomp.ScmpFilter) ([]byte, error) {
 	return program, err
 }
 
-// FilterThread puts the default seccomp profile on the calling thread, and with it on
-// every process that the thread starts. The thread has no_new_privs; the caller has
-// locked it, and never unlocks it.
+// FilterThread installs the default seccomp profile on the calling thread. Processes that the
+// thread starts inherit it. The thread must have no_new_privs. The caller must have locked the
+// thread, and must never unlock it.
 func FilterThread() error {
 	program, err := compile(isolation.DefaultProfile)
 	if err != nil {
 		return err
 	}
 	if err := setFilter(program); err != nil {
-		return fmt.Errorf("seccomp filter of a thread: %w", err)
+		return fmt.Errorf("install the seccomp filter of a thread: %w", err)
 	}
 	return nil
 }
@@ -193,7 +194,7 @@ func FilterThread() error {
 func setFilter(program []byte) error {
 	instructions := make([]unix.SockFilter, len(program)/unix.SizeofSockFilter)
 	if len(instructions) == 0 {
-		return errors.New("no instruction")
+		return errors.New("the program is empty")
 	}
 	if _, err := binary.Decode(program, binary.NativeEndian, instructions); err != nil {
 		return err

@@ -18,14 +18,14 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// A Mode is how a host mounts its cgroup controllers.
+// A Mode is a host's layout of cgroup controllers.
 type Mode int
 
 const (
 	ModeNone    Mode = iota // no cgroups that sandboxd can use
-	ModeUnified             // cgroup v2 alone, at /sys/fs/cgroup
-	ModeHybrid              // v1 controllers, and a v2 tree without them at /sys/fs/cgroup/unified
-	ModeLegacy              // v1 controllers alone
+	ModeUnified             // cgroup v2 only, at /sys/fs/cgroup
+	ModeHybrid              // v1 controllers, and a v2 tree without controllers at /sys/fs/cgroup/unified
+	ModeLegacy              // v1 controllers only
 )
 
 func (m Mode) String() string { return [...]string{"none", "unified", "hybrid", "legacy"}[m] }
@@ -37,19 +37,19 @@ const (
 	ownFolder = "sandboxd"
 )
 
-// needed are the controllers without which limits would not hold.
+// needed lists the controllers that enforce the limits of sandboxes.
 var needed = []string{"cpu", "memory", "pids"}
 
-// Host says where a host keeps cgroups. It is read once; hosts do not change this
-// while they run.
+// Host describes the cgroups of a host. It does not change while the host runs. Use
+// DetectHost.
 type Host struct {
 	Mode        Mode
-	Hierarchies map[string]string // v1 controller, or name=x, to the path of its mount; empty on ModeUnified
-	V2          string            // path of the v2 tree's mount; "" on ModeLegacy
-	Systemd     bool              // a systemd manages the host
-	Controllers []string          // those that the v2 tree offers; only on ModeUnified
-	Own         string            // this process's cgroup in the v2 tree, absolute below its mount; "" if there is none
-	Delegated   bool              // systemd has handed Own to this process
+	Hierarchies map[string]string // mount points by v1 controller or name=x; empty with ModeUnified
+	V2          string            // mount point of the v2 tree; "" with ModeLegacy
+	Systemd     bool              // systemd manages the host
+	Controllers []string          // controllers of the v2 tree; ModeUnified only
+	Own         string            // cgroup of this process, below the mount point of the v2 tree; "" if there is none
+	Delegated   bool              // systemd has delegated Own to this process
 }
 
 // DetectHost reads the mounts and cgroups of this process.
@@ -69,7 +69,7 @@ func DetectHost() (Host, error) {
 	case h.V2 == unifiedRoot && len(h.Hierarchies) > 0:
 		h.Mode = ModeHybrid
 	case len(h.Hierarchies) > 0:
-		h.Mode, h.V2 = ModeLegacy, "" // there may be one elsewhere, for systemd's own use
+		h.Mode, h.V2 = ModeLegacy, "" // ignore a v2 tree elsewhere, which systemd may have mounted
 	}
 	if h.Mode == ModeUnified {
 		offered, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
@@ -89,8 +89,8 @@ func DetectHost() (Host, error) {
 	return h, nil
 }
 
-// findTrees finds the cgroup trees in the list of mounts, in the form of fstab(5). A line
-// may be of any length: an overlay names all of its layers.
+// findTrees finds the cgroup trees in a list of mounts, which has the form of fstab(5). Lines
+// may have any length: that of an overlay names all of its layers.
 func (h *Host) findTrees(mounts string) {
 	for line := range strings.Lines(mounts) {
 		f := strings.Fields(line) // device, mount point, type, options
@@ -110,11 +110,11 @@ func (h *Host) findTrees(mounts string) {
 	}
 }
 
-// NeedsScope reports whether the daemon must first ask systemd for a scope with
-// delegation: systemd owns the v2 tree and has handed nothing to this process.
+// NeedsScope reports whether the daemon must request a scope with delegation from systemd,
+// because systemd owns the v2 tree and has not delegated the cgroup of this process.
 func (h Host) NeedsScope() bool { return h.Mode == ModeUnified && h.Systemd && !h.Delegated }
 
-// Missing names the controllers that sandboxd needs and the host does not offer.
+// Missing returns the controllers that sandboxd needs and the host does not have.
 func (h Host) Missing() []string {
 	var have []string
 	want := slices.Clone(needed)
@@ -125,15 +125,16 @@ func (h Host) Missing() []string {
 		for name := range h.Hierarchies {
 			have = append(have, name)
 		}
-		want = append(want, "devices") // v2 asks a program of the cgroup instead
+		want = append(want, "devices") // v2 uses a BPF program instead
 	}
 	return slices.DeleteFunc(want, func(c string) bool { return slices.Contains(have, c) })
 }
 
-// roots are the mount points of the trees that sandboxes may have cgroups in.
+// roots returns the mount points of all cgroup trees.
 func (h Host) roots() []string { return h.rootsOf(func(string) bool { return true }) }
 
-// rootsOf are those of the v1 controllers that want approves of, and of the v2 tree.
+// rootsOf returns the mount points of the v1 controllers for which want returns true, and of
+// the v2 tree.
 func (h Host) rootsOf(want func(controller string) bool) (roots []string) {
 	if h.Mode == ModeUnified {
 		return []string{h.V2}
@@ -150,20 +151,20 @@ func (h Host) rootsOf(want func(controller string) bool) (roots []string) {
 	return roots
 }
 
-// uses tells whether a sandbox needs cgroups of the v1 controller: each costs its
-// creation two, made, entered and removed.
+// uses reports whether a sandbox needs cgroups of the v1 controller. Each such controller adds
+// cgroups that have to be created, entered and removed.
 func (h Host) uses(controller string) bool {
 	switch controller {
 	case "freezer", "cpuacct":
 		return h.Mode == ModeLegacy // elsewhere the v2 tree freezes, and counts the CPU time
 	case "name=systemd":
-		return h.Mode == ModeLegacy // systemd ends what it finds in the daemon's; elsewhere it looks at the v2 tree
+		return h.Mode == ModeLegacy // systemd kills what it finds in the daemon's cgroup; in other modes it uses the v2 tree
 	}
 	return slices.Contains(needed, controller)
 }
 
-// at is h as it is seen where each of its trees is shown in dir, by the name of its
-// mount, or as dir if there is only one.
+// at returns h with other mount points: each tree in dir, under the name of its original mount
+// point. A tree that is mounted at /sys/fs/cgroup itself becomes dir.
 func (h Host) at(dir string) Host {
 	move := func(path string) string {
 		if path == cgroupRoot {
@@ -181,8 +182,8 @@ func (h Host) at(dir string) Host {
 	return h
 }
 
-// isShared tells whether what is mounted and unmounted at path is so elsewhere too
-// (proc_pid_mountinfo(5): the optional field shared).
+// isShared reports whether path is a shared mount, whose mounts and unmounts propagate to other
+// mount namespaces (proc_pid_mountinfo(5), optional field shared).
 func isShared(path string) (bool, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -208,18 +209,18 @@ func isShared(path string) (bool, error) {
 func ownCgroup() (string, error) {
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return "", fmt.Errorf("own cgroup: %w", err)
+		return "", fmt.Errorf("find the cgroup of this process: %w", err)
 	}
 	for line := range strings.Lines(string(b)) {
 		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
 			return p, nil
 		}
 	}
-	return "", errors.New("own cgroup: no v2 line in /proc/self/cgroup")
+	return "", errors.New("find the cgroup of this process: /proc/self/cgroup has no line for cgroup v2")
 }
 
-// CgroupFolder is the folder of the named daemon in the host's cgroup trees, absolute
-// below their mounts. What [Reconcile] takes if that daemon was killed.
+// CgroupFolder returns the folder of the daemon instance below the mount point of each cgroup
+// tree. If that daemon is killed, [Reconcile] needs this path.
 func (h Host) CgroupFolder(instance string) string {
 	parent := "/"
 	if h.Mode == ModeUnified && h.Delegated {
@@ -228,22 +229,23 @@ func (h Host) CgroupFolder(instance string) string {
 	return filepath.Join(parent, ownFolder, instance)
 }
 
-// placement is where the sandboxes of one daemon live in the cgroup trees.
+// placement locates the cgroups of one daemon in the cgroup trees.
 type placement struct {
-	host   Host
-	hosted string   // the daemon's folder as the host sees it, absolute below the tree's mount
-	group  string   // the same below the mounts of host: "/" where they show only the folder
-	roots  []string // mount points of the trees that hold the folder
-	trees  []string // those of them in which each sandbox has cgroups of its own
+	host   Host     // with the mount points that this process uses
+	hosted string   // the daemon's folder below the mount points of the host
+	group  string   // the same folder below the mount points in host; "/" if they show only the folder
+	roots  []string // mount points of the trees that have the folder
+	trees  []string // the part of roots in which each sandbox has cgroups of its own
 }
 
-// place makes the folder of the named daemon in every tree that it uses, and shows it
-// those trees at view, in its private mount namespace. On a unified host it sees only its
-// own folder: cgroup libraries write cgroup.subtree_control of every ancestor that they can
-// see, and above the own folder nothing may be written.
+// place creates the folder of the daemon instance in every tree that it uses, and mounts these
+// trees at view, in the daemon's private mount namespace. On a unified host view shows only
+// the daemon's folder: cgroup libraries write to cgroup.subtree_control of every visible
+// ancestor, and nothing may be written above that folder.
 //
-// What libcontainer looks at, /sys/fs/cgroup, is covered by something read-only, so that
-// it makes and enters no cgroup: the domains' processes do it themselves (docs/decisions/0025).
+// place also mounts a read-only file system over /sys/fs/cgroup, which is what libcontainer
+// sees. So libcontainer neither creates nor enters cgroups: the processes of domains enter
+// theirs themselves (docs/decisions/0025).
 func place(h Host, instance, view string) (_ *placement, err error) {
 	if h.Mode == ModeNone {
 		return nil, &host.Unsupported{Feature: host.Cgroups, Need: "no cgroup tree is mounted at /sys/fs/cgroup", Fix: "mount cgroup2 there"}
@@ -269,7 +271,7 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 	}()
 	for _, root := range outer.roots {
 		if err := makeFolder(filepath.Join(root, outer.hosted)); err != nil {
-			return nil, fmt.Errorf("cgroup of the daemon: %w", err)
+			return nil, fmt.Errorf("create the cgroup of the daemon: %w", err)
 		}
 	}
 	if h.Mode == ModeUnified {
@@ -287,17 +289,17 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 	p.trees = p.host.rootsOf(h.uses)
 	for _, root := range append(h.roots(), cgroupRoot) {
 		if shared, err := isShared(root); err != nil || shared {
-			return nil, errors.Join(err, fmt.Errorf("%s is not covered: the host's would be too; the daemon is in no mount namespace of its own", root))
+			return nil, errors.Join(err, fmt.Errorf("%s is a shared mount: the daemon has no mount namespace of its own", root))
 		}
 	}
 	if err := outer.showAt(view); err != nil {
-		return nil, fmt.Errorf("show the cgroup trees to the daemon: %w", err)
+		return nil, fmt.Errorf("mount the cgroup trees for the daemon: %w", err)
 	}
 	if h.Mode != ModeUnified {
-		outer.roots = p.roots // where the folder still is if cover fails
+		outer.roots = p.roots // cover unmounts the original mount points
 	}
 	if err := p.cover(h); err != nil {
-		return nil, fmt.Errorf("make what libcontainer sees of the cgroups read-only: %w", err)
+		return nil, fmt.Errorf("cover %s: %w", cgroupRoot, err)
 	}
 	defer func() {
 		if err != nil {
@@ -305,13 +307,13 @@ func place(h Host, instance, view string) (_ *placement, err error) {
 		}
 	}()
 	if err := p.allowDevices(); err != nil {
-		return nil, fmt.Errorf("devices that sandboxes may use: %w", err)
+		return nil, fmt.Errorf("set the devices that sandboxes may use: %w", err)
 	}
 	return p, nil
 }
 
-// showAt mounts the trees of p at view, each below the name of its mount and its
-// controllers; on a unified host the daemon's folder alone.
+// showAt mounts the trees of p at view, each under the name of its mount point and, as a link,
+// of its controllers. On a unified host it mounts only the daemon's folder.
 func (p *placement) showAt(view string) error {
 	if err := os.Mkdir(view, 0o700); err != nil {
 		return err
@@ -339,10 +341,10 @@ func (p *placement) showAt(view string) error {
 	return nil
 }
 
-// cover mounts over /sys/fs/cgroup what libcontainer gets to see in place of h: the least
-// in which it recognizes the host's cgroups. It is private, so that nothing that the host
-// mounts there later appears. libcontainer must not hear of the v1 trees from the list of
-// mounts either.
+// cover mounts over /sys/fs/cgroup the minimum in which libcontainer recognizes the kind of
+// cgroups of h. The mount is private, so that later mounts of the host do not appear there. On
+// v1 it also unmounts the trees of h, so that libcontainer does not find them in the list of
+// mounts.
 func (p *placement) cover(h Host) (err error) {
 	if p.host.Mode != ModeUnified {
 		for _, root := range h.roots() {
@@ -365,7 +367,7 @@ func (p *placement) cover(h Host) (err error) {
 		}
 	}()
 	if p.host.Mode != ModeUnified {
-		devices := filepath.Join(cgroupRoot, "devices") // without it, libcontainer makes no container
+		devices := filepath.Join(cgroupRoot, "devices") // libcontainer requires it
 		if err := os.Mkdir(devices, 0o755); err != nil {
 			return err
 		}
@@ -394,8 +396,8 @@ func bind(from, to string) error {
 	return nil
 }
 
-// remove removes the folder that place has made. The view stays, for whoever mounted what
-// it is in.
+// remove uncovers /sys/fs/cgroup and removes the daemon's folder. It does not unmount view,
+// which goes with the file system that contains it.
 func (p *placement) remove(ctx context.Context) error {
 	err := p.uncover()
 	outer := &placement{hosted: p.hosted, roots: p.roots}
@@ -405,8 +407,8 @@ func (p *placement) remove(ctx context.Context) error {
 	return errors.Join(err, removeFolder(ctx, outer))
 }
 
-// allowDevices lets what is below the daemon's folder use the devices of a domain and no
-// others: what a cgroup denies, none below it can allow.
+// allowDevices restricts the daemon's folder to the devices of a domain. Cgroups below it
+// cannot allow more.
 func (p *placement) allowDevices() error {
 	rules := &cgroups.Resources{Devices: isolation.DeviceRules()}
 	if p.host.Mode == ModeUnified {
@@ -415,8 +417,8 @@ func (p *placement) allowDevices() error {
 	return cgroups.DevicesSetV1(filepath.Join(p.host.Hierarchies["devices"], p.group), rules)
 }
 
-// makeFolder makes dir and its parent. Another daemon that ends may remove the parent
-// just before dir is in it; then it is made again.
+// makeFolder creates dir and its parent. It tries again if another daemon removes the empty
+// parent meanwhile.
 func makeFolder(dir string) error {
 	for {
 		err := os.MkdirAll(filepath.Dir(dir), 0o755)
@@ -429,19 +431,19 @@ func makeFolder(dir string) error {
 	}
 }
 
-// enableControllers hands the needed controllers of the cgroup dir to its children, and
-// io where dir has it: sandboxes then share a disk by equal weights, not by how many
-// processes ask for it. What shares by weight (BFQ, io.cost) is the host's to choose.
-// Where they are enabled already, nothing is written.
+// enableControllers enables the needed controllers for the children of the cgroup dir, unless
+// they are enabled already. It also enables io if dir has it: then sandboxes share a disk
+// by equal weights, and not by the number of their processes. Whether weights are used (BFQ,
+// io.cost) is the host's configuration.
 func enableControllers(dir string) error {
 	file := filepath.Join(dir, "cgroup.subtree_control")
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("controllers of %s: %w", dir, err)
+		return fmt.Errorf("read the controllers of %s: %w", dir, err)
 	}
 	offered, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("controllers of %s: %w", dir, err)
+		return fmt.Errorf("read the controllers of %s: %w", dir, err)
 	}
 	wanted := needed
 	if slices.Contains(strings.Fields(string(offered)), "io") {
@@ -461,16 +463,17 @@ func enableControllers(dir string) error {
 
 func fileExists(path string) bool { _, err := os.Stat(path); return err == nil }
 
-// moveSelf moves every process of the cgroup dir (this one, in a fresh scope) into
-// a child of it, since a v2 cgroup that has controllers below may hold no process.
+// moveSelf moves every process of the cgroup dir into a child of it, because a v2 cgroup that
+// enables controllers for its children may not contain processes. In a new scope, this process
+// is the only one.
 func moveSelf(dir, child string) error {
 	sub := filepath.Join(dir, child)
 	if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("cgroup for the daemon itself: %w", err)
+		return fmt.Errorf("create the cgroup of the daemon process: %w", err)
 	}
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
-		return fmt.Errorf("processes of %s: %w", dir, err)
+		return fmt.Errorf("list the processes of %s: %w", dir, err)
 	}
 	for pid := range strings.Lines(string(procs)) {
 		if err := os.WriteFile(filepath.Join(sub, "cgroup.procs"), []byte(strings.TrimSpace(pid)), 0o644); err != nil && !errors.Is(err, unix.ESRCH) {

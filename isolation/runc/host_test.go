@@ -27,9 +27,9 @@ func TestHostLacks(t *testing.T) {
 		{placed(Host{Mode: ModeUnified, V2: cgroupRoot, Controllers: []string{"cpu", "io"}}), host.Cgroups, "memory, pids"},
 		{placed(Host{Mode: ModeLegacy, Hierarchies: map[string]string{"cpu": "/x", "memory": "/x", "pids": "/x"}}), host.Cgroups, "devices"},
 		{Host{Mode: ModeLegacy}.TellsDomains(), host.CgroupV2, "mount cgroup2 at " + unifiedRoot},
-		{untold(fmt.Errorf("sock_diag: %w", unix.ENOENT)), host.ConnectionOrigin, "Linux 5.9"},
-		{untold(errors.New("no cgroup")), host.ConnectionOrigin, "no cgroup"},
-		{untold(os.NewSyscallError("socket", unix.EMFILE)), "", "too many open files"},
+		{originError(fmt.Errorf("sock_diag: %w", unix.ENOENT)), host.ConnectionOrigin, "Linux 5.9"},
+		{originError(errors.New("no cgroup")), host.ConnectionOrigin, "no cgroup"},
+		{originError(os.NewSyscallError("socket", unix.EMFILE)), "", "too many open files"},
 	} {
 		if tt.err == nil || !strings.Contains(tt.err.Error(), tt.text) {
 			t.Errorf("%v, want an error with %q", tt.err, tt.text)
@@ -38,7 +38,7 @@ func TestHostLacks(t *testing.T) {
 			t.Errorf("%v: unsupported %v, want %q", tt.err, got, tt.want)
 		}
 	}
-	if err := untold(nil); err != nil {
+	if err := originError(nil); err != nil {
 		t.Error(err)
 	}
 }

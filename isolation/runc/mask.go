@@ -13,7 +13,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// inMounts runs f on a thread of its own in the mount namespace of the process pid.
+// inMounts runs f in the mount namespace of the process pid, on its own thread.
 func inMounts(pid int, f func() error) error {
 	mntns, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "ns", "mnt"))
 	if err != nil {
@@ -25,19 +25,20 @@ func inMounts(pid int, f func() error) error {
 			return fmt.Errorf("unshare: %w", err)
 		}
 		if err := descriptor.Use(mntns, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNS) }); err != nil {
-			return fmt.Errorf("enter mount namespace: %w", err)
+			return fmt.Errorf("enter the mount namespace: %w", err)
 		}
 		return f()
 	})
 }
 
-// mask hides what /proc tells of the host from the domain whose init handler is, or is about
-// to be, the process pid. When the init handler has sent its handshake, or false comes instead, it
-// makes /proc/sys read-only, and takes the effect of set-id bits from all mounts. Nothing of
-// a function is there yet.
+// mask hides what /proc shows about the host from a domain. The process pid is, or is about to
+// become, the domain's init handler. Then mask receives from handshake: true after the init
+// handler has sent its handshake, false if that failed. After true it makes /proc/sys
+// read-only, and makes all mounts nosuid. The domain must not contain any file of a function
+// yet.
 //
-// libcontainer can hide paths too. It takes a dozen system calls for each, where one does
-// as long as all there is in the domain is ours.
+// libcontainer can hide paths too, but with a dozen system calls for each path. One is enough
+// while nothing in the domain is untrusted.
 func (e *Engine) mask(pid int, handshake <-chan bool) error {
 	empty, err := unix.OpenTree(unix.AT_FDCWD, e.empty(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -51,8 +52,8 @@ func (e *Engine) mask(pid int, handshake <-chan bool) error {
 		if !<-handshake {
 			return nil
 		}
-		// Not a detached mount: those count as mount namespaces of the domain's user
-		// namespace, where the init handler has set their limit to 0 by now.
+		// Do not use a detached mount: it counts as a mount namespace of the domain's user
+		// namespace, and the init handler has set the limit for those to 0.
 		if err := unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""); err != nil {
 			return &os.PathError{Op: "mount", Path: "/proc/sys", Err: err}
 		}
@@ -72,21 +73,21 @@ func (e *Engine) mask(pid int, handshake <-chan bool) error {
 	return nil
 }
 
-// hide mounts /dev/null on files, and empty, a detached mount of a directory without
-// entries, on directories. What is not there needs no hiding.
+// hide mounts /dev/null over files, and empty, a detached mount of an empty directory, over
+// directories. It ignores paths that do not exist.
 func hide(paths []string, empty int) error {
 	var null unix.Stat_t
 	if err := unix.Stat("/dev/null", &null); err != nil {
 		return &os.PathError{Op: "stat", Path: "/dev/null", Err: err}
 	}
 	if null.Mode&unix.S_IFMT != unix.S_IFCHR || null.Rdev != unix.Mkdev(1, 3) {
-		return errors.New("/dev/null is another file")
+		return errors.New("/dev/null is not the null device")
 	}
-	folder := "" // where empty is
+	folder := "" // first directory, over which empty is mounted
 	for _, path := range paths {
 		err := unix.Mount("/dev/null", path, "", unix.MS_BIND, "")
 		switch {
-		case !errors.Is(err, unix.ENOTDIR): // it is a file
+		case !errors.Is(err, unix.ENOTDIR): // path is not a directory
 		case folder == "":
 			folder = path
 			err = detached{empty, path}.move()

@@ -13,8 +13,8 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// A detached mount hangs in no tree yet: it exists as a descriptor until it is
-// moved to its place in a domain, or closed.
+// A detached mount is not attached to a mount tree. It exists as a descriptor until it is
+// moved to its target in a domain, or closed.
 type detached struct {
 	fd     int
 	target string
@@ -22,18 +22,18 @@ type detached struct {
 
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// A mapper decides how the owners of a mount's files appear in a domain: whoever owns
-// the mounted directory appears as root, everybody else as nobody, so that no host
-// user's file comes to belong to the sandbox user.
+// A mapper maps the owners of a mount's files into a domain: the owner of the mounted
+// directory appears as root, and all others as nobody. So no file of a host user belongs to
+// the sandbox user.
 type mapper struct {
 	base uint32   // first host id of the domain's range
-	root *os.File // the user namespace for what host root owns
+	root *os.File // user namespace for directories that host root owns
 }
 
-// clone makes a detached read-only mount of the host's path, without what is mounted
-// below it. File systems that cannot map owners show them as nobody.
+// clone returns a detached read-only mount of the host's path, without mounts below it. If the
+// file system cannot map owners, all files appear as owned by nobody.
 func (m mapper) clone(path string) (int, error) {
-	// The owner of a live code folder may have put a link in its place since it was checked.
+	// The owner of a code folder may have replaced it by a link since it was checked.
 	at, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
 	if err != nil {
 		return -1, &os.PathError{Op: "open without following links", Path: path, Err: err}
@@ -73,9 +73,9 @@ func (m mapper) restrict(fd int) error {
 	return err
 }
 
-// stack makes a detached read-only overlay of several directories, later ones on
-// top. Overlay takes its layers by path, so they get paths for a moment, on scratch
-// in a mount namespace that ends with the thread; the overlay keeps its layers.
+// stack returns a detached read-only overlay of several directories, later ones on top.
+// Overlayfs takes its layers by path, so stack mounts them below scratch, in a mount namespace
+// that ends with its thread. The overlay keeps the layers.
 func (m mapper) stack(sources []string, scratch string) (fd int, err error) {
 	fd = -1
 	err = onOwnThread(func() error {
@@ -106,19 +106,19 @@ func (m mapper) stack(sources []string, scratch string) (fd int, err error) {
 			if lower != "" {
 				lower = ":" + lower
 			}
-			lower = dir + lower // the first is the topmost
+			lower = dir + lower // overlayfs takes the topmost layer first
 		}
 		var err error
 		fd, err = newFS("overlay", readOnly, "lowerdir", lower)
 		return err
 	})
 	if err != nil {
-		return -1, fmt.Errorf("overlay of %q: %w", sources, err)
+		return -1, fmt.Errorf("create an overlay of %q: %w", sources, err)
 	}
 	return fd, nil
 }
 
-// newFS makes a detached mount of a new file system, given its options in pairs.
+// newFS returns a detached mount of a new file system. options are pairs of name and value.
 func newFS(kind string, attrs int, options ...string) (int, error) {
 	ctx, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -140,10 +140,9 @@ func newFS(kind string, attrs int, options ...string) (int, error) {
 	return fd, nil
 }
 
-// attach moves the spec's mounts into the mount namespace of the process pid, in
-// order, and the detached mount tmp unless it is -1.
-// owners says how the files' owners appear. Targets are resolved inside, without following a
-// symbolic link: the root they are in may be a stranger's.
+// attach mounts the spec's mounts, in order, in the mount namespace of the process pid, and the
+// detached mount tmp at /tmp, unless it is -1. owners maps the owners of files. attach resolves
+// targets inside, without following symbolic links, because the root there may be untrusted.
 func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) error {
 	var ready []detached
 	defer func() {
@@ -176,17 +175,17 @@ func (e *Engine) attach(pid int, spec isolation.Spec, owners mapper, tmp int) er
 		return detached{tmp, "/tmp"}.move()
 	})
 	if err != nil {
-		return fmt.Errorf("attach: %w", err)
+		return fmt.Errorf("attach the mounts: %w", err)
 	}
 	return nil
 }
 
-// move puts d in its place in the mount namespace of the calling thread. The
-// descriptor stays the caller's.
+// move attaches d at its target in the mount namespace of the calling thread. The caller still
+// owns the descriptor.
 func (d detached) move() error {
 	at, err := unix.Openat2(unix.AT_FDCWD, d.target, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
-		return fmt.Errorf("mount point %s inside: %w", d.target, err)
+		return fmt.Errorf("open the mount point %s inside: %w", d.target, err)
 	}
 	defer unix.Close(at)
 	if err := unix.MoveMount(d.fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {

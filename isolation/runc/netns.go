@@ -16,14 +16,14 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// The main goroutine keeps the main thread, which the Go runtime can only park and
-// never end. Otherwise a goroutine that enters a sandbox's namespaces for good, ours
-// or libcontainer's (for the sources of bind mounts), might take it there: it would
-// keep the namespaces alive, and /proc/self would show them.
+// Keep the main thread locked to the main goroutine. The Go runtime can park the main thread
+// but never end it. A goroutine that enters a sandbox's namespaces for good, ours or one of
+// libcontainer, might run on it otherwise: the thread would keep the namespaces alive, and
+// /proc/self would show them.
 func init() { runtime.LockOSThread() }
 
-// onOwnThread runs f on an OS thread of its own, which ends with it: f may change
-// the thread's namespaces, and no other goroutine ever sees the result.
+// onOwnThread runs f on a new OS thread, which ends when f returns. So f may change the
+// thread's namespaces without affecting other goroutines.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -33,26 +33,26 @@ func onOwnThread(f func() error) error {
 	return <-done
 }
 
-// A netns is a network namespace that lives as long as its file is open or a
-// process is in it. It has no name in the file system.
+// A netns is a network namespace. It exists while its file is open or a process is in it, and
+// has no name in the file system.
 type netns struct {
-	file     *os.File     // nil: it is the host's
+	file     *os.File     // nil for the namespace of the host
 	listener net.Listener // of the Runtime API
-	lookups  struct {     // where a sandbox asks for names, with NetworkEgress: the resolv.conf of every sandbox points there
+	lookups  struct {     // sockets of lookupAddr; nil without NetworkEgress
 		udp net.PacketConn
 		tcp net.Listener
 	}
 
 	mu   sync.Mutex
-	diag *nl.SocketHandle // asks about its sockets; nil until somebody wants to know
+	diag *nl.SocketHandle // sock_diag socket inside; nil before its first use
 }
 
-// lookupAddr is the name server of /etc/resolv.conf inside.
+// lookupAddr is the name server in the /etc/resolv.conf of every sandbox.
 const lookupAddr = "127.0.0.1:53"
 
-// newNetNS makes the network namespace for a mode of isolation.Network, raises its
-// loopback interface and listens inside it (docs/decisions/0002, SUP-19). In the
-// host's namespace the Runtime API gets a port of its own.
+// newNetNS creates the network namespace for a mode of isolation.Network, brings up its
+// loopback interface, and opens the listener of the Runtime API inside (docs/decisions/0002,
+// SUP-19). With the host's namespace it only opens the listener, on a free port.
 func newNetNS(mode string) (_ *netns, err error) {
 	n := &netns{}
 	if mode == isolation.NetworkHost {
@@ -63,16 +63,16 @@ func newNetNS(mode string) (_ *netns, err error) {
 	}
 	err = onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("new network namespace: %w", err)
+			return fmt.Errorf("unshare: %w", err)
 		}
 		if err := raiseLoopback(); err != nil {
-			return fmt.Errorf("raise loopback: %w", err)
+			return fmt.Errorf("bring up the loopback interface: %w", err)
 		}
 		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-			return fmt.Errorf("open network namespace: %w", err)
+			return fmt.Errorf("open the namespace: %w", err)
 		}
 		if n.listener, err = net.Listen("tcp4", isolation.APIAddr); err != nil {
-			return fmt.Errorf("listen inside the network namespace: %w", err)
+			return fmt.Errorf("listen for the Runtime API inside: %w", err)
 		}
 		if mode != isolation.NetworkEgress {
 			return nil
@@ -81,19 +81,18 @@ func newNetNS(mode string) (_ *netns, err error) {
 			n.lookups.tcp, err = net.Listen("tcp4", lookupAddr)
 		}
 		if err != nil {
-			return fmt.Errorf("listen for lookups inside the network namespace: %w", err)
+			return fmt.Errorf("listen for name lookups inside: %w", err)
 		}
 		return nil
 	})
 	if err != nil {
 		n.Close()
-		return nil, fmt.Errorf("network namespace: %w", err)
+		return nil, fmt.Errorf("create a network namespace: %w", err)
 	}
 	return n, nil
 }
 
-// raiseLoopback sets the flag IFF_UP of lo in the calling thread's namespace
-// (netdevice(7)).
+// raiseLoopback brings up the interface lo in the calling thread's namespace (netdevice(7)).
 func raiseLoopback() error {
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -111,8 +110,8 @@ func raiseLoopback() error {
 	return os.NewSyscallError("ioctl SIOCSIFFLAGS", unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request))
 }
 
-// atPath calls f with a path of the namespace, which leads there until f returns, in this
-// process and in its children, even if n is closed meanwhile; "" is the host's.
+// atPath calls f with a path of the namespace, or "" for that of the host. The path is valid
+// until f returns, in this process and in its children, even if n is closed meanwhile.
 func (n *netns) atPath(f func(path string) error) error {
 	if n.file == nil {
 		return f("")
@@ -120,18 +119,18 @@ func (n *netns) atPath(f func(path string) error) error {
 	return descriptor.Use(n.file, func(fd int) error { return f(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)) })
 }
 
-// enter moves the calling thread, one of onOwnThread, into the namespace.
+// enter moves the calling thread into the namespace. Call it inside onOwnThread.
 func (n *netns) enter() error {
 	if n.file == nil {
 		return nil
 	}
 	if err := descriptor.Use(n.file, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }); err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
+		return fmt.Errorf("enter the network namespace: %w", err)
 	}
 	return nil
 }
 
-// dial connects from inside the namespace. addr must be a literal IP address.
+// dial connects from inside the namespace. The host in addr must be an IP address.
 func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err == nil && net.ParseIP(host) == nil {

@@ -12,13 +12,12 @@ import (
 	"github.com/sandboxd/sandboxd/internal/descriptor"
 )
 
-// oomWatch ends a whole sandbox when the kernel has killed one of its processes for
-// the memory limit. Cgroup v2 does that by itself (memory.oom.group); v1 only says
-// that it ran out (docs/decisions/0037).
+// oomWatch kills a whole sandbox when it has run out of memory. With cgroup v2 the kernel does
+// that (memory.oom.group); v1 only sends an event (docs/decisions/0037).
 type oomWatch struct {
 	events *os.File
-	seen   *os.File // a file in memory: how often the sandbox ran out of memory
-	done   chan struct{}
+	seen   *os.File      // file in memory that counts how often the sandbox ran out of memory
+	done   chan struct{} // closed when the goroutine has returned
 }
 
 func watchOOM(c *parentCgroup) (*oomWatch, error) {
@@ -40,24 +39,24 @@ func watchOOM(c *parentCgroup) (*oomWatch, error) {
 		var count [8]byte
 		for times := 1; ; times++ {
 			if _, err := w.events.Read(count[:]); err != nil {
-				return // closed
+				return // Close was called
 			}
 			// The event comes before the kernel has chosen and counted its victim.
 			_, _ = w.seen.WriteAt(strconv.AppendInt(nil, int64(times), 10), 0)
-			_ = c.kill() // fails only when the cgroup is gone already
+			_ = c.kill() // fails only if the cgroup has been removed
 		}
 	}()
 	return w, nil
 }
 
-// Close ends the watch and waits until it has ended.
+// Close ends the watch and waits until its goroutine has returned.
 func (w *oomWatch) Close() {
 	w.events.Close()
 	<-w.done
 	w.seen.Close()
 }
 
-// newCounter makes a file in memory that reads 0.
+// newCounter creates a file in memory with the content 0.
 func newCounter() (*os.File, error) {
 	fd, err := unix.MemfdCreate("oom-seen", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3

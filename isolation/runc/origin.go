@@ -18,19 +18,18 @@ import (
 	"github.com/sandboxd/sandboxd/internal/accept"
 )
 
-// Domain says which domain made the other end of conn, an accepted connection of
-// Listener. See supervisor.Box.
+// Domain returns the domain whose process created the other end of conn, an accepted
+// connection of Listener. See supervisor.Box.
 //
-// Both domains have the same addresses and host ids, but not the same cgroup, and a
-// socket keeps the v2 cgroup of the process that made it. The kernel tells it of the
-// socket that has conn's addresses the other way round (sock_diag(7)). Is that socket
-// conn's peer? As long as conn's own end is open, whoever else tries its addresses
-// gets no further than SYN-SENT. So an end that has been closed by now is refused, and
-// so is a peer that is still connecting.
+// Both domains have the same addresses and host ids, but different cgroups, and a socket keeps
+// the v2 cgroup of the process that created it. The kernel reports the cgroup of the socket
+// that has conn's addresses reversed (sock_diag(7)). That socket is the peer of conn if conn's
+// own end is open: another socket with the same addresses then cannot get beyond SYN-SENT. So
+// Domain fails if our end has been closed, or if the peer is still connecting.
 func (s *Sandbox) Domain(_ context.Context, conn net.Conn) (string, error) {
 	id, err := s.net.originOf(conn)
 	if err != nil {
-		return "", fmt.Errorf("origin of a connection in %s: %w", s.spec.ID, err)
+		return "", fmt.Errorf("find the origin of a connection in %s: %w", s.spec.ID, err)
 	}
 	for _, name := range s.spec.Domains {
 		var st unix.Stat_t
@@ -38,14 +37,15 @@ func (s *Sandbox) Domain(_ context.Context, conn net.Conn) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("origin of a connection in %s: cgroup %d is no domain's", s.spec.ID, id)
+	return "", fmt.Errorf("find the origin of a connection in %s: cgroup %d does not belong to a domain", s.spec.ID, id)
 }
 
 // TellsDomains returns nil if [Sandbox.Domain] works on this host, and a [host.Unsupported]
-// if it cannot. It tries with a connection of its own; other errors are those of that.
+// error if it does not. It tries with a connection of its own, and returns other errors if
+// that fails.
 func (h Host) TellsDomains() error {
 	if h.Mode != ModeUnified && h.Mode != ModeHybrid {
-		return &host.Unsupported{Feature: host.CgroupV2, Need: fmt.Sprintf("the %s cgroup layout has no v2 tree, which tells the domains of connections apart", h.Mode),
+		return &host.Unsupported{Feature: host.CgroupV2, Need: fmt.Sprintf("the %s cgroup layout has no v2 tree, which is needed to find the domain of a connection", h.Mode),
 			Fix: "mount cgroup2 at " + unifiedRoot}
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -68,25 +68,24 @@ func (h Host) TellsDomains() error {
 		defer socket.Close()
 		_, err = originOf(&nl.SocketHandle{Socket: socket}, conn)
 	}
-	return untold(err)
+	return originError(err)
 }
 
-// untold is the error of a kernel that gave err in place of the cgroup of our own
-// connection, nil without one. What passes, such as too many open files, says nothing about
-// the kernel.
-func untold(err error) error {
+// originError returns the error of TellsDomains if err is the result of the query for our own
+// connection. A temporary error, such as too many open files, says nothing about the kernel.
+func originError(err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case accept.Temporary(err):
-		return fmt.Errorf("ask for the cgroup of a connection's other end: %w", err)
+		return fmt.Errorf("query the cgroup of a connection's other end: %w", err)
 	}
-	return &host.Unsupported{Feature: host.ConnectionOrigin, Need: "the kernel does not tell the cgroup of a connection's other end", Err: err,
+	return &host.Unsupported{Feature: host.ConnectionOrigin, Need: "the kernel does not report the cgroup of a connection's other end", Err: err,
 		Fix: "use Linux 5.9 or newer with CONFIG_INET_DIAG and CONFIG_CGROUPS"}
 }
 
-// originOf returns the id of the cgroup that conn's other end was made in. The
-// socket that asks is made inside the namespace once, and kept.
+// originOf returns the id of the cgroup in which the other end of conn was created. It opens
+// the socket for the query inside the namespace, and keeps it.
 func (n *netns) originOf(conn net.Conn) (uint64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,7 +121,7 @@ func originOf(diag *nl.SocketHandle, conn net.Conn) (uint64, error) {
 		return 0, fmt.Errorf("sock_diag: %w", err)
 	}
 	if len(answers) != 1 {
-		return 0, fmt.Errorf("sock_diag: %d answers, want 1", len(answers))
+		return 0, fmt.Errorf("sock_diag: %d answers instead of 1", len(answers))
 	}
 	state, cgroup, err := parsePeer(answers[0])
 	if err != nil {
@@ -130,8 +129,8 @@ func originOf(diag *nl.SocketHandle, conn net.Conn) (uint64, error) {
 	}
 	switch state {
 	case netlink.TCP_ESTABLISHED, netlink.TCP_FIN_WAIT1, netlink.TCP_FIN_WAIT2, netlink.TCP_CLOSE_WAIT, netlink.TCP_CLOSING, netlink.TCP_LAST_ACK:
-	default: // it listens, or is still connecting
-		return 0, errors.New("its addresses are another's by now")
+	default: // the socket is listening or connecting
+		return 0, errors.New("another socket has its addresses now")
 	}
 	if err := stillOpen(conn); err != nil {
 		return 0, err
@@ -145,12 +144,13 @@ const (
 	diagMessageSize = 72
 )
 
-// peerQuery asks for the socket at the other end of conn: struct inet_diag_req_v2.
+// peerQuery returns the query for the socket at the other end of conn, a struct
+// inet_diag_req_v2.
 func peerQuery(conn net.Conn) ([]byte, error) {
 	own, ok := conn.LocalAddr().(*net.TCPAddr)
 	peer, ok2 := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok || !ok2 || own.IP.To4() == nil || peer.IP.To4() == nil {
-		return nil, fmt.Errorf("%v is no IPv4 TCP connection", conn.RemoteAddr())
+		return nil, fmt.Errorf("the connection from %v is not an IPv4 TCP connection", conn.RemoteAddr())
 	}
 	q := make([]byte, diagRequestSize)
 	q[0], q[1] = unix.AF_INET, unix.IPPROTO_TCP
@@ -164,10 +164,10 @@ func peerQuery(conn net.Conn) ([]byte, error) {
 	return q, nil
 }
 
-// parsePeer reads a struct inet_diag_msg and the attributes behind it.
+// parsePeer parses a struct inet_diag_msg and its attributes.
 func parsePeer(msg []byte) (state uint8, cgroup uint64, err error) {
 	if len(msg) < diagMessageSize {
-		return 0, 0, fmt.Errorf("sock_diag: answer of %d bytes, want %d at least", len(msg), diagMessageSize)
+		return 0, 0, fmt.Errorf("sock_diag: answer of %d bytes instead of at least %d", len(msg), diagMessageSize)
 	}
 	attributes, err := nl.ParseRouteAttr(msg[diagMessageSize:])
 	if err != nil {
@@ -178,14 +178,14 @@ func parsePeer(msg []byte) (state uint8, cgroup uint64, err error) {
 			return msg[1], binary.NativeEndian.Uint64(a.Value), nil
 		}
 	}
-	return 0, 0, errors.New("sock_diag: no cgroup: the other end is closed") // what is left of it is no socket
+	return 0, 0, errors.New("sock_diag: no cgroup: the other end is closed") // its address is in TIME-WAIT, without a socket
 }
 
-// stillOpen says whether our own end of conn has been closed, by a reset.
+// stillOpen returns an error if our own end of conn has been closed, by a reset.
 func stillOpen(conn net.Conn) error {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("%T is no socket", conn)
+		return fmt.Errorf("%T is not a socket", conn)
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
@@ -199,7 +199,7 @@ func stillOpen(conn net.Conn) error {
 		return os.NewSyscallError("getsockopt TCP_INFO", err)
 	}
 	if info.State == netlink.TCP_CLOSE {
-		return errors.New("it was reset")
+		return errors.New("the connection was reset")
 	}
 	return nil
 }

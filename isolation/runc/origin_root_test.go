@@ -79,7 +79,7 @@ func TestDomainOfAConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer mine.Close()
-		wantNoDomain(t, s, accepted(t, s), "no domain's")
+		wantNoDomain(t, s, accepted(t, s), "does not belong to a domain")
 	})
 	t.Run("closed by its maker", func(t *testing.T) {
 		out := begin(t, s, pid1[isolation.RuntimeDomain], 1, connect(0, leave))

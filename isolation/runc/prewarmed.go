@@ -7,15 +7,15 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// Prewarmed is a sandbox made ahead of need (docs/decisions/0008): its cgroup, its
-// network namespace with the listener, its /tmp and its domains are there, and only
-// init handlers run in them. It has no function's files and limits yet. It becomes
-// one function's sandbox, once, or is closed.
+// Prewarmed is a sandbox that was created ahead of demand (docs/decisions/0008). It has its
+// cgroup, its network namespace with the listener, its /tmp and its domains, in which only the
+// init handlers run. It does not have the files and limits of a function yet. The owner must
+// either Assign or Close it. Its methods are not safe for concurrent use.
 type Prewarmed struct{ sandbox *Sandbox }
 
-// Prepare makes one with the id, id range, domains, /tmp, seccomp profile and network
-// of spec. It takes what Create and the start of every domain take.
-// Its errors are as those of Create.
+// Prepare creates a prewarmed sandbox with the id, id range, domains, /tmp, seccomp profile
+// and network of spec. It takes as long as Create and the start of all domains. Its errors are
+// like those of Create.
 func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Prewarmed, error) {
 	spec.Limits.CPU, spec.Root, spec.Mounts = 0, isolation.Root{}, nil
 	s, err := e.Create(ctx, spec)
@@ -36,12 +36,12 @@ func (e *Engine) Prepare(ctx context.Context, spec isolation.Spec) (*Prewarmed, 
 	return b, nil
 }
 
-// ID returns the id that the sandbox was prepared with.
+// ID returns the id of the sandbox.
 func (b *Prewarmed) ID() string { return b.sandbox.spec.ID }
 
-// Assign gives the sandbox the limits, root and mounts of spec and returns it as a
-// sandbox whose domains only wait for Start. It takes about a millisecond. After an
-// error it is closed. Assign may be called once.
+// Assign applies the limits, root and mounts of spec, and returns the sandbox, whose domains
+// then start at once. It takes about a millisecond. On an error it closes the sandbox. Assign
+// may be called once.
 func (b *Prewarmed) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, error) {
 	s := b.sandbox
 	s.spec.Limits, s.spec.Root, s.spec.Mounts = spec.Limits, spec.Root, spec.Mounts
@@ -54,7 +54,7 @@ func (b *Prewarmed) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, 
 	}
 	for _, name := range s.spec.Domains {
 		if err == nil {
-			err = s.furnish(ctx, name, s.domains[name])
+			err = s.attachFiles(ctx, name, s.domains[name])
 		}
 	}
 	if err != nil {
@@ -63,5 +63,5 @@ func (b *Prewarmed) Assign(ctx context.Context, spec isolation.Spec) (*Sandbox, 
 	return s, nil
 }
 
-// Close ends and removes a prewarmed sandbox that was not assigned.
+// Close removes a prewarmed sandbox that was not assigned.
 func (b *Prewarmed) Close(ctx context.Context) error { return b.sandbox.Close(ctx) }

@@ -14,8 +14,8 @@ import (
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
-// removeTree deletes the folder path from every tree, deepest first. EBUSY means
-// that a process is still leaving; it is retried until ctx ends.
+// removeTree removes the cgroup path, and all cgroups below it, from every tree. EBUSY means
+// that a process has not left yet; removeTree tries again until ctx ends.
 func removeTree(ctx context.Context, p *placement, path string) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -35,7 +35,7 @@ func removeTree(ctx context.Context, p *placement, path string) error {
 	}
 }
 
-// removeDirs deletes dir, and before it what is below it if there is anything.
+// removeDirs removes dir, after the directories below it.
 func removeDirs(dir string) error {
 	rmdir := func() error {
 		err := failpoint.Do(failpoint.RemoveCgroup, func() error { return unix.Rmdir(dir) })
@@ -50,7 +50,7 @@ func removeDirs(dir string) error {
 	}
 	entries, listErr := os.ReadDir(dir)
 	if errors.Is(listErr, fs.ErrNotExist) {
-		return nil // somebody else has
+		return nil // removed meanwhile
 	}
 	below := false
 	for _, e := range entries {

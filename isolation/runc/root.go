@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A rootTree is the root of a sandbox that is being filled. Nothing that is made lies
-// outside of it, whatever links it has. It does what an os.Root would do, but looks up
-// a folder once and not once for each of some hundred names in it. For one goroutine.
+// A rootTree creates files in the root of a sandbox, and never outside of it, whatever links it
+// contains. It works like an os.Root, but resolves each folder once, and not again for each of
+// its names, of which there may be a hundred. It is not safe for concurrent use.
 type rootTree struct {
 	fd      int
-	owner   int            // of all that is made, user and group
-	folders map[string]int // open ones, by path below the root
+	owner   int            // user and group of all that it creates
+	folders map[string]int // open folders, by path below the root
 }
 
 func openRootTree(dir string, owner uint32) (*rootTree, error) {
@@ -32,14 +32,14 @@ func (t *rootTree) Close() {
 	}
 }
 
-// below opens name, a path in the tree.
+// below opens name, a path below the root.
 func (t *rootTree) below(name string, flags int, mode uint64) (int, error) {
 	return unix.Openat2(t.fd, name, &unix.OpenHow{
 		Flags: uint64(flags | unix.O_CLOEXEC), Mode: mode, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
 	})
 }
 
-// split finds the folder of a path from the root on, and the name in it.
+// split opens the folder of file, and returns it with the last element of file.
 func (t *rootTree) split(file string) (folder int, name string, err error) {
 	clean := path.Clean("/" + file)[1:] // without ".."
 	if clean == "" {
@@ -56,7 +56,7 @@ func (t *rootTree) split(file string) (folder int, name string, err error) {
 	return folder, path.Base(clean), nil
 }
 
-// mkdir makes a folder, if there is none.
+// mkdir creates a folder, unless it exists.
 func (t *rootTree) mkdir(dir string) error {
 	folder, name, err := t.split(dir)
 	if err == nil {
@@ -83,7 +83,7 @@ func (t *rootTree) symlink(target, link string) error {
 	return nil
 }
 
-// touch makes an empty file, if there is none.
+// touch creates an empty file, unless it exists.
 func (t *rootTree) touch(file string) error {
 	fd, err := t.below(path.Clean("/" + file)[1:], unix.O_CREAT|unix.O_RDONLY, 0o444)
 	if err != nil {

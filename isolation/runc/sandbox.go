@@ -22,30 +22,30 @@ import (
 	"github.com/sandboxd/sandboxd/isolation/egress"
 )
 
-// Sandbox holds the kernel objects of one sandbox. It implements supervisor.Box;
-// see there for what its methods mean and which may run at once.
+// Sandbox holds the kernel objects of one sandbox. It implements supervisor.Box, which
+// documents its methods and their concurrency.
 type Sandbox struct {
 	engine *Engine
 	spec   isolation.Spec
 	group  *parentCgroup
 	net    *netns
 	port   *egress.Port               // nil without NetworkEgress
-	tmp    func() (*tmpVolume, error) // waits until it is made; nil without /tmp
-	owners func() (mapper, error)     // likewise
+	tmp    func() (*tmpVolume, error) // waits for the creation of /tmp; nil without a template
+	owners func() (mapper, error)     // waits for the creation of the mapper
 
-	root   string     // mount point of the root as long as domains are to be started
-	closer sync.Mutex // held by Close, which may wait for long
+	root   string     // mount point of the root; valid until released
+	closer sync.Mutex // serializes Close
 
-	mu        sync.Mutex // never held while anything waits
-	domains   map[string]*domain
-	furnished int // domains that have their files
+	mu       sync.Mutex // never held during an operation that can block
+	domains  map[string]*domain
+	attached int // number of domains that have their files
 
-	holds    sync.Mutex // guards released
-	released bool       // root and tmp are the domains' now
+	releaseMu sync.Mutex // guards released, and serializes release
+	released  bool       // the daemon has released root and tmp; domains keep them
 }
 
-// rollBack removes a sandbox that cannot be completed for the reason err. It returns err,
-// or a RemainsError if something is left, which is the engine's from then on.
+// rollBack removes a sandbox whose creation has failed with err. It returns err, or a
+// RemainsError if the sandbox could not be removed; the engine then keeps track of the remains.
 func (s *Sandbox) rollBack(ctx context.Context, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTime)
 	defer cancel()
@@ -56,12 +56,12 @@ func (s *Sandbox) rollBack(ctx context.Context, err error) error {
 	return err
 }
 
-// rollbackTime is how long a creation that failed tries to remove what it made.
+// rollbackTime limits the removal after a failed creation.
 const rollbackTime = 5 * time.Second
 
-// Create makes the cgroup, the network namespace with its listener, the root and the
-// /tmp of a sandbox. No process runs yet. The caller must Close the sandbox.
-// The error may be a *RemainsError: then RemoveRemains is for the caller to call.
+// Create creates the cgroup, the network namespace with its listener, the root and the /tmp
+// of a sandbox. It starts no process. The caller must Close the sandbox. If the error is a
+// *RemainsError, the caller must call RemoveRemains until it succeeds.
 func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, err error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return nil, fmt.Errorf("create %s: %w", spec.ID, err)
 	}
 	if e.remains.of(spec.ID) != nil {
-		return nil, fmt.Errorf("sandbox id %s is in use by what is left of another: %w", spec.ID, fs.ErrExist)
+		return nil, fmt.Errorf("sandbox id %s is in use by the remains of another sandbox: %w", spec.ID, fs.ErrExist)
 	}
 	s := &Sandbox{engine: e, spec: spec, domains: map[string]*domain{}}
 	defer func() {
@@ -118,38 +118,38 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 	return s, nil
 }
 
-// inStep calls f as a step of the trace in ctx.
+// inStep calls f within a span of the trace in ctx.
 func inStep(ctx context.Context, name string, f func() error) error {
 	_, end := tracing.Step(ctx, name)
 	defer end()
 	return f()
 }
 
-// connect makes the sandbox's network.
+// connect creates the sandbox's network.
 func (s *Sandbox) connect() (err error) {
 	if s.net, err = newNetNS(s.spec.Network.Mode); err != nil || s.spec.Network.Mode != isolation.NetworkEgress {
 		return err
 	}
 	if s.engine.gateway == nil {
-		return fmt.Errorf("create %s: the engine was made without a gateway", s.spec.ID)
+		return fmt.Errorf("create %s: the engine has no gateway for network egress", s.spec.ID)
 	}
 	s.port, err = s.engine.gateway.Attach(s.net.file, s.spec.IDBase, s.spec.Network)
 	return err
 }
 
-// inBackground starts f and returns a function that waits for its result.
+// inBackground starts f in a goroutine, and returns a function that waits for its result.
 func inBackground[T any](f func() (T, error)) func() (T, error) {
 	once := sync.OnceValues(f)
 	go once()
 	return once
 }
 
-// mountRoot mounts the sandbox's root: a small tmpfs that belongs to the domains' root.
-// They see it read-only; the daemon can fill it for as long as it holds its mount.
+// mountRoot mounts the sandbox's root, a small tmpfs that belongs to root of the domains.
+// Domains have it read-only; the daemon can write to it until it releases its own mount.
 func (s *Sandbox) mountRoot() error {
 	root := filepath.Join(s.engine.fs, "roots", s.spec.ID)
 	if err := os.Mkdir(root, 0o711); err != nil {
-		return fmt.Errorf("root of %s: %w", s.spec.ID, err)
+		return fmt.Errorf("create the root of %s: %w", s.spec.ID, err)
 	}
 	data := fmt.Sprintf("mode=755,size=256k,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
 	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
@@ -159,11 +159,11 @@ func (s *Sandbox) mountRoot() error {
 	return nil
 }
 
-// fillRoot makes the mount points and links of the spec.
+// fillRoot creates the mount points and links of the spec in the root.
 func (s *Sandbox) fillRoot() (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("root of %s: %w", s.spec.ID, err)
+			err = fmt.Errorf("fill the root of %s: %w", s.spec.ID, err)
 		}
 	}()
 	tree, err := openRootTree(s.root, s.spec.IDBase)
@@ -177,13 +177,13 @@ func (s *Sandbox) fillRoot() (err error) {
 		}
 	}
 	for _, m := range s.spec.Mounts {
-		// Directories are in the spec's Root; below a mounted directory nothing can be made.
+		// A mounted directory is in the spec's Root already; create mount points for files only.
 		info, err := os.Stat(m.Sources[0])
 		if err == nil && !info.IsDir() {
 			err = tree.touch(m.Target)
 		}
 		if err != nil {
-			return fmt.Errorf("mount %s: %w", m.Target, err)
+			return fmt.Errorf("create the mount point %s: %w", m.Target, err)
 		}
 	}
 	for _, l := range s.spec.Root.Links {
@@ -194,10 +194,10 @@ func (s *Sandbox) fillRoot() (err error) {
 	return nil
 }
 
-// release drops the daemon's hold on root and /tmp: the domains keep theirs.
+// release releases the daemon's own mounts of root and /tmp. Domains keep theirs.
 func (s *Sandbox) release() error {
-	s.holds.Lock()
-	defer s.holds.Unlock()
+	s.releaseMu.Lock()
+	defer s.releaseMu.Unlock()
 	if s.released {
 		return nil
 	}
@@ -212,7 +212,7 @@ func (s *Sandbox) release() error {
 	if s.root != "" {
 		unmount := func() error { return unix.Unmount(s.root, unix.MNT_DETACH) }
 		err := failpoint.Do(failpoint.UnmountRoot, unmount)
-		if err != nil && !errors.Is(err, unix.EINVAL) { // unmounted by an earlier try
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: unmounted by an earlier call
 			return &os.PathError{Op: "unmount", Path: s.root, Err: err}
 		}
 		if err := os.Remove(s.root); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -223,7 +223,7 @@ func (s *Sandbox) release() error {
 	return nil
 }
 
-// ids are the host's ids of the sandbox user.
+// ids returns the host ids of the sandbox user.
 func (s *Sandbox) ids() (uid, gid uint32) {
 	return s.spec.IDBase + isolation.UserID, s.spec.IDBase + isolation.GroupID
 }
@@ -239,11 +239,11 @@ func (s *Sandbox) GivePipes(_ context.Context, pipes ...*os.File) error {
 	return nil
 }
 
-// Files are what the sandbox is frozen and measured with. They stay the sandbox's.
-// A domain's start may add to them, at the end.
+// Files returns the files to freeze and to measure the sandbox. The sandbox still owns them.
+// The start of a domain may append to them.
 func (s *Sandbox) Files() []cgroup.File { return s.group.handle.Files() }
 
-// ID is the id that the sandbox was made with.
+// ID returns the id of the sandbox.
 func (s *Sandbox) ID() string { return s.spec.ID }
 
 // Freeze stops every process of the sandbox. See supervisor.Box.
@@ -258,24 +258,24 @@ func (s *Sandbox) SetThrottled(_ context.Context, on bool) error { return s.grou
 // Kill sends SIGKILL to every process of the sandbox.
 func (s *Sandbox) Kill(context.Context) error { return s.group.kill() }
 
-// MemoryPeak returns the most memory that the sandbox ever had, in bytes.
+// MemoryPeak returns the peak memory of the sandbox in bytes.
 func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.handle.MemoryPeak() }
 
 // Usage returns what the sandbox has used so far.
 func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.handle.Usage() }
 
-// Listener is the socket of the Runtime API inside the sandbox.
+// Listener returns the socket of the Runtime API inside the sandbox.
 func (s *Sandbox) Listener() net.Listener { return s.net.listener }
 
-// Lookups are the sockets at which the sandbox asks for names, none without
-// NetworkEgress. The sandbox owns them and closes them in Close.
+// Lookups returns the sockets on which the sandbox sends name lookups, or nil without
+// NetworkEgress. The sandbox owns them, and Close closes them.
 func (s *Sandbox) Lookups() (udp net.PacketConn, tcp net.Listener) {
 	return s.net.lookups.udp, s.net.lookups.tcp
 }
 
-// Allow opens the services of those numbers (isolation.Policy.Services) at addresses
-// that were found for a name, for as long as their record is valid. With NetworkEgress
-// alone.
+// Allow lets the sandbox connect to services, given by their numbers
+// (isolation.Policy.Services), at addresses that a name resolved to. valid is the rest of the
+// record's lifetime. Without NetworkEgress it fails.
 func (s *Sandbox) Allow(_ context.Context, services []int, addrs []netip.Addr, valid time.Duration) error {
 	if s.port == nil {
 		return s.noEgress()
@@ -283,7 +283,7 @@ func (s *Sandbox) Allow(_ context.Context, services []int, addrs []netip.Addr, v
 	return s.port.Allow(services, addrs, valid)
 }
 
-// Traffic is what the sandbox has sent. With NetworkEgress alone.
+// Traffic returns what the sandbox has sent. Without NetworkEgress it fails.
 func (s *Sandbox) Traffic() (isolation.Traffic, error) {
 	if s.port == nil {
 		return isolation.Traffic{}, s.noEgress()
@@ -300,7 +300,7 @@ func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, err
 	return s.net.dial(ctx, network, addr)
 }
 
-// PIDs are the host's process ids of the domains' init handlers.
+// PIDs returns the host process ids of the init handlers, by domain.
 func (s *Sandbox) PIDs() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -313,11 +313,11 @@ func (s *Sandbox) PIDs() map[string]int {
 	return pids
 }
 
-// CgroupPath is the sandbox's parent cgroup as the host sees it, absolute below the
-// mount of each cgroup tree.
+// CgroupPath returns the sandbox's parent cgroup, below the host's mount point of each cgroup
+// tree.
 func (s *Sandbox) CgroupPath() string { return filepath.Join(s.engine.place.hosted, s.spec.ID) }
 
-// Close ends and removes the sandbox, in the reverse order of its making. See
+// Close kills all processes and removes the sandbox, in the reverse order of its creation. See
 // supervisor.Box.
 func (s *Sandbox) Close(ctx context.Context) error {
 	s.closer.Lock()
@@ -328,7 +328,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	domains, gone := maps.Clone(s.domains), map[string]func() error{}
-	var failed []*thread // the creators of domains whose start, or the wait for their end, failed
+	var failed []*thread // creators of domains whose start, or the wait for whose exit, has failed
 	for name, d := range domains {
 		gone[name] = d.gone
 		if d.gone == nil {
@@ -346,7 +346,7 @@ func (s *Sandbox) Close(ctx context.Context) error {
 			failed = append(failed, d.creator)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("end %s of %s: %w", name, s.spec.ID, err))
+			errs = append(errs, fmt.Errorf("remove %s of %s: %w", name, s.spec.ID, err))
 			continue
 		}
 		s.mu.Lock()

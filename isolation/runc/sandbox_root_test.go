@@ -601,7 +601,7 @@ func TestEntersCgroups(t *testing.T) {
 	for _, name := range s.spec.Domains {
 		start(t, s, name)
 		pid := s.PIDs()[name]
-		if err := s.group.entered(pid, name); err != nil {
+		if err := s.group.checkMember(pid, name); err != nil {
 			t.Error(err)
 		}
 		for _, fd := range glob(t, fmt.Sprintf("/proc/%d/fd/*", pid)) {
@@ -617,7 +617,7 @@ func TestEntersCgroups(t *testing.T) {
 		pid    int
 		domain string
 	}{{os.Getpid(), isolation.RuntimeDomain}, {s.PIDs()[isolation.RuntimeDomain], isolation.ExtensionDomain}} {
-		if err := s.group.entered(outside.pid, outside.domain); err == nil {
+		if err := s.group.checkMember(outside.pid, outside.domain); err == nil {
 			t.Errorf("process %d is said to be in the %s domain", outside.pid, outside.domain)
 		}
 	}

@@ -15,42 +15,42 @@ import (
 	_ "github.com/sandboxd/sandboxd/isolation/runc/stage"  // and what it makes way for
 )
 
-// SealSelf re-executes the daemon once, from a sealed copy of its binary and in a
-// mount namespace of its own, and returns nil in the process that results.
+// SealSelf executes the daemon again, from a sealed copy of its binary and in a private mount
+// namespace. In the process that results it returns nil.
 //
-// The sealed copy lets libcontainer start domains without copying the binary each
-// time, and no domain can reach the file on disk (CVE-2019-5736). In the private
-// mount namespace everything that the daemon mounts goes when the daemon and its
-// domains are gone, however they died. Call it before the process has state: file
-// descriptors that are not close-on-exec and the environment survive.
+// With the sealed copy libcontainer can start domains without copying the binary each time,
+// and no domain can reach the file on disk (CVE-2019-5736). In the private mount namespace,
+// everything that the daemon mounts disappears when the daemon and its domains have exited,
+// even if they were killed. Call SealSelf before the process has state: only the environment
+// and file descriptors that are not close-on-exec survive.
 func SealSelf() error {
 	if exeseal.IsSelfExeCloned() {
 		return nil
 	}
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
-		return fmt.Errorf("open own binary: %w", err)
+		return fmt.Errorf("open the daemon's binary: %w", err)
 	}
 	info, err := self.Stat()
 	if err != nil {
-		return fmt.Errorf("size of own binary: %w", err)
+		return fmt.Errorf("get the size of the daemon's binary: %w", err)
 	}
 	sealed, err := exeseal.CloneBinary(self, info.Size(), "sandboxd", os.TempDir())
 	if err != nil {
-		return fmt.Errorf("sealed copy of own binary: %w", err)
+		return fmt.Errorf("create a sealed copy of the daemon's binary: %w", err)
 	}
-	if !exeseal.IsCloned(sealed) { // it would do this again for ever
-		return &host.Unsupported{Feature: host.ExecutableMemory, Need: "sealed copy of own binary: the kernel gives no file in memory that can be executed",
+	if !exeseal.IsCloned(sealed) { // SealSelf would not recognize the copy, and repeat for ever
+		return &host.Unsupported{Feature: host.ExecutableMemory, Need: "create a sealed copy of the daemon's binary: the kernel does not allow executable files in memory",
 			Fix: "set vm.memfd_noexec to 0 or 1"}
 	}
-	runtime.LockOSThread() // the namespace is this thread's until exec makes it the process's
+	runtime.LockOSThread() // only this thread is in the namespace until exec
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("private mount namespace: %w (sandboxd needs root with CAP_SYS_ADMIN)", err)
+		return fmt.Errorf("create a private mount namespace: %w (sandboxd needs root with CAP_SYS_ADMIN)", err)
 	}
-	// Unmounts on the host still arrive here, so that nothing of the host is kept busy.
+	// Unmounts of the host still propagate here, so that the daemon keeps no file system busy.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	err = descriptor.Use(sealed, func(fd int) error { return unix.Exec("/proc/self/fd/"+strconv.Itoa(fd), os.Args, os.Environ()) })
-	return fmt.Errorf("execute sealed copy of own binary: %w", err)
+	return fmt.Errorf("execute the sealed copy of the daemon's binary: %w", err)
 }

@@ -13,26 +13,26 @@ import (
 	"github.com/sandboxd/sandboxd/host"
 )
 
-// tmpVolume is the file system behind one sandbox's /tmp: an ext4 image on a loop
-// device, mounted once for every domain. Nothing of it has a name: the image file
-// is unlinked from the start, and the device lets go of it with the last mount. When
-// the sandbox is gone, so is the volume, even if the daemon was killed.
+// tmpVolume is the file system of one sandbox's /tmp: an ext4 image on a loop device, mounted
+// once for every domain. The image file has no name, and the loop device releases it with the
+// last mount. So the volume disappears with the sandbox, even if the daemon was killed.
 type tmpVolume struct {
-	mounts []int // detached mounts, one a domain
+	mounts []int // detached mounts, one for each domain
 }
 
-// newTmp copies the template and mounts the copy count times. uid and gid own its root.
+// newTmp copies the template and mounts the copy count times. uid and gid become the owner of
+// its root directory.
 func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err error) {
 	image, err := copyTemplate(template)
 	if err != nil {
-		return nil, fmt.Errorf("/tmp: %w", err)
+		return nil, fmt.Errorf("create /tmp: %w", err)
 	}
 	defer image.Close()
 	loop, err := attachLoop(image)
 	if err != nil {
-		return nil, fmt.Errorf("/tmp: %w", err)
+		return nil, fmt.Errorf("create /tmp: %w", err)
 	}
-	defer loop.Close() // the mounts hold the device from here on
+	defer loop.Close() // the mounts keep the device in use
 	v := &tmpVolume{}
 	defer func() {
 		if err != nil {
@@ -40,23 +40,22 @@ func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err erro
 		}
 	}()
 	for range count {
-		// The same device gives the same file system again, not a second one. What it holds
-		// does not outlive the host, so nothing need be flushed to the disk: each barrier
-		// would be an fsync of the image.
+		// Mounting the same device again gives the same file system. Its content does not
+		// survive the sandbox, so barriers are off: each would be an fsync of the image.
 		fd, err := newFS("ext4", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "source", loop.Name(), "barrier", "0")
 		if err != nil {
-			return nil, fmt.Errorf("/tmp: %w", err)
+			return nil, fmt.Errorf("create /tmp: %w", err)
 		}
 		v.mounts = append(v.mounts, fd)
 	}
 	if err := unix.Fchownat(v.mounts[0], "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
-		return nil, fmt.Errorf("owner of /tmp: %w", err)
+		return nil, fmt.Errorf("set the owner of /tmp: %w", err)
 	}
 	return v, nil
 }
 
-// Close drops the mounts that were not moved into a domain, and the daemon's hold
-// on those that were.
+// Close closes the descriptors of the mounts. Mounts that were moved into a domain stay there;
+// others are unmounted.
 func (v *tmpVolume) Close() {
 	for _, fd := range v.mounts {
 		unix.Close(fd)
@@ -64,8 +63,8 @@ func (v *tmpVolume) Close() {
 	v.mounts = nil
 }
 
-// copyTemplate makes an unnamed copy of the file beside it, sharing blocks where
-// the file system can, and copying no holes where it cannot.
+// copyTemplate returns an unnamed copy of the file in the same folder. The copy shares blocks if
+// the file system supports that; otherwise copyTemplate copies the data, but not the holes.
 func copyTemplate(template string) (_ *os.File, err error) {
 	src, err := os.Open(template)
 	if err != nil {
@@ -95,7 +94,7 @@ func copyTemplate(template string) (_ *os.File, err error) {
 	for at := int64(0); ; {
 		data, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return dst, nil // only a hole is left
+			return dst, nil // the rest is a hole
 		}
 		if err != nil {
 			return nil, &os.PathError{Op: "seek", Path: template, Err: err}
@@ -117,14 +116,14 @@ func copyTemplate(template string) (_ *os.File, err error) {
 	}
 }
 
-// attachLoop binds image to a free loop device that frees itself after its last use.
+// attachLoop attaches image to a free loop device, which detaches itself after its last use.
 func attachLoop(image *os.File) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-		return nil, &host.Unsupported{Feature: host.LoopDevices, Need: "there are no loop devices", Fix: "load the kernel's module: modprobe loop", Err: err}
+		return nil, &host.Unsupported{Feature: host.LoopDevices, Need: "the host has no loop devices", Fix: "load the kernel's module: modprobe loop", Err: err}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("loop devices: %w", err)
+		return nil, fmt.Errorf("open the control file of loop devices: %w", err)
 	}
 	defer ctl.Close()
 	for {
@@ -142,7 +141,7 @@ func attachLoop(image *os.File) (*os.File, error) {
 			return dev, nil
 		}
 		dev.Close()
-		if !errors.Is(err, unix.EBUSY) { // busy: someone else was faster
+		if !errors.Is(err, unix.EBUSY) { // EBUSY: another process has taken the device meanwhile
 			return nil, fmt.Errorf("configure %s: %w", dev.Name(), err)
 		}
 	}

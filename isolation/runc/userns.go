@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newUserNS makes a user namespace that maps one user and one group, uid and gid, to the
-// host's id.
+// newUserNS creates a user namespace that maps the user uid and the group gid to the host id
+// id.
 //
-// It takes a process to make one, and Go makes such a process by a fork, which in a
-// daemon with a large heap takes longer than all the rest of a sandbox's creation:
-// its pages become copy-on-write. This process shares the daemon's memory instead,
-// touches none of it, and is killed when the namespace is open.
+// Creating one takes a process. Go would fork it, which in a daemon with a large heap takes
+// longer than the rest of a sandbox's creation, because all pages become copy-on-write. The
+// process of spawnIdle shares the daemon's memory instead, does not touch it, and is killed
+// when the namespace is open.
 func newUserNS(uid, gid, id uint32) (ns *os.File, err error) {
-	err = onOwnThread(func() error { // the process dies with this thread
+	err = onOwnThread(func() error { // the process is killed when this thread ends
 		pid, err := spawnIdle(unix.CLONE_NEWUSER)
 		if err != nil {
 			return os.NewSyscallError("clone", err)
@@ -34,15 +34,16 @@ func newUserNS(uid, gid, id uint32) (ns *os.File, err error) {
 		return errors.Join(err, endIdle(pid))
 	})
 	if err != nil {
-		return nil, fmt.Errorf("user namespace for files of %d:%d: %w", uid, gid, err)
+		return nil, fmt.Errorf("create a user namespace for files of %d:%d: %w", uid, gid, err)
 	}
 	return ns, nil
 }
 
-// spawnIdle makes a process in new namespaces that waits for its death: by endIdle, or
-// that of the calling thread. It shares this one's memory and files.
+// spawnIdle starts a process in new namespaces that does nothing until it is killed, by endIdle
+// or because the calling thread ends. It shares memory and files with this process.
 func spawnIdle(namespaces uintptr) (pid int, err error) {
-	// A signal's handler must not run there: it would take this thread's stack for its own.
+	// Block all signals: a handler must not run in the new process, because it would use the
+	// stack of this thread.
 	var all, old unix.Sigset_t
 	for i := range all.Val {
 		all.Val[i] = ^all.Val[i]
@@ -61,15 +62,15 @@ func spawnIdle(namespaces uintptr) (pid int, err error) {
 	return r, nil
 }
 
-// cloneIdle calls clone(2). The new process runs none of Go: it asks for SIGKILL on
-// the death of its parent, ends if its parent is not the process parent by then, and
-// waits. It returns the process id, or an errno below zero. Every signal is blocked.
+// cloneIdle calls clone(2). The new process runs no Go code: it requests SIGKILL as its parent
+// death signal, exits if its parent is not the process parent any more, and pauses. cloneIdle
+// returns the process id, or a negative errno. The caller must have blocked every signal.
 //
 //go:noescape
 func cloneIdle(flags, parent uintptr) (pid int)
 
-// endIdle ends what spawnIdle made. A kill that fails is tried again: what is not killed
-// here dies with the thread, but then nobody reaps it.
+// endIdle kills and reaps a process of spawnIdle. It tries again if the kill fails: otherwise
+// the process would be killed when the thread ends, and not be reaped.
 func endIdle(pid int) error {
 	var err error
 	for range 3 {
@@ -88,7 +89,7 @@ func endIdle(pid int) error {
 	}
 }
 
-// writeExisting writes to a file of the kernel's in one call.
+// writeExisting writes text to an existing file, such as one in /proc, with one system call.
 func writeExisting(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
