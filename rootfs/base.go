@@ -78,7 +78,7 @@ type baseDir struct {
 func (b *baseDir) take(ctx context.Context, dir, scratch string) (*Tree, error) {
 	dir, err := realDir(dir)
 	if err != nil {
-		return nil, &invalid.Error{Kind: invalid.NotFound, File: b.given, Reason: "base tree cannot be opened", Err: invalid.Cause(err),
+		return nil, &invalid.Error{Kind: invalid.ErrNotFound, File: b.given, Reason: "base tree cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory, or " + HostBase}
 	}
 	root, err := os.OpenRoot(dir)
@@ -211,7 +211,7 @@ func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
 }
 
 func (b *baseDir) invalid(rel, reason, fix string, err error) error {
-	return &invalid.Error{Kind: invalid.Base, File: b.given, Entry: rel, Reason: reason, Fix: fix, Err: err}
+	return &invalid.Error{Kind: invalid.ErrBase, File: b.given, Entry: rel, Reason: reason, Fix: fix, Err: err}
 }
 
 // realDir gives a directory's absolute path without links in it.

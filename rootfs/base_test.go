@@ -163,8 +163,8 @@ func TestBaseDirHostile(t *testing.T) {
 			tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
 			if tt.entry != "" {
 				bad, ok := errors.AsType[*invalid.Error](err)
-				if !ok || bad.Kind != invalid.Base || bad.Entry != tt.entry {
-					t.Errorf("error %v, want invalid.Base for %s", err, tt.entry)
+				if !ok || bad.Kind != invalid.ErrBase || bad.Entry != tt.entry {
+					t.Errorf("error %v, want invalid.ErrBase for %s", err, tt.entry)
 				}
 				ziptest.WantTree(t, scratch)
 				return
@@ -225,15 +225,15 @@ func TestBaseDirCaps(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: scratch})
-		if !errors.Is(err, invalid.TooLarge) || !strings.Contains(err.Error(), "big") {
-			t.Errorf("error %v, want invalid.TooLarge for big", err)
+		if !errors.Is(err, invalid.ErrTooLarge) || !strings.Contains(err.Error(), "big") {
+			t.Errorf("error %v, want invalid.ErrTooLarge for big", err)
 		}
 		ziptest.WantTree(t, scratch)
 	})
 	t.Run("deep etc", func(t *testing.T) {
 		dir := makeTree(t, ziptest.File{Name: "etc/" + strings.Repeat("d/", 40)})
-		if _, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()}); !errors.Is(err, invalid.TooLarge) {
-			t.Errorf("error %v, want invalid.TooLarge", err)
+		if _, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()}); !errors.Is(err, invalid.ErrTooLarge) {
+			t.Errorf("error %v, want invalid.ErrTooLarge", err)
 		}
 	})
 	t.Run("wide root", func(t *testing.T) {
@@ -241,13 +241,13 @@ func TestBaseDirCaps(t *testing.T) {
 		for i := range maxBaseNames + 1 {
 			files = append(files, ziptest.File{Name: "d" + strings.Repeat("x", i%200) + string(rune('a'+i/200)) + "/"})
 		}
-		if _, err := Base(t.Context(), BaseOptions{Base: makeTree(t, files...), Scratch: t.TempDir()}); !errors.Is(err, invalid.Base) {
-			t.Errorf("error %v, want invalid.Base", err)
+		if _, err := Base(t.Context(), BaseOptions{Base: makeTree(t, files...), Scratch: t.TempDir()}); !errors.Is(err, invalid.ErrBase) {
+			t.Errorf("error %v, want invalid.ErrBase", err)
 		}
 	})
 	t.Run("missing", func(t *testing.T) {
-		if _, err := Base(t.Context(), BaseOptions{Base: filepath.Join(t.TempDir(), "none"), Scratch: t.TempDir()}); !errors.Is(err, invalid.NotFound) {
-			t.Errorf("error %v, want invalid.NotFound", err)
+		if _, err := Base(t.Context(), BaseOptions{Base: filepath.Join(t.TempDir(), "none"), Scratch: t.TempDir()}); !errors.Is(err, invalid.ErrNotFound) {
+			t.Errorf("error %v, want invalid.ErrNotFound", err)
 		}
 	})
 }

@@ -41,7 +41,7 @@ func newCopier(ctx context.Context, from string, src, dst *os.Root, skip func(st
 }
 
 func (c *copier) tooLarge(rel, what string) error {
-	return &invalid.Error{Kind: invalid.TooLarge, File: c.from, Entry: rel, Reason: "has " + what,
+	return &invalid.Error{Kind: invalid.ErrTooLarge, File: c.from, Entry: rel, Reason: "has " + what,
 		Fix: "this folder is copied for every function: leave out what does not belong in /etc"}
 }
 

@@ -41,8 +41,8 @@ type ImageOptions struct {
 // the files of its root and of its /var. Layers of Lambda do not exist for images.
 //
 // Digest is left to the caller. What is wrong with the image is an [invalid.Error]: of
-// kind invalid.NoBootstrap, invalid.NotExecutable or invalid.Architecture if its program could not be
-// started, invalid.WorkingDir if not there, invalid.Base if its tree has no form that can be
+// kind invalid.ErrNoBootstrap, invalid.ErrNotExecutable or invalid.ErrArchitecture if its program could not be
+// started, invalid.ErrWorkingDir if not there, invalid.ErrBase if its tree has no form that can be
 // shown. On error nothing is left in Scratch.
 func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
 	defer func() {
@@ -104,7 +104,7 @@ func findWorkingDir(v *view, opts ImageOptions) (string, error) {
 		return dir, nil
 	}
 	bad := func(reason string) error {
-		return &invalid.Error{Kind: invalid.WorkingDir, File: opts.Image, Entry: dir, Reason: "the image's WorkingDir " + reason,
+		return &invalid.Error{Kind: invalid.ErrWorkingDir, File: opts.Image, Entry: dir, Reason: "the image's WorkingDir " + reason,
 			Fix: "make the directory in the image, readable for all, or change WORKDIR"}
 	}
 	n, err := v.resolve(dir)
@@ -124,7 +124,7 @@ func findWorkingDir(v *view, opts ImageOptions) (string, error) {
 // findEntrypoint gives the absolute path of the program to start (FE-02). As execvp
 // does, it goes on past files in the search path that cannot be executed.
 func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
-	missing := &invalid.Error{Kind: invalid.NoBootstrap, File: opts.Image, Reason: "the image has neither an Entrypoint nor a Cmd",
+	missing := &invalid.Error{Kind: invalid.ErrNoBootstrap, File: opts.Image, Reason: "the image has neither an Entrypoint nor a Cmd",
 		Fix: "set ENTRYPOINT when the image is built"}
 	if len(opts.Argv) == 0 || opts.Argv[0] == "" {
 		return "", missing

@@ -81,11 +81,11 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 		return nil, err
 	}
 	if lang != nil && opts.Handler == "" {
-		return nil, &invalid.Error{Kind: invalid.Handler, File: "handler", Reason: "is needed by runtime " + opts.Runtime,
+		return nil, &invalid.Error{Kind: invalid.ErrHandler, File: "handler", Reason: "is needed by runtime " + opts.Runtime,
 			Fix: "name it, such as index.handler"}
 	}
 	if len(opts.Layers) > limits.Layers {
-		return nil, &invalid.Error{Kind: invalid.TooLarge, File: "layers",
+		return nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: "layers",
 			Reason: fmt.Sprintf("are %d, %d are allowed (ENV-36)", len(opts.Layers), limits.Layers), Fix: "merge some of them"}
 	}
 	packages, refs, err := openPackages(ctx, opts, limits)
@@ -156,7 +156,7 @@ func openPackages(ctx context.Context, opts FunctionOptions, limits extract.Limi
 func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits extract.Limits) (ref *store.Ref, err error) {
 	info, err := os.Stat(p.given)
 	if err != nil {
-		return nil, &invalid.Error{Kind: invalid.NotFound, File: p.given, Reason: "cannot be opened", Err: invalid.Cause(err),
+		return nil, &invalid.Error{Kind: invalid.ErrNotFound, File: p.given, Reason: "cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory or a zip file"}
 	}
 	if info.IsDir() {
@@ -236,7 +236,7 @@ func (f *Function) findExtensions(v *view) error {
 	}
 	names, err := v.list(dir)
 	if errors.Is(err, errBound) {
-		return &invalid.Error{Kind: invalid.TooLarge, File: "layers", Entry: optDir + "/extensions",
+		return &invalid.Error{Kind: invalid.ErrTooLarge, File: "layers", Entry: optDir + "/extensions",
 			Reason: fmt.Sprintf("has more than %d entries in one layer", maxViewNames), Fix: "10 extensions are allowed (EX-04)"}
 	}
 	if err != nil {

@@ -34,7 +34,7 @@ func archName(m elf.Machine) string {
 // file is what the operator gave.
 func checkProgram(v *view, file string, prog node) error {
 	refuse := func(reason, fix string) error {
-		return &invalid.Error{Kind: invalid.NotExecutable, File: file, Entry: prog.path, Reason: reason, Fix: fix}
+		return &invalid.Error{Kind: invalid.ErrNotExecutable, File: file, Entry: prog.path, Reason: reason, Fix: fix}
 	}
 	switch {
 	case !prog.mode.IsRegular():
@@ -86,7 +86,7 @@ func checkProgram(v *view, file string, prog node) error {
 func checkMachine(file, entry string, head []byte) error {
 	const classAt, dataAt, machineAt = elf.EI_CLASS, elf.EI_DATA, 18
 	bad := func(reason string) error {
-		return &invalid.Error{Kind: invalid.Architecture, File: file, Entry: entry, Reason: reason,
+		return &invalid.Error{Kind: invalid.ErrArchitecture, File: file, Entry: entry, Reason: reason,
 			Fix: "build it for GOOS=linux GOARCH=" + runtime.GOARCH}
 	}
 	if len(head) < machineAt+2 {

@@ -137,7 +137,7 @@ func findRuntime(name string) (lang *language, version string, err error) {
 			known = append(known, full)
 		}
 	}
-	return nil, "", &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name, Reason: "is not known",
+	return nil, "", &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "is not known",
 		Fix: "known are " + strings.Join(known, ", ")}
 }
 
@@ -154,7 +154,7 @@ func findBootstrap(v *view, code string) (string, error) {
 		}
 		return dir + "/bootstrap", checkProgram(v, code, n)
 	}
-	return "", &invalid.Error{Kind: invalid.NoBootstrap, File: code, Entry: taskDir + "/bootstrap",
+	return "", &invalid.Error{Kind: invalid.ErrNoBootstrap, File: code, Entry: taskDir + "/bootstrap",
 		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",
 		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x, python3.11 or java17"}
 }
@@ -164,7 +164,7 @@ func findBootstrap(v *view, code string) (string, error) {
 func makeBootstrap(v *view, scratch, code, name, version string, lang *language) (dir string, warnings []string, err error) {
 	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
 	if _, err := v.resolve("/bin/sh"); err != nil {
-		return "", nil, &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
+		return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
 			Fix: "give a base with a shell"}
 	}
 	interpreter, warnings, err := findInterpreter(v, name, version, lang)
@@ -178,7 +178,7 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 		}
 	}
 	if client == "" {
-		return "", nil, &invalid.Error{Kind: invalid.Client, File: code, Entry: name,
+		return "", nil, &invalid.Error{Kind: invalid.ErrClient, File: code, Entry: name,
 			Reason: "the runtime client is neither in the package nor in a layer nor in the base", Fix: "in the package's folder: " + lang.install}
 	}
 	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + lang.script + bootstrapEnd
@@ -251,7 +251,7 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 	if found != "" {
 		return found, warnings, nil
 	}
-	return "", nil, &invalid.Error{Kind: invalid.Runtime, File: "runtime", Entry: name,
+	return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name,
 		Reason: "its interpreter is not in the base" + other,
 		Fix:    "install it below /usr of the base, give another base, or name the runtime that the base has"}
 }

@@ -74,7 +74,7 @@ func (n Needs) landlock() error {
 	}
 	ruleset, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
 	if errno != 0 {
-		return fmt.Errorf("Landlock: %w", os.NewSyscallError("landlock_create_ruleset", errno))
+		return fmt.Errorf("landlock: %w", os.NewSyscallError("landlock_create_ruleset", errno))
 	}
 	defer unix.Close(int(ruleset))
 	for _, path := range readable {
@@ -89,11 +89,11 @@ func (n Needs) landlock() error {
 	}
 	for _, f := range n.Folders {
 		if err := descriptor.Use(f, func(fd int) error { return allow(ruleset, fd, attr.Handled_access_fs) }); err != nil {
-			return fmt.Errorf("Landlock: %s: %w", f.Name(), err)
+			return fmt.Errorf("landlock: %s: %w", f.Name(), err)
 		}
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0); errno != 0 {
-		return fmt.Errorf("Landlock: %w", os.NewSyscallError("landlock_restrict_self", errno))
+		return fmt.Errorf("landlock: %w", os.NewSyscallError("landlock_restrict_self", errno))
 	}
 	return nil
 }
@@ -115,7 +115,7 @@ func allowPath(ruleset uintptr, path string, access uint64) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("Landlock: %s: %w", path, err)
+		return fmt.Errorf("landlock: %s: %w", path, err)
 	}
 	return nil
 }

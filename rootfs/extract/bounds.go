@@ -42,7 +42,7 @@ var errOver = errors.New("there is more than the limits allow")
 // extractor that keeps to its limits never sees that, but one that the archive has
 // taken over does. What cannot be looked at ends it too, since it could be anything.
 // Watch returns when fill has returned. Its error is that of fill, or of what ended it: if
-// there was too much, an [invalid.Error] of kind invalid.TooLarge.
+// there was too much, an [invalid.Error] of kind invalid.ErrTooLarge.
 func (b Bounds) Watch(ctx context.Context, root *os.Root, fill func(context.Context) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	watchers := []func(context.Context, *os.Root) error{b.watch, b.watchSpace}
@@ -94,7 +94,7 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 		return cmp.Or(ctx.Err(), c.add(name, st))
 	})
 	if errors.Is(err, errOver) {
-		return &invalid.Error{Kind: invalid.TooLarge, File: b.File, Fix: invalid.FixLeaveOut,
+		return &invalid.Error{Kind: invalid.ErrTooLarge, File: b.File, Fix: invalid.FixLeaveOut,
 			Reason: fmt.Sprintf("was stopped: its extraction makes more than %s or %d files", invalid.Megabytes(b.Bytes), b.Entries)}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -129,7 +129,7 @@ func (b Bounds) watchSpace(ctx context.Context, root *os.Root) error {
 			return b.unseen(os.NewSyscallError("fstatfs", err))
 		}
 		if left := reserve(&st); left != "" {
-			return &invalid.Error{Kind: invalid.TooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
+			return &invalid.Error{Kind: invalid.ErrTooLarge, File: b.File, Fix: "make room there, or choose another folder with --state-dir",
 				Reason: fmt.Sprintf("was stopped: %s on the file system of %s", left, root.Name())}
 		}
 	}

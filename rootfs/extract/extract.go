@@ -95,7 +95,7 @@ func (p *zipPlan) extractLink(root *os.Root, e zipEntry) error {
 		return err
 	}
 	if reason := checkLinkTarget(e.name, target.String()); reason != "" {
-		return &invalid.Error{Kind: invalid.Unsafe, File: p.file, Entry: e.name, Reason: reason,
+		return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: e.name, Reason: reason,
 			Fix: "link inside the package, or to an absolute path of the sandbox such as /opt/…"}
 	}
 	if err := root.Symlink(target.String(), e.name); err != nil {

@@ -50,16 +50,16 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 	bounded := &boundedReaderAt{r: r, left: maxDirectoryBytes}
 	zr, err := zip.NewReader(bounded, size)
 	if bounded.left < 0 {
-		return nil, &invalid.Error{Kind: invalid.TooLarge, File: file,
+		return nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: file,
 			Reason: fmt.Sprintf("its list of entries is longer than %d MiB", maxDirectoryBytes>>20), Fix: invalid.FixLeaveOut}
 	}
 	if err != nil {
-		return nil, &invalid.Error{Kind: invalid.Package, File: file, Reason: "cannot be read as a zip", Err: err,
+		return nil, &invalid.Error{Kind: invalid.ErrPackage, File: file, Reason: "cannot be read as a zip", Err: err,
 			Fix: "give a directory or a zip file made with zip -r"}
 	}
 	bounded.left = math.MaxInt64 // from here on the reading is bounded by the entries
 	if len(zr.File) > limits.Entries {
-		return nil, &invalid.Error{Kind: invalid.TooLarge, File: file,
+		return nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: file,
 			Reason: fmt.Sprintf("has %d entries, %d are allowed", len(zr.File), limits.Entries), Fix: invalid.FixLeaveOut}
 	}
 	p := &zipPlan{file: file, dirs: map[string]fs.FileMode{}}
@@ -69,7 +69,7 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 			return nil, err
 		}
 		if len(kinds)-1 > limits.Entries { // directories that are only implied count too
-			return nil, &invalid.Error{Kind: invalid.TooLarge, File: file,
+			return nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: file,
 				Reason: fmt.Sprintf("makes more than %d files and directories", limits.Entries), Fix: invalid.FixLeaveOut}
 		}
 	}
@@ -79,7 +79,7 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 // add checks one entry and appends it.
 func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits) error {
 	unsafe := func(reason, fix string) error {
-		return &invalid.Error{Kind: invalid.Unsafe, File: p.file, Entry: zf.Name, Reason: reason, Fix: fix}
+		return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: zf.Name, Reason: reason, Fix: fix}
 	}
 	name, reason := cleanEntryName(zf.Name, limits.Depth)
 	if reason != "" {
@@ -129,7 +129,7 @@ func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits)
 func (p *zipPlan) checkReadable(zf *zip.File) error {
 	const encrypted = 1<<0 | 1<<6 | 1<<13 // APPNOTE 4.4.4: traditional, strong, masked headers
 	refuse := func(reason, fix string) error {
-		return &invalid.Error{Kind: invalid.Package, File: p.file, Entry: zf.Name, Reason: reason, Fix: fix}
+		return &invalid.Error{Kind: invalid.ErrPackage, File: p.file, Entry: zf.Name, Reason: reason, Fix: fix}
 	}
 	if zf.Flags&encrypted != 0 {
 		return refuse("is encrypted", "make the zip without a password")
@@ -163,7 +163,7 @@ func (p *zipPlan) checkOverlap() error {
 	slices.SortFunc(spans, func(a, b span) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end)) })
 	for i := 1; i < len(spans); i++ {
 		if spans[i-1].end > spans[i].start-localHeader {
-			return &invalid.Error{Kind: invalid.Unsafe, File: p.file, Entry: spans[i].name,
+			return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: spans[i].name,
 				Reason: fmt.Sprintf("shares its bytes in the archive with %q", invalid.Shorten(spans[i-1].name)), Fix: "make the zip anew with zip -r"}
 		}
 	}
@@ -171,7 +171,7 @@ func (p *zipPlan) checkOverlap() error {
 }
 
 func (p *zipPlan) damaged(e zipEntry, err error) error {
-	return &invalid.Error{Kind: invalid.Package, File: p.file, Entry: e.name, Reason: "is damaged", Err: err,
+	return &invalid.Error{Kind: invalid.ErrPackage, File: p.file, Entry: e.name, Reason: "is damaged", Err: err,
 		Fix: "copy or make the zip anew"}
 }
 
@@ -240,7 +240,7 @@ func checkLinkTarget(name, target string) (reason string) {
 
 // TooLarge is the error of a zip whose files are too large. It speaks of what is left of the limit for this zip.
 func TooLarge(file string, left int64) error {
-	return &invalid.Error{Kind: invalid.TooLarge, File: file,
+	return &invalid.Error{Kind: invalid.ErrTooLarge, File: file,
 		Reason: fmt.Sprintf("has more than the %s unzipped that are left for it; the limit holds for code and layers together (ENV-36)", invalid.Megabytes(left)),
 		Fix:    "leave out what the function does not need"}
 }

@@ -20,8 +20,8 @@ func TestManyEntryListIsBounded(t *testing.T) {
 	}
 	data := ziptest.Make(t, files...)
 	_, err := planZip("big.zip", bytes.NewReader(data), int64(len(data)), Limits{}.WithDefaults())
-	if !errors.Is(err, invalid.TooLarge) || !strings.Contains(err.Error(), "list of entries") {
-		t.Errorf("error %v, want invalid.TooLarge for the list", err)
+	if !errors.Is(err, invalid.ErrTooLarge) || !strings.Contains(err.Error(), "list of entries") {
+		t.Errorf("error %v, want invalid.ErrTooLarge for the list", err)
 	}
 }
 
@@ -29,7 +29,7 @@ func TestManyEntryListIsBounded(t *testing.T) {
 func TestImpliedDirectoriesCount(t *testing.T) {
 	data := ziptest.Make(t, ziptest.File{Name: "a/b/c/d"}, ziptest.File{Name: "e/f/g/h"})
 	_, err := planZip("x.zip", bytes.NewReader(data), int64(len(data)), Limits{Entries: 7}.WithDefaults())
-	if !errors.Is(err, invalid.TooLarge) {
+	if !errors.Is(err, invalid.ErrTooLarge) {
 		t.Errorf("8 files and directories pass a limit of 7: %v", err)
 	}
 	if _, err := planZip("x.zip", bytes.NewReader(data), int64(len(data)), Limits{Entries: 8}.WithDefaults()); err != nil {

@@ -34,14 +34,14 @@ type extent struct{ start, size int64 }
 func openArchive(given string) (_ *os.File, err error) {
 	f, err := os.OpenFile(given, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, &invalid.Error{Kind: invalid.NotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
+		return nil, &invalid.Error{Kind: invalid.ErrNotFound, File: given, Reason: "cannot be opened", Err: reason(err)}
 	}
 	info, err := f.Stat()
 	switch {
 	case err != nil:
 		err = fmt.Errorf("%s: %w", given, err)
 	case !info.Mode().IsRegular():
-		err = &invalid.Error{Kind: invalid.Image, File: given, Reason: "is neither a directory nor a file",
+		err = &invalid.Error{Kind: invalid.ErrImage, File: given, Reason: "is neither a directory nor a file",
 			Fix: "give an OCI layout or an archive"}
 	default:
 		return f, nil
@@ -76,17 +76,17 @@ func (a *archiveFiles) list(ctx context.Context, given string, size int64) error
 			return nil
 		}
 		if err != nil {
-			return bad(invalid.Image, "", "cannot be read as an archive", err)
+			return bad(invalid.ErrImage, "", "cannot be read as an archive", err)
 		}
 		if n >= maxArchiveFiles {
-			return bad(invalid.TooLarge, "", fmt.Sprintf("has more than %d files", maxArchiveFiles), nil)
+			return bad(invalid.ErrTooLarge, "", fmt.Sprintf("has more than %d files", maxArchiveFiles), nil)
 		}
 		name, why := cleanName(hdr.Name)
 		if why != "" {
-			return bad(invalid.Unsafe, hdr.Name, why, nil)
+			return bad(invalid.ErrUnsafe, hdr.Name, why, nil)
 		}
 		if len(hdr.Linkname) > maxPath {
-			return bad(invalid.Unsafe, hdr.Name, "is a link with a target that is too long", nil)
+			return bad(invalid.ErrUnsafe, hdr.Name, "is a link with a target that is too long", nil)
 		}
 		switch hdr.Typeflag {
 		case tar.TypeReg:
@@ -95,10 +95,10 @@ func (a *archiveFiles) list(ctx context.Context, given string, size int64) error
 				return fmt.Errorf("list %s: %w", given, err)
 			}
 			if sparse(hdr) {
-				return bad(invalid.Image, hdr.Name, "is stored as a sparse file", nil)
+				return bad(invalid.ErrImage, hdr.Name, "is stored as a sparse file", nil)
 			}
 			if hdr.Size > size-start {
-				return bad(invalid.Image, hdr.Name, "is cut off", nil)
+				return bad(invalid.ErrImage, hdr.Name, "is cut off", nil)
 			}
 			a.at[name] = extent{start, hdr.Size}
 		case tar.TypeSymlink: // a layer that docker save has written before
@@ -107,7 +107,7 @@ func (a *archiveFiles) list(ctx context.Context, given string, size int64) error
 			a.same[name] = path.Clean(hdr.Linkname)
 		case tar.TypeDir, tar.TypeXGlobalHeader:
 		default:
-			return bad(invalid.Image, hdr.Name, fmt.Sprintf("is of the type %q, which no image archive has", hdr.Typeflag), nil)
+			return bad(invalid.ErrImage, hdr.Name, fmt.Sprintf("is of the type %q, which no image archive has", hdr.Typeflag), nil)
 		}
 	}
 }

@@ -45,17 +45,17 @@ func (c *chooser) image(ctx context.Context, data []byte) (*image, error) {
 	for depth := range maxIndexes {
 		var form manifestForm
 		if err := json.Unmarshal(data, &form); err != nil {
-			return nil, c.invalid(invalid.Image, "has a damaged manifest", fixBuild, err)
+			return nil, c.invalid(invalid.ErrImage, "has a damaged manifest", fixBuild, err)
 		}
 		if form.SchemaVersion != 2 || form.MediaType.IsSchema1() {
-			return nil, c.invalid(invalid.Image, fmt.Sprintf("has a manifest of form %d, known is 2", form.SchemaVersion), fixBuild, nil)
+			return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("has a manifest of form %d, known is 2", form.SchemaVersion), fixBuild, nil)
 		}
 		if form.Manifests == nil && !form.MediaType.IsIndex() {
 			return c.fromManifest(ctx, data)
 		}
 		index, err := v1.ParseIndexManifest(bytes.NewReader(data))
 		if err != nil {
-			return nil, c.invalid(invalid.Image, "has a damaged index", fixBuild, err)
+			return nil, c.invalid(invalid.ErrImage, "has a damaged index", fixBuild, err)
 		}
 		d, err := c.choose(index.Manifests, c.unique && depth == 0)
 		if err != nil {
@@ -65,7 +65,7 @@ func (c *chooser) image(ctx context.Context, data []byte) (*image, error) {
 			return nil, err
 		}
 	}
-	return nil, c.invalid(invalid.Image, fmt.Sprintf("has more than %d indexes in one another", maxIndexes), fixBuild, nil)
+	return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("has more than %d indexes in one another", maxIndexes), fixBuild, nil)
 }
 
 // choose picks the entry of an index that is for our platform, or else one that does
@@ -91,10 +91,10 @@ func (c *chooser) choose(list []v1.Descriptor, unique bool) (v1.Descriptor, erro
 		exact = silent
 	}
 	if len(exact) == 0 && len(offers) == 0 {
-		return v1.Descriptor{}, c.invalid(invalid.Image, "lists no image", fixBuild, nil)
+		return v1.Descriptor{}, c.invalid(invalid.ErrImage, "lists no image", fixBuild, nil)
 	}
 	if len(exact) == 0 {
-		return v1.Descriptor{}, c.invalid(invalid.Platform, fmt.Sprintf("offers %s, needed is linux/%s", few(offers), c.arch),
+		return v1.Descriptor{}, c.invalid(invalid.ErrPlatform, fmt.Sprintf("offers %s, needed is linux/%s", few(offers), c.arch),
 			"build it with --platform linux/"+c.arch, nil)
 	}
 	if unique && slices.ContainsFunc(exact, func(d v1.Descriptor) bool { return d.Digest != exact[0].Digest }) {
@@ -102,7 +102,7 @@ func (c *chooser) choose(list []v1.Descriptor, unique bool) (v1.Descriptor, erro
 		for _, d := range exact {
 			names = append(names, cmp.Or(d.Annotations["org.opencontainers.image.ref.name"], d.Digest.String()))
 		}
-		return v1.Descriptor{}, c.invalid(invalid.Image, fmt.Sprintf("holds %d images (%s)", len(exact), few(names)),
+		return v1.Descriptor{}, c.invalid(invalid.ErrImage, fmt.Sprintf("holds %d images (%s)", len(exact), few(names)),
 			"give a layout or archive with the one that is wanted", nil)
 	}
 	return exact[0], nil // the first of several is the one to take, says the image-spec
@@ -112,10 +112,10 @@ func (c *chooser) choose(list []v1.Descriptor, unique bool) (v1.Descriptor, erro
 func (c *chooser) fromManifest(ctx context.Context, data []byte) (*image, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(data))
 	if err != nil {
-		return nil, c.invalid(invalid.Image, "has a damaged manifest", fixBuild, err)
+		return nil, c.invalid(invalid.ErrImage, "has a damaged manifest", fixBuild, err)
 	}
 	if !m.Config.MediaType.IsConfig() {
-		return nil, c.invalid(invalid.Image, fmt.Sprintf("is no container image, its configuration is of type %q", m.Config.MediaType),
+		return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("is no container image, its configuration is of type %q", m.Config.MediaType),
 			"give the image of a function", nil)
 	}
 	if data, err = c.read(ctx, m.Config, c.blobs.blob); err != nil {
@@ -123,11 +123,11 @@ func (c *chooser) fromManifest(ctx context.Context, data []byte) (*image, error)
 	}
 	img := &image{given: c.given, id: m.Config.Digest}
 	if img.config, err = v1.ParseConfigFile(bytes.NewReader(data)); err != nil {
-		return nil, c.invalid(invalid.Image, "has a damaged configuration", fixBuild, err)
+		return nil, c.invalid(invalid.ErrImage, "has a damaged configuration", fixBuild, err)
 	}
 	for _, d := range m.Layers {
 		if !d.MediaType.IsLayer() {
-			return nil, c.invalid(invalid.Image, fmt.Sprintf("has a layer of the unknown type %q", d.MediaType), fixBuild, nil)
+			return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("has a layer of the unknown type %q", d.MediaType), fixBuild, nil)
 		}
 		if err := c.checkDescriptor(d); err != nil {
 			return nil, err
@@ -155,7 +155,7 @@ func (c *chooser) read(ctx context.Context, d v1.Descriptor, from func(context.C
 // checkDescriptor refuses a blob that nothing could be checked against.
 func (c *chooser) checkDescriptor(d v1.Descriptor) error {
 	if d.Digest == (v1.Hash{}) || d.Size < 0 {
-		return c.invalid(invalid.Image, "names a part without a digest or size", fixBuild, nil)
+		return c.invalid(invalid.ErrImage, "names a part without a digest or size", fixBuild, nil)
 	}
 	return nil
 }

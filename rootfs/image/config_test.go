@@ -49,18 +49,18 @@ func TestConfig(t *testing.T) {
 		{name: "relative working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "home/user/"}, bootstrap: "/main", dir: "/home/user"},
 		{name: "in /tmp", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/tmp"}, bootstrap: "/main", dir: "/tmp"},
 
-		{name: "nothing to start", kind: invalid.NoBootstrap},
-		{name: "empty name", cfg: v1.Config{Cmd: []string{""}}, kind: invalid.NoBootstrap},
-		{name: "missing", cfg: v1.Config{Cmd: []string{"/no/such"}}, kind: invalid.NoBootstrap},
-		{name: "not in PATH", cfg: v1.Config{Cmd: []string{"no-such"}}, kind: invalid.NoBootstrap},
-		{name: "not executable in PATH", cfg: v1.Config{Cmd: []string{"tool"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.NotExecutable},
-		{name: "a directory in PATH", cfg: v1.Config{Cmd: []string{"adir"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.NotExecutable},
-		{name: "not executable", cfg: v1.Config{Cmd: []string{"/notes"}}, kind: invalid.NotExecutable},
-		{name: "no program", cfg: v1.Config{Cmd: []string{"/junk"}}, kind: invalid.NotExecutable},
-		{name: "for its owner only", cfg: v1.Config{Cmd: []string{"/secret/main"}}, kind: invalid.NotExecutable},
-		{name: "no such working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/no/such"}, kind: invalid.WorkingDir},
-		{name: "working directory is a file", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/notes"}, kind: invalid.WorkingDir},
-		{name: "working directory of another user", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/secret"}, kind: invalid.WorkingDir},
+		{name: "nothing to start", kind: invalid.ErrNoBootstrap},
+		{name: "empty name", cfg: v1.Config{Cmd: []string{""}}, kind: invalid.ErrNoBootstrap},
+		{name: "missing", cfg: v1.Config{Cmd: []string{"/no/such"}}, kind: invalid.ErrNoBootstrap},
+		{name: "not in PATH", cfg: v1.Config{Cmd: []string{"no-such"}}, kind: invalid.ErrNoBootstrap},
+		{name: "not executable in PATH", cfg: v1.Config{Cmd: []string{"tool"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.ErrNotExecutable},
+		{name: "a directory in PATH", cfg: v1.Config{Cmd: []string{"adir"}, Env: []string{"PATH=/usr/bin"}}, kind: invalid.ErrNotExecutable},
+		{name: "not executable", cfg: v1.Config{Cmd: []string{"/notes"}}, kind: invalid.ErrNotExecutable},
+		{name: "no program", cfg: v1.Config{Cmd: []string{"/junk"}}, kind: invalid.ErrNotExecutable},
+		{name: "for its owner only", cfg: v1.Config{Cmd: []string{"/secret/main"}}, kind: invalid.ErrNotExecutable},
+		{name: "no such working directory", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/no/such"}, kind: invalid.ErrWorkingDir},
+		{name: "working directory is a file", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/notes"}, kind: invalid.ErrWorkingDir},
+		{name: "working directory of another user", cfg: v1.Config{Cmd: []string{"/main"}, WorkingDir: "/secret"}, kind: invalid.ErrWorkingDir},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.cfg.User = "1234:1234" // ENV-28: ignored
@@ -166,7 +166,7 @@ func TestHostileRootTree(t *testing.T) {
 						t.Errorf("%s -> %s became a link of the sandbox", name, target)
 					}
 				}
-			} else if !errors.Is(err, invalid.Base) {
+			} else if !errors.Is(err, invalid.ErrBase) {
 				t.Errorf("%s -> %s: got %v", name, target, err)
 			}
 		}
@@ -175,7 +175,7 @@ func TestHostileRootTree(t *testing.T) {
 
 func TestLayersAreRefused(t *testing.T) {
 	_, err := newEnv(t).prepare(t, Options{Image: writeLayout(t, indexOf(makeImage(t, mainConfig, baseLayer(t)))), Layers: []string{"layer.zip"}})
-	if !errors.Is(err, invalid.Image) {
+	if !errors.Is(err, invalid.ErrImage) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -208,7 +208,7 @@ func TestLimitsHoldForKeptTrees(t *testing.T) {
 		t.Error(err)
 	}
 	e.wantInUse(t, 0)
-	if _, err := e.prepare(t, Options{Image: given, Limits: Limits{Bytes: 100}}); !errors.Is(err, invalid.TooLarge) {
+	if _, err := e.prepare(t, Options{Image: given, Limits: Limits{Bytes: 100}}); !errors.Is(err, invalid.ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -98,42 +98,42 @@ func TestDamagedLayouts(t *testing.T) {
 		damage func(dir, manifest, config, layer string)
 		kind   error
 	}{
-		{"manifest changed", img, func(_, manifest, _, _ string) { flip(t, manifest) }, invalid.Digest},
-		{"configuration changed", img, func(_, _, config, _ string) { flip(t, config) }, invalid.Digest},
-		{"layer changed", img, func(_, _, _, layer string) { flip(t, layer) }, invalid.Digest},
-		{"layer cut", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 512)) }, invalid.Digest},
-		{"layer longer", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 1<<20)) }, invalid.Digest},
-		{"layer missing", img, func(_, _, _, layer string) { must(t, os.Remove(layer)) }, invalid.Image},
+		{"manifest changed", img, func(_, manifest, _, _ string) { flip(t, manifest) }, invalid.ErrDigest},
+		{"configuration changed", img, func(_, _, config, _ string) { flip(t, config) }, invalid.ErrDigest},
+		{"layer changed", img, func(_, _, _, layer string) { flip(t, layer) }, invalid.ErrDigest},
+		{"layer cut", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 512)) }, invalid.ErrDigest},
+		{"layer longer", img, func(_, _, _, layer string) { must(t, os.Truncate(layer, 1<<20)) }, invalid.ErrDigest},
+		{"layer missing", img, func(_, _, _, layer string) { must(t, os.Remove(layer)) }, invalid.ErrImage},
 		{"layer is a link to the host", img, func(_, _, _, layer string) { must(t, errors.Join(os.Remove(layer), os.Symlink("/etc/passwd", layer))) }, nil},
-		{"configuration missing", img, func(_, _, config, _ string) { must(t, os.Remove(config)) }, invalid.Image},
-		{"wrong diffID", wrongDiff, nil, invalid.Digest},
-		{"more diffIDs than layers", moreDiffs, nil, invalid.Image},
+		{"configuration missing", img, func(_, _, config, _ string) { must(t, os.Remove(config)) }, invalid.ErrImage},
+		{"wrong diffID", wrongDiff, nil, invalid.ErrDigest},
+		{"more diffIDs than layers", moreDiffs, nil, invalid.ErrImage},
 		{"lying size of the manifest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["size"] = 7 })
-		}, invalid.Digest},
+		}, invalid.ErrDigest},
 		{"giant manifest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["size"] = 1 << 40 })
-		}, invalid.TooLarge},
-		{"giant index", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 1<<40)) }, invalid.TooLarge},
+		}, invalid.ErrTooLarge},
+		{"giant index", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 1<<40)) }, invalid.ErrTooLarge},
 		{"no digest", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { delete(firstManifest(doc), "digest") })
-		}, invalid.Image},
+		}, invalid.ErrImage},
 		{"digest that is a path", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { firstManifest(doc)["digest"] = "sha256:../../../etc/passwd" })
-		}, invalid.Image},
+		}, invalid.ErrImage},
 		{"old schema", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { doc["schemaVersion"] = 1 })
-		}, invalid.Image},
+		}, invalid.ErrImage},
 		{"no images", img, func(dir, _, _, _ string) {
 			edit(t, filepath.Join(dir, "index.json"), func(doc map[string]any) { doc["manifests"] = []any{} })
-		}, invalid.Image},
-		{"no JSON", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 10)) }, invalid.Image},
+		}, invalid.ErrImage},
+		{"no JSON", img, func(dir, _, _, _ string) { must(t, os.Truncate(filepath.Join(dir, "index.json"), 10)) }, invalid.ErrImage},
 		{"two images", img, func(dir, _, _, _ string) {
 			p, err := layout.FromPath(dir)
 			must(t, err)
 			must(t, p.AppendImage(second, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "second"})))
-		}, invalid.Image},
-		{"no layout", img, func(dir, _, _, _ string) { must(t, os.Remove(filepath.Join(dir, "index.json"))) }, invalid.Image},
+		}, invalid.ErrImage},
+		{"no layout", img, func(dir, _, _, _ string) { must(t, os.Remove(filepath.Join(dir, "index.json"))) }, invalid.ErrImage},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := writeLayout(t, indexOf(test.img))
@@ -181,23 +181,23 @@ func TestArchives(t *testing.T) {
 	}{
 		{"repeated layer as a link", entries(link("2/layer.tar", "../1/layer.tar")), nil},
 		{"repeated layer as a hard link", entries(hard("2/layer.tar", "1/layer.tar")), nil},
-		{"layer missing", entries(), invalid.Image},
-		{"layer is a link to the host", entries(link("2/layer.tar", "/etc/passwd")), invalid.Image},
-		{"links in a circle", entries(link("2/layer.tar", "../3/layer.tar"), link("3/layer.tar", "../2/layer.tar")), invalid.Image},
-		{"other layer", entries(file("2/layer.tar", string(baseLayer(t, file("other", ""))))), invalid.Digest},
-		{"two images", mustRead(t, dockerSave(t, map[string]v1.Image{"a:1": img, "a:2": second})), invalid.Image},
-		{"gzip", gzipped(t, saved), invalid.Image},
-		{"cut in a file", saved[:len(saved)/2], invalid.Image},
-		{"empty", nil, invalid.Image},
-		{"no archive", []byte("hello"), invalid.Image},
-		{"device", tarOf(t, device("manifest.json", tar.TypeChar)), invalid.Image},
-		{"name outside", tarOf(t, file("../manifest.json", "[]")), invalid.Unsafe},
-		{"sparse", sparseFile(100_000), invalid.Image},
-		{"configuration outside", tarOf(t, file("manifest.json", `[{"Config":"../../etc/passwd"}]`)), invalid.Image},
-		{"configuration missing", tarOf(t, file("manifest.json", `[{"Config":"config.json"}]`)), invalid.Image},
+		{"layer missing", entries(), invalid.ErrImage},
+		{"layer is a link to the host", entries(link("2/layer.tar", "/etc/passwd")), invalid.ErrImage},
+		{"links in a circle", entries(link("2/layer.tar", "../3/layer.tar"), link("3/layer.tar", "../2/layer.tar")), invalid.ErrImage},
+		{"other layer", entries(file("2/layer.tar", string(baseLayer(t, file("other", ""))))), invalid.ErrDigest},
+		{"two images", mustRead(t, dockerSave(t, map[string]v1.Image{"a:1": img, "a:2": second})), invalid.ErrImage},
+		{"gzip", gzipped(t, saved), invalid.ErrImage},
+		{"cut in a file", saved[:len(saved)/2], invalid.ErrImage},
+		{"empty", nil, invalid.ErrImage},
+		{"no archive", []byte("hello"), invalid.ErrImage},
+		{"device", tarOf(t, device("manifest.json", tar.TypeChar)), invalid.ErrImage},
+		{"name outside", tarOf(t, file("../manifest.json", "[]")), invalid.ErrUnsafe},
+		{"sparse", sparseFile(100_000), invalid.ErrImage},
+		{"configuration outside", tarOf(t, file("manifest.json", `[{"Config":"../../etc/passwd"}]`)), invalid.ErrImage},
+		{"configuration missing", tarOf(t, file("manifest.json", `[{"Config":"config.json"}]`)), invalid.ErrImage},
 		{"configuration with another digest", tarOf(t, file("manifest.json", `[{"Config":"`+strings.Repeat("a", 64)+`.json"}]`),
-			file(strings.Repeat("a", 64)+".json", "{}")), invalid.Digest},
-		{"no list", tarOf(t, file("manifest.json", `{}`)), invalid.Image},
+			file(strings.Repeat("a", 64)+".json", "{}")), invalid.ErrDigest},
+		{"no list", tarOf(t, file("manifest.json", `{}`)), invalid.ErrImage},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := newEnv(t)
@@ -224,7 +224,7 @@ func TestSparseArchive(t *testing.T) {
 	f, err := openArchive(writeFile(t, sparseFile(100_000)))
 	must(t, err)
 	defer f.Close()
-	if _, err := listArchive(t.Context(), "x.tar", f); !errors.Is(err, invalid.Image) {
+	if _, err := listArchive(t.Context(), "x.tar", f); !errors.Is(err, invalid.ErrImage) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -255,17 +255,17 @@ func TestRegistryErrors(t *testing.T) {
 		wrap func(http.Handler) http.Handler
 		kind error // nil: an error of no kind
 	}{
-		{"unknown name", answer("/manifests/1", status(http.StatusNotFound)), invalid.NotFound},
-		{"denied", answer("/manifests/1", status(http.StatusForbidden)), invalid.NotFound},
-		{"layer gone", answer(layerPath, status(http.StatusNotFound)), invalid.NotFound},
+		{"unknown name", answer("/manifests/1", status(http.StatusNotFound)), invalid.ErrNotFound},
+		{"denied", answer("/manifests/1", status(http.StatusForbidden)), invalid.ErrNotFound},
+		{"layer gone", answer(layerPath, status(http.StatusNotFound)), invalid.ErrNotFound},
 		{"layer broken off", answer(layerPath, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100000")
 			w.Write(make([]byte, 700))
 		}), nil},
 		{"layer replaced", answer(layerPath, func(w http.ResponseWriter, _ *http.Request) {
 			w.Write(make([]byte, m.Layers[0].Size))
-		}), invalid.Digest},
-		{"manifest is no manifest", answer("/manifests/1", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }), invalid.Image},
+		}), invalid.ErrDigest},
+		{"manifest is no manifest", answer("/manifests/1", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }), invalid.ErrImage},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			reg := newRegistry(t, test.wrap)
@@ -296,13 +296,13 @@ func TestRegistryErrors(t *testing.T) {
 func TestNoSuchImage(t *testing.T) {
 	for _, given := range []string{"/no/such/layout", "./no-such", "../no-such.tar", "NOT A REFERENCE", ""} {
 		_, err := newEnv(t).prepare(t, Options{Image: given})
-		if !errors.Is(err, invalid.NotFound) {
+		if !errors.Is(err, invalid.ErrNotFound) {
 			t.Errorf("%q: got %v", given, err)
 		}
 	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	must(t, unix.Mkfifo(fifo, 0o600))
-	if _, err := newEnv(t).prepare(t, Options{Image: fifo}); !errors.Is(err, invalid.Image) {
+	if _, err := newEnv(t).prepare(t, Options{Image: fifo}); !errors.Is(err, invalid.ErrImage) {
 		t.Errorf("pipe: got %v", err)
 	}
 }

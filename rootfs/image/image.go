@@ -91,13 +91,13 @@ const (
 
 // Prepare makes everything of a function that its sandboxes share. The image's User is
 // ignored (ENV-28). What is wrong with the image is a [invalid.Error], whose
-// kinds are those of [rootfs.PrepareImage] and invalid.NotFound, invalid.Image, invalid.Platform,
-// invalid.Digest, invalid.Unsafe and invalid.TooLarge; a registry that cannot be reached is not. On
+// kinds are those of [rootfs.PrepareImage] and invalid.ErrNotFound, invalid.ErrImage, invalid.ErrPlatform,
+// invalid.ErrDigest, invalid.ErrUnsafe and invalid.ErrTooLarge; a registry that cannot be reached is not. On
 // error nothing is left in Scratch, and in the Store only an image that is whole, to which
 // no reference is held. The caller closes the Function when no sandbox uses it any more.
 func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if len(opts.Layers) > 0 {
-		return nil, &invalid.Error{Kind: invalid.Image, File: opts.Image, Reason: "cannot have layers: it is an image",
+		return nil, &invalid.Error{Kind: invalid.ErrImage, File: opts.Image, Reason: "cannot have layers: it is an image",
 			Fix: "copy them into the image's /opt when it is built"}
 	}
 	if opts.Arch == "" {
@@ -186,7 +186,7 @@ func (i *image) invalid(kind error, reason, fix string, err error) error {
 }
 
 func tooLarge(given string, limit int64) error {
-	return &invalid.Error{Kind: invalid.TooLarge, File: given, Fix: "leave out what the function does not need",
+	return &invalid.Error{Kind: invalid.ErrTooLarge, File: given, Fix: "leave out what the function does not need",
 		Reason: fmt.Sprintf("its layers have more than %d bytes uncompressed (ENV-36)", limit)}
 }
 
@@ -195,19 +195,19 @@ func tooLarge(given string, limit int64) error {
 func (i *image) check(arch string) error {
 	cfg := i.config
 	if cfg.OS != "" && cfg.OS != "linux" || cfg.Architecture != "" && cfg.Architecture != arch {
-		return i.invalid(invalid.Platform, fmt.Sprintf("is for %s/%s, needed is linux/%s", cfg.OS, cfg.Architecture, arch),
+		return i.invalid(invalid.ErrPlatform, fmt.Sprintf("is for %s/%s, needed is linux/%s", cfg.OS, cfg.Architecture, arch),
 			"build it with --platform linux/"+arch, nil)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(i.layers) {
-		return i.invalid(invalid.Image, fmt.Sprintf("has %d layers, its configuration names %d", len(i.layers), len(cfg.RootFS.DiffIDs)), fixBuild, nil)
+		return i.invalid(invalid.ErrImage, fmt.Sprintf("has %d layers, its configuration names %d", len(i.layers), len(cfg.RootFS.DiffIDs)), fixBuild, nil)
 	}
 	if len(i.layers) > maxLayers {
-		return i.invalid(invalid.TooLarge, fmt.Sprintf("has %d layers, %d are allowed", len(i.layers), maxLayers), "merge some of them", nil)
+		return i.invalid(invalid.ErrTooLarge, fmt.Sprintf("has %d layers, %d are allowed", len(i.layers), maxLayers), "merge some of them", nil)
 	}
 	for n := range i.layers {
 		i.layers[n].diffID = cfg.RootFS.DiffIDs[n]
 		if _, err := v1.Hasher(cfg.RootFS.DiffIDs[n].Algorithm); err != nil {
-			return invalidLayer(i.given, n+1, invalid.Image, "has a diffID of an unknown kind", err)
+			return invalidLayer(i.given, n+1, invalid.ErrImage, "has a diffID of an unknown kind", err)
 		}
 	}
 	return nil

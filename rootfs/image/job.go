@@ -191,7 +191,7 @@ func (i *image) describe() ([]byte, error) {
 		return nil, fmt.Errorf("describe %s: %w", i.given, err)
 	}
 	if len(text) > maxDescription {
-		return nil, i.invalid(invalid.TooLarge, fmt.Sprintf("its program, arguments and variables have more than %d bytes", maxDescription),
+		return nil, i.invalid(invalid.ErrTooLarge, fmt.Sprintf("its program, arguments and variables have more than %d bytes", maxDescription),
 			"leave out what the function does not need", nil)
 	}
 	return text, nil

@@ -84,7 +84,7 @@ func (r *layerReader) explain(stored *verifier, err error) error {
 	if _, rest := io.Copy(io.Discard, stored); rest == nil && errors.Is(stored.check(), errDigest) {
 		return r.wrap(stored.check()) // not made so, but changed on its way
 	}
-	return invalidLayer(r.image.given, r.number, invalid.Image, "is damaged", err)
+	return invalidLayer(r.image.given, r.number, invalid.ErrImage, "is damaged", err)
 }
 
 // wrap says where an error came from; of a wrong digest it says that too.
@@ -93,7 +93,7 @@ func (r *layerReader) wrap(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errDigest):
-		return invalidLayer(r.image.given, r.number, invalid.Digest, "is not what the image names", err)
+		return invalidLayer(r.image.given, r.number, invalid.ErrDigest, "is not what the image names", err)
 	}
 	return fmt.Errorf("layer %d of %s: %w", r.number, r.image.given, err)
 }

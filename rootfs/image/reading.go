@@ -71,7 +71,7 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err error) {
 	r.job = ReadJob{Image: opts.Image, Arch: opts.Arch}
 	notFound := func(reason, fix string, err error) error {
-		return &invalid.Error{Kind: invalid.NotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
+		return &invalid.Error{Kind: invalid.ErrNotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
 	}
 	const fix = "give an OCI layout, an archive, or a reference such as repository:tag"
 	info, err := os.Stat(opts.Image)
@@ -286,7 +286,7 @@ func (r *reading) pourLayer(ctx context.Context, number int, l layerClaim, to io
 			}
 		case msgEnd:
 			if got := hex.EncodeToString(sum.Sum(nil)); got != l.DiffID.Hex {
-				return invalidLayer(r.job.Image, number, invalid.Digest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, l.DiffID), nil)
+				return invalidLayer(r.job.Image, number, invalid.ErrDigest, fmt.Sprintf("has the diffID sha256:%s, the configuration names %s", got, l.DiffID), nil)
 			}
 			_ = writeMessage(to, msgEnd, nil) // if that fails, so does the rest
 			return nil
@@ -302,7 +302,7 @@ func (r *reading) explain(ctx context.Context, fault error, left int64) error {
 	if fault == nil {
 		return fmt.Errorf("the process that unpacks %s ended early", r.job.Image)
 	}
-	if !errors.Is(fault, invalid.Image) {
+	if !errors.Is(fault, invalid.ErrImage) {
 		return fault
 	}
 	for kind := byte(msgData); kind == msgData && left >= 0; {

@@ -84,7 +84,7 @@ func (r *repository) explain(err error) error {
 	if !errors.As(err, &answer) {
 		return fmt.Errorf("there is no file %s, and it cannot be pulled: %w", r.given, err)
 	}
-	bad := &invalid.Error{Kind: invalid.NotFound, File: r.given, Err: err}
+	bad := &invalid.Error{Kind: invalid.ErrNotFound, File: r.given, Err: err}
 	switch answer.StatusCode {
 	case http.StatusNotFound:
 		bad.Reason, bad.Fix = "the registry does not have it", "correct the name"

@@ -65,7 +65,7 @@ func (l *local) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, e
 func (l *local) blob(_ context.Context, d v1.Descriptor) (io.ReadCloser, error) {
 	rc, _, err := l.files.open("blobs/" + d.Digest.Algorithm + "/" + d.Digest.Hex)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: d.Digest.String(), Reason: "is missing", Fix: fixBuild}
+		return nil, &invalid.Error{Kind: invalid.ErrImage, File: l.given, Entry: d.Digest.String(), Reason: "is missing", Fix: fixBuild}
 	}
 	return rc, err
 }
@@ -80,7 +80,7 @@ type dockerManifest struct {
 // dockerImage reads what docker save has written.
 func (l *local) dockerImage(ctx context.Context) (*image, error) {
 	bad := func(reason, fix string, err error) error {
-		return &invalid.Error{Kind: invalid.Image, File: l.given, Reason: reason, Fix: fix, Err: err}
+		return &invalid.Error{Kind: invalid.ErrImage, File: l.given, Reason: reason, Fix: fix, Err: err}
 	}
 	data, err := l.read(ctx, "manifest.json")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -116,7 +116,7 @@ func (l *local) dockerImage(ctx context.Context) (*image, error) {
 	}
 	base := strings.TrimSuffix(filepath.Base(name), ".json")
 	if len(base) == len(img.id.Hex) && base != img.id.Hex {
-		return nil, &invalid.Error{Kind: invalid.Digest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
+		return nil, &invalid.Error{Kind: invalid.ErrDigest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
 	}
 	if img.config, err = v1.ParseConfigFile(bytes.NewReader(data)); err != nil {
 		return nil, bad("has a damaged configuration", fixBuild, err)
@@ -132,11 +132,11 @@ func (l *local) dockerLayer(file string) layer {
 	return layer{size: -1, open: func(context.Context) (io.ReadCloser, error) {
 		name, why := cleanName(file)
 		if why != "" {
-			return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: file, Reason: "is a layer that " + why, Fix: fixBuild}
+			return nil, &invalid.Error{Kind: invalid.ErrImage, File: l.given, Entry: file, Reason: "is a layer that " + why, Fix: fixBuild}
 		}
 		rc, _, err := l.files.open(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &invalid.Error{Kind: invalid.Image, File: l.given, Entry: file, Reason: "is missing", Fix: fixBuild}
+			return nil, &invalid.Error{Kind: invalid.ErrImage, File: l.given, Entry: file, Reason: "is missing", Fix: fixBuild}
 		}
 		return rc, err
 	}}
@@ -148,18 +148,18 @@ func readSmall(ctx context.Context, given, name string, r io.Reader, d v1.Descri
 		return &invalid.Error{Kind: kind, File: given, Entry: name, Reason: reason, Fix: fixBuild, Err: err}
 	}
 	if d.Size > maxMetadata {
-		return nil, bad(invalid.TooLarge, fmt.Sprintf("has %d bytes, %d are allowed", d.Size, maxMetadata), nil)
+		return nil, bad(invalid.ErrTooLarge, fmt.Sprintf("has %d bytes, %d are allowed", d.Size, maxMetadata), nil)
 	}
 	v, err := newVerifier(ctx, r, d.Digest, d.Size, func(int64) {})
 	if err != nil {
-		return nil, bad(invalid.Image, "has a digest of an unknown kind", err)
+		return nil, bad(invalid.ErrImage, "has a digest of an unknown kind", err)
 	}
 	data, err := io.ReadAll(v)
 	if err == nil {
 		err = v.check()
 	}
 	if errors.Is(err, errDigest) {
-		return nil, bad(invalid.Digest, "is not what the image names", err)
+		return nil, bad(invalid.ErrDigest, "is not what the image names", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s of %s: %w", name, given, err)

@@ -108,7 +108,7 @@ func (u *unpacker) resolve(dir string, make bool) (*place, error) {
 // put records a new node, and that this layer has touched what is above it.
 func (u *unpacker) put(at *place, name string, n *node) error {
 	if u.nameBytes += len(name) + len(n.target); u.nameBytes > maxNameBytes {
-		return u.invalid(invalid.TooLarge, "", fmt.Sprintf("its names have more than %d MiB", maxNameBytes>>20), nil)
+		return u.invalid(invalid.ErrTooLarge, "", fmt.Sprintf("its names have more than %d MiB", maxNameBytes>>20), nil)
 	}
 	n.layer = u.layer
 	at.dir().children[strings.Clone(name)] = n

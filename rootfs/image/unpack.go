@@ -68,7 +68,7 @@ func (u *unpacker) explain(err error) error {
 	case errors.As(err, &host):
 		return fmt.Errorf("layer %d of %s: %w", u.layer, u.given, err)
 	}
-	return invalidLayer(u.given, u.layer, invalid.Image, "is damaged", err)
+	return invalidLayer(u.given, u.layer, invalid.ErrImage, "is damaged", err)
 }
 
 // apply applies one entry, whose content is in r.
@@ -166,7 +166,7 @@ func (u *unpacker) vacate(dir, base string) (at *place, full string, err error) 
 
 func (u *unpacker) applyFile(ctx context.Context, dir, base string, hdr *tar.Header, r io.Reader) error {
 	if hdr.Size > u.limits.Bytes-u.bytes { // a sparse file too counts with what it seems to have
-		return u.invalid(invalid.TooLarge, hdr.Name, fmt.Sprintf("has %d bytes; all files of an image may have %d (ENV-36)",
+		return u.invalid(invalid.ErrTooLarge, hdr.Name, fmt.Sprintf("has %d bytes; all files of an image may have %d (ENV-36)",
 			hdr.Size, u.limits.Bytes), nil)
 	}
 	at, full, err := u.vacate(dir, base)
@@ -284,7 +284,7 @@ func (u *unpacker) applyHardLink(dir, base string, hdr *tar.Header) error {
 
 func (u *unpacker) countEntry() error {
 	if u.entries++; u.entries > u.limits.Entries {
-		return u.invalid(invalid.TooLarge, "", fmt.Sprintf("has more than %d files", u.limits.Entries), nil)
+		return u.invalid(invalid.ErrTooLarge, "", fmt.Sprintf("has more than %d files", u.limits.Entries), nil)
 	}
 	return nil
 }
@@ -298,7 +298,7 @@ func (u *unpacker) host(err error) error {
 }
 
 func (u *unpacker) unsafe(name, reason string) error {
-	return u.invalid(invalid.Unsafe, name, reason, nil)
+	return u.invalid(invalid.ErrUnsafe, name, reason, nil)
 }
 
 func (u *unpacker) invalid(kind error, entry, reason string, err error) error {

@@ -17,24 +17,24 @@ import (
 
 // Kinds of invalid input, for errors.Is. Each is carried by an [Error].
 var (
-	NotFound      = errors.New("does not exist or cannot be opened")
-	Package       = errors.New("is no usable package")          // corrupt, encrypted, or no zip at all
-	Unsafe        = errors.New("holds an entry that is unsafe") // would leave its folder, or is no file
-	TooLarge      = errors.New("is over a limit")               // ENV-36 and the limits of this package
-	Base          = errors.New("is no usable base tree")
-	Runtime       = errors.New("runtime is unknown or not in the base")
-	Client        = errors.New("runtime client is missing")
-	Handler       = errors.New("handler is missing")
-	NoBootstrap   = errors.New("bootstrap is missing")                  // FE-02
-	NotExecutable = errors.New("bootstrap cannot be executed")          // FE-02
-	Architecture  = errors.New("bootstrap is for another architecture") // FE-02
-	WorkingDir    = errors.New("working directory is unusable")         // FE-03
-	Image         = errors.New("is no usable image")                    // FE-04
-	Platform      = errors.New("image is for other platforms")          // FE-04
-	Digest        = errors.New("does not match its digest")
+	ErrNotFound      = errors.New("does not exist or cannot be opened")
+	ErrPackage       = errors.New("is no usable package")          // corrupt, encrypted, or no zip at all
+	ErrUnsafe        = errors.New("holds an entry that is unsafe") // would leave its folder, or is no file
+	ErrTooLarge      = errors.New("is over a limit")               // ENV-36 and the limits of this package
+	ErrBase          = errors.New("is no usable base tree")
+	ErrRuntime       = errors.New("runtime is unknown or not in the base")
+	ErrClient        = errors.New("runtime client is missing")
+	ErrHandler       = errors.New("handler is missing")
+	ErrNoBootstrap   = errors.New("bootstrap is missing")                  // FE-02
+	ErrNotExecutable = errors.New("bootstrap cannot be executed")          // FE-02
+	ErrArchitecture  = errors.New("bootstrap is for another architecture") // FE-02
+	ErrWorkingDir    = errors.New("working directory is unusable")         // FE-03
+	ErrImage         = errors.New("is no usable image")                    // FE-04
+	ErrPlatform      = errors.New("image is for other platforms")          // FE-04
+	ErrDigest        = errors.New("does not match its digest")
 
 	// Tool is also a host.Unsupported: it is the host that is to be put right.
-	Tool error = &host.Unsupported{Feature: host.Programs, Need: "a program of the host is missing"}
+	ErrTool error = &host.Unsupported{Feature: host.Programs, Need: "a program of the host is missing"}
 )
 
 // Error says what is wrong with something the operator gave, and how to put
@@ -49,7 +49,7 @@ type Error struct {
 }
 
 // kinds are those that an extraction can find, by the number under which they travel.
-var kinds = []error{Package, Unsafe, TooLarge, NotFound, Image, Platform, Digest}
+var kinds = []error{ErrPackage, ErrUnsafe, ErrTooLarge, ErrNotFound, ErrImage, ErrPlatform, ErrDigest}
 
 // maxEncoded bounds an encoded error: names and reasons are shorter by far.
 const maxEncoded = 64 << 10

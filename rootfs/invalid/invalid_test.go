@@ -9,9 +9,9 @@ import (
 
 func TestErrorsTravel(t *testing.T) {
 	for _, want := range []error{
-		&Error{Kind: Unsafe, File: "f.zip", Entry: "../x\x00y", Reason: "would leave the folder", Fix: "do not"},
-		&Error{Kind: Package, File: "f.zip", Reason: "is none", Err: errors.New("cause")},
-		&Error{Kind: Digest, File: "f.zip", Reason: "is not what the “image” names: ä"},
+		&Error{Kind: ErrUnsafe, File: "f.zip", Entry: "../x\x00y", Reason: "would leave the folder", Fix: "do not"},
+		&Error{Kind: ErrPackage, File: "f.zip", Reason: "is none", Err: errors.New("cause")},
+		&Error{Kind: ErrDigest, File: "f.zip", Reason: "is not what the “image” names: ä"},
 		errors.New("no space left on device"),
 	} {
 		b := Encode(want)
@@ -40,7 +40,7 @@ func TestErrorsTravel(t *testing.T) {
 func TestErrorsAreTamed(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, hostile := range []error{
-		&Error{Kind: Unsafe, File: "/etc/shadow", Entry: "e\x1b[2J" + long, Reason: "r\x1b]0;title\a" + long, Fix: "run\nrm -rf /\u202e", Err: errors.New("\x9b" + long)},
+		&Error{Kind: ErrUnsafe, File: "/etc/shadow", Entry: "e\x1b[2J" + long, Reason: "r\x1b]0;title\a" + long, Fix: "run\nrm -rf /\u202e", Err: errors.New("\x9b" + long)},
 		errors.New("a\rb\x00" + long),
 	} {
 		got := Decode("f.zip", Encode(hostile)).Error()

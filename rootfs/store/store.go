@@ -268,16 +268,16 @@ func (s *Store) unzipElsewhere(ctx context.Context, job extract.ZipJob, path str
 func openZip(path string, limits extract.Limits) (*os.File, int64, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, 0, &invalid.Error{Kind: invalid.NotFound, File: path, Reason: "cannot be opened", Err: invalid.Cause(err),
+		return nil, 0, &invalid.Error{Kind: invalid.ErrNotFound, File: path, Reason: "cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory or a zip file"}
 	}
 	info, err := f.Stat()
 	if err == nil {
 		switch {
 		case !info.Mode().IsRegular():
-			err = &invalid.Error{Kind: invalid.Package, File: path, Reason: "is neither a directory nor a file", Fix: "give a directory or a zip file"}
+			err = &invalid.Error{Kind: invalid.ErrPackage, File: path, Reason: "is neither a directory nor a file", Fix: "give a directory or a zip file"}
 		case info.Size() > limits.ZipBytes:
-			err = &invalid.Error{Kind: invalid.TooLarge, File: path,
+			err = &invalid.Error{Kind: invalid.ErrTooLarge, File: path,
 				Reason: fmt.Sprintf("is a zip of %s, %s are allowed", invalid.Megabytes(info.Size()), invalid.Megabytes(limits.ZipBytes)), Fix: invalid.FixLeaveOut}
 		default:
 			return f, info.Size(), nil

@@ -35,7 +35,7 @@ func TestAddZipTwice(t *testing.T) {
 	if err != nil || again.Entry != first.Entry {
 		t.Errorf("second time %+v, %v; first %+v", again, err, first)
 	}
-	if _, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{UnzippedBytes: 9}, nil); !errors.Is(err, invalid.TooLarge) {
+	if _, err := store.AddZip(t.Context(), zipPath+"2", extract.Limits{UnzippedBytes: 9}, nil); !errors.Is(err, invalid.ErrTooLarge) {
 		t.Errorf("an entry of 10 bytes passes a limit of 9: %v", err)
 	}
 	ziptest.WantTree(t, filepath.Join(dir, "store"), "sha256", "sha256/"+first.Digest, "sha256/"+first.Digest+"/entry.json",
@@ -186,10 +186,10 @@ func TestAddZipOpening(t *testing.T) {
 		limits     extract.Limits
 		kind       error
 	}{
-		{"missing", filepath.Join(dir, "none.zip"), extract.Limits{}, invalid.NotFound},
-		{"pipe", pipe, extract.Limits{}, invalid.Package},
-		{"directory", dir, extract.Limits{}, invalid.Package},
-		{"over the limit of the zip", big, extract.Limits{ZipBytes: 20}, invalid.TooLarge},
+		{"missing", filepath.Join(dir, "none.zip"), extract.Limits{}, invalid.ErrNotFound},
+		{"pipe", pipe, extract.Limits{}, invalid.ErrPackage},
+		{"directory", dir, extract.Limits{}, invalid.ErrPackage},
+		{"over the limit of the zip", big, extract.Limits{ZipBytes: 20}, invalid.ErrTooLarge},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

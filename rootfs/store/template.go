@@ -43,7 +43,7 @@ const templateFile = "tmp.ext4"
 // done by mke2fs and debugfs.
 func (s *Store) TmpTemplate(ctx context.Context, bytes int64) (path string, ref *Ref, err error) {
 	if bytes < 1<<20 || bytes > maxTmpBytes {
-		return "", nil, &invalid.Error{Kind: invalid.TooLarge, File: "/tmp", Reason: fmt.Sprintf("cannot have %d bytes", bytes),
+		return "", nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: "/tmp", Reason: fmt.Sprintf("cannot have %d bytes", bytes),
 			Fix: "ask for 1 MiB to 1 TiB"}
 	}
 	name := fmt.Sprintf("template of /tmp, form %d, %d bytes", templateVersion, bytes)
@@ -158,7 +158,7 @@ func findTool(name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", &invalid.Error{Kind: invalid.Tool, File: name, Reason: "is not installed on this host", Fix: "apt-get install e2fsprogs"}
+	return "", &invalid.Error{Kind: invalid.ErrTool, File: name, Reason: "is not installed on this host", Fix: "apt-get install e2fsprogs"}
 }
 
 // runTool runs a program with a fixed environment and tells its last words.

@@ -107,12 +107,12 @@ func TestTmpTemplateConcurrently(t *testing.T) {
 }
 
 func TestTmpTemplateErrors(t *testing.T) {
-	if _, _, err := openTestStore(t, t.TempDir()).TmpTemplate(t.Context(), 0); !errors.Is(err, invalid.TooLarge) {
+	if _, _, err := openTestStore(t, t.TempDir()).TmpTemplate(t.Context(), 0); !errors.Is(err, invalid.ErrTooLarge) {
 		t.Errorf("error %v for no bytes", err)
 	}
 	_, err := findTool("mke2fs-that-nobody-has")
-	if !errors.Is(err, invalid.Tool) || !host.Lacks(err, host.Programs) || !strings.Contains(err.Error(), "apt-get install e2fsprogs") {
-		t.Errorf("error %v, want invalid.Tool and the fix", err)
+	if !errors.Is(err, invalid.ErrTool) || !host.Lacks(err, host.Programs) || !strings.Contains(err.Error(), "apt-get install e2fsprogs") {
+		t.Errorf("error %v, want invalid.ErrTool and the fix", err)
 	}
 	dir := t.TempDir()
 	image := filepath.Join(dir, "image")

@@ -116,7 +116,7 @@ func TestUnzipWithoutEnd(t *testing.T) {
 				return ctx.Err()
 			}
 			_, err := store.AddZip(t.Context(), ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "bootstrap"})), extract.Limits{Entries: 5, UnzippedBytes: 1000, Depth: 3}, nil)
-			if !errors.Is(err, invalid.TooLarge) || !strings.Contains(err.Error(), "more than 1000 bytes or 5 files") {
+			if !errors.Is(err, invalid.ErrTooLarge) || !strings.Contains(err.Error(), "more than 1000 bytes or 5 files") {
 				t.Errorf("%v", err)
 			}
 			if left, err := os.ReadDir(filepath.Join(dir, "store", "staging")); err != nil || len(left) > 0 {
