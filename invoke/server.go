@@ -88,6 +88,9 @@ func def[T comparable](v *T, value T) {
 // most DrainTimeout. If some still run then, it returns an error; the caller must shut the
 // functions down afterwards, which ends them. Temporary errors of l, such as too many open
 // files, go to OnError, and Serve continues.
+//
+// Most requests are never seen by net/http: conn.Read answers them while net/http waits for
+// the first bytes of the next request. See conn.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	l = accept.Listener(l, s.cfg.OnError)
 	conns := newConns(s.cfg.MaxConns)

@@ -67,6 +67,7 @@ Keys that only the file of --config has, with their defaults:
 			if err := o.complete(); err != nil {
 				return err
 			}
+			// It may execute this program again, which then does all of the above once more.
 			host, err := daemon.Become(cmd.Context(), uint32(o.idBase))
 			if err != nil {
 				return err

@@ -201,6 +201,9 @@ func (a *Actor) takeLines(label string, conn net.Conn) {
 	for sc.Scan() {
 		a.record(script.Entry{Name: label, Play: "telemetry", Text: clip(sc.Text()), N: 1}, false)
 	}
+	if err := sc.Err(); err != nil {
+		a.record(script.Entry{Name: label, Play: "telemetry", Error: err.Error()}, false)
+	}
 }
 
 // sink is an HTTP subscriber. Its requests come one after the other.

@@ -260,7 +260,11 @@ func frame(_ context.Context, _ *Actor, s script.Step, e *script.Entry) {
 	header = binary.BigEndian.AppendUint32(header, uint32(len(s.Data)))
 	header = binary.BigEndian.AppendUint64(header, uint64(s.MS)*1000)
 	for _, part := range [][]byte{header, []byte(s.Data)} {
-		if _, err := syscall.Write(fd, part); err != nil {
+		n, err := syscall.Write(fd, part)
+		if err == nil && n < len(part) {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
 			e.Fail(err)
 			return
 		}

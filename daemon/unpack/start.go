@@ -176,46 +176,17 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	needs, env, namespaces := p.confinement()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args, cmd.Env, cmd.Dir = []string{command, p.what}, env, "/"
+	cmd := p.command(ctx, uid, env)
 	output, crash := bounded{most: maxOutput}, bounded{most: maxCrash}
 	cmd.Stdout, cmd.Stderr = &output, &crash
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return err
 	}
-	cmd.ExtraFiles = p.files
-	cmd.WaitDelay = maxSilence
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: uid, Gid: uid},
-		Pdeathsig:  syscall.SIGKILL,
-		Setsid:     true, // so that it cannot push input into the operator's terminal
-	}
 	started, handedOver, ended := make(chan error, 1), make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread is confined
-		// On its first use of pidfds, Go starts a child to test them. Make it do so now: in the
-		// new PID namespace that child would be PID 1, and its exit would end the namespace.
-		if p, err := os.FindProcess(os.Getpid()); err == nil {
-			_ = p.Release()
-		}
-		// The process inherits no descriptor that the operator's shell has left open.
-		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
-		err := needs.Thread()
-		if host.Lacks(err, host.Landlock) {
-			log.WithError(err).Warnf("%s is extracted without it; see 'sandboxd doctor'", p.about)
-			err = nil
-		}
-		if err == nil {
-			// The process will be PID 1 of its namespace: when it exits, the kernel kills its children.
-			err = os.NewSyscallError("unshare", unix.Unshare(namespaces))
-		}
-		if err == nil {
-			err = runc.FilterThread() // last, because the filter forbids new namespaces
-		}
-		if err == nil {
-			err = cmd.Start()
-		}
+		err := p.start(cmd, needs, namespaces, log)
 		if started <- err; err == nil {
 			<-handedOver        // until then nothing reaps the process, so its pid stays valid
 			ended <- cmd.Wait() // on this thread: Pdeathsig kills the process when the thread ends
@@ -249,6 +220,47 @@ func (p *unprivileged) run(ctx context.Context, uid uint32, log *logrus.Logger) 
 		return p.explain(err, output.b, crash.b)
 	}
 	return nil
+}
+
+// command returns the command of the process, with env as its environment. It is killed when
+// ctx ends.
+func (p *unprivileged) command(ctx context.Context, uid uint32, env []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args, cmd.Env, cmd.Dir = []string{command, p.what}, env, "/"
+	cmd.ExtraFiles = p.files
+	cmd.WaitDelay = maxSilence
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: uid, Gid: uid},
+		Pdeathsig:  syscall.SIGKILL,
+		Setsid:     true, // so that it cannot push input into the operator's terminal
+	}
+	return cmd
+}
+
+// start confines the calling thread, which must be locked and is good for nothing else
+// afterwards, and starts cmd from it, so that the process inherits the confinement.
+func (p *unprivileged) start(cmd *exec.Cmd, needs confine.Needs, namespaces int, log *logrus.Logger) error {
+	// On its first use of pidfds, Go starts a child to test them. Make it do so now: in the
+	// new PID namespace that child would be PID 1, and its exit would end the namespace.
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Release()
+	}
+	// The process inherits no descriptor that the operator's shell has left open.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
+	if err := needs.Thread(); host.Lacks(err, host.Landlock) {
+		log.WithError(err).Warnf("%s is extracted without it; see 'sandboxd doctor'", p.about)
+	} else if err != nil {
+		return err
+	}
+	// The process will be PID 1 of its namespace: when it exits, the kernel kills its children.
+	if err := unix.Unshare(namespaces); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	// The filter comes last, because it forbids new namespaces.
+	if err := runc.FilterThread(); err != nil {
+		return err
+	}
+	return cmd.Start()
 }
 
 // explain returns the error to report for a process that failed. err is the result of its

@@ -63,7 +63,7 @@ func TestAudit(t *testing.T) {
 			t.Errorf("%s is %s on the host too", f.Name, f.Value)
 		}
 	}
-	if *auditPage == "" {
+	if *auditPage == "" { // the rest only writes a page
 		return
 	}
 	bundle := auditBundle(t)

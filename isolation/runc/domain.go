@@ -70,18 +70,19 @@ func (s *Sandbox) boot(ctx context.Context, name string) (d *domain, err error) 
 	return d, nil
 }
 
-// bootIn implements boot, with the network namespace at path.
+// bootIn implements boot, with the network namespace at path. What it starts becomes PID 1
+// of the domain in these steps:
+//
+//  1. libcontainer executes the daemon's program as "sandboxd init", in a cgroup of the
+//     domain. Before its Go runtime starts, that process becomes the smaller command
+//     sandbox-stage (package stage).
+//  2. libcontainer's C code in it (package nsenter) joins the network namespace and makes the
+//     others; its Go code (package reexec) mounts, drops privileges and waits at exec.fifo.
+//  3. bootIn opens exec.fifo, and the process executes [isolation.InitPath]: the init handler,
+//     command sandbox-init, which stays PID 1.
+//  4. The init handler sends its handshake over the socket that it inherited, and waits for
+//     orders. bootIn checks that it is confined and in its cgroup, and masks files of /proc.
 func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err error) {
-	cfg, err := s.spec.Config(name, isolation.Paths{
-		Rootfs: s.root, NetNS: path, Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
-	})
-	if err != nil {
-		return nil, err
-	}
-	filter, err := s.engine.filters.file(s.spec.Profile())
-	if err != nil {
-		return nil, err
-	}
 	conn, remote, err := wire.Pair()
 	if err != nil {
 		return nil, err
@@ -91,43 +92,8 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 			conn.Close()
 		}
 	}()
-	entries, err := s.group.entries(name)
-	if err != nil {
-		return nil, err
-	}
-	defer closeAll(entries)
-	if err := s.group.measure(name); err != nil {
-		return nil, err
-	}
-	null := s.engine.devices.null // libcontainer would use /dev/null of the host
-	d := &domain{process: &libcontainer.Process{
-		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true,
-		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{remote, filter},
-		LogLevel: libcontainerErrors,
-	}}
-	program := s.engine.stage
-	if program == nil {
-		program = null
-	}
-	d.process.ExtraFiles = append(append(d.process.ExtraFiles, program), entries...) // stage.FD, and from reexec.CgroupFD on
-	id := s.spec.ID + "." + name
-	_, made := tracing.Step(ctx, "container of the "+name+" domain")
-	err = s.engine.creator.do(ctx, func(t *thread) (err error) {
-		defer remote.Close()
-		d.creator = t
-		if err := inheritScheduling(cfg); err != nil {
-			return err
-		}
-		if d.container, err = libcontainer.Create(s.engine.state, id, cfg); err != nil {
-			return err
-		}
-		s.mu.Lock()
-		s.domains[name] = d
-		s.mu.Unlock()
-		return d.container.Start(d.process)
-	})
-	made()
-	remote.Close() // in case the function above did not run; a second Close does nothing
+	defer remote.Close()
+	d, err := s.create(ctx, name, path, remote)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +107,7 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	s.mu.Unlock()
 	// libcontainer's process waits until its FIFO is opened. Open it here, without blocking:
 	// libcontainer would block if the process were killed now.
-	fifo := filepath.Join(s.engine.state, id, "exec.fifo")
+	fifo := filepath.Join(s.engine.state, d.container.ID(), "exec.fifo")
 	f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -170,6 +136,56 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	d.conn = conn
 	s.mu.Unlock()
 	return d, nil
+}
+
+// create makes libcontainer start the first process of a domain, up to its exec.fifo. The
+// process inherits remote, its end of the socket, which the daemon must close afterwards.
+func (s *Sandbox) create(ctx context.Context, name, path string, remote *os.File) (*domain, error) {
+	cfg, err := s.spec.Config(name, isolation.Paths{
+		Rootfs: s.root, NetNS: path, Init: s.engine.initBinary(), Dev: s.engine.devices.dir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	filter, err := s.engine.filters.file(s.spec.Profile())
+	if err != nil {
+		return nil, err
+	}
+	entries, err := s.group.entries(name)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(entries)
+	if err := s.group.measure(name); err != nil {
+		return nil, err
+	}
+	null := s.engine.devices.null // libcontainer would use /dev/null of the host
+	program := s.engine.stage
+	if program == nil {
+		program = null
+	}
+	d := &domain{process: &libcontainer.Process{
+		Args: []string{isolation.InitPath}, Env: []string{"GOMAXPROCS=1"}, Cwd: "/", Init: true,
+		Stdin: null, Stdout: null, Stderr: null,
+		ExtraFiles: append([]*os.File{remote, filter, program}, entries...), // stage.FD, and from reexec.CgroupFD on
+		LogLevel:   libcontainerErrors,
+	}}
+	_, made := tracing.Step(ctx, "container of the "+name+" domain")
+	defer made()
+	return d, s.engine.creator.do(ctx, func(t *thread) (err error) {
+		defer remote.Close() // the process has it; so the daemon notices when the process closes it
+		d.creator = t
+		if err := inheritScheduling(cfg); err != nil {
+			return err
+		}
+		if d.container, err = libcontainer.Create(s.engine.state, s.spec.ID+"."+name, cfg); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.domains[name] = d
+		s.mu.Unlock()
+		return d.container.Start(d.process)
+	})
 }
 
 // inheritScheduling makes a domain keep the nice value of the thread that creates it, and its

@@ -15,5 +15,6 @@
 // If the worker violates the protocol, [Server.Serve] returns an error and removes all
 // sandboxes, and the supervisor kills the worker.
 //
+// client.go and box.go are the worker's half, server.go and server_box.go the supervisor's.
 // A Client and a [Box] are safe for concurrent use; a Server handles requests concurrently.
 package privsep
