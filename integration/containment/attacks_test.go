@@ -15,10 +15,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 	"github.com/sandboxd/sandboxd/internal/testdaemon"
+	"github.com/sandboxd/sandboxd/internal/testtime"
 )
 
 // size is how much of an attack is carried out: a part that CI can bear, or with
@@ -39,14 +41,20 @@ func anonymous(d *harness.Daemon) int64 {
 	return d.Sum("RssAnon") << 10
 }
 
-// wantGrownLess checks what the attacks may cost the daemon (SEC-51).
+// wantGrownLess checks what the attacks leave in the daemon (SEC-51). Garbage is not counted: the
+// invocations of d make Go's collector run, and what it frees goes back to the host.
 func wantGrownLess(d *harness.Daemon, before int64) {
 	d.T.Helper()
-	grown := anonymous(d) - before
-	d.T.Logf("the daemon grew by %.1f MiB", float64(grown)/(1<<20))
-	if grown > 16<<20 {
-		d.T.Errorf("the daemon grew by %d MiB, want less than 16", grown>>20)
-	}
+	const most = 16 << 20
+	var grown int64
+	harness.Eventually(d.T, testtime.Limit(30*time.Second), func() string {
+		if grown = anonymous(d) - before; grown < most {
+			return ""
+		}
+		d.InvokeMany(20, 1)
+		return fmt.Sprintf("the daemon has grown by %.1f MiB, want less than 16", float64(grown)/(1<<20))
+	})
+	d.T.Logf("the daemon has grown by %.1f MiB", float64(grown)/(1<<20))
 }
 
 // SEC-50, beside TestACC23Exhaustion. One function after
