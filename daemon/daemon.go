@@ -284,10 +284,7 @@ func (d *Daemon) Facts() []admin.Fact {
 			facts = append(facts, s.(*hosted).fact())
 		}
 	}
-	for id, since := range d.maker.quarantine.list() {
-		facts = append(facts, admin.Fact{ID: id, Created: since, Quarantined: true})
-	}
-	return facts
+	return append(facts, d.maker.quarantine.list()...)
 }
 
 // Close releases what Open acquired, in reverse order. Call it once, after the worker has

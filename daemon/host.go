@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,14 @@ func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 	found, err := runc.DetectHost()
 	if err != nil {
 		return found, err
+	}
+	if found.NeedsScope() || !runc.IsSealed() {
+		// The program that is executed next would not learn of a signal that this one has
+		// caught. From here to its start a signal ends the process instead.
+		signal.Reset(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+		if err := ctx.Err(); err != nil {
+			return found, fmt.Errorf("interrupted: %w", err)
+		}
 	}
 	if found.NeedsScope() {
 		return found, enterScope()

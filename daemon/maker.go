@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sandboxd/sandboxd/daemon/admin"
+	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/host/memory"
 	"github.com/sandboxd/sandboxd/host/subid"
 	"github.com/sandboxd/sandboxd/internal/failpoint"
@@ -93,7 +94,7 @@ func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
 	}
 	p.base = spec.IDBase
 	if p.Prewarmed, err = m.engine.Prepare(ctx, spec); err != nil {
-		return p, m.rollback(spec.ID, p.base, err, func() {})
+		return p, m.rollback(spec.ID, function.ID{}, p.base, err, func() {})
 	}
 	return p, nil
 }
@@ -101,7 +102,7 @@ func (m *maker) prepare(ctx context.Context, s shape) (p prewarmed, err error) {
 // rollback ends the lease of a sandbox whose creation failed with err, calls release, and
 // returns the error to report. If something of the sandbox remains, it goes into quarantine,
 // and lease and release wait for its removal.
-func (m *maker) rollback(id string, base uint32, err error, release func()) error {
+func (m *maker) rollback(id string, revision function.ID, base uint32, err error, release func()) error {
 	end := func() error {
 		err := m.leases.Release(base)
 		if err == nil {
@@ -110,7 +111,7 @@ func (m *maker) rollback(id string, base uint32, err error, release func()) erro
 		return err
 	}
 	if _, ok := errors.AsType[*runc.RemainsError](err); ok {
-		return m.quarantine.admit(id, err, func(ctx context.Context) error {
+		return m.quarantine.admit(id, revision, err, func(ctx context.Context) error {
 			if err := m.engine.RemoveRemains(ctx, id); err != nil {
 				return err
 			}
@@ -122,7 +123,7 @@ func (m *maker) rollback(id string, base uint32, err error, release func()) erro
 
 // remove removes a sandbox with end, then ends the lease of its ids and calls release. If
 // one of the first two fails, the sandbox goes into quarantine, and its ids are not reused.
-func (m *maker) remove(ctx context.Context, id string, base uint32, end func(context.Context) error, release func()) error {
+func (m *maker) remove(ctx context.Context, id string, revision function.ID, base uint32, end func(context.Context) error, release func()) error {
 	remove := func(ctx context.Context) error {
 		if err := end(ctx); err != nil {
 			return err
@@ -134,7 +135,7 @@ func (m *maker) remove(ctx context.Context, id string, base uint32, end func(con
 		return err
 	}
 	if err := remove(ctx); err != nil {
-		return m.quarantine.admit(id, err, remove)
+		return m.quarantine.admit(id, revision, err, remove)
 	}
 	return nil
 }
@@ -143,7 +144,7 @@ func (m *maker) remove(ctx context.Context, id string, base uint32, end func(con
 func (m *maker) discard(p prewarmed) error {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTime)
 	defer cancel()
-	return m.remove(ctx, p.ID(), p.base, p.Close, func() {})
+	return m.remove(ctx, p.ID(), function.ID{}, p.base, p.Close, func() {})
 }
 
 // hosted is a sandbox that the worker uses: it belongs to a revision and has a lease of its
@@ -170,7 +171,7 @@ func (h *hosted) SetThrottled(ctx context.Context, on bool) error {
 // Close removes the sandbox. See privsep.Config.Create.
 func (h *hosted) Close(ctx context.Context) error {
 	h.finish()
-	return h.maker.remove(ctx, h.ID(), h.base, h.Sandbox.Close, func() { h.maker.revisions.release(h.revision) })
+	return h.maker.remove(ctx, h.ID(), h.revision.id, h.base, h.Sandbox.Close, func() { h.maker.revisions.release(h.revision) })
 }
 
 // fact returns what commands learn about the sandbox.
@@ -232,7 +233,7 @@ func (m *maker) makeNew(ctx context.Context, h *hosted, release func()) (err err
 	ctx, end := tracing.Step(ctx, "new sandbox")
 	defer end()
 	if h.Sandbox, err = m.engine.Create(ctx, spec); err != nil {
-		return m.rollback(spec.ID, spec.IDBase, err, release)
+		return m.rollback(spec.ID, h.revision.id, spec.IDBase, err, release)
 	}
 	h.base = spec.IDBase
 	return nil

@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/daemon/admin"
+	"github.com/sandboxd/sandboxd/function"
 )
 
 const (
@@ -37,9 +40,10 @@ type quarantine struct {
 
 // quarantined is one sandbox that could not be removed.
 type quarantined struct {
-	since  time.Time
-	remove func(context.Context) error // removes the sandbox and ends its lease
-	cause  error                       // of the latest failure; guarded by quarantine.mu
+	revision function.ID // zero if it belonged to none
+	since    time.Time
+	remove   func(context.Context) error // removes the sandbox and ends its lease
+	cause    error                       // of the latest failure; guarded by quarantine.mu
 }
 
 func newQuarantine(log *logrus.Logger) *quarantine {
@@ -48,13 +52,13 @@ func newQuarantine(log *logrus.Logger) *quarantine {
 	return q
 }
 
-// admit adds the sandbox id, whose removal has failed with cause, and returns the error to
-// report. The quarantine calls remove to try again, from one goroutine at a time. After
+// admit adds the sandbox id of a revision, whose removal has failed with cause, and returns
+// the error to report. The quarantine calls remove to try again, from one goroutine at a time. After
 // close it does not try again.
-func (q *quarantine) admit(id string, cause error, remove func(context.Context) error) error {
+func (q *quarantine) admit(id string, revision function.ID, cause error, remove func(context.Context) error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := &quarantined{since: time.Now(), remove: remove, cause: cause}
+	s := &quarantined{revision: revision, since: time.Now(), remove: remove, cause: cause}
 	q.held[id] = s
 	if q.last != nil {
 		return stays(id, cause)
@@ -106,15 +110,14 @@ func (q *quarantine) try(ctx context.Context, id string, s *quarantined) bool {
 	return err == nil
 }
 
-// list returns, by sandbox id, the time at which each sandbox entered quarantine.
-func (q *quarantine) list() map[string]time.Time {
+// list returns what is known of each sandbox in quarantine.
+func (q *quarantine) list() (facts []admin.Fact) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	since := map[string]time.Time{}
 	for id, s := range q.held {
-		since[id] = s.since
+		facts = append(facts, admin.Fact{ID: id, Revision: s.revision, Created: s.since, Quarantined: true})
 	}
-	return since
+	return facts
 }
 
 // count returns how many sandboxes are in quarantine.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/sandboxd/sandboxd/function"
 )
 
 // S-09: what cannot be removed is tried again after pauses that double, up to a minute,
@@ -23,7 +25,7 @@ func TestQuarantineTriesAgain(t *testing.T) {
 		began := time.Now()
 		var tries []time.Duration
 		busy := errors.New("busy")
-		err := q.admit("s", busy, func(context.Context) error {
+		err := q.admit("s", function.ID{Number: 1}, busy, func(context.Context) error {
 			tries = append(tries, time.Since(began))
 			if len(tries) < 9 {
 				return busy
@@ -61,8 +63,8 @@ func TestQuarantineCloses(t *testing.T) {
 		q := newQuarantine(log)
 		busy := errors.New("busy")
 		tries := 0
-		_ = q.admit("stays", busy, func(context.Context) error { tries++; return busy })
-		_ = q.admit("goes", busy, func(context.Context) error { return nil })
+		_ = q.admit("stays", function.ID{Number: 1}, busy, func(context.Context) error { tries++; return busy })
+		_ = q.admit("goes", function.ID{Number: 1}, busy, func(context.Context) error { return nil })
 		if err := q.close(t.Context()); !errors.Is(err, busy) || tries != 1 {
 			t.Errorf("%v after %d tries, want busy after one", err, tries)
 		}
@@ -79,12 +81,12 @@ func TestQuarantineAdmitsWhileItCloses(t *testing.T) {
 		busy := errors.New("busy")
 		never := func(context.Context) error { t.Error("a removal was tried after close"); return busy }
 		admitted := func(id string) {
-			if err := q.admit(id, busy, never); !errors.Is(err, busy) || !strings.Contains(err.Error(), id+" stays quarantined") {
+			if err := q.admit(id, function.ID{Number: 1}, busy, never); !errors.Is(err, busy) || !strings.Contains(err.Error(), id+" stays quarantined") {
 				t.Errorf("admitted late: %v", err)
 			}
 		}
 		for i := range 8 {
-			_ = q.admit(fmt.Sprint("early-", i), busy, func(context.Context) error {
+			_ = q.admit(fmt.Sprint("early-", i), function.ID{Number: 1}, busy, func(context.Context) error {
 				admitted(fmt.Sprint("late-", i))
 				return nil
 			})
@@ -111,7 +113,7 @@ func TestQuarantineDoesNotHang(t *testing.T) {
 		q := newQuarantine(log)
 		hang := make(chan struct{})
 		busy := errors.New("busy")
-		_ = q.admit("s", busy, func(context.Context) error { <-hang; return busy })
+		_ = q.admit("s", function.ID{Number: 1}, busy, func(context.Context) error { <-hang; return busy })
 		time.Sleep(2 * firstRetry) // the first attempt hangs
 		ctx, cancel := context.WithTimeout(t.Context(), teardownTime)
 		defer cancel()

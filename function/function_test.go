@@ -1,7 +1,9 @@
 package function
 
 import (
+	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -131,6 +133,25 @@ func TestCPU(t *testing.T) { // ENV-32
 		s := Settings{MemoryMB: memory}
 		if got := s.CPU(); got != want {
 			t.Errorf("%d MB: %v processors, want %v", memory, got, want)
+		}
+	}
+}
+
+// The text of an id is its own inverse, also in JSON, where a number of 64 bits would be
+// rounded by some readers.
+func TestIDText(t *testing.T) {
+	want := ID{Epoch: math.MaxUint64, Number: 1<<63 + 1}
+	text, err := json.Marshal(want)
+	if err != nil || string(text) != `"ffffffffffffffff/9223372036854775809"` {
+		t.Errorf("%s, %v", text, err)
+	}
+	var got ID
+	if err := json.Unmarshal(text, &got); err != nil || got != want {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	for _, bad := range []string{"", "1", "1/", "/1", "g/1", "1/-1", "1/2/3", "10000000000000000/1"} {
+		if err := got.UnmarshalText([]byte(bad)); err == nil {
+			t.Errorf("%q is taken", bad)
 		}
 	}
 }

@@ -1,6 +1,10 @@
 package function
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // ID identifies a revision. A number is used once within an epoch. A store begins a new
 // epoch whenever it might repeat a number, for example after a restore from a backup. The
@@ -12,6 +16,22 @@ type ID struct {
 
 // String returns the epoch in hexadecimal and the number, as in "1f/3".
 func (id ID) String() string { return fmt.Sprintf("%x/%d", id.Epoch, id.Number) }
+
+// MarshalText implements encoding.TextMarshaler: the text is that of String, which no reader
+// of JSON rounds.
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *ID) UnmarshalText(text []byte) error {
+	epoch, number, _ := strings.Cut(string(text), "/")
+	e, err1 := strconv.ParseUint(epoch, 16, 64)
+	n, err2 := strconv.ParseUint(number, 10, 64)
+	if err1 != nil || err2 != nil {
+		return fmt.Errorf("the id of a revision is like 1f/3, not %q", text)
+	}
+	id.Epoch, id.Number = e, n
+	return nil
+}
 
 // Entry describes the program that starts a runtime.
 type Entry struct {

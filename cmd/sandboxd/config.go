@@ -70,10 +70,13 @@ var descriptorPath = regexp.MustCompile(`^(?:/dev/stdin|(?:/dev/fd|/proc/self/fd
 // result is another file.
 func rereadable(f *os.File) (_ *os.File, err error) {
 	info, err := f.Stat()
-	if err != nil || info.Mode().IsRegular() {
+	if err != nil || info.Mode().IsRegular() || f.Name() == os.DevNull {
 		return f, err
 	}
 	defer f.Close()
+	if info.IsDir() {
+		return nil, fmt.Errorf("%s is a directory: name the file in it", f.Name())
+	}
 	number := descriptorPath.FindStringSubmatch(f.Name())
 	if info.Mode()&fs.ModeNamedPipe == 0 || number == nil {
 		return nil, fmt.Errorf("%s is not a regular file, and is read more than once: copy it to one that only root can read", f.Name())

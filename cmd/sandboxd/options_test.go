@@ -70,6 +70,12 @@ func TestConfigFromPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if err := applyConfig(os.DevNull, nil, nil); err != nil {
+		t.Errorf("an empty file: %v", err)
+	}
+	if err := applyConfig(filepath.Dir(fifo), nil, nil); err == nil || !strings.Contains(err.Error(), filepath.Dir(fifo)+" is a directory") {
+		t.Errorf("a directory: %v", err)
+	}
 	if err := applyConfig(fifo, nil, nil); err == nil || !strings.Contains(err.Error(), fifo+" is not a regular file") {
 		t.Errorf("%v", err)
 	}

@@ -126,6 +126,15 @@ func TestQuarantined(t *testing.T) {
 	}
 }
 
+// A daemon of 0.1.0 has no fact socket, and its worker gives a list.
+func TestEarlierVersion(t *testing.T) {
+	runDir := t.TempDir()
+	daemon(t, runDir, nil, []State{{ID: "fn-1", State: "Idle"}})
+	if list, err := List(t.Context(), runDir); err == nil || !strings.Contains(err.Error(), "earlier version") || len(list) != 0 {
+		t.Errorf("%+v, %v; want an error that names the version", list, err)
+	}
+}
+
 // Only root can open the sockets; after Close nobody is served.
 func TestSockets(t *testing.T) {
 	i, err := instance.Acquire(t.TempDir())

@@ -75,7 +75,7 @@ func ask(ctx context.Context, i instance.Info) ([]Sandbox, error) {
 	defer cancel()
 	facts, err := askFacts(ctx, i.FactSocket())
 	if absent(err) {
-		return nil, nil
+		return nil, otherVersion(ctx, i)
 	}
 	if err != nil {
 		return nil, err
@@ -85,6 +85,16 @@ func ask(ctx context.Context, i instance.Info) ([]Sandbox, error) {
 		err = nil
 	}
 	return join(i.ID, facts, report), err
+}
+
+// otherVersion returns an error if the daemon i, which has no fact socket, is of version
+// 0.1.0: its worker gives a list where later ones give a [Report].
+func otherVersion(ctx context.Context, i instance.Info) error {
+	_, err := askReport(ctx, i.ControlSocket())
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return errors.New("it is of an earlier version of sandboxd: use the ps and inspect of that version")
+	}
+	return nil // it is starting or exiting
 }
 
 // absent reports whether err says that no process listens on a socket.

@@ -20,7 +20,7 @@ import (
 const emulatorName = "function"
 
 // functions holds the functions that the worker serves: for each name the revision that
-// takes invocations, and earlier revisions that are draining. It implements
+// takes invocations, and beside them those that drain or provision. It implements
 // invoke.Functions. Methods are safe for concurrent use.
 type functions struct {
 	w      *worker
@@ -28,10 +28,11 @@ type functions struct {
 
 	serving atomic.Pointer[map[string]*served] // by name; a stored map is never modified
 
-	mu       sync.Mutex // guards the fields below, and stores to serving
-	closing  bool
-	draining map[*served]struct{}
-	drains   sync.WaitGroup
+	mu      sync.Mutex // guards the fields below, and stores to serving
+	closing bool
+	beside  map[*served]struct{} // that drain or provision
+	busy    sync.WaitGroup       // calls of put, and drains
+	unclean error                // of the first drain that failed
 }
 
 // served is one revision with its sandboxes.
@@ -42,7 +43,7 @@ type served struct {
 }
 
 func newFunctions(w *worker, forced <-chan struct{}) *functions {
-	f := &functions{w: w, forced: forced, draining: map[*served]struct{}{}}
+	f := &functions{w: w, forced: forced, beside: map[*served]struct{}{}}
 	f.serving.Store(&map[string]*served{})
 	return f
 }
@@ -50,19 +51,33 @@ func newFunctions(w *worker, forced <-chan struct{}) *functions {
 // put makes rev the revision that serves its function. Requests that arrive after put has
 // returned run in sandboxes of rev; requests accepted before run in those of the previous
 // revision, which drains. If rev has provisioned sandboxes, put first waits until they have
-// initialized. If that fails, put returns the error and changes nothing.
+// initialized. If that fails, put returns the error and changes nothing, and those that have
+// been made drain.
 func (f *functions) put(ctx context.Context, rev *function.Revision) error {
 	s := f.newServed(rev)
+	f.mu.Lock()
+	if f.closing {
+		f.mu.Unlock()
+		return fleet.ErrClosed
+	}
+	f.beside[s] = struct{}{} // ps shows its sandboxes
+	f.busy.Add(1)
+	f.mu.Unlock()
+	defer f.busy.Done()
+	var err error
 	if rev.Provisioned > 0 {
-		if err := s.fleet.Provision(ctx); err != nil {
-			return errors.Join(err, s.fleet.Shutdown(f.w.drain))
-		}
+		err = s.fleet.Provision(ctx)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closing {
-		return errors.Join(fleet.ErrClosed, s.fleet.Shutdown(f.w.drain))
+	if err == nil && f.closing {
+		err = fleet.ErrClosed
 	}
+	if err != nil {
+		f.drain(s)
+		return err
+	}
+	delete(f.beside, s)
 	f.change(rev.Name, s)
 	return nil
 }
@@ -71,7 +86,9 @@ func (f *functions) put(ctx context.Context, rev *function.Revision) error {
 func (f *functions) remove(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.change(name, nil)
+	if !f.closing { // else shutdown does it
+		f.change(name, nil)
+	}
 }
 
 // change makes s serve name, or nothing if s is nil, and starts draining the previous
@@ -88,13 +105,22 @@ func (f *functions) change(name string, s *served) {
 	if old == nil {
 		return
 	}
-	f.draining[old] = struct{}{}
-	f.drains.Go(func() {
-		if err := old.fleet.Shutdown(f.w.drain); err != nil {
-			f.w.log.WithError(err).WithField("function", name).Error("a revision did not shut down cleanly")
+	f.drain(old)
+}
+
+// drain shuts down the sandboxes of s in the background. The caller holds f.mu.
+func (f *functions) drain(s *served) {
+	f.beside[s] = struct{}{}
+	f.busy.Go(func() {
+		err := s.fleet.Shutdown(f.w.drain)
+		if err != nil {
+			f.w.log.WithError(err).WithField("function", s.rev.Name).Error("a revision did not shut down cleanly")
 		}
 		f.mu.Lock()
-		delete(f.draining, old)
+		delete(f.beside, s)
+		if f.unclean == nil {
+			f.unclean = err
+		}
 		f.mu.Unlock()
 	})
 }
@@ -139,7 +165,7 @@ func (f *functions) all() []*served {
 	for _, s := range *f.serving.Load() {
 		list = append(list, s)
 	}
-	for s := range f.draining {
+	for s := range f.beside {
 		list = append(list, s)
 	}
 	return list
@@ -216,7 +242,7 @@ func (l *lease) Invoke(inv *rapid.Invocation) (*rapid.Result, error) {
 func (l *lease) Version() string { return l.served.rev.Version }
 
 // shutdown accepts no more invocations and shuts down the sandboxes of all revisions, as
-// fleet.Fleet.Shutdown does.
+// fleet.Fleet.Shutdown does. It returns the errors of that, and the first of earlier drains.
 func (f *functions) shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	f.closing = true
@@ -236,6 +262,8 @@ func (f *functions) shutdown(ctx context.Context) error {
 		})
 	}
 	ends.Wait()
-	f.drains.Wait()
-	return errors.Join(errs...)
+	f.busy.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(append(errs, f.unclean)...)
 }

@@ -4,6 +4,7 @@ package lifecycle
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -113,6 +114,21 @@ func TestProvisioned(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// ps and inspect know the function and the state of a sandbox before its daemon serves.
+func TestProvisioningIsListed(t *testing.T) {
+	d := harness.Launch(t, harness.NewFolders(t), harness.OneCPU, "--provisioned=1", "--function-name=slow", harness.Function(t, script.Step{Op: "sleep", MS: harness.Patience.Milliseconds()}))
+	harness.Eventually(t, harness.Patience, func() string {
+		for _, s := range d.PS() {
+			if s.Function == "slow" && s.State == "Initializing" {
+				return ""
+			}
+			return fmt.Sprintf("ps lists %+v", s)
+		}
+		return "ps lists no sandbox"
+	})
+	d.Stop()
 }
 
 func contains(list []harness.Process, pid int) bool {

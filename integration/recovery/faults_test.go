@@ -283,6 +283,9 @@ func TestBusy(t *testing.T) {
 				for _, s := range d.PS() {
 					if s.State == "Quarantined" {
 						id = s.ID
+						if s.Function == "" {
+							return "ps does not say of which function the quarantined sandbox is"
+						}
 						return ""
 					}
 				}

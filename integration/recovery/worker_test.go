@@ -105,6 +105,21 @@ func TestWorkerEndsAtOnce(t *testing.T) {
 	}
 }
 
+// A daemon that is told to end before it has executed its sealed copy ends; the copy would
+// not know of the signal.
+func TestStopBeforeSealing(t *testing.T) {
+	f := harness.NewFolders(t)
+	set(f.Faults(), t, failpoint.Sealing, "hold")
+	d := harness.NewDaemon(t, faultySandboxd(t), f, harness.Function(t))
+	d.Run()
+	d.WaitFor(failpoint.Held + string(failpoint.Sealing))
+	d.Signal(syscall.SIGTERM)
+	if code := d.WaitExit(); code != -1 {
+		t.Errorf("exit code %d, want the signal to end it", code)
+	}
+	harness.WantNothingLeft(t, f.Run)
+}
+
 // stopTwice asks a daemon to end, and then to end at once.
 func stopTwice(t *testing.T, d *harness.Daemon) {
 	t.Helper()

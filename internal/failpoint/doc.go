@@ -9,7 +9,7 @@ package failpoint
 // Variable names the environment variable with the path of a file that says what is
 // to happen. Each of its lines is a point and an action: "kill" ends the daemon with
 // SIGKILL, or, in a process of the daemon's that cannot, stops at the point and prints
-// [Held]; "skip" leaves the step out, and the name of an errno makes the step fail
+// [Held]; "hold" always does the latter; "skip" leaves the step out, and the name of an errno makes the step fail
 // with it. The file is read anew whenever a point is passed; while it does not
 // exist, nothing happens.
 const Variable = "SANDBOXD_FAILPOINTS"
@@ -44,6 +44,9 @@ var Steps = []Point{
 
 // WorkerStarted is passed by the worker before it reads or says anything.
 const WorkerStarted Point = "worker-started"
+
+// Sealing is passed before the daemon executes its sealed copy.
+const Sealing Point = "sealing"
 
 // The steps of an entry of the store after ZipStaged, in the order of its life.
 const (

@@ -89,6 +89,12 @@ func Do(p Point, step func() error) error {
 	}
 }
 
+// hold stops at p for good.
+func hold(p Point) {
+	fmt.Fprintf(os.Stderr, "%s%s\n", Held, p)
+	select {}
+}
+
 // act does what the file says of p.
 func act(p Point) error {
 	if path == "" {
@@ -104,10 +110,11 @@ func act(p Point) error {
 			continue
 		}
 		switch action {
+		case "hold":
+			hold(p)
 		case "kill":
 			if inherited != nil { // the daemon is another process: whoever waits for this ends it
-				fmt.Fprintf(os.Stderr, "%s%s\n", Held, p)
-				select {}
+				hold(p)
 			}
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}

@@ -11,9 +11,13 @@ import (
 
 	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/internal/descriptor"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	_ "github.com/sandboxd/sandboxd/isolation/runc/reexec" // what this program is when libcontainer executes it
 	_ "github.com/sandboxd/sandboxd/isolation/runc/stage"  // and what it makes way for
 )
+
+// IsSealed reports whether this process runs from a sealed copy: SealSelf has been called.
+func IsSealed() bool { return exeseal.IsSelfExeCloned() }
 
 // SealSelf executes the daemon again, from a sealed copy of its binary and in a private mount
 // namespace. In the process that results it returns nil.
@@ -24,7 +28,7 @@ import (
 // even if they were killed. Call SealSelf before the process has state: only the environment
 // and file descriptors that are not close-on-exec survive.
 func SealSelf() error {
-	if exeseal.IsSelfExeCloned() {
+	if IsSealed() {
 		return nil
 	}
 	self, err := os.Open("/proc/self/exe")
@@ -51,6 +55,7 @@ func SealSelf() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	failpoint.Pass(failpoint.Sealing)
 	err = descriptor.Use(sealed, func(fd int) error { return unix.Exec("/proc/self/fd/"+strconv.Itoa(fd), os.Args, os.Environ()) })
 	return fmt.Errorf("execute the sealed copy of the daemon's binary: %w", err)
 }

@@ -71,8 +71,9 @@ type Config struct {
 	Traced bool
 	// Sandboxes is the most sandboxes at once, including those that are being removed.
 	Sandboxes int
-	// Remains returns how many sandboxes could not be removed; they count among Sandboxes. The
-	// server calls it often. It may be nil.
+	// Remains returns how many sandboxes could not be removed. They take nobody's place (S-09),
+	// but those beyond Sandboxes count among them, so that there are never more than twice as
+	// many. The server calls it often. It may be nil.
 	Remains func() int
 	// UID is the user of the worker. opGivePipes accepts only pipes of this user.
 	UID uint32
@@ -189,8 +190,8 @@ func (s *Server) Sandboxes() []Hosted {
 	return list
 }
 
-// Count returns the number of sandboxes, including those that are being created and those
-// that could not be removed.
+// Count returns the number of sandboxes, including those that are being created and what
+// counts of [Config].Remains.
 func (s *Server) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,7 +202,7 @@ func (s *Server) Count() int {
 func (s *Server) count() int {
 	n := s.creating + len(s.boxes)
 	if s.cfg.Remains != nil {
-		n += s.cfg.Remains()
+		n += max(0, s.cfg.Remains()-s.cfg.Sandboxes)
 	}
 	return n
 }
