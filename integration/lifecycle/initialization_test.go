@@ -120,13 +120,11 @@ func TestProvisioned(t *testing.T) {
 func TestProvisioningIsListed(t *testing.T) {
 	d := harness.Launch(t, harness.NewFolders(t), harness.OneCPU, "--provisioned=1", "--function-name=slow", harness.Function(t, script.Step{Op: "sleep", MS: harness.Patience.Milliseconds()}))
 	harness.Eventually(t, harness.Patience, func() string {
-		for _, s := range d.PS() {
-			if s.Function == "slow" && s.State == "Initializing" {
-				return ""
-			}
-			return fmt.Sprintf("ps lists %+v", s)
+		list := d.PS()
+		if len(list) == 1 && list[0].Function == "slow" && list[0].State == "Initializing" {
+			return ""
 		}
-		return "ps lists no sandbox"
+		return fmt.Sprintf("ps lists %+v", list)
 	})
 	d.Stop()
 }
