@@ -75,7 +75,6 @@ type request struct {
 	name          string // of the function
 	arn           string // as invoked
 	version       string // version that has run the invocation
-	contentType   string
 	clientContext string // decoded
 	traceID       string // "" if the request has none
 	tenant        string // "" without tenant isolation
@@ -91,10 +90,6 @@ const (
 // parse parses and checks a request, except for its body.
 func (s *Server) parse(r *http.Request, op operation, name string) (req request, err *refusal) {
 	h := r.Header
-	req.contentType = "application/json" // RT-20
-	if v := h.Get("Content-Type"); v != "" {
-		req.contentType = v
-	}
 	if v := h.Get("Content-Encoding"); v != "" && v != "identity" {
 		return req, &refusal{status: http.StatusUnsupportedMediaType, name: "UnsupportedMediaTypeException",
 			text: "The request body has the content encoding " + v + ". Send plain JSON."}

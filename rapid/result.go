@@ -9,7 +9,6 @@ import (
 type Invocation struct {
 	ID              string // created once, when the request arrives
 	Payload         []byte
-	ContentType     string // "" means application/json (RT-20)
 	TraceID         string // X-Ray header value (RT-16)
 	ClientContext   string // decoded JSON (RT-17)
 	CognitoIdentity string // JSON (RT-18)
