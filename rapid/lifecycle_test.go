@@ -250,13 +250,16 @@ func TestOutOfMemory(t *testing.T) {
 	inWorld(t, echo(time.Minute), func(w *world) {
 		go func() {
 			time.Sleep(time.Second)
-			w.sup.OutOfMemory()
+			w.sup.KillForMemory()
 		}()
 		r := w.invoke("a")
-		if want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: a Error: Runtime exited with error: signal: killed"}`; string(r.Payload) != want {
+		const message = "Runtime exited with error: signal: killed: out of memory, the limit is 128 MB"
+		if want := `{"errorType":"Runtime.OutOfMemory","errorMessage":"RequestId: a Error: ` + message + `"}`; string(r.Payload) != want {
 			t.Errorf("payload %s", r.Payload)
 		}
 		<-r.Done
+		w.wantLogHas("RequestId: a Error: " + message + "\nRuntime.OutOfMemory\nEND RequestId: a\nREPORT RequestId: a\t")
+		w.wantLogHas("Status: error\tError Type: Runtime.OutOfMemory\t\n")
 		w.wantStates("Initializing Invoking Resetting Dead")
 		err := <-w.ran
 		w.ran <- err
@@ -266,6 +269,51 @@ func TestOutOfMemory(t *testing.T) {
 		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "b"}); !errors.Is(err, ErrDead) {
 			t.Errorf("Invoke: %v, want ErrDead", err)
 		}
+	})
+}
+
+// INV-14: the kernel may kill a child of the runtime, and the runtime may exit because of that
+// before the supervisor has killed the sandbox; or the supervisor reports the loss of the
+// domains before it reports any exit.
+func TestOutOfMemoryOfAChild(t *testing.T) {
+	noticed := loop(func(p *fakesup.Process, _ *Client, _ *Event) (Answer, bool) {
+		sleep(p, time.Second)
+		return Answer{}, false
+	})
+	inWorld(t, noticed, func(w *world) {
+		w.mayFail = true
+		w.sup.CountOOM()
+		r := w.invoke("a")
+		if want := "Runtime exited with error: exit status 1: out of memory, the limit is 128 MB"; r.ErrorType != errOutOfMemory || !strings.Contains(string(r.Payload), want) {
+			t.Errorf("%s %s, want %s", r.ErrorType, r.Payload, want)
+		}
+		<-w.s.dead
+		w.wantStates("Initializing Invoking Resetting Dead") // no initialization in a sandbox that is being killed
+	})
+	inWorld(t, echo(time.Minute), func(w *world) {
+		w.mayFail = true
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.CountOOM()
+			w.sup.Lose()
+			time.Sleep(time.Millisecond)
+			w.sup.KillForMemory() // reports the exits
+		}()
+		if r := w.invoke("a"); r.ErrorType != errOutOfMemory || !strings.Contains(string(r.Payload), "signal: killed: out of memory, the limit is 128 MB") {
+			t.Errorf("%s %s", r.ErrorType, r.Payload)
+		}
+		<-w.s.dead
+	})
+	inWorld(t, hangs, func(w *world) { // INIT_REPORT too
+		w.mayFail = true
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.KillForMemory()
+		}()
+		if r := w.invoke("a"); r.ErrorType != errOutOfMemory {
+			t.Errorf("%s %s", r.ErrorType, r.Payload)
+		}
+		w.wantLogHas("Phase: init\tStatus: error\tError Type: Runtime.OutOfMemory\n")
 	})
 }
 

@@ -265,9 +265,6 @@ func (m *managedMode) failAll(f *Fault) {
 	if s.posted != nil { // FE-16
 		f.Type = errManagedInit
 	}
-	if s.lost { // FE-16, INV-14
-		f.Type = errOutOfMemory
-	}
 	for _, c := range m.inFlight() {
 		if c.event == nil && s.State() == Serving {
 			m.turnAway(c, ErrDead)

@@ -221,8 +221,8 @@ func TestManagedOutOfMemory(t *testing.T) {
 		w.mayFail = true
 		a, _ := w.start("a", "sleep 1s")
 		synctest.Wait()
-		w.sup.OutOfMemory()
-		if r := <-a; r.ErrorType != "Runtime.OutOfMemory" {
+		w.sup.KillForMemory()
+		if r := <-a; r.ErrorType != "Runtime.OutOfMemory" || !strings.Contains(string(r.Payload), "out of memory, the limit is 128 MB") {
 			t.Errorf("%+v %s", r, r.Payload)
 		}
 		<-w.s.dead

@@ -117,7 +117,10 @@ var invoke = []suite.Case{
 	}},
 	{ID: "INV-14", Setup: &suite.Setup{Name: "little memory", Memory: 128, Timeout: 20}, Run: func(t *suite.T) {
 		payload, _ := t.Event(false, step{Op: "alloc", N: 512})
-		t.FunctionError(t.Invoke(payload), "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		a := t.Invoke(payload, tail, asTail)
+		t.FunctionError(a, "Runtime.OutOfMemory", "")
+		t.Contains("answer", string(a.Body), "Error: Runtime exited with error: signal: killed")
+		suite.Equal(t, "error type of REPORT", reported(t, a)[8], "Runtime.OutOfMemory")
 		suite.Equal(t, "answer after it", string(t.Invoke("1").Body), "1")
 	}},
 	{ID: "INV-15", Setup: plain, Run: func(t *suite.T) {

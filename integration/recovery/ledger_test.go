@@ -51,7 +51,7 @@ var outcomes = []struct {
 	{"exit", 200, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "exit", N: 3}}} },
 		"Status: error\tError Type: Runtime.ExitError\t", "exit status 3"},
 	{"out of memory", 20, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: 1500}}} },
-		"Status: error\tError Type: Runtime.ExitError\t", "signal: killed"},
+		"Status: error\tError Type: Runtime.OutOfMemory\t", "signal: killed: out of memory"},
 	{"timeout", 4, func(string) any { return script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 60000}}} },
 		"Status: timeout\t", "Task timed out"},
 }
