@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -162,77 +161,4 @@ func decodeClientContext(v string) (string, *refusal) {
 		decoded = line.Bytes()
 	}
 	return string(decoded), nil
-}
-
-// resolve finds the function of a request (INV-01, INV-19), and sets name and arn of req.
-// encoded is a name, name:qualifier, account:function:name[:qualifier] or an ARN; the query may
-// have a qualifier too.
-func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *refusal) {
-	if u.RawQuery == "" { // the usual case
-		if fn, ok := s.cfg.Functions.Find(encoded); ok {
-			req.name, req.arn = encoded, fn.ARN
-			return fn, nil
-		}
-	}
-	full, err := url.PathUnescape(encoded)
-	parts := strings.Split(full, ":")
-	account := "arn:aws:lambda:" + s.cfg.Region + ":"
-	base := account + s.cfg.AccountID
-	prefix := base
-	var rest []string
-	switch {
-	case err != nil:
-	case len(parts) <= 2:
-		rest = parts
-	case len(parts) <= 4 && parts[1] == "function":
-		prefix = account + parts[0]
-		rest = parts[2:]
-	case (len(parts) == 7 || len(parts) == 8) && parts[0] == "arn" && parts[2] == "lambda" && parts[5] == "function":
-		prefix = strings.Join(parts[:5], ":")
-		rest = parts[6:]
-	}
-	if len(rest) == 0 || !isName(rest[0], 64) || !isPrefix(prefix) {
-		return Function{}, badParameter("The function name must be a name of at most 64 letters, digits, - and _, name:qualifier, account:function:name or an ARN.")
-	}
-	name, qualifier := rest[0], ""
-	if u.RawQuery != "" {
-		qualifier = u.Query().Get("Qualifier")
-	}
-	if len(rest) == 2 {
-		if qualifier != "" && qualifier != rest[1] {
-			return Function{}, badParameter("The qualifier of the function name is not the one of the query.")
-		}
-		qualifier = rest[1]
-		if qualifier == "" {
-			return Function{}, badParameter("The qualifier after the function name is empty.")
-		}
-	}
-	if qualifier != "" && qualifier != "$LATEST" && !isName(qualifier, 128) {
-		return Function{}, badParameter("The qualifier must be $LATEST or at most 128 letters, digits, - and _.")
-	}
-	suffix := ""
-	if qualifier != "" {
-		suffix = ":" + qualifier
-	}
-	fn, known := s.cfg.Functions.Find(name)
-	if prefix != base || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != fn.Version {
-		return Function{}, notFound(prefix + ":function:" + name + suffix)
-	}
-	req.name, req.arn = name, fn.ARN+suffix
-	return fn, nil
-}
-
-func isName(s string, longest int) bool {
-	return s != "" && len(s) <= longest && onlyOf(s, letters+"0123456789-_")
-}
-
-// isPrefix reports whether s is valid before ":function:" in an ARN that a response repeats.
-func isPrefix(s string) bool {
-	return len(s) <= 128 && onlyOf(s, letters+"0123456789-:")
-}
-
-const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-func onlyOf(s, set string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(set, r) }) < 0
 }
