@@ -60,6 +60,10 @@ const (
 	errSandboxTimeout    = "Sandbox.Timeout"  // while it streamed (RT-73)
 	errManagedInit       = "Runtime.InitError"
 	errOutOfMemory       = "Runtime.OutOfMemory" // INV-14
+	errRuntimeUnknown    = "Runtime.Unknown"
+	errBadResponseMode   = "Runtime.InvalidResponseModeHeader"
+	errTruncated         = "Runtime.TruncatedResponse"
+	errResponseTooLarge  = "Function.ResponseSizeTooLarge"
 	errRestoreTimeout    = "Runtime.RestoreHookUserTimeout"
 	errRestoreRenewal    = "errRestoreUpdateCredentials"
 )
@@ -89,10 +93,14 @@ func (s *Sandbox) fatal() *Fault {
 	return &f
 }
 
-// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
-func (s *Sandbox) reportFault(requestID string) {
+// latestFault is like fatal, after an exit.
+func (s *Sandbox) latestFault() *Fault {
 	s.noteExit()
-	f := s.fatal()
+	return s.fatal()
+}
+
+// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
+func (s *Sandbox) reportFault(requestID string, f *Fault) {
 	s.log.Platform(&telemetry.Fault{RequestID: requestID, Message: f.Message, ErrorType: f.Type})
 }
 
@@ -103,9 +111,9 @@ func (s *Sandbox) exitFault(p *process) *Fault {
 	case s.sup.OutOfMemory():
 		return s.memoryFault(p)
 	case p.agent != nil && e.Signal == 0 && e.Code == 0:
-		return &Fault{errExtensionCrash, "exit code 0"}
+		return &Fault{errExtensionCrash, "extension " + p.agent.Name + ": exit code 0"}
 	case p.agent != nil:
-		return &Fault{errExtensionCrash, e.String()}
+		return &Fault{errExtensionCrash, "extension " + p.agent.Name + ": " + e.String()}
 	case e.Signal == 0 && e.Code == 0:
 		return &Fault{errRuntimeExit, "Runtime exited without providing a reason"}
 	}
@@ -163,7 +171,9 @@ func faultResult(id string, f *Fault) *Result {
 	if id != "" {
 		m = "RequestId: " + id + " " + m
 	}
-	return failure(f.Type, m)
+	r := failure(f.Type, m)
+	r.fault = f
+	return r
 }
 
 const causeContentType = "application/vnd.aws.lambda.error.cause+json"

@@ -102,7 +102,54 @@ func TestRuntimeEnds(t *testing.T) {
 				if r := w.invoke("b"); r.FunctionError { // LC-47: a fresh environment
 					t.Errorf("after the reset: %s", r.Payload)
 				}
+				w.wantLogHas("\t\n" + initStart + "START RequestId: b") // LOG-20
 				w.wantStates("Initializing Invoking Resetting Cold Initializing Invoking Idle")
+			})
+		})
+	}
+}
+
+// LOG-23: an error that the handler posts is none of the environment; one that the platform
+// answers is, and stays the first when the runtime exits because of it.
+func TestErrorOfReport(t *testing.T) {
+	posts := loop(func(*fakesup.Process, *Client, *Event) (Answer, bool) {
+		return Answer{Kind: AnswerError, Payload: []byte(`{"errorType":"Mine"}`), ErrorType: "Function.Mine"}, true
+	})
+	inWorld(t, posts, func(w *world) {
+		r := w.invoke("a")
+		<-r.Done
+		if !r.FunctionError || r.ErrorType != "Function.Mine" {
+			t.Errorf("answer %+v", r)
+		}
+		w.wantLogHas("Max Memory Used: 0 MB\tInit Duration: 0.00 ms\t\n")
+	})
+
+	const message = "Response payload size exceeded maximum allowed payload size (6291556 bytes)."
+	for name, exits := range map[string]bool{"goes on": false, "exits": true} {
+		t.Run(name, func(t *testing.T) {
+			program := func(w *world) fakesup.Program {
+				return func(p *fakesup.Process) supervisor.Exit {
+					c := w.s.NewClient()
+					e, _ := c.Next(p.Ctx)
+					_, _ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
+					_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, Answer{TooLarge: true, Seen: MaxPayload + 1})
+					if !exits {
+						_, _ = c.Next(p.Ctx)
+					}
+					return supervisor.Exit{Code: 1}
+				}
+			}
+			inWorld(t, program, func(w *world) {
+				r := w.invoke("a")
+				if want := `{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"` + message + `"}`; string(r.Payload) != want {
+					t.Errorf("answer %s, want %s", r.Payload, want)
+				}
+				<-r.Done
+				w.wantLogHas("Status: error\tError Type: Function.ResponseSizeTooLarge\t\n")
+				line := "RequestId: a Error: " + message + "\nFunction.ResponseSizeTooLarge\nEND"
+				if got := w.log.String(); strings.Contains(got, line) != exits || strings.Contains(got, "Runtime.ExitError") {
+					t.Errorf("log\n%s\nwith %q: want %v", got, line, exits)
+				}
 			})
 		})
 	}
@@ -166,7 +213,7 @@ func TestInitTimeout(t *testing.T) {
 		if r.FunctionError {
 			t.Errorf("answer %s", r.Payload)
 		}
-		w.wantLog(initStart + "INIT_REPORT Init Duration: 10000.00 ms\tPhase: init\tStatus: timeout\n" + initStart +
+		w.wantLog(initStart + "INIT_REPORT Init Duration: 10000.00 ms\tPhase: init\tStatus: timeout\n" + // LOG-20: no INIT_START for the repetition
 			"START RequestId: a Version: $LATEST\nEND RequestId: a\n" +
 			"REPORT RequestId: a\tDuration: 11000.00 ms\tBilled Duration: 11000 ms\tMemory Size: 128 MB\tMax Memory Used: 0 MB\t\n")
 		w.wantStates("Initializing Resetting Cold Initializing Invoking Idle")
@@ -177,8 +224,11 @@ func TestInitTimeout(t *testing.T) {
 		if !strings.Contains(string(r.Payload), "Task timed out after 3.00 seconds") {
 			t.Errorf("answer %s", r.Payload)
 		}
-		w.wantLogHas("INIT_REPORT Init Duration: 3000.00 ms\tPhase: invoke\tStatus: timeout\nSTART RequestId: a")
-		w.wantStates("Initializing Resetting Cold Initializing Resetting Cold")
+		w.wantLogHas("INIT_REPORT Init Duration: 3000.00 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.Unknown\nSTART RequestId: a") // TL-47
+		w.wantLogHas("Task timed out after 3.00 seconds\n\nEND RequestId: a\nREPORT RequestId: a\t")
+		w.invoke("b")
+		w.wantLogHas("Status: timeout\t\n" + initStart + "INIT_REPORT") // the first of another invocation
+		w.wantStates("Initializing Resetting Cold Initializing Resetting Cold Initializing Resetting Cold")
 	})
 }
 
@@ -205,7 +255,8 @@ func TestInitErrorThenExit(t *testing.T) {
 		<-r.Done
 		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: init\tStatus: error\tError Type: Runtime.ImportModuleError\n")
 		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.ImportModuleError\nSTART RequestId: a")
-		w.wantLogHas("RequestId: a Error: Runtime exited with error: exit status 1\nRuntime.ImportModuleError\nEND")
+		w.wantLogHas("START RequestId: a Version: $LATEST\nEND RequestId: a\nREPORT RequestId: a\t") // LOG-29: the runtime has said it
+		w.wantLogHas("Status: error\tError Type: Runtime.ImportModuleError\t\n")
 	})
 }
 

@@ -419,7 +419,7 @@ func TestManagedExtensionSaysWhy(t *testing.T) {
 	}
 	inWorld(t, workers(1, byPayload), func(w *world) {
 		a, _ := w.start("a", "sleep 2s")
-		want := `{"errorType":"Extension.ExitError","errorMessage":"RequestId: a Error: exit status 4"}`
+		want := `{"errorType":"Extension.ExitError","errorMessage":"RequestId: a Error: extension ext: exit status 4"}`
 		if r := <-a; string(r.Payload) != want {
 			t.Errorf("answer %s, want %s", r.Payload, want)
 		}

@@ -36,8 +36,9 @@ type Result struct {
 	// reset if there is one.
 	Done <-chan struct{}
 
-	tail []byte // written before Done is closed
-	over *over  // nil if a Sandbox did not create the Result
+	fault *Fault // why the platform failed the invocation; nil if it did not, and for an error of the function's own
+	tail  []byte // written before Done is closed
+	over  *over  // nil if a Sandbox did not create the Result
 }
 
 // AfterDone arranges for f to be called when Done is closed. It calls f at once if Done is
