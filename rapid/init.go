@@ -239,5 +239,12 @@ func (s *Sandbox) awaitLastPost(done func() bool) {
 }
 
 // ErrLost is the error of Run after a domain was lost, because the sandbox ran out of memory
-// or was killed from outside.
-var ErrLost = errors.New("the processes of the sandbox are gone: out of memory, or killed from outside")
+// or was killed from outside. The error of Run wraps it and says which.
+var ErrLost = errors.New("the processes of the sandbox are gone")
+
+func (s *Sandbox) lostError() error {
+	if s.sup.OutOfMemory() {
+		return fmt.Errorf("%w: out of memory, the limit is %d MB", ErrLost, s.cfg.Function.MemoryMB)
+	}
+	return fmt.Errorf("%w: killed from outside", ErrLost)
+}

@@ -314,7 +314,7 @@ func TestOutOfMemory(t *testing.T) {
 		w.wantStates("Initializing Invoking Resetting Dead")
 		err := <-w.ran
 		w.ran <- err
-		if w.mayFail = true; !errors.Is(err, ErrLost) {
+		if w.mayFail = true; !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "out of memory, the limit is 128 MB") {
 			t.Errorf("Run: %v", err)
 		}
 		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "b"}); !errors.Is(err, ErrDead) {
