@@ -81,7 +81,7 @@ func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad
 	}
 	if !json.Valid(body) {
 		var v json.RawMessage
-		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: %v", json.Unmarshal(body, &v)))
+		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: Could not parse payload into json: %v", json.Unmarshal(body, &v)))
 	}
 	return body, held, nil
 }

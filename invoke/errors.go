@@ -3,6 +3,7 @@ package invoke
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 )
 
 // A refusal is an error response of the service (section 5.2), not of the function.
@@ -47,9 +48,17 @@ func badParameter(text string) *refusal {
 	return &refusal{status: http.StatusBadRequest, name: "InvalidParameterValueException", text: text}
 }
 
-func notFound(arn string) *refusal { // INV-19
+// notFound returns the refusal of INV-19. An ARN without a qualifier gets that of the version
+// that would have run.
+func notFound(arn string) *refusal {
+	if strings.Count(arn, ":") == colonsOfARN {
+		arn += ":$LATEST"
+	}
 	return &refusal{status: http.StatusNotFound, name: "ResourceNotFoundException", text: "Function not found: " + arn}
 }
+
+// colonsOfARN is the number of colons in a function's ARN without a qualifier.
+const colonsOfARN = 6
 
 // write sends the refusal in the form of INV-16.
 func (e *refusal) write(w http.ResponseWriter) {
@@ -64,7 +73,7 @@ func (e *refusal) write(w http.ResponseWriter) {
 	}
 	switch e.name { // clients depend on the case of the member's name
 	case "InvalidParameterValueException", "InvalidRequestContentException", "RequestTooLargeException",
-		"UnsupportedMediaTypeException", "TooManyRequestsException":
+		"UnsupportedMediaTypeException", "TooManyRequestsException", "ValidationException":
 		body.Lower = e.text
 	default:
 		body.Capital = e.text

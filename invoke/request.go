@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -75,7 +74,6 @@ type request struct {
 	name          string // of the function
 	arn           string // as invoked
 	version       string // version that has run the invocation
-	contentType   string
 	clientContext string // decoded
 	traceID       string // "" if the request has none
 	tenant        string // "" without tenant isolation
@@ -91,10 +89,6 @@ const (
 // parse parses and checks a request, except for its body.
 func (s *Server) parse(r *http.Request, op operation, name string) (req request, err *refusal) {
 	h := r.Header
-	req.contentType = "application/json" // RT-20
-	if v := h.Get("Content-Type"); v != "" {
-		req.contentType = v
-	}
 	if v := h.Get("Content-Encoding"); v != "" && v != "identity" {
 		return req, &refusal{status: http.StatusUnsupportedMediaType, name: "UnsupportedMediaTypeException",
 			text: "The request body has the content encoding " + v + ". Send plain JSON."}
@@ -167,77 +161,4 @@ func decodeClientContext(v string) (string, *refusal) {
 		decoded = line.Bytes()
 	}
 	return string(decoded), nil
-}
-
-// resolve finds the function of a request (INV-01, INV-19), and sets name and arn of req.
-// encoded is a name, name:qualifier, account:function:name[:qualifier] or an ARN; the query may
-// have a qualifier too.
-func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *refusal) {
-	if u.RawQuery == "" { // the usual case
-		if fn, ok := s.cfg.Functions.Find(encoded); ok {
-			req.name, req.arn = encoded, fn.ARN
-			return fn, nil
-		}
-	}
-	full, err := url.PathUnescape(encoded)
-	parts := strings.Split(full, ":")
-	account := "arn:aws:lambda:" + s.cfg.Region + ":"
-	base := account + s.cfg.AccountID
-	prefix := base
-	var rest []string
-	switch {
-	case err != nil:
-	case len(parts) <= 2:
-		rest = parts
-	case len(parts) <= 4 && parts[1] == "function":
-		prefix = account + parts[0]
-		rest = parts[2:]
-	case (len(parts) == 7 || len(parts) == 8) && parts[0] == "arn" && parts[2] == "lambda" && parts[5] == "function":
-		prefix = strings.Join(parts[:5], ":")
-		rest = parts[6:]
-	}
-	if len(rest) == 0 || !isName(rest[0], 64) || !isPrefix(prefix) {
-		return Function{}, badParameter("The function name must be a name of at most 64 letters, digits, - and _, name:qualifier, account:function:name or an ARN.")
-	}
-	name, qualifier := rest[0], ""
-	if u.RawQuery != "" {
-		qualifier = u.Query().Get("Qualifier")
-	}
-	if len(rest) == 2 {
-		if qualifier != "" && qualifier != rest[1] {
-			return Function{}, badParameter("The qualifier of the function name is not the one of the query.")
-		}
-		qualifier = rest[1]
-		if qualifier == "" {
-			return Function{}, badParameter("The qualifier after the function name is empty.")
-		}
-	}
-	if qualifier != "" && qualifier != "$LATEST" && !isName(qualifier, 128) {
-		return Function{}, badParameter("The qualifier must be $LATEST or at most 128 letters, digits, - and _.")
-	}
-	suffix := ""
-	if qualifier != "" {
-		suffix = ":" + qualifier
-	}
-	fn, known := s.cfg.Functions.Find(name)
-	if prefix != base || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != fn.Version {
-		return Function{}, notFound(prefix + ":function:" + name + suffix)
-	}
-	req.name, req.arn = name, fn.ARN+suffix
-	return fn, nil
-}
-
-func isName(s string, longest int) bool {
-	return s != "" && len(s) <= longest && onlyOf(s, letters+"0123456789-_")
-}
-
-// isPrefix reports whether s is valid before ":function:" in an ARN that a response repeats.
-func isPrefix(s string) bool {
-	return len(s) <= 128 && onlyOf(s, letters+"0123456789-:")
-}
-
-const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-func onlyOf(s, set string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune(set, r) }) < 0
 }

@@ -202,7 +202,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	inv := &rapid.Invocation{
-		ID: id, Payload: body, ContentType: req.contentType, ClientContext: req.clientContext,
+		ID: id, Payload: body, ClientContext: req.clientContext,
 		TraceID: req.traceID, FunctionARN: req.arn, Stream: req.stream, TenantID: req.tenant, NoTail: !req.tail,
 	}
 	if inv.TraceID == "" {

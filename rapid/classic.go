@@ -81,7 +81,7 @@ func (m *classicMode) idling(ctx context.Context, w wakening) State {
 				return s.fail(&Fault{Type: errSandboxFailure, Message: err.Error()}, reasonFailure)
 			}
 		case failed:
-			m.reportFault() // EX-29: reset before the next dispatch
+			m.reportFault(s.latestFault()) // EX-29: reset before the next dispatch
 			return Resetting
 		case cancelled:
 			return ShuttingDown
@@ -93,7 +93,7 @@ func (m *classicMode) idling(ctx context.Context, w wakening) State {
 	select {
 	case e := <-s.exits: // EX-29: an exit comes first even if the invocation was seen before it
 		if s.exited(e) {
-			m.reportFault()
+			m.reportFault(s.latestFault())
 			return Resetting
 		}
 	default:
@@ -275,14 +275,15 @@ func (m *classicMode) initFailed(f *Fault) {
 // failUnstarted answers and reports an invocation that never reached the runtime.
 func (m *classicMode) failUnstarted(f *Fault) {
 	m.reportStart()
-	m.reportFault()
-	if p := m.s.posted; p != nil { // LC-27
+	errorType := f.Type
+	if p := m.s.posted; p != nil { // LC-27; the runtime has said in the log what failed (LOG-29)
 		m.current.answer(p.result(p.errorType))
-		m.s.posted = nil
+		m.s.posted, errorType = nil, p.errorType
 	} else {
+		m.reportFault(f)
 		m.current.answer(faultResult(m.current.inv.ID, f))
 	}
-	m.reportEnd(f.Type, telemetry.StatusOf(f.Type))
+	m.reportEnd(errorType, telemetry.StatusOf(errorType))
 }
 
 // answerCut answers an invocation whose response body was truncated (RT-35). It waits for a
@@ -315,11 +316,13 @@ func (m *classicMode) invokeFailed() {
 	if s.runtime.State == rtResponse || s.runtime.State == rtErrorResp {
 		s.awaitLastPost(func() bool { return s.runtime.State == rtSent }) // the rest of the body may be in transit
 	}
-	s.noteExit()
-	f := s.fatal()
+	f := s.latestFault()
+	if r := m.current.result; r != nil && r.fault != nil {
+		f = r.fault // the caller has this one: a client may exit because its answer was refused
+	}
 	m.current.answer(faultResult(m.current.inv.ID, f))
 	s.flush()
-	m.reportFault()
+	m.reportFault(f)
 	m.reportRuntimeDone(f.Type, telemetry.StatusOf(f.Type))
 	m.reportEnd(f.Type, telemetry.StatusOf(f.Type))
 }

@@ -79,7 +79,7 @@ func (m *classicMode) beginAnswer(msg *beginAnswerMsg) {
 		return
 	}
 	if msg.head.badMode() { // RT-36
-		m.current.answer(badModeResult())
+		m.current.answer(faultResult(m.current.inv.ID, msg.head.badModeFault()))
 		r.State = rtSent
 		msg.refuse(invalidResponseMode)
 		return

@@ -33,8 +33,8 @@ func (m *classicMode) reportRuntimeDone(errorType string, status telemetry.Statu
 	}
 	c.ready = time.Now()
 	m.s.drain() // the runtime's output comes before the record
-	if errorType == "" && status == telemetry.Success && c.result.FunctionError {
-		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
+	if f := c.result.fault; errorType == "" && status == telemetry.Success && f != nil {
+		errorType, status = f.Type, telemetry.StatusOf(f.Type)
 	}
 	r := &telemetry.RuntimeDone{RequestID: c.inv.ID, Status: status, ErrorType: errorType,
 		Metrics: &telemetry.RuntimeMetrics{Duration: telemetry.Millis(c.ready.Sub(c.released))},
@@ -55,20 +55,21 @@ func (c *classicInvocation) spans() []telemetry.Span {
 }
 
 // reportFault writes the line of LOG-29.
-func (m *classicMode) reportFault() {
+func (m *classicMode) reportFault(f *Fault) {
 	id := ""
 	if m.current != nil {
 		id = m.current.inv.ID
 	}
-	m.s.reportFault(id)
+	m.s.reportFault(id, f)
 }
 
-// reportEnd writes END and REPORT at Done, after all earlier output.
+// reportEnd writes END and REPORT at Done, after all earlier output. An error that the
+// function itself has posted is a success of the environment (LOG-23).
 func (m *classicMode) reportEnd(errorType string, status telemetry.Status) {
 	s, c, f := m.s, m.current, &m.s.cfg.Function
 	s.flush()
-	if status == telemetry.Success && c.result.FunctionError {
-		errorType, status = c.result.ErrorType, telemetry.StatusOf(c.result.ErrorType)
+	if f := c.result.fault; status == telemetry.Success && f != nil {
+		errorType, status = f.Type, telemetry.StatusOf(f.Type)
 	}
 	d := time.Since(c.started)
 	if status == telemetry.Timeout {

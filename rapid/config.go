@@ -26,6 +26,7 @@ type Supervisor interface {
 	MemoryPeak() (uint64, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox
+	OutOfMemory() bool
 }
 
 // Process is a started process. Exit is valid once Done is closed.

@@ -37,10 +37,6 @@ func extensionEnv(c *Config) []string {
 
 func platformEnv(c *Config) map[string]string {
 	f := &c.Function
-	format := f.LogFormat
-	if format == "" {
-		format = telemetry.Text
-	}
 	env := map[string]string{
 		// ENV-01
 		"AWS_LAMBDA_FUNCTION_NAME":        f.Name,
@@ -64,8 +60,10 @@ func platformEnv(c *Config) map[string]string {
 		"PATH":            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
 		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		// ENV-11
-		"AWS_LAMBDA_LOG_FORMAT":    string(format),
 		"_LAMBDA_TELEMETRY_LOG_FD": framesFD,
+	}
+	if f.LogFormat == telemetry.JSON {
+		env["AWS_LAMBDA_LOG_FORMAT"] = string(telemetry.JSON)
 	}
 	if f.Image != nil { // ENV-10 applies to zips only: an image has its own
 		delete(env, "LANG")

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sandboxd/sandboxd/function"
+	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
 func envConfig() *Config {
@@ -27,7 +28,7 @@ func TestRuntimeEnvironment(t *testing.T) {
 	want := []string{
 		"AWS_ACCESS_KEY_ID=AKID", "AWS_DEFAULT_REGION=eu-west-1", "AWS_EXECUTION_ENV=AWS_Lambda_nodejs22.x", "AWS_LAMBDA_EXEC_WRAPPER=/opt/wrapper",
 		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_FUNCTION_NAME=fn", "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
-		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_FORMAT=Text", "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/fn", "AWS_LAMBDA_LOG_LEVEL=DEBUG",
+		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/fn", "AWS_LAMBDA_LOG_LEVEL=DEBUG",
 		"AWS_LAMBDA_LOG_STREAM_NAME=stream", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001", "AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET",
 		"AWS_SESSION_TOKEN=TOKEN", "AWS_XRAY_CONTEXT_MISSING=LOG_ERROR", "AWS_XRAY_DAEMON_ADDRESS=1.2.3.4:5", "LAMBDA_RUNTIME_DIR=/var/runtime",
 		"LAMBDA_TASK_ROOT=/var/task", "LANG=en_US.UTF-8",
@@ -39,6 +40,13 @@ func TestRuntimeEnvironment(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	c := envConfig()
+	c.Function.LogFormat = telemetry.JSON
+	for name, env := range map[string][]string{"the runtime": runtimeEnv(c), "an extension": extensionEnv(c)} {
+		if !slices.Contains(env, "AWS_LAMBDA_LOG_FORMAT=JSON") {
+			t.Errorf("%s does not get the log format JSON (ENV-11)", name)
+		}
+	}
+	c = envConfig()
 	c.Function.Runtime = "provided.al2023"
 	if slices.ContainsFunc(runtimeEnv(c), func(e string) bool { return strings.HasPrefix(e, "AWS_EXECUTION_ENV") }) {
 		t.Error("AWS_EXECUTION_ENV with provided.al2023 (ENV-06)")
@@ -66,7 +74,7 @@ func TestExtensionEnvironment(t *testing.T) {
 	want := []string{
 		"AWS_ACCESS_KEY_ID=AKID", "AWS_DEFAULT_REGION=eu-west-1", "AWS_LAMBDA_EXEC_WRAPPER=/opt/wrapper",
 		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_FUNCTION_NAME=fn", "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
-		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_FORMAT=Text", "AWS_LAMBDA_LOG_LEVEL=DEBUG", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
+		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_LEVEL=DEBUG", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
 		"AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET", "AWS_SESSION_TOKEN=TOKEN", "LANG=en_US.UTF-8",
 		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",

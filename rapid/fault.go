@@ -59,7 +59,11 @@ const (
 	errSandboxTimedout   = "Sandbox.Timedout" // before the answer began
 	errSandboxTimeout    = "Sandbox.Timeout"  // while it streamed (RT-73)
 	errManagedInit       = "Runtime.InitError"
-	errOutOfMemory       = "Runtime.OutOfMemory" // of managed mode (INV-14)
+	errOutOfMemory       = "Runtime.OutOfMemory" // INV-14
+	errRuntimeUnknown    = "Runtime.Unknown"
+	errBadResponseMode   = "Runtime.InvalidResponseModeHeader"
+	errTruncated         = "Runtime.TruncatedResponse"
+	errResponseTooLarge  = "Function.ResponseSizeTooLarge"
 	errRestoreTimeout    = "Runtime.RestoreHookUserTimeout"
 	errRestoreRenewal    = "errRestoreUpdateCredentials"
 )
@@ -89,29 +93,43 @@ func (s *Sandbox) fatal() *Fault {
 	return &f
 }
 
-// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
-func (s *Sandbox) reportFault(requestID string) {
+// latestFault is like fatal, after an exit.
+func (s *Sandbox) latestFault() *Fault {
 	s.noteExit()
-	f := s.fatal()
+	return s.fatal()
+}
+
+// reportFault writes the line of LOG-29; requestID is "" outside an invocation.
+func (s *Sandbox) reportFault(requestID string, f *Fault) {
 	s.log.Platform(&telemetry.Fault{RequestID: requestID, Message: f.Message, ErrorType: f.Type})
 }
 
-// exitFault returns the fault for the exit of a process, in the words of LC-45. An
-// out-of-memory kill counts as the exit of the runtime, because it ends the whole sandbox
-// (INV-14, SUP-17).
-func exitFault(p *process) *Fault {
+// exitFault returns the fault for the exit of a process, in the words of LC-45.
+func (s *Sandbox) exitFault(p *process) *Fault {
 	e := p.handle.Exit()
 	switch {
-	case e.OOMKilled:
-		return &Fault{errRuntimeExit, "Runtime exited with error: signal: killed"}
+	case s.sup.OutOfMemory():
+		return s.memoryFault(p)
 	case p.agent != nil && e.Signal == 0 && e.Code == 0:
-		return &Fault{errExtensionCrash, "exit code 0"}
+		return &Fault{errExtensionCrash, "extension " + p.agent.Name + ": exit code 0"}
 	case p.agent != nil:
-		return &Fault{errExtensionCrash, e.String()}
+		return &Fault{errExtensionCrash, "extension " + p.agent.Name + ": " + e.String()}
 	case e.Signal == 0 && e.Code == 0:
 		return &Fault{errRuntimeExit, "Runtime exited without providing a reason"}
 	}
 	return &Fault{errRuntimeExit, "Runtime exited with error: " + e.String()}
+}
+
+// memoryFault returns the fault of a sandbox that has run out of memory (INV-14). It counts as
+// the exit of the runtime, because it ends the whole sandbox, whichever process was killed
+// (docs/decisions/0037). p is the process that exited, or nil if none is known. A runtime may
+// exit by itself after the kernel has killed its child; the message has its status then.
+func (s *Sandbox) memoryFault(p *process) *Fault {
+	how := "signal: killed"
+	if p != nil && p.agent == nil && p.handle.Exit().Code != 0 {
+		how = p.handle.Exit().String()
+	}
+	return &Fault{errOutOfMemory, fmt.Sprintf("Runtime exited with error: %s: out of memory, the limit is %d MB", how, s.cfg.Function.MemoryMB)}
 }
 
 // bootstrapFault returns the fault for a runtime that could not be started (LC-12), or nil if
@@ -153,7 +171,9 @@ func faultResult(id string, f *Fault) *Result {
 	if id != "" {
 		m = "RequestId: " + id + " " + m
 	}
-	return failure(f.Type, m)
+	r := failure(f.Type, m)
+	r.fault = f
+	return r
 }
 
 const causeContentType = "application/vnd.aws.lambda.error.cause+json"

@@ -60,11 +60,12 @@ func (s *Sandbox) beginInit() (limit time.Duration) {
 	s.fault, s.exit, s.throttled = nil, nil, false
 	s.runtime = newRuntimeParty()
 	s.hub.Open()
+	retry := s.init.failed && s.init.phase == telemetry.InitPhase
 	s.init = initialization{began: time.Now()}
 	s.init.phase, limit = s.mode.beginInit()
 	s.log.Platform(&telemetry.InitStart{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase,
 		RuntimeVersion: f.Runtime, RuntimeVersionARN: runtimeARN(f), FunctionName: f.Name, FunctionVersion: f.Version,
-		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20, FunctionARN: s.recordARN()})
+		InstanceID: s.cfg.LogStream, InstanceMaxMemory: int64(f.MemoryMB) << 20, FunctionARN: s.recordARN(), Retry: retry})
 	return limit
 }
 
@@ -73,6 +74,7 @@ type initialization struct {
 	phase       telemetry.Phase
 	began       time.Time
 	runtimeDone bool // initRuntimeDone has been written
+	failed      bool // it has ended, and not with success
 }
 
 // runtimeARN returns the ARN of the runtime's version, in the form that Lambda uses.
@@ -154,6 +156,7 @@ func (s *Sandbox) reportInitRuntimeDone(errorType string, status telemetry.Statu
 // endInit writes the records for the end of an initialization, and returns its duration.
 func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Duration {
 	d := time.Since(s.init.began)
+	s.init.failed = status != telemetry.Success
 	s.hub.Close() // TL-14
 	s.flush()
 	if status == telemetry.Success || s.fault == nil {
@@ -166,11 +169,20 @@ func (s *Sandbox) endInit(errorType string, status telemetry.Status) time.Durati
 		if events == nil {
 			events = []string{}
 		}
-		s.log.Platform(&telemetry.Extension{Name: a.Name, State: string(a.State), Events: events, ErrorType: a.ErrorType})
+		s.log.Platform(&telemetry.Extension{Name: a.Name, State: string(a.State), Events: events, ErrorType: s.agentErrorType(a)})
 	}
 	s.log.Platform(&telemetry.InitReport{InitializationType: s.cfg.Initialization.String(), Phase: s.init.phase,
 		Metrics: telemetry.InitMetrics{Duration: telemetry.Millis(d)}, Status: status, ErrorType: errorType})
 	return d
+}
+
+// agentErrorType returns the error type of an agent at the end of an initialization: the one
+// that it has posted, or that of its exit; "" if it has not failed.
+func (s *Sandbox) agentErrorType(a *agent) string {
+	if a.ErrorType == "" && a.process != nil && a.process.gone && !s.sup.OutOfMemory() {
+		return errExtensionCrash
+	}
+	return a.ErrorType
 }
 
 // initEnded ends an initialization whose wait ended with w before it was complete, and
@@ -181,7 +193,11 @@ func (s *Sandbox) initEnded(w wakening) State {
 		s.mode.abandon(ErrDead)
 		return ShuttingDown
 	case limitPassed:
-		s.endInit("", telemetry.Timeout) // TL-47
+		if s.init.phase == telemetry.InvokePhase { // TL-47
+			s.endInit(errRuntimeUnknown, telemetry.Error)
+		} else {
+			s.endInit("", telemetry.Timeout)
+		}
 		s.mode.initTimedOut()
 		return s.fail(nil, reasonTimeout)
 	}
@@ -223,5 +239,12 @@ func (s *Sandbox) awaitLastPost(done func() bool) {
 }
 
 // ErrLost is the error of Run after a domain was lost, because the sandbox ran out of memory
-// or was killed from outside.
-var ErrLost = errors.New("the processes of the sandbox are gone: out of memory, or killed from outside")
+// or was killed from outside. The error of Run wraps it and says which.
+var ErrLost = errors.New("the processes of the sandbox are gone")
+
+func (s *Sandbox) lostError() error {
+	if s.sup.OutOfMemory() {
+		return fmt.Errorf("%w: out of memory, the limit is %d MB", ErrLost, s.cfg.Function.MemoryMB)
+	}
+	return fmt.Errorf("%w: killed from outside", ErrLost)
+}

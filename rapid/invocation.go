@@ -94,11 +94,13 @@ func (c *invocation) complete(a *Answer, limit int64) *Refusal {
 		if c.stream != nil {
 			limit = c.stream.limits.Bytes
 		}
-		c.answer(failure("Function.ResponseSizeTooLarge",
-			fmt.Sprintf("Response payload size (%d bytes) exceeded maximum allowed payload size (%d bytes).", a.Seen, limit)))
+		f := &Fault{errResponseTooLarge, fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", limit)}
+		r := failure(f.Type, f.Message) // without the request id
+		r.fault = f
+		c.answer(r)
 		return &Refusal{Type: RequestEntityTooLarge, Message: fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", limit)}
 	case a.Truncated:
-		c.cut = failure("Runtime.TruncatedResponse", fmt.Sprintf("RequestId: %s Error: HTTP request detected as truncated", c.inv.ID))
+		c.cut = faultResult(c.inv.ID, &Fault{errTruncated, "HTTP request detected as truncated"})
 		return &Refusal{Type: TruncatedHTTPRequest, Message: "HTTP request detected as truncated"}
 	case a.Kind == AnswerError:
 		c.answer(errorResult(a))

@@ -102,7 +102,54 @@ func TestRuntimeEnds(t *testing.T) {
 				if r := w.invoke("b"); r.FunctionError { // LC-47: a fresh environment
 					t.Errorf("after the reset: %s", r.Payload)
 				}
+				w.wantLogHas("\t\n" + initStart + "START RequestId: b") // LOG-20
 				w.wantStates("Initializing Invoking Resetting Cold Initializing Invoking Idle")
+			})
+		})
+	}
+}
+
+// LOG-23: an error that the handler posts is none of the environment; one that the platform
+// answers is, and stays the first when the runtime exits because of it.
+func TestErrorOfReport(t *testing.T) {
+	posts := loop(func(*fakesup.Process, *Client, *Event) (Answer, bool) {
+		return Answer{Kind: AnswerError, Payload: []byte(`{"errorType":"Mine"}`), ErrorType: "Function.Mine"}, true
+	})
+	inWorld(t, posts, func(w *world) {
+		r := w.invoke("a")
+		<-r.Done
+		if !r.FunctionError || r.ErrorType != "Function.Mine" {
+			t.Errorf("answer %+v", r)
+		}
+		w.wantLogHas("Max Memory Used: 0 MB\tInit Duration: 0.00 ms\t\n")
+	})
+
+	const message = "Response payload size exceeded maximum allowed payload size (6291556 bytes)."
+	for name, exits := range map[string]bool{"goes on": false, "exits": true} {
+		t.Run(name, func(t *testing.T) {
+			program := func(w *world) fakesup.Program {
+				return func(p *fakesup.Process) supervisor.Exit {
+					c := w.s.NewClient()
+					e, _ := c.Next(p.Ctx)
+					_, _ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
+					_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, Answer{TooLarge: true, Seen: MaxPayload + 1})
+					if !exits {
+						_, _ = c.Next(p.Ctx)
+					}
+					return supervisor.Exit{Code: 1}
+				}
+			}
+			inWorld(t, program, func(w *world) {
+				r := w.invoke("a")
+				if want := `{"errorType":"Function.ResponseSizeTooLarge","errorMessage":"` + message + `"}`; string(r.Payload) != want {
+					t.Errorf("answer %s, want %s", r.Payload, want)
+				}
+				<-r.Done
+				w.wantLogHas("Status: error\tError Type: Function.ResponseSizeTooLarge\t\n")
+				line := "RequestId: a Error: " + message + "\nFunction.ResponseSizeTooLarge\nEND"
+				if got := w.log.String(); strings.Contains(got, line) != exits || strings.Contains(got, "Runtime.ExitError") {
+					t.Errorf("log\n%s\nwith %q: want %v", got, line, exits)
+				}
 			})
 		})
 	}
@@ -166,7 +213,7 @@ func TestInitTimeout(t *testing.T) {
 		if r.FunctionError {
 			t.Errorf("answer %s", r.Payload)
 		}
-		w.wantLog(initStart + "INIT_REPORT Init Duration: 10000.00 ms\tPhase: init\tStatus: timeout\n" + initStart +
+		w.wantLog(initStart + "INIT_REPORT Init Duration: 10000.00 ms\tPhase: init\tStatus: timeout\n" + // LOG-20: no INIT_START for the repetition
 			"START RequestId: a Version: $LATEST\nEND RequestId: a\n" +
 			"REPORT RequestId: a\tDuration: 11000.00 ms\tBilled Duration: 11000 ms\tMemory Size: 128 MB\tMax Memory Used: 0 MB\t\n")
 		w.wantStates("Initializing Resetting Cold Initializing Invoking Idle")
@@ -177,8 +224,11 @@ func TestInitTimeout(t *testing.T) {
 		if !strings.Contains(string(r.Payload), "Task timed out after 3.00 seconds") {
 			t.Errorf("answer %s", r.Payload)
 		}
-		w.wantLogHas("INIT_REPORT Init Duration: 3000.00 ms\tPhase: invoke\tStatus: timeout\nSTART RequestId: a")
-		w.wantStates("Initializing Resetting Cold Initializing Resetting Cold")
+		w.wantLogHas("INIT_REPORT Init Duration: 3000.00 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.Unknown\nSTART RequestId: a") // TL-47
+		w.wantLogHas("Task timed out after 3.00 seconds\n\nEND RequestId: a\nREPORT RequestId: a\t")
+		w.invoke("b")
+		w.wantLogHas("Status: timeout\t\n" + initStart + "INIT_REPORT") // the first of another invocation
+		w.wantStates("Initializing Resetting Cold Initializing Resetting Cold Initializing Resetting Cold")
 	})
 }
 
@@ -205,7 +255,8 @@ func TestInitErrorThenExit(t *testing.T) {
 		<-r.Done
 		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: init\tStatus: error\tError Type: Runtime.ImportModuleError\n")
 		w.wantLogHas("INIT_REPORT Init Duration: 50.00 ms\tPhase: invoke\tStatus: error\tError Type: Runtime.ImportModuleError\nSTART RequestId: a")
-		w.wantLogHas("RequestId: a Error: Runtime exited with error: exit status 1\nRuntime.ImportModuleError\nEND")
+		w.wantLogHas("START RequestId: a Version: $LATEST\nEND RequestId: a\nREPORT RequestId: a\t") // LOG-29: the runtime has said it
+		w.wantLogHas("Status: error\tError Type: Runtime.ImportModuleError\t\n")
 	})
 }
 
@@ -250,22 +301,70 @@ func TestOutOfMemory(t *testing.T) {
 	inWorld(t, echo(time.Minute), func(w *world) {
 		go func() {
 			time.Sleep(time.Second)
-			w.sup.OutOfMemory()
+			w.sup.KillForMemory()
 		}()
 		r := w.invoke("a")
-		if want := `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: a Error: Runtime exited with error: signal: killed"}`; string(r.Payload) != want {
+		const message = "Runtime exited with error: signal: killed: out of memory, the limit is 128 MB"
+		if want := `{"errorType":"Runtime.OutOfMemory","errorMessage":"RequestId: a Error: ` + message + `"}`; string(r.Payload) != want {
 			t.Errorf("payload %s", r.Payload)
 		}
 		<-r.Done
+		w.wantLogHas("RequestId: a Error: " + message + "\nRuntime.OutOfMemory\nEND RequestId: a\nREPORT RequestId: a\t")
+		w.wantLogHas("Status: error\tError Type: Runtime.OutOfMemory\t\n")
 		w.wantStates("Initializing Invoking Resetting Dead")
 		err := <-w.ran
 		w.ran <- err
-		if w.mayFail = true; !errors.Is(err, ErrLost) {
+		if w.mayFail = true; !errors.Is(err, ErrLost) || !strings.Contains(err.Error(), "out of memory, the limit is 128 MB") {
 			t.Errorf("Run: %v", err)
 		}
 		if _, err := w.s.Invoke(context.Background(), &Invocation{ID: "b"}); !errors.Is(err, ErrDead) {
 			t.Errorf("Invoke: %v, want ErrDead", err)
 		}
+	})
+}
+
+// INV-14: the kernel may kill a child of the runtime, and the runtime may exit because of that
+// before the supervisor has killed the sandbox; or the supervisor reports the loss of the
+// domains before it reports any exit.
+func TestOutOfMemoryOfAChild(t *testing.T) {
+	noticed := loop(func(p *fakesup.Process, _ *Client, _ *Event) (Answer, bool) {
+		sleep(p, time.Second)
+		return Answer{}, false
+	})
+	inWorld(t, noticed, func(w *world) {
+		w.mayFail = true
+		w.sup.CountOOM()
+		r := w.invoke("a")
+		if want := "Runtime exited with error: exit status 1: out of memory, the limit is 128 MB"; r.ErrorType != errOutOfMemory || !strings.Contains(string(r.Payload), want) {
+			t.Errorf("%s %s, want %s", r.ErrorType, r.Payload, want)
+		}
+		<-w.s.dead
+		w.wantStates("Initializing Invoking Resetting Dead") // no initialization in a sandbox that is being killed
+	})
+	inWorld(t, echo(time.Minute), func(w *world) {
+		w.mayFail = true
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.CountOOM()
+			w.sup.Lose()
+			time.Sleep(time.Millisecond)
+			w.sup.KillForMemory() // reports the exits
+		}()
+		if r := w.invoke("a"); r.ErrorType != errOutOfMemory || !strings.Contains(string(r.Payload), "signal: killed: out of memory, the limit is 128 MB") {
+			t.Errorf("%s %s", r.ErrorType, r.Payload)
+		}
+		<-w.s.dead
+	})
+	inWorld(t, hangs, func(w *world) { // INIT_REPORT too
+		w.mayFail = true
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.KillForMemory()
+		}()
+		if r := w.invoke("a"); r.ErrorType != errOutOfMemory {
+			t.Errorf("%s %s", r.ErrorType, r.Payload)
+		}
+		w.wantLogHas("Phase: init\tStatus: error\tError Type: Runtime.OutOfMemory\n")
 	})
 }
 

@@ -74,8 +74,9 @@ func (m *managedMode) run(ctx context.Context, _ State) State {
 		case limitPassed:
 			m.expire(time.Now())
 		case failed:
-			s.reportFault("")
-			m.failAll(s.fatal())
+			f := s.latestFault()
+			s.reportFault("", f)
+			m.failAll(f)
 			return Resetting
 		case cancelled:
 			m.abandon(ErrDead)
@@ -265,9 +266,6 @@ func (m *managedMode) failAll(f *Fault) {
 	if s.posted != nil { // FE-16
 		f.Type = errManagedInit
 	}
-	if s.lost { // FE-16, INV-14
-		f.Type = errOutOfMemory
-	}
 	for _, c := range m.inFlight() {
 		if c.event == nil && s.State() == Serving {
 			m.turnAway(c, ErrDead)
@@ -323,7 +321,7 @@ func (m *managedMode) beginAnswer(msg *beginAnswerMsg) {
 	}
 	c.body = responseBody
 	if msg.head.badMode() { // RT-36
-		c.answer(badModeResult())
+		c.answer(faultResult(c.inv.ID, msg.head.badModeFault()))
 		m.finish(c, "", telemetry.Success)
 		msg.refuse(invalidResponseMode)
 		return

@@ -221,8 +221,8 @@ func TestManagedOutOfMemory(t *testing.T) {
 		w.mayFail = true
 		a, _ := w.start("a", "sleep 1s")
 		synctest.Wait()
-		w.sup.OutOfMemory()
-		if r := <-a; r.ErrorType != "Runtime.OutOfMemory" {
+		w.sup.KillForMemory()
+		if r := <-a; r.ErrorType != "Runtime.OutOfMemory" || !strings.Contains(string(r.Payload), "out of memory, the limit is 128 MB") {
 			t.Errorf("%+v %s", r, r.Payload)
 		}
 		<-w.s.dead
@@ -419,7 +419,7 @@ func TestManagedExtensionSaysWhy(t *testing.T) {
 	}
 	inWorld(t, workers(1, byPayload), func(w *world) {
 		a, _ := w.start("a", "sleep 2s")
-		want := `{"errorType":"Extension.ExitError","errorMessage":"RequestId: a Error: exit status 4"}`
+		want := `{"errorType":"Extension.ExitError","errorMessage":"RequestId: a Error: extension ext: exit status 4"}`
 		if r := <-a; string(r.Payload) != want {
 			t.Errorf("answer %s, want %s", r.Payload, want)
 		}

@@ -64,11 +64,12 @@ func (s *Sandbox) exited(e exited) bool {
 	if !s.markGone(e) {
 		return false
 	}
-	if s.exit == nil || e.p.agent == nil && s.exit.agent != nil && e.p.handle.Exit().OOMKilled {
+	oom := s.sup.OutOfMemory()
+	if s.exit == nil || e.p.agent == nil && s.exit.agent != nil && oom {
 		s.exit = e.p
 	}
 	s.reason = reasonFailure
-	if e.p.handle.Exit().OOMKilled {
+	if oom {
 		s.lost = true // docs/decisions/0037: the supervisor kills the other processes
 	}
 	return true
@@ -90,7 +91,7 @@ func (s *Sandbox) markGone(e exited) bool {
 // noteExit records the first exit as the fatal error, unless the process has posted an error.
 func (s *Sandbox) noteExit() {
 	if s.exit != nil {
-		s.note(exitFault(s.exit))
+		s.note(s.exitFault(s.exit))
 		s.exit = nil
 	}
 }
@@ -98,8 +99,12 @@ func (s *Sandbox) noteExit() {
 // lostDomains records that the supervisor has lost the domains (docs/decisions/0037).
 func (s *Sandbox) lostDomains() {
 	s.lost, s.reason = true, reasonFailure
-	if s.exit == nil {
-		s.note(&Fault{errRuntimeExit, "Runtime exited with error: signal: killed"}) // INV-14
+	switch {
+	case s.exit != nil:
+	case s.sup.OutOfMemory():
+		s.note(s.memoryFault(nil))
+	default:
+		s.note(&Fault{errRuntimeExit, "Runtime exited with error: signal: killed"})
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 type Invocation struct {
 	ID              string // created once, when the request arrives
 	Payload         []byte
-	ContentType     string // "" means application/json (RT-20)
 	TraceID         string // X-Ray header value (RT-16)
 	ClientContext   string // decoded JSON (RT-17)
 	CognitoIdentity string // JSON (RT-18)
@@ -37,8 +36,9 @@ type Result struct {
 	// reset if there is one.
 	Done <-chan struct{}
 
-	tail []byte // written before Done is closed
-	over *over  // nil if a Sandbox did not create the Result
+	fault *Fault // why the platform failed the invocation; nil if it did not, and for an error of the function's own
+	tail  []byte // written before Done is closed
+	over  *over  // nil if a Sandbox did not create the Result
 }
 
 // AfterDone arranges for f to be called when Done is closed. It calls f at once if Done is

@@ -220,9 +220,17 @@ func (h *AnswerHead) badMode() bool {
 	return h.Kind == AnswerResponse && h.Mode != "" && h.Mode != ModeStreaming
 }
 
-func badModeResult() *Result {
-	return &Result{FunctionError: true, ErrorType: "Runtime.InvalidResponseModeHeader"}
+// badModeFault returns the fault of an answer with an invalid response mode (RT-36).
+func (h *AnswerHead) badModeFault() *Fault {
+	mode := h.Mode
+	if len(mode) > maxQuotedMode {
+		mode = mode[:maxQuotedMode] + "..."
+	}
+	return &Fault{errBadResponseMode, fmt.Sprintf("Invalid function response mode %q", mode)}
 }
+
+// maxQuotedMode limits the bytes of a response mode that an error repeats.
+const maxQuotedMode = 64
 
 // Refusals of answers.
 var (

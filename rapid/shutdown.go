@@ -89,7 +89,7 @@ func (s *Sandbox) stopDomains() error {
 	if s.lost {
 		s.timer.Reset(exitEventWait)
 		s.waitForExits(func() bool { return !s.alive(false) })
-		return ErrLost
+		return s.lostError()
 	}
 	if !s.started {
 		return nil

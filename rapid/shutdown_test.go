@@ -230,12 +230,29 @@ func TestExtensionCrash(t *testing.T) {
 	leave := func(_ *fakesup.Process, e *Event) bool { return e.Type != EventInvoke }
 	inWorld(t, echo(time.Second), func(w *world) {
 		r := w.invoke("a")
-		if want := `{"errorType":"Extension.Crash","errorMessage":"RequestId: a Error: exit code 0"}`; string(r.Payload) != want {
+		if want := `{"errorType":"Extension.Crash","errorMessage":"RequestId: a Error: extension ext: exit code 0"}`; string(r.Payload) != want {
 			t.Errorf("answer %s", r.Payload)
 		}
 		<-r.Done
+		w.wantLogHas("RequestId: a Error: extension ext: exit code 0\nExtension.Crash\nEND RequestId: a\n")
+		w.wantLogHas("Status: error\tError Type: Extension.Crash\t\n")
 		w.wantStates("Initializing Invoking Resetting Cold")
 	}, withExtension("ext", extension(bothEvents, leave)))
+
+	// LOG-30: the line of the one that has died says so, that of the other does not.
+	dies := func(w *world) fakesup.Program {
+		return func(p *fakesup.Process) supervisor.Exit {
+			_, _ = w.s.NewClient().Register(p.Ctx, Registration{Name: "dead"})
+			sleep(p, time.Second)
+			return supervisor.Exit{Code: 1}
+		}
+	}
+	inWorld(t, hangs, func(w *world) {
+		if r := w.invoke("a"); r.ErrorType != errExtensionCrash || !strings.Contains(string(r.Payload), "Error: extension dead: exit status 1") {
+			t.Errorf("answer %s", r.Payload)
+		}
+		w.wantLogHas("EXTENSION\tName: other\tState: Ready\tEvents: [INVOKE, SHUTDOWN]\nEXTENSION\tName: dead\tState: Registered\tEvents: []\tError Type: Extension.Crash\n")
+	}, withExtension("other", extension(bothEvents, nil)), withExtension("dead", dies))
 
 	said := func(w *world) fakesup.Program {
 		return func(p *fakesup.Process) supervisor.Exit {
@@ -247,7 +264,7 @@ func TestExtensionCrash(t *testing.T) {
 	}
 	inWorld(t, echo(0), func(w *world) {
 		r := w.invoke("a")
-		if want := `{"errorType":"Extension.InitError","errorMessage":"RequestId: a Error: exit status 2"}`; string(r.Payload) != want {
+		if want := `{"errorType":"Extension.InitError","errorMessage":"RequestId: a Error: extension ext: exit status 2"}`; string(r.Payload) != want {
 			t.Errorf("answer %s", r.Payload)
 		}
 		w.wantLogHas("EXTENSION\tName: ext\tState: InitError\tEvents: []\tError Type: Extension.Mine\nINIT_REPORT")

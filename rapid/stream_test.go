@@ -206,8 +206,8 @@ func TestStreamFails(t *testing.T) {
 		{name: "end of the sandbox", body: hang, during: func(w *world) { time.Sleep(time.Second); w.cancel() }, code: "Sandbox.Failure", kind: "Sandbox.Failure",
 			details: `{"errorType":"Sandbox.Failure","errorMessage":"RequestId: id Error: the sandbox ended before the response was complete"}`,
 			state:   "ShuttingDown Dead", sendErr: ErrClosed},
-		{name: "out of memory", body: hang, during: func(w *world) { time.Sleep(time.Second); w.mayFail = true; w.sup.OutOfMemory() }, code: "Runtime.ExitError",
-			kind: "Runtime.ExitError", details: `{"errorType":"Runtime.ExitError","errorMessage":"RequestId: id Error: Runtime exited with error: signal: killed"}`,
+		{name: "out of memory", body: hang, during: func(w *world) { time.Sleep(time.Second); w.mayFail = true; w.sup.KillForMemory() }, code: "Runtime.OutOfMemory",
+			kind: "Runtime.OutOfMemory", details: `{"errorType":"Runtime.OutOfMemory","errorMessage":"RequestId: id Error: Runtime exited with error: signal: killed: out of memory, the limit is 128 MB"}`,
 			state: "Resetting Dead", sendErr: io.ErrUnexpectedEOF},
 	}
 	for _, tt := range tests {

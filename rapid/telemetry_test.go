@@ -201,6 +201,29 @@ func TestSystemLogLevel(t *testing.T) {
 	}
 }
 
+// INV-14: the records of out of memory, as Lambda writes them.
+func TestTelemetryOfOutOfMemory(t *testing.T) {
+	var l logBuffer
+	inWorld(t, echo(time.Minute), func(w *world) {
+		w.mayFail = true
+		go func() {
+			time.Sleep(time.Second)
+			w.sup.KillForMemory()
+		}()
+		<-w.invoke("one").Done
+		for _, want := range []string{
+			`"type":"platform.runtimeDone","record":{"requestId":"one","status":"error","errorType":"Runtime.OutOfMemory"`,
+			`"type":"platform.report","record":{"requestId":"one","status":"error","errorType":"Runtime.OutOfMemory"`,
+		} {
+			if got := l.String(); !strings.Contains(got, want) {
+				t.Errorf("no %s in\n%s", want, got)
+			}
+		}
+	}, with(func(c *Config, _ *fakesup.Supervisor) {
+		c.Function.LogFormat, c.Sink = telemetry.JSON, telemetry.NewWriter(&l, telemetry.JSON)
+	}))
+}
+
 // TL-33, TL-34, TL-47: an initialization that passes its limit ends with the status
 // timeout and no error type; one whose runtime dies, with the first fatal error.
 func TestTelemetryOfAFailedInit(t *testing.T) {

@@ -32,7 +32,7 @@ func sanitizeType(t string) string {
 	case strings.HasPrefix(t, "Function."):
 		return "Function.Unknown"
 	}
-	return "Runtime.Unknown"
+	return errRuntimeUnknown
 }
 
 const (

@@ -289,6 +289,15 @@ func (s *Sandbox) Usage() (isolation.Usage, error) {
 	return usage, nil
 }
 
+// OutOfMemory reports whether the kernel has killed a process of the sandbox for lack of
+// memory. It is up to date when the exit of a process is reported, and when the channel of
+// Lost is closed.
+func (s *Sandbox) OutOfMemory() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.oom
+}
+
 // Events returns the stream of exits for observers. It is bounded: if an observer is too
 // slow, events are dropped, and an event with Lost says so. Close ends the stream. All
 // callers share one stream.

@@ -55,7 +55,7 @@ func TestCasesFailOnFaults(t *testing.T) {
 		{"an unknown id is taken", "RT-06", faults{unknownTaken: true}, "want 400"},
 		{"the event is changed", "RT-12", faults{payload: true}, "echo is"},
 		{"ids differ", "RT-13", faults{otherID: true}, `"other"`},
-		{"the content type is lost", "RT-20", faults{contentType: true}, "application/x-mine+json"},
+		{"the caller's content type is passed on", "RT-20", faults{contentType: true}, "application/x-www-form-urlencoded"},
 		{"the answer is lost", "RT-31", faults{loseAnswers: true}, "answer is"},
 		{"no version", "INV-06", faults{noVersion: true}, "X-Amz-Executed-Version"},
 		{"function errors are 502", "INV-10", faults{errorStatus: http.StatusBadGateway}, "502"},

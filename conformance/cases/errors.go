@@ -11,18 +11,15 @@ func failsAs(id string, s *suite.Setup, kind string) suite.Case {
 	return suite.Case{ID: id, Setup: s, Run: func(t *suite.T) { t.FunctionError(t.Invoke("1"), kind, "") }}
 }
 
-// failsWith is a case on the function error of a step.
-func failsWith(id, kind string, s step) suite.Case {
+// failsWith is a case on the function error of steps, which REPORT names too.
+func failsWith(id, kind string, s ...step) suite.Case {
 	return suite.Case{ID: id, Setup: plain, Run: func(t *suite.T) {
-		payload, _ := t.Event(true, s)
-		a := t.Invoke(payload)
-		if kind == "Runtime.InvalidResponseModeHeader" { // the body is empty (RT-36)
-			suite.Equal(t, "X-Amz-Function-Error", a.Header.Get("X-Amz-Function-Error"), "Unhandled")
-			t.WaitLog("REPORT RequestId: " + a.ID())
-			t.Contains("log", t.Log(), kind)
-			return
-		}
+		payload, _ := t.Event(true, s...)
+		a := t.Invoke(payload, tail, asTail)
 		t.FunctionError(a, kind, "")
+		if m := reported(t, a); m[7] != "error" || m[8] != kind {
+			t.Errorf("%q: want the error of the answer, %s", m[0], kind)
+		}
 	}}
 }
 
@@ -32,12 +29,12 @@ var errorTypes = []suite.Case{
 	failsAs("FE-02", badBootstrap, "Runtime.InvalidEntrypoint"),
 	failsWith("FE-05", "Runtime.TruncatedResponse", truncated("r", "Content-Length: 9", "1")),
 	failsWith("FE-06", "Runtime.InvalidResponseModeHeader", answer("r", "1", modeHeader, "sideways")),
-	failsWith("FE-08", "Function.ResponseSizeTooLarge", letters(answer("r", ""), sizeLimit+1)),
+	failsWith("FE-08", "Function.ResponseSizeTooLarge", letters(answer("r", ""), sizeLimit+1), exit(1)), // as clients do that get no 202
 	failsAs("FE-10", notExecutable, "Extension.LaunchError"),
 	failsAs("FE-11", initPosts, "Extension.InitError"),
 	{ID: "FE-12", Setup: killed, Run: func(t *suite.T) {
 		payload, _ := t.Event(false, sleep(2000))
-		t.FunctionError(t.Invoke(payload), "Extension.Crash", "RequestId: <id> Error: signal: killed")
+		crashed(t, t.Invoke(payload), "signal: killed")
 	}},
 	{ID: "FE-14", Setup: plain, Run: func(t *suite.T) {
 		payload, _ := t.Event(true, sleep(60_000))

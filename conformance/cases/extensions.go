@@ -326,6 +326,12 @@ var (
 		identified(post("init/error", extensionBase+"init/error", "", "Lambda-Extension-Function-Error-Type", "Mine.Init")), exit(1)))}}
 )
 
+// crashed wants an answer that says which extension has exited, and how.
+func crashed(t *suite.T, a *suite.Answer, how string) {
+	t.FunctionError(a, "Extension.Crash", "RequestId: <id> Error: extension watcher: "+how)
+	t.WaitLog("RequestId: " + a.ID() + " Error: extension watcher: " + how + "\nExtension.Crash\n")
+}
+
 // extensionFailure is section 2.5.
 var extensionFailure = []suite.Case{
 	{ID: "EX-23", Setup: initPosts, Run: func(t *suite.T) {
@@ -333,7 +339,7 @@ var extensionFailure = []suite.Case{
 	}},
 	{ID: "EX-28", Setup: exits0, Run: func(t *suite.T) {
 		payload, _ := t.Event(false, sleep(2000))
-		t.FunctionError(t.Invoke(payload), "Extension.Crash", "RequestId: <id> Error: exit code 0")
+		crashed(t, t.Invoke(payload), "exit code 0")
 		suite.Equal(t, "answer after it", string(t.Invoke("1").Body), "1")
 		suite.Equal(t, "starts of the extension", len(t.Journal().By("watcher").Named("start")), 2)
 	}},

@@ -33,7 +33,7 @@ type faults struct {
 	pong         string // instead of pong
 	payload      bool   // the event is changed on its way
 	otherID      bool   // the caller is told another id than the runtime
-	contentType  bool   // the caller's content type gets lost
+	contentType  bool   // the runtime gets the caller's content type
 	noVersion    bool   // no X-Amz-Executed-Version
 	errorStatus  int    // of a function error, instead of 200
 	unknownTaken bool   // a response for an unknown id is accepted
@@ -119,9 +119,9 @@ func (e *fakeEnv) Stop() error {
 
 func (e *fakeEnv) invoke(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
-	kind := r.Header.Get("Content-Type")
-	if kind == "" || e.f.faults.contentType {
-		kind = "application/json"
+	kind := "application/json"
+	if e.f.faults.contentType {
+		kind = r.Header.Get("Content-Type")
 	}
 	if e.f.faults.payload {
 		body = append(body, ' ')

@@ -21,12 +21,14 @@ var invoke = []suite.Case{
 		if len(part) != 5 {
 			t.Fatalf("ARN %q", arn)
 		}
-		for _, name := range []string{"function", "function:$LATEST", "function%3A%24LATEST", part[4], arn, strings.ReplaceAll(arn, ":", "%3A")} {
+		for _, name := range []string{"function", "function:$LATEST", "function%3A%24LATEST", "function:function", part[4], arn, strings.ReplaceAll(arn, ":", "%3A")} {
 			suite.Equal(t, "status for "+name, t.Request("POST", "/2015-03-31/functions/"+name+"/invocations", []byte("1")).Status, 200)
 		}
 		suite.Equal(t, "status with a qualifier", t.Request("POST", suite.InvokePath+"?Qualifier=$LATEST", []byte("1")).Status, 200)
-		for _, name := range []string{"no.name", strings.Repeat("x", 65)} {
-			suite.Equal(t, "status for "+name, t.Request("POST", "/2015-03-31/functions/"+name+"/invocations", []byte("1")).Status, 400)
+		other := strings.SplitN(arn, ":", 7)
+		other[3] = "xx-nowhere-9"
+		for _, name := range []string{"no.name", strings.Repeat("x", 65), "function:nobody", "function:nosuchversion", strings.Join(other, ":")} {
+			refusal(t, t.Request("POST", "/2015-03-31/functions/"+name+"/invocations", []byte("1")), 404, "ResourceNotFoundException")
 		}
 	}},
 	{ID: "INV-02", Setup: plain, Run: func(t *suite.T) {
@@ -90,7 +92,7 @@ var invoke = []suite.Case{
 	{ID: "INV-09", Setup: plain, Run: func(t *suite.T) {
 		a := t.Invoke("hello")
 		refusal(t, a, 400, "InvalidRequestContentException")
-		t.Contains("body", string(a.Body), "Could not parse request body into json")
+		t.Contains("body", string(a.Body), "Could not parse request body into json: Could not parse payload into json: ")
 		suite.Equal(t, "event of an empty payload", string(t.Invoke("").Body), "{}")
 	}},
 	{ID: "INV-10", Setup: plain, Run: func(t *suite.T) {
@@ -117,7 +119,10 @@ var invoke = []suite.Case{
 	}},
 	{ID: "INV-14", Setup: &suite.Setup{Name: "little memory", Memory: 128, Timeout: 20}, Run: func(t *suite.T) {
 		payload, _ := t.Event(false, step{Op: "alloc", N: 512})
-		t.FunctionError(t.Invoke(payload), "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		a := t.Invoke(payload, tail, asTail)
+		t.FunctionError(a, "Runtime.OutOfMemory", "")
+		t.Contains("answer", string(a.Body), "Error: Runtime exited with error: signal: killed")
+		suite.Equal(t, "error type of REPORT", reported(t, a)[8], "Runtime.OutOfMemory")
 		suite.Equal(t, "answer after it", string(t.Invoke("1").Body), "1")
 	}},
 	{ID: "INV-15", Setup: plain, Run: func(t *suite.T) {
@@ -156,11 +161,22 @@ var invokeErrors = []suite.Case{
 	{ID: "INV-17", Setup: plain, Run: func(t *suite.T) {
 		refusal(t, t.Invoke("1", "X-Amz-Invocation-Type", "Sometimes"), 400, "InvalidParameterValueException")
 		refusal(t, t.Invoke("{", "X-Amz-Invocation-Type", "RequestResponse"), 400, "InvalidRequestContentException")
+		refusal(t, t.Request("POST", "/2015-03-31/functions/function:$LATEST/invocations?Qualifier=1", []byte("1")), 400, "InvalidParameterValueException")
+		for _, path := range []string{"my-function!/invocations", "function:/invocations", "function/invocations?Qualifier=invalid!",
+			"function/invocations?Qualifier=" + strings.Repeat("q", 129), "invalid-account:function:my-function/invocations",
+			"arn:aws:lambda:invalid-region:111111111111:function:my-function/invocations", "arn:aws:lambda:us-east-1::function:my-function/invocations",
+			"arn:aws:ec2:us-east-1:111111111111:instance:i-1234567890abcdef0/invocations", "function:my-function:$LATEST:extra/invocations",
+			"arn:aws:lambda:us-east-1:111111111111:function:my-function:$LATES/invocations"} {
+			a := t.Request("POST", "/2015-03-31/functions/"+path, []byte("1"))
+			refusal(t, a, 400, "ValidationException")
+			t.Contains("body", string(a.Body), "1 validation error detected: Value '")
+		}
 	}},
 	{ID: "INV-19", Setup: plain, Run: func(t *suite.T) {
 		a := t.Request("POST", "/2015-03-31/functions/nobody/invocations", []byte("1"))
 		refusal(t, a, 404, "ResourceNotFoundException")
 		t.Contains("body", string(a.Body), "Function not found: arn:aws")
+		t.Contains("body", string(a.Body), `:function:nobody:$LATEST"`)
 	}},
 	{ID: "INV-22", Setup: plain, Run: func(t *suite.T) {
 		refusal(t, t.Invoke("1", "Content-Encoding", "gzip"), 415, "UnsupportedMediaTypeException")

@@ -108,7 +108,13 @@ var initialization = []suite.Case{
 	}},
 	{ID: "LC-27", Setup: &suite.Setup{Name: "init error, then exit", Runtime: starts(
 		steps(post("init/error", initErrorPath, initErrorBody), exit(1)), steps(exit(1)))}, Run: func(t *suite.T) {
-		suite.Equal(t, "answer", string(t.Invoke("1").Body), initErrorBody)
+		t.Restart()
+		a := t.Invoke("1", tail, asTail)
+		suite.Equal(t, "answer", string(a.Body), initErrorBody)
+		t.Contains("tail", a.Tail(), "START RequestId: "+a.ID()+" Version: $LATEST\nEND RequestId: "+a.ID()+"\nREPORT") // LOG-29
+		if m := reported(t, a); m[7] != "error" || m[8] != "Runtime.Unknown" {
+			t.Errorf("%q: want the type of the posted error, which had none", m[0])
+		}
 	}},
 }
 

@@ -103,10 +103,20 @@ const tail, asTail = "X-Amz-Log-Type", "Tail"
 
 // platformLines is section 7.2.
 var platformLines = []suite.Case{
-	{ID: "LOG-20", Setup: plain, Run: func(t *suite.T) {
+	{ID: "LOG-20", Setup: exitsInInit, Run: func(t *suite.T) {
 		t.Restart()
-		t.Invoke("1")
-		t.WaitLogMatch(`INIT_START Runtime Version: \S+\tRuntime Version ARN: \S+\n`)
+		a := t.Invoke("1")
+		t.WaitLog("REPORT RequestId: " + a.ID())
+		if ok, _ := regexp.MatchString(`INIT_START Runtime Version: \S+\tRuntime Version ARN: \S+\nINIT_REPORT [^\n]*\nSTART RequestId: `+a.ID(), t.Log()); !ok {
+			t.Errorf("log %q: want one INIT_START, for the first of two initializations", t.Log())
+		}
+		payload, _ := t.Event(true, exit(1))
+		t.Invoke(payload)
+		b := t.Invoke("1")
+		t.WaitLog("REPORT RequestId: " + b.ID())
+		if ok, _ := regexp.MatchString(`INIT_START [^\n]*\nSTART RequestId: `+b.ID(), t.Log()); !ok {
+			t.Errorf("log %q: want INIT_START for the initialization after a reset", t.Log())
+		}
 	}},
 	{ID: "LOG-21", Setup: plain, Run: func(t *suite.T) {
 		a := t.Invoke("1", tail, asTail)
@@ -119,6 +129,8 @@ var platformLines = []suite.Case{
 	{ID: "LOG-23", Setup: plain, Run: func(t *suite.T) {
 		m := reported(t, t.Invoke("1", tail, asTail))
 		suite.Equal(t, "Memory Size", m[4], "1769")
+		payload, _ := t.Event(true, fault("e", customError, "Lambda-Runtime-Function-Error-Type", "Function.Mine"))
+		suite.Equal(t, "Status after an error of the handler", reported(t, t.Invoke(payload, tail, asTail))[7], "")
 	}},
 	{ID: "LOG-24", Setup: plain, Run: func(t *suite.T) {
 		t.Restart()

@@ -155,11 +155,11 @@ var next = []suite.Case{
 		absent(t, t.One(j, "next").Headers, "Lambda-Runtime-Aws-Tenant-Id")
 	}},
 	{ID: "RT-20", Setup: plain, Run: func(t *suite.T) {
-		payload, play := t.Event(false)
-		t.Invoke(payload, "Content-Type", "application/x-mine+json")
-		suite.Equal(t, "type", t.One(t.Journal().Of(play), "next").Headers["Content-Type"], "application/x-mine+json")
-		_, j := t.Play()
-		suite.Equal(t, "default type", t.One(j, "next").Headers["Content-Type"], "application/json")
+		for _, kind := range []string{"application/x-www-form-urlencoded", "", "application/octet-stream", "application/json; charset=utf-8", "text/plain"} {
+			payload, play := t.Event(false)
+			t.Invoke(payload, "Content-Type", kind)
+			suite.Equal(t, "the runtime's type after the caller's "+kind, t.One(t.Journal().Of(play), "next").Headers["Content-Type"], "application/json")
+		}
 	}},
 	{ID: "RT-21", Setup: plain, Run: func(t *suite.T) {
 		_, j := t.Play()

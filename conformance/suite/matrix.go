@@ -9,18 +9,24 @@ import (
 	"strings"
 )
 
-// The tables of the clients matrix: the beginning of a test's name, and its title.
-var matrixTables = []struct{ test, title string }{
-	{"TestClientRuntime", "Runtime client"},
-	{"TestClientCaller", "Caller"},
-}
-
-// The columns in order; others follow.
+// The columns of what a client does, in order; others follow.
 var matrixColumns = []string{"succeeds", "fails", "streams", "logs JSON", "times out"}
 
+// The tables of the clients matrix: the beginning of a test's name, the title, and the first
+// columns.
+var matrixTables = []struct {
+	test, title string
+	columns     []string
+}{
+	{"TestClientRuntime", "Runtime client", matrixColumns},
+	{"TestClientCaller", "Caller", matrixColumns},
+	{"TestClientPair", "Runtime client, called by", nil},
+}
+
 // Matrix reads the events of `go test -json` and writes the clients matrix as a section
-// of the documentation. Tests TestClientRuntime…/ROW/COLUMN and TestClientCaller…/ROW/COLUMN
-// are its cells; a row may have slashes in it. It is an error if there are none.
+// of the documentation. Tests TestClientRuntime…/ROW/COLUMN, TestClientCaller…/ROW/COLUMN and
+// TestClientPair/ROW/COLUMN are its cells; a row may have slashes in it. It is an error if
+// there are none.
 func Matrix(events io.Reader, w io.Writer) error {
 	outcomes := make(map[string]string)
 	for d := json.NewDecoder(events); ; {
@@ -40,7 +46,7 @@ func Matrix(events io.Reader, w io.Writer) error {
 	b.WriteString("## Official clients\n\nUnmodified, as the registries have them, each as a function in sandboxes of its own: `make conformance-clients`. " +
 		"A dash stands where a client has no such thing.\n")
 	for _, table := range matrixTables {
-		if err := writeMatrix(&b, table.test, table.title, outcomes); err != nil {
+		if err := writeMatrix(&b, table.test, table.title, table.columns, outcomes); err != nil {
 			return err
 		}
 	}
@@ -49,8 +55,8 @@ func Matrix(events io.Reader, w io.Writer) error {
 }
 
 // writeMatrix writes one table.
-func writeMatrix(b *strings.Builder, test, title string, outcomes map[string]string) error {
-	cells, rows, columns := make(map[[2]string]string), []string(nil), matrixColumns
+func writeMatrix(b *strings.Builder, test, title string, first []string, outcomes map[string]string) error {
+	cells, rows, columns := make(map[[2]string]string), []string(nil), first
 	for name, verdict := range outcomes {
 		if !strings.HasPrefix(name, test) || !isLeaf(name, outcomes) {
 			continue
@@ -73,7 +79,7 @@ func writeMatrix(b *strings.Builder, test, title string, outcomes map[string]str
 		return fmt.Errorf("no test %s… is among the events; run make conformance-clients", test)
 	}
 	slices.Sort(rows)
-	slices.Sort(columns[len(matrixColumns):])
+	slices.Sort(columns[len(first):])
 	fmt.Fprintf(b, "\n| %s | %s |\n|%s\n", title, strings.Join(columns, " | "), strings.Repeat("---|", len(columns)+1))
 	for _, row := range rows {
 		fmt.Fprintf(b, "| `%s` |", row)

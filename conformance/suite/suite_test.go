@@ -123,6 +123,8 @@ func TestMatrix(t *testing.T) {
 {"Action":"fail","Test":"TestClientRuntimeA/a/b@1/streams"}
 {"Action":"pass","Test":"TestClientRuntimeA/a/b@1"}
 {"Action":"pass","Test":"TestClientCallerC/c/other_types"}
+{"Action":"pass","Test":"TestClientPair/a/b@1/curl_-d"}
+{"Action":"fail","Test":"TestClientPair/a/b@1/boto3"}
 {"Action":"pass","Test":"TestClientHeap"}
 {"Action":"pass"}
 `
@@ -135,6 +137,7 @@ func TestMatrix(t *testing.T) {
 			"| `a/b@1` | – | – | **failed** | – | – |\n| `b_b@2.0` | passed | – | – | – | – |\n",
 		"| Caller | succeeds | fails | streams | logs JSON | times out | other types |\n",
 		"| `c` | – | – | – | – | – | passed |\n",
+		"| Runtime client, called by | boto3 | curl -d |\n|---|---|---|\n| `a/b@1` | **failed** | passed |\n",
 	} {
 		if !strings.Contains(got.String(), want) {
 			t.Errorf("%s\nlacks\n%s", got.String(), want)

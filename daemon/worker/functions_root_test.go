@@ -225,8 +225,8 @@ func TestFunctions(t *testing.T) {
 			}
 		}
 		calls.Wait()
-		h.want("c", "{}", `404 {"Type":"User","Message":"Function not found: arn:aws:lambda:us-east-1:123456789012:function:c"}`)
-		h.want("function", "{}", `404 {"Type":"User","Message":"Function not found: arn:aws:lambda:us-east-1:123456789012:function:function"}`)
+		h.want("c", "{}", `404 {"Type":"User","Message":"Function not found: arn:aws:lambda:us-east-1:123456789012:function:c:$LATEST"}`)
+		h.want("function", "{}", `404 {"Type":"User","Message":"Function not found: arn:aws:lambda:us-east-1:123456789012:function:function:$LATEST"}`)
 		facts := h.facts()
 		if facts[a1.ID] == 0 || facts[b1.ID] == 0 {
 			t.Errorf("the supervisor knows of the sandboxes %v", facts)

@@ -1,7 +1,8 @@
 package worker
 
 import (
-	"strings"
+	"crypto/rand"
+	"encoding/hex"
 	"time"
 
 	"github.com/sandboxd/sandboxd/function"
@@ -64,11 +65,10 @@ func longInit(c *message.WorkerConfig, rev *function.Revision) time.Duration {
 	return max(c.Life.InitTimeout, 130*time.Second, rev.Timeout)
 }
 
-// logStream returns the name of a sandbox's log stream, in the form that Lambda uses
-// (ENV-04).
-func logStream(rev *function.Revision, id string) string {
-	var b strings.Builder
-	b.WriteString(time.Now().UTC().Format("2006/01/02/"))
-	b.WriteString("[" + rev.Version + "]" + id)
-	return b.String()
+// newLogStream returns a new name for a sandbox's log stream, in the form that Lambda uses
+// (ENV-04): programs that read logs want the 32 hexadecimal digits.
+func newLogStream(rev *function.Revision) string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return time.Now().UTC().Format("2006/01/02/") + "[" + rev.Version + "]" + hex.EncodeToString(id[:])
 }

@@ -107,11 +107,11 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	if udp, _ := box.Lookups(); udp != nil {
 		s.resolver = dns.New(dns.Config{Match: f.network.Policy.Match, Open: box.Allow, Dial: f.client.Upstream})
 	}
-	cfg.LogStream, cfg.APIAddr = logStream(f.rev, id), box.Listener().Addr().String()
+	cfg.LogStream, cfg.APIAddr = newLogStream(f.rev), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func(ctx context.Context) (rapid.Restored, error) {
 			c, err := f.renew(ctx)
-			return rapid.Restored{Credentials: c, LogStream: logStream(f.rev, id+"-1")}, err
+			return rapid.Restored{Credentials: c, LogStream: newLogStream(f.rev)}, err
 		}
 	}
 	initialized := sync.OnceFunc(func() { close(s.ready) })

@@ -21,8 +21,8 @@ import (
 
 // The clients matrix: official runtime clients and callers, unmodified. `make
 // conformance-clients` installs them below .build/clients and runs the tests
-// TestClientRuntime… and TestClientCaller…, whose subtests are the rows and columns of
-// the tables in docs/conformance.md.
+// TestClientRuntime…, TestClientCaller… and TestClientPair, whose subtests are the rows
+// and columns of the tables in docs/conformance.md.
 //
 // The functions are in the folders here, one for each language. All do the same,
 // which the event says:
@@ -180,11 +180,16 @@ func wantClientStream(t *testing.T, d *harness.Daemon, dir string) {
 }
 
 // RIC-01.
-func TestClientRuntimeGo(t *testing.T) {
-	t.Parallel()
+func goClient(t *testing.T) runtimeClient {
+	t.Helper()
 	dir := goFunction(t)
 	version := pinned(t, "../../go.mod", `github.com/aws/aws-lambda-go v(\S+)`)
-	runtimeClient{name: "aws-lambda-go@" + version, dir: dir, stream: []string{}}.run(t)
+	return runtimeClient{name: "aws-lambda-go@" + version, dir: dir, stream: []string{}}
+}
+
+func TestClientRuntimeGo(t *testing.T) {
+	t.Parallel()
+	goClient(t).run(t)
 }
 
 // nodeLayer is a layer with Node 22.
@@ -194,39 +199,57 @@ func nodeLayer(t *testing.T) string {
 }
 
 // RIC-02: both transports, on Node 22 in a layer.
-func TestClientRuntimeNode4(t *testing.T) {
-	t.Parallel()
+func node4Clients(t *testing.T) (both []runtimeClient) {
+	t.Helper()
 	dir := clientDir(t, "node4")
 	version := pinned(t, "node4/package.json", `"aws-lambda-ric": "(.+)"`)
 	for name, more := range map[string][]string{
 		"native":     nil,
 		"javascript": {"--env=AWS_LAMBDA_NODEJS_USE_ALTERNATIVE_CLIENT_1=true"},
 	} {
-		runtimeClient{
+		both = append(both, runtimeClient{
 			name: "aws-lambda-ric@" + version + ",transport=" + name, dir: dir,
 			flags:  append([]string{"--runtime=nodejs22.x", "--handler=index.handler", "--layer", nodeLayer(t)}, more...),
 			stream: []string{"--handler=index.stream"},
-		}.run(t)
+		})
+	}
+	return both
+}
+
+func TestClientRuntimeNode4(t *testing.T) {
+	t.Parallel()
+	for _, c := range node4Clients(t) {
+		c.run(t)
 	}
 }
 
 // RIC-03: the machine's own Node.
-func TestClientRuntimeNode3(t *testing.T) {
-	t.Parallel()
-	runtimeClient{
+func node3Client(t *testing.T) runtimeClient {
+	t.Helper()
+	return runtimeClient{
 		name: "aws-lambda-ric@" + pinned(t, "node3/package.json", `"aws-lambda-ric": "(.+)"`), dir: clientDir(t, "node3"),
 		flags:  []string{"--runtime=nodejs20.x", "--handler=index.handler"},
 		stream: []string{"--handler=index.stream"},
-	}.run(t)
+	}
+}
+
+func TestClientRuntimeNode3(t *testing.T) {
+	t.Parallel()
+	node3Client(t).run(t)
 }
 
 // RIC-04.
-func TestClientRuntimePython(t *testing.T) {
-	t.Parallel()
-	runtimeClient{
+func pythonClient(t *testing.T) runtimeClient {
+	t.Helper()
+	return runtimeClient{
 		name: "awslambdaric@" + pinned(t, "python/requirements.txt", `awslambdaric==(\S+)`), dir: clientDir(t, "python"),
 		flags: []string{"--runtime=" + pythonRuntime(t), "--handler=app.handler"},
-	}.run(t)
+	}
+}
+
+func TestClientRuntimePython(t *testing.T) {
+	t.Parallel()
+	pythonClient(t).run(t)
 }
 
 // pythonRuntime names the runtime of Debian's Python: an interpreter outside /usr is not
@@ -237,12 +260,17 @@ func pythonRuntime(t *testing.T) string {
 }
 
 // RIC-05.
-func TestClientRuntimeJava(t *testing.T) {
-	t.Parallel()
+func javaClient(t *testing.T) runtimeClient {
+	t.Helper()
 	dir := clientDir(t, "java")
 	flags := []string{"--runtime=" + javaRuntime(t), "--handler=Handler"}
 	version := pinned(t, "java/pom.xml", `aws-lambda-java-runtime-interface-client</artifactId>\s*<version>(.+)<`)
-	runtimeClient{name: "aws-lambda-java-runtime-interface-client@" + version, dir: dir, flags: flags, limit: 20}.run(t)
+	return runtimeClient{name: "aws-lambda-java-runtime-interface-client@" + version, dir: dir, flags: flags, limit: 20}
+}
+
+func TestClientRuntimeJava(t *testing.T) {
+	t.Parallel()
+	javaClient(t).run(t)
 }
 
 // TestClientJavaHeap: the JVM sizes itself by the function's memory and not by the
@@ -268,8 +296,13 @@ func javaRuntime(t *testing.T) string {
 }
 
 // RIC-06.
+func rustClient(t *testing.T) runtimeClient {
+	t.Helper()
+	version := pinned(t, "rust/Cargo.toml", `lambda_runtime = "=(.+)"`)
+	return runtimeClient{name: "lambda_runtime@" + version, dir: filepath.Join(clientDir(t, "rust"), "function"), stream: []string{}}
+}
+
 func TestClientRuntimeRust(t *testing.T) {
 	t.Parallel()
-	version := pinned(t, "rust/Cargo.toml", `lambda_runtime = "=(.+)"`)
-	runtimeClient{name: "lambda_runtime@" + version, dir: filepath.Join(clientDir(t, "rust"), "function"), stream: []string{}}.run(t)
+	rustClient(t).run(t)
 }

@@ -111,7 +111,10 @@ func TestACC23Exhaustion(t *testing.T) {
 		d := harness.Start(t, "--memory=256", "--timeout=60s", harness.Function(t))
 		before := d.Do()
 		a := d.Invoke(script.Event{Report: true, Steps: []script.Step{{Op: "alloc", N: 1024}}})
-		a.WantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		a.WantError(t, "Runtime.OutOfMemory", "RequestId: <id> Error: Runtime exited with error: signal: killed: out of memory, the limit is 256 MB")
+		if r := d.ReportOf(a.ID()); r.ErrorType != "Runtime.OutOfMemory" {
+			t.Errorf("REPORT has the error type %q (INV-14)", r.ErrorType)
+		}
 		n.check(t)
 		if after := d.Do(); after.LogStream == before.LogStream || after.Started == before.Started {
 			t.Errorf("log stream %s after %s; want a fresh sandbox (docs/decisions/0037)", after.LogStream, before.LogStream)
@@ -120,7 +123,16 @@ func TestACC23Exhaustion(t *testing.T) {
 	t.Run("memory of a child", func(t *testing.T) {
 		d := harness.Start(t, "--memory=256", "--timeout=60s", harness.ShellFunction(t, []byte("#!/bin/sh\n"+
 			"api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation\ncurl -s $api/next\ntail /dev/zero\nsleep 1000\n")))
-		d.Invoke("x").WantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: signal: killed")
+		d.Invoke("x").WantError(t, "Runtime.OutOfMemory", "RequestId: <id> Error: Runtime exited with error: signal: killed: out of memory, the limit is 256 MB")
+		n.check(t)
+	})
+	t.Run("memory of a child whose end is the runtime's", func(t *testing.T) {
+		d := harness.Start(t, "--memory=256", "--timeout=60s", harness.ShellFunction(t, []byte("#!/bin/sh\n"+
+			"api=http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation\ncurl -s $api/next\ntail /dev/zero || exit 3\n")))
+		a := d.Invoke("x") // the runtime may exit before it is killed
+		if body := string(a.Body); !strings.Contains(body, `"errorType":"Runtime.OutOfMemory"`) || !strings.Contains(body, ": out of memory, the limit is 256 MB") {
+			t.Errorf("answer %s", body)
+		}
 		n.check(t)
 	})
 	t.Run("output", func(t *testing.T) {

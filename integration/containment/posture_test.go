@@ -30,7 +30,6 @@ var (
 		"AWS_SESSION_TOKEN":               "the token",
 		"AWS_LAMBDA_RUNTIME_API":          `127\.0\.0\.1:9001`,
 		"AWS_LAMBDA_INITIALIZATION_TYPE":  "on-demand",
-		"AWS_LAMBDA_LOG_FORMAT":           "Text",
 		"LANG":                            `en_US\.UTF-8`,
 		"TZ":                              ":UTC",
 		"PATH":                            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
@@ -39,7 +38,7 @@ var (
 	}
 	runtimeEnvironment = map[string]string{ // ENV-04, 05, 08
 		"AWS_LAMBDA_LOG_GROUP_NAME":  "/aws/lambda/posture",
-		"AWS_LAMBDA_LOG_STREAM_NAME": ".+",
+		"AWS_LAMBDA_LOG_STREAM_NAME": `\d{4}/\d\d/\d\d/\[\$LATEST\][0-9a-f]{32}`,
 		"_HANDLER":                   "the.handler",
 		"LAMBDA_TASK_ROOT":           "/var/task",
 		"LAMBDA_RUNTIME_DIR":         "/var/runtime",

@@ -134,7 +134,7 @@ func TestACC12ExtensionExits(t *testing.T) {
 	d := harness.Start(t, harness.OneCPU, "--timeout=20s", "--layer", harness.Layer(t, harness.Extensions{"quitter": quitter}), harness.Function(t))
 	before := d.Do()
 	a := d.Invoke(script.Event{Report: true, Steps: []script.Step{{Op: "sleep", MS: 600_000}}})
-	a.WantError(t, "Extension.Crash", "RequestId: <id> Error: exit code 0")
+	a.WantError(t, "Extension.Crash", "RequestId: <id> Error: extension quitter: exit code 0")
 	after := d.Do()
 	if after.Started == before.Started {
 		t.Error("the runtime survived the reset")

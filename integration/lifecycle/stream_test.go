@@ -109,7 +109,7 @@ func TestStreamLimits(t *testing.T) {
 		t.Errorf("pid %d, before %d; the runtime got %+v", after.PID, before.PID, after.Previous[0])
 	}
 	a := d.Invoke(harness.Answering(letters(6<<20 + 101)))
-	a.WantError(t, "Function.ResponseSizeTooLarge", "Response payload size (6291557 bytes) exceeded maximum allowed payload size (6291556 bytes).")
+	a.WantError(t, "Function.ResponseSizeTooLarge", "Response payload size exceeded maximum allowed payload size (6291556 bytes).")
 }
 
 // RT-74: each kind of invocation with each kind of handler.

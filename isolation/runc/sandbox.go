@@ -86,11 +86,10 @@ func (e *Engine) Create(ctx context.Context, spec isolation.Spec) (_ *Sandbox, e
 		return m, err
 	})
 	if spec.Tmp.Template != "" {
-		uid, gid := s.ids()
 		s.tmp = inBackground(func() (*tmpVolume, error) {
 			_, end := tracing.Step(ctx, "/tmp")
 			defer end()
-			return newTmp(spec.Tmp.Template, len(spec.Domains), uid, gid)
+			return newTmp(spec.Tmp.Template, len(spec.Domains), spec.IDBase) // root inside, as on Lambda (ENV-30)
 		})
 	}
 	connected := inBackground(func() (struct{}, error) { return struct{}{}, inStep(ctx, "network", s.connect) })

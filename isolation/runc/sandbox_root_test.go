@@ -56,6 +56,9 @@ func tmpTemplate(t testing.TB) string {
 	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", image, "16m").CombinedOutput(); err != nil {
 		t.Fatalf("mke2fs: %v\n%s", err, out)
 	}
+	if out, err := exec.Command("debugfs", "-w", "-R", "set_inode_field / mode 041777", image).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v\n%s", err, out)
+	}
 	return image
 }
 
@@ -152,7 +155,7 @@ func TestPosture(t *testing.T) {
 		{"devices", "ls -1 /dev; head -c 2 /dev/zero | wc -c; echo lost >/dev/null && echo written",
 			"fd\nfull\nnull\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n2\nwritten\n"},
 		{"files and folders of /proc are hidden", "cat /proc/interrupts /proc/keys /proc/cmdline | wc -c; ls /proc/irq /proc/fs /proc/bus | grep -vc -e : -e '^$'", "0\n0\n"},
-		{"tmp is writable", "echo a >/tmp/a && cat /tmp/a; stat -c '%u:%g' /tmp /tmp/a", "a\n993:990\n993:990\n"},
+		{"tmp is writable", "echo a >/tmp/a && cat /tmp/a; stat -c '%u:%g' /tmp /tmp/a", "a\n0:0\n993:990\n"},
 		{"tmp is bounded", "head -c 32000000 /dev/zero 2>&1 >/tmp/big | grep -o 'No space left'; rm /tmp/big", "No space left\n"},
 		{"cgroup", "cut -d: -f3 /proc/self/cgroup | sort -u", "/\n"},
 		{"sysctls are read-only", "sh -c 'echo 1 >/proc/sys/user/max_user_namespaces' 2>&1 | grep -o 'Read-only file system'; cat /proc/sys/user/max_user_namespaces", "Read-only file system\n0\n"},

@@ -20,9 +20,9 @@ type tmpVolume struct {
 	mounts []int // detached mounts, one for each domain
 }
 
-// newTmp copies the template and mounts the copy count times. uid and gid become the owner of
-// its root directory.
-func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err error) {
+// newTmp copies the template and mounts the copy count times. owner becomes the owner and
+// the group of its root directory, whose mode is the template's.
+func newTmp(template string, count int, owner uint32) (_ *tmpVolume, err error) {
 	image, err := copyTemplate(template)
 	if err != nil {
 		return nil, fmt.Errorf("create /tmp: %w", err)
@@ -48,7 +48,7 @@ func newTmp(template string, count int, uid, gid uint32) (_ *tmpVolume, err erro
 		}
 		v.mounts = append(v.mounts, fd)
 	}
-	if err := unix.Fchownat(v.mounts[0], "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+	if err := unix.Fchownat(v.mounts[0], "", int(owner), int(owner), unix.AT_EMPTY_PATH); err != nil {
 		return nil, fmt.Errorf("set the owner of /tmp: %w", err)
 	}
 	return v, nil

@@ -34,10 +34,7 @@ func next(r *request) error {
 	set("Lambda-Runtime-Aws-Tenant-Id", inv.TenantID)
 	set("Lambda-Runtime-Invocation-Id", e.Nonce)
 	set("Content-Length", strconv.Itoa(len(inv.Payload))) // RT-12
-	set("Content-Type", inv.ContentType)
-	if inv.ContentType == "" {
-		set("Content-Type", "application/json") // RT-20
-	}
+	set("Content-Type", "application/json")               // RT-20: not the caller's
 	r.deliver("", e, inv.Payload)
 	return nil
 }

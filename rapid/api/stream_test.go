@@ -142,7 +142,7 @@ func TestStreamingRefused(t *testing.T) {
 	if r := w.do("POST", path("id", "response"), "x", "Lambda-Runtime-Function-Response-Mode", "Streaming"); r.errorType() != "InvalidFunctionResponseMode" {
 		t.Errorf("bad mode: %d %s", r.status, r.body)
 	}
-	if r := <-res; r.Stream != nil || r.ErrorType != "Runtime.InvalidResponseModeHeader" || len(r.Payload) != 0 {
+	if r := <-res; r.Stream != nil || r.ErrorType != "Runtime.InvalidResponseModeHeader" || !strings.Contains(string(r.Payload), `Invalid function response mode \"Streaming\"`) {
 		t.Errorf("%+v", r)
 	}
 }

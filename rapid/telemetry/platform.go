@@ -106,12 +106,16 @@ type InitStart struct {
 	InstanceID         string `json:"instanceId,omitempty"`        // log stream name (TL-44)
 	InstanceMaxMemory  int64  `json:"instanceMaxMemory,omitempty"` // bytes (TL-44)
 	FunctionARN        string `json:"functionArn,omitempty"`       // of managed mode
+	Retry              bool   `json:"-"`                           // repeats one that failed, as part of an invocation: no text form
 }
 
 // Type implements Platform.
 func (*InitStart) Type() string { return "platform.initStart" }
 
 func (r *InitStart) appendText(b []byte, _ time.Time) []byte {
+	if r.Retry {
+		return b
+	}
 	return fmt.Appendf(b, "INIT_START Runtime Version: %s\tRuntime Version ARN: %s\n", r.RuntimeVersion, r.RuntimeVersionARN)
 }
 
@@ -313,7 +317,7 @@ func (r *Fault) appendText(b []byte, _ time.Time) []byte {
 	if r.RequestID != "" {
 		b = fmt.Appendf(b, "RequestId: %s ", r.RequestID)
 	}
-	return fmt.Appendf(b, "Error: %s\n%s\n", r.Message, r.ErrorType)
+	return fmt.Appendf(b, "Error: %s\n%s\n", oneLine(r.Message), oneLine(r.ErrorType))
 }
 
 // ImageError reports why the program of a container image was not started (LOG-33). It has no

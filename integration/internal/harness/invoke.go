@@ -136,11 +136,12 @@ func (a Answer) WantError(t *testing.T, kind, message string) {
 type ReportLine struct {
 	Duration, InitDuration float64 // ms; 0 if absent
 	MemorySize, MaxMemory  int     // MB
+	ErrorType              string // "" if absent
 	status                 string
 }
 
 var reportPattern = regexp.MustCompile(`REPORT RequestId: (\S+)\tDuration: ([\d.]+) ms\tBilled Duration: \d+ ms\tMemory Size: (\d+) MB\tMax Memory Used: (\d+) MB\t` +
-	`(?:Init Duration: ([\d.]+) ms\t)?(?:Status: (\w+)\t)?`)
+	`(?:Init Duration: ([\d.]+) ms\t)?(?:Status: (\w+)\t)?(?:Error Type: (\S+)\t)?`)
 
 // ParseReport finds the REPORT line of invocation id in a log.
 func ParseReport(log, id string) (ReportLine, error) {
@@ -153,7 +154,7 @@ func ParseReport(log, id string) (ReportLine, error) {
 		fmt.Sscan(m[3], &r.MemorySize)
 		fmt.Sscan(m[4], &r.MaxMemory)
 		fmt.Sscan(m[5], &r.InitDuration)
-		r.status = m[6]
+		r.status, r.ErrorType = m[6], m[7]
 		return r, nil
 	}
 	return ReportLine{}, fmt.Errorf("no REPORT line of %s in %q", id, log)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -36,6 +37,7 @@ type Supervisor struct {
 	execs []supervisor.ExecRequest
 	lost  chan struct{}
 	once  sync.Once
+	oom   atomic.Bool
 }
 
 // New returns a supervisor of programs.
@@ -190,11 +192,15 @@ func (s *Supervisor) Stop(ctx context.Context, domain string) (isolation.Usage, 
 	return isolation.Usage{}, s.end(ctx, domain+"/", false)
 }
 
-// OutOfMemory kills all processes and loses the domains, as docs/decisions/0037 describes.
-func (s *Supervisor) OutOfMemory() {
+// KillForMemory kills all processes and loses the domains, as docs/decisions/0037 describes.
+func (s *Supervisor) KillForMemory() {
+	s.CountOOM()
 	_ = s.end(context.Background(), "", true)
-	s.once.Do(func() { close(s.lost) })
+	s.Lose()
 }
+
+// Lose loses the domains. The exits of their processes are not reported.
+func (s *Supervisor) Lose() { s.once.Do(func() { close(s.lost) }) }
 
 func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
 func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
@@ -217,3 +223,9 @@ func (s *Supervisor) Dial(ctx context.Context, network, addr string) (net.Conn, 
 }
 
 func (s *Supervisor) Lost() <-chan struct{} { return s.lost }
+
+// OutOfMemory reports whether KillForMemory or CountOOM was called.
+func (s *Supervisor) OutOfMemory() bool { return s.oom.Load() }
+
+// CountOOM has OutOfMemory return true, as after the kernel's kill of one process.
+func (s *Supervisor) CountOOM() { s.oom.Store(true) }
