@@ -55,6 +55,7 @@ var allowed = map[string]arrows{
 		"function":         "flags become settings",
 		"host/doctor":      "doctor prints what it finds",
 		"host/inspect":     "inspect prints what it reads",
+		"invoke":           "flags name the invoke modes",
 		"internal/cli":     "",
 		"internal/exit":    "",
 		"internal/message": "flags become the worker's configuration",
@@ -115,10 +116,12 @@ var allowed = map[string]arrows{
 		"host/memory":          "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/filetable": "", "internal/logging": "", "internal/tracing": "",
 	},
 	"invoke": {
-		"rapid":           "invocations and results",
-		"internal/accept": "", "internal/httpfast": "",
+		"invoke/httpevent": "makes events of HTTP requests, and responses of answers",
+		"rapid":            "invocations and results",
+		"internal/accept":  "", "internal/httpfast": "",
 	},
-	"fleet": {"rapid": "runs invocations in sandboxes"},
+	"invoke/httpevent": {},
+	"fleet":            {"rapid": "runs invocations in sandboxes"},
 	"rapid": {
 		"function":           "the policy on environment names",
 		"isolation":          "names domains",

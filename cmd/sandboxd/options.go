@@ -16,6 +16,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/cli"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/runfolder"
+	"github.com/sandboxd/sandboxd/invoke"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid"
@@ -41,6 +42,7 @@ type options struct {
 	unsafeHost bool             // --network host is allowed
 
 	listen       string
+	web          webOptions
 	event        string // "" serves; else a file, or "-" for stdin
 	config       string
 	drainTimeout time.Duration
@@ -100,6 +102,7 @@ func newOptions() *options {
 		function:     function.Defaults(),
 		source:       daemon.Source{Base: rootfs.HostBase},
 		listen:       "127.0.0.1:9000",
+		web:          webOptions{mode: string(invoke.Auto)},
 		drainTimeout: 30 * time.Second,
 
 		logLevel:       "info",
@@ -151,6 +154,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	cli.Switch(f, &o.unsafeHost, "unsafe-host-network", "allow --network host, which removes the isolation of the network")
 
 	f.Var(cli.Address(&o.listen), "listen", "address of the invoke endpoint")
+	o.web.addFlags(f)
 	f.StringVar(&o.event, "event", o.event, "invoke once with the event in `FILE` (- is standard input), print the response, and exit")
 	f.StringVar(&o.config, "config", o.config, "YAML `FILE` with the same keys as the flags; flags win")
 	f.Var(cli.Duration(&o.drainTimeout, 0, time.Hour), "drain-timeout", "how long to wait for running invocations after SIGTERM")
@@ -217,6 +221,9 @@ func (o *options) complete() error {
 	if err := o.networkFlags(); err != nil {
 		return err
 	}
+	if err := o.webFlags(); err != nil {
+		return err
+	}
 	return o.completeSource()
 }
 
@@ -246,7 +253,7 @@ func (o *options) daemonConfig(host runc.Host) daemon.Config {
 		Pool: o.pool, Networks: o.networks(),
 		Worker: message.WorkerConfig{
 			Event: o.event, LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Descriptors: o.logDescriptors,
-			Region: s.region, AccountID: s.accountID, Credentials: s.credentials,
+			Region: s.region, AccountID: s.accountID, Credentials: s.credentials, Web: o.web.config(),
 			Life: message.Life{
 				InitTimeout: s.initTimeout, Linger: o.linger,
 				InternalWindow: s.shutdownInternal, ExternalWindow: s.shutdownExternal, RuntimeShare: float64(s.runtimeShare) / 100,
