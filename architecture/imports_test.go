@@ -237,15 +237,16 @@ var allowed = map[string]arrows{
 	"conformance/suite":           {"conformance/script": "sends scripts"},
 
 	// What runs inside sandboxes must build without the rest.
-	"examples/extension-go":  {},
-	"examples/go-echo":       {},
-	"examples/go-sigterm":    {},
-	"integration":            {},
-	"integration/actor":      {"conformance/actor": "is it, with more operations", "conformance/script": "adds operations"},
-	"integration/audit":      {},
-	"integration/clients":    {},
-	"integration/clients/go": {},
-	"integration/dockerspec": {},
+	"examples/extension-go":     {},
+	"examples/go-echo":          {},
+	"examples/go-sigterm":       {},
+	"integration":               {},
+	"integration/actor":         {"conformance/actor": "is it, with more operations", "conformance/script": "adds operations"},
+	"integration/audit":         {},
+	"integration/clients":       {},
+	"integration/clients/go":    {},
+	"integration/clients/webgo": {},
+	"integration/dockerspec":    {},
 
 	// End-to-end tests.
 	"integration/containment": {},
