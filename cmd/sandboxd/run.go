@@ -66,6 +66,7 @@ Keys that only the file of --config has, with their defaults:
 			if len(args) == 1 {
 				o.source.Code = args[0]
 			}
+			o.aws.given = o.settings.credentials
 			if o.config != "" {
 				if err := applyConfig(o.config, cmd.Flags(), settings); err != nil {
 					return err

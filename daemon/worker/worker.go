@@ -207,6 +207,9 @@ func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (
 		}
 	}
 	if w.config.Event == "" {
+		if w.config.Renews {
+			go w.keepCredentials(ctx)
+		}
 		return w.serve(ctx, endpoint, web)
 	}
 	event, err := awaitEvent(ctx, w.config.Event)

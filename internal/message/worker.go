@@ -50,6 +50,7 @@ type WorkerConfig struct {
 
 	Region, AccountID string
 	Credentials       Credentials // of functions
+	Renews            bool        // the credentials may change while the worker runs
 	Web               *Web        // nil without --http
 	Life              Life
 
