@@ -137,14 +137,15 @@ func TestClientWebExpress(t *testing.T) {
 	startWeb(t, "--runtime=nodejs20.x", "--handler=express.handler", "--layer", clientDir(t, "node3"), clientDir(t, "webnode")).wantWeb()
 }
 
-// INV-40 to INV-53: Hono, by its adapters for whole answers and for streams.
+// INV-40 to INV-53: Hono, by its adapters for whole answers and for streams, each in the
+// invoke mode that it is made for. The other tests leave the mode to the answer.
 func TestClientWebHono(t *testing.T) {
 	t.Parallel()
-	for _, handler := range []string{"handler", "streaming"} {
+	for handler, mode := range map[string]string{"handler": "BUFFERED", "streaming": "RESPONSE_STREAM"} {
 		t.Run(handler, func(t *testing.T) {
 			dir := t.TempDir() // of its own, for the file go-on
 			runIn(t, "/", "cp", "-r", clientDir(t, "webnode")+"/.", dir)
-			w := startWeb(t, "--runtime=nodejs20.x", "--handler=hono."+handler, "--layer", clientDir(t, "node3"), dir)
+			w := startWeb(t, "--runtime=nodejs20.x", "--handler=hono."+handler, "--http-invoke-mode="+mode, "--layer", clientDir(t, "node3"), dir)
 			w.wantWeb()
 			if handler == "streaming" {
 				w.wantParts(dir)

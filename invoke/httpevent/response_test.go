@@ -131,6 +131,10 @@ func TestPrelude(t *testing.T) {
 	if r, _, err := p.Add(make([]byte, 7)); r != nil || err != nil {
 		t.Errorf("seven NUL bytes: %+v, %v", r, err)
 	}
+	var long Prelude
+	if _, _, err := long.Add([]byte(`{"a":"` + strings.Repeat("a", MaxHead) + `"}` + string(delimiter))); err == nil {
+		t.Error("a prelude that is too long is no error")
+	}
 	var endless Prelude
 	if _, _, err := endless.Add([]byte(strings.Repeat(" ", MaxHead+1))); err == nil {
 		t.Error("a prelude without an end is no error")
