@@ -36,7 +36,7 @@ type awsOptions struct {
 func (o *options) addAWSFlags(f *pflag.FlagSet) {
 	s := &o.settings
 	f.Var(cli.Text(&s.region, regionForm, "a region such as us-east-1"), "region", "AWS_REGION of the function, and region in its ARN (default that of --credentials, or "+defaultRegion+")")
-	f.StringVar(&o.aws.source, "credentials", "", "AWS credentials of the function: 'env' passes on sandboxd's own AWS_ACCESS_KEY_ID and so on, `FILE` is a shared credentials file, which is read again when it changes")
+	f.StringVar(&o.aws.source, "credentials", "", "where the AWS credentials of the function come from, `env|FILE`: env passes on sandboxd's own AWS_ACCESS_KEY_ID and so on, FILE is a shared credentials file, which is read again when it changes")
 	f.StringVar(&o.aws.profile, "profile", "", "`PROFILE` in the file of --credentials (default \"default\")")
 	f.Var(cli.Text(&s.credentials.AccessKeyID, anyForm, "text"), "access-key-id", "AWS_ACCESS_KEY_ID of the function")
 	f.Var(cli.Text(&s.credentials.SecretAccessKey, anyForm, "text"), "secret-access-key", "AWS_SECRET_ACCESS_KEY of the function; users of the host can read it in the command line, not in the file of --config")
@@ -79,11 +79,11 @@ func (o *options) completeCredentials() error {
 func checkCredentials(c message.Credentials) error {
 	switch {
 	case c.AccessKeyID != "" && c.SecretAccessKey == "":
-		return errors.New("access-key-id without secret-access-key: give both, or neither")
+		return errors.New("--access-key-id without --secret-access-key: give both, or neither")
 	case c.AccessKeyID == "" && c.SecretAccessKey != "":
-		return errors.New("secret-access-key without access-key-id: give both, or neither")
+		return errors.New("--secret-access-key without --access-key-id: give both, or neither")
 	case c.AccessKeyID == "" && c.SessionToken != "":
-		return errors.New("session-token without access-key-id and secret-access-key: give all three, or none")
+		return errors.New("--session-token without --access-key-id and --secret-access-key: give all three, or none")
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func TestCredentialSources(t *testing.T) {
 		"no profile":           {args: []string{"--credentials=" + file, "--profile=none"}, err: "it has no profile none"},
 		"no file":              {args: []string{"--credentials=" + file + "x"}, err: "no such file"},
 		"a folder":             {args: []string{"--credentials=" + filepath.Dir(file)}, err: "is not a regular file"},
-		"half in the config":   {yaml: "secret-access-key: B\n", err: "secret-access-key without access-key-id"},
+		"half in the config":   {yaml: "secret-access-key: B\n", err: "secret-access-key without --access-key-id"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, n := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"} {

@@ -274,7 +274,7 @@ func TestDaemonConfig(t *testing.T) {
 	if err := os.WriteFile(o.config, []byte("access-key-id: a\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := cfg.Renew(); err == nil || !strings.Contains(err.Error(), "without secret-access-key") {
+	if c, err := cfg.Renew(); err == nil || !strings.Contains(err.Error(), "without --secret-access-key") {
 		t.Errorf("half of the credentials: %+v, %v", c, err)
 	}
 	if err := os.Truncate(o.config, 0); err != nil { // an editor is saving it
