@@ -70,6 +70,8 @@ type Config struct {
 	// the worker reads one event from Event, its standard input.
 	Listener net.Listener
 	Event    *os.File
+	// WebListener is the socket of --http; Run closes it. It is nil unless Worker.Web is set.
+	WebListener net.Listener
 }
 
 // Streams are the outputs of a daemon: Out gets the response to an event, Err all log lines.
@@ -100,8 +102,10 @@ type Daemon struct {
 // function with cfg.Event. If ctx comes from exit.OnSignals, a second signal skips the
 // orderly shutdown. An error with an exit code other than exit.Usage is an *exit.Error.
 func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) {
-	if cfg.Listener != nil {
-		defer cfg.Listener.Close() // a second Close has no effect
+	for _, l := range []net.Listener{cfg.Listener, cfg.WebListener} {
+		if l != nil {
+			defer l.Close() // a second Close has no effect
+		}
 	}
 	messages := logging.NewAsyncWriter(std.Err)
 	defer messages.Close(exit.FlushTime)

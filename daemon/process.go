@@ -183,9 +183,9 @@ func (d *Daemon) forwardStop(ctx context.Context, server *privsep.Server, worker
 // startWorker starts the worker with its configuration. The channel receives the result of
 // its Wait. startWorker itself does not wait for anything that the worker does.
 func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.File, std Streams) (_ *os.Process, _ <-chan error, err error) {
-	files := make([]*os.File, message.EndpointFD+1) // by descriptor
+	files := make([]*os.File, message.WebFD+1) // by descriptor
 	defer func() {
-		for _, fd := range []int{message.ConfigFD, message.ControlFD, message.TraceFD, message.EndpointFD} {
+		for _, fd := range []int{message.ConfigFD, message.ControlFD, message.TraceFD, message.EndpointFD, message.WebFD} {
 			if f := files[fd]; f != nil {
 				f.Close()
 			}
@@ -208,6 +208,12 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	last := message.EndpointFD
 	if d.cfg.Event == nil {
 		if files[message.EndpointFD], err = socketOf(d.cfg.Listener); err != nil {
+			return nil, nil, err
+		}
+		last++
+	}
+	if d.cfg.WebListener != nil { // never with an event
+		if files[message.WebFD], err = socketOf(d.cfg.WebListener); err != nil {
 			return nil, nil, err
 		}
 		last++

@@ -32,21 +32,51 @@ func (b *budget) take(n int64) bool {
 
 func (b *budget) give(n int64) { b.used.Add(-n) }
 
-// Sizes of readBody.
+// Sizes of read.
 const (
 	firstRead  = 8 << 10  // size of the first buffer
-	countLimit = 64 << 20 // most bytes that are read of a payload that is too large, to report its size
+	countLimit = 64 << 20 // most bytes that are read of a body that is too large, to report its size
 )
 
 // readBody reads and checks the payload. The caller must give held bytes back to s.buffered,
-// also after a refusal. The buffer grows with the bytes that arrive, not with the announced
-// length.
+// also after a refusal.
 func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad *refusal) {
-	limit := k.limit()
-	if r.ContentLength > int64(limit) {
-		return nil, 0, tooLarge(k, r.ContentLength)
+	body, held, err := s.read(r, k.limit())
+	switch long, tooLong := errors.AsType[*tooLongError](err); {
+	case tooLong:
+		return nil, held, tooLarge(k, long.n)
+	case errors.Is(err, errNoBuffer):
+		return nil, held, errBuffers
+	case err != nil:
+		return nil, held, unread(err)
 	}
-	most := limit + 1 // one more than allowed, to detect a payload that is too large
+	if len(body) == 0 {
+		return []byte("{}"), held, nil // INV-09
+	}
+	if !json.Valid(body) {
+		var v json.RawMessage
+		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: Could not parse payload into json: %v", json.Unmarshal(body, &v)))
+	}
+	return body, held, nil
+}
+
+// errNoBuffer is the error of a body for which the budget has no bytes left.
+var errNoBuffer = errors.New("the memory for bodies is used up")
+
+// tooLongError is the error of a body that exceeds its limit. It has n bytes at least.
+type tooLongError struct{ n int64 }
+
+func (e *tooLongError) Error() string { return fmt.Sprintf("the body has %d bytes", e.n) }
+
+// read reads the body of a request, of at most limit bytes. The caller must give held bytes
+// back to s.buffered, also after an error. The buffer grows with the bytes that arrive, not
+// with the announced length. The error is a *tooLongError, errNoBuffer, or one of the
+// connection.
+func (s *Server) read(r *http.Request, limit int) (body []byte, held int64, err error) {
+	if r.ContentLength > int64(limit) {
+		return nil, 0, &tooLongError{r.ContentLength}
+	}
+	most := limit + 1 // one more than allowed, to detect a body that is too large
 	if r.ContentLength >= 0 {
 		most = int(r.ContentLength)
 	}
@@ -61,29 +91,21 @@ func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad
 	}
 	for {
 		if len(body) == cap(body) && len(body) < most && !grow(min(max(2*cap(body), firstRead), most)) {
-			return nil, held, errBuffers
+			return nil, held, errNoBuffer
 		}
 		n, err := r.Body.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		if len(body) > limit {
 			more, _ := io.Copy(io.Discard, io.LimitReader(r.Body, countLimit))
-			return nil, held, tooLarge(k, int64(len(body))+more)
+			return nil, held, &tooLongError{int64(len(body)) + more}
 		}
 		if err == io.EOF {
-			break
+			return body, held, nil
 		}
 		if err != nil {
-			return nil, held, unread(err)
+			return nil, held, err
 		}
 	}
-	if len(body) == 0 {
-		return []byte("{}"), held, nil // INV-09
-	}
-	if !json.Valid(body) {
-		var v json.RawMessage
-		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: Could not parse payload into json: %v", json.Unmarshal(body, &v)))
-	}
-	return body, held, nil
 }
 
 // tooLarge returns the refusal of INV-08.

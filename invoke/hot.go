@@ -36,14 +36,16 @@ func isHot(method, path string) bool {
 
 type connKey struct{}
 
-// serveCold is the handler for net/http. If the connection was closed, to drain or to make
-// room, after net/http had read the request, it does not run the request: the client could
-// not get the answer. From here on the connection is not closed before the answer.
-func (s *Server) serveCold(w http.ResponseWriter, r *http.Request) {
-	if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.life.Err() != nil {
-		panic(http.ErrAbortHandler)
-	}
-	s.ServeHTTP(w, r)
+// unlessClosed returns h as a handler for net/http. If the connection was closed, to drain or
+// to make room, after net/http had read the request, it does not run the request: the client
+// could not get the answer. From here on the connection is not closed before the answer.
+func unlessClosed(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok && c.life.Err() != nil {
+			panic(http.ErrAbortHandler)
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // hotListener accepts connections that serve hot requests themselves (conn.Read).

@@ -92,10 +92,16 @@ func def[T comparable](v *T, value T) {
 // Most requests are never seen by net/http: conn.Read answers them while net/http waits for
 // the first bytes of the next request. See conn.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return s.serve(ctx, l, s, isHot, s.waitEvents)
+}
+
+// serve serves requests with h, those that are hot without net/http, as Serve does. finish
+// waits for what the handler has left running.
+func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler, hot func(method, path string) bool, finish func(context.Context) error) error {
 	l = accept.Listener(l, s.cfg.OnError)
 	conns := newConns(s.cfg.MaxConns)
 	srv := &http.Server{
-		Handler: http.HandlerFunc(s.serveCold),
+		Handler: unlessClosed(h),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		},
@@ -108,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	failed := make(chan error, 1)
 	go func() {
-		failed <- srv.Serve(&hotListener{l, conns, &httpfast.Server{Handler: s, Wants: isHot}, s.cfg.HeaderTimeout, s.cfg.WriteTimeout})
+		failed <- srv.Serve(&hotListener{l, conns, &httpfast.Server{Handler: h, Wants: hot}, s.cfg.HeaderTimeout, s.cfg.WriteTimeout})
 	}()
 	select {
 	case err := <-failed:
@@ -125,7 +131,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		err = srv.Shutdown(drain)
 	}
 	if err == nil {
-		err = s.waitEvents(drain)
+		err = finish(drain)
 	}
 	if err != nil {
 		srv.Close()

@@ -24,7 +24,7 @@ func newStreamRig(t *testing.T, timeout time.Duration, handle func(ctx context.C
 	fn := rapid.Function{Name: "hello", Version: "$LATEST", ARN: testARN, MemoryMB: 128, Timeout: timeout, Bootstrap: rapid.Entry{Path: "/var/task/bootstrap"}}
 	serve := func(ctx context.Context, c *rapid.Client, e *rapid.Event) bool {
 		body, a := handle(ctx, string(e.Invocation.Payload))
-		head := rapid.AnswerHead{Kind: a.Kind}
+		head := rapid.AnswerHead{Kind: a.Kind, ContentType: a.ContentType}
 		if body != nil {
 			head.Mode = "streaming"
 		}

@@ -64,6 +64,12 @@ client java java -- java
 client rust rust -- rust
 client javascript javascript -- npm_install
 client boto3 boto3 -- venv
+client webpython webpython -- pip_install
+client webnode webnode -- npm_install
+client webgo webgo -- env CGO_ENABLED=0 go build -trimpath -o bootstrap "$sources/webgo"
+client sdkpython sdkpython -- pip_install
+client sdknode sdknode -- npm_install
+client sdkgo sdkgo -- env CGO_ENABLED=0 go build -trimpath -o bootstrap .
 
 status=0
 for job in "${clients[@]}"; do

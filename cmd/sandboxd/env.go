@@ -32,6 +32,9 @@ func (v envValue) Set(s string) error {
 		return fmt.Errorf("must have the form NAME=VALUE")
 	}
 	if err := function.CheckVariable(name, value); err != nil {
+		if from := setBy[name]; from != "" {
+			return fmt.Errorf("%s is reserved: the platform sets it, from %s", name, from)
+		}
 		return err
 	}
 	if *v.env == nil {
@@ -39,4 +42,18 @@ func (v envValue) Set(s string) error {
 	}
 	(*v.env)[name] = value
 	return function.CheckEnv(*v.env)
+}
+
+// setBy says for reserved variables which flags they come from.
+var setBy = map[string]string{
+	"AWS_ACCESS_KEY_ID":               "--credentials env, --credentials FILE or --access-key-id",
+	"AWS_SECRET_ACCESS_KEY":           "--credentials env, --credentials FILE or --secret-access-key",
+	"AWS_SESSION_TOKEN":               "--credentials env, --credentials FILE or --session-token",
+	"AWS_REGION":                      "--region or --credentials",
+	"AWS_DEFAULT_REGION":              "--region or --credentials",
+	"AWS_EXECUTION_ENV":               "--runtime",
+	"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "--memory",
+	"AWS_LAMBDA_FUNCTION_NAME":        "--function-name",
+	"AWS_LAMBDA_MAX_CONCURRENCY":      "--managed",
+	"_HANDLER":                        "--handler",
 }

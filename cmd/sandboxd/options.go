@@ -16,6 +16,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/cli"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/runfolder"
+	"github.com/sandboxd/sandboxd/invoke"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/runc"
 	"github.com/sandboxd/sandboxd/rapid"
@@ -41,6 +42,8 @@ type options struct {
 	unsafeHost bool             // --network host is allowed
 
 	listen       string
+	web          webOptions
+	aws          awsOptions
 	event        string // "" serves; else a file, or "-" for stdin
 	config       string
 	drainTimeout time.Duration
@@ -59,7 +62,8 @@ type options struct {
 	settings settings
 }
 
-// settings holds the settings of the daemon that only the configuration file can set.
+// settings holds the settings of the daemon, most of which only the configuration file can
+// set.
 type settings struct {
 	region, accountID                  string
 	credentials                        message.Credentials
@@ -100,6 +104,7 @@ func newOptions() *options {
 		function:     function.Defaults(),
 		source:       daemon.Source{Base: rootfs.HostBase},
 		listen:       "127.0.0.1:9000",
+		web:          webOptions{mode: string(invoke.Auto)},
 		drainTimeout: 30 * time.Second,
 
 		logLevel:       "info",
@@ -112,7 +117,7 @@ func newOptions() *options {
 		idBase:   subid.DefaultIDBase,
 
 		settings: settings{
-			region: "us-east-1", accountID: "123456789012",
+			accountID:        "123456789012",
 			initTimeout:      life.InitTimeout,
 			idleTimeout:      15 * time.Minute,
 			shutdownExternal: life.ExternalWindow,
@@ -136,6 +141,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.source.Image, "image", o.source.Image, "container image instead of DIR or ZIP: an OCI `LAYOUT`, an archive, or a reference")
 	f.Var(cli.Paths(&o.source.Layers, function.MaxLayers, "layers"), "layer", "layer for /opt; repeatable, later ones win")
 	f.Var(envValue{&o.function.Env}, "env", "environment variable of the function; repeatable")
+	o.addAWSFlags(f)
 	f.Var(cli.Int(&o.function.MemoryMB, function.MinMemoryMB, function.MaxMemoryMB, " MB"), "memory", "memory in MB, 128 to 10240; CPU is in proportion, 1769 MB are one CPU")
 	f.Var(cli.Seconds(&o.function.Timeout, function.MinTimeout, function.MaxTimeout), "timeout", "time limit of an invocation, 1s to 900s")
 	f.Var(cli.Int(&o.function.EphemeralMB, function.MinEphemeralMB, function.MaxEphemeralMB, " MB"), "ephemeral-storage", "size of /tmp in MB, 512 to 10240")
@@ -151,6 +157,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	cli.Switch(f, &o.unsafeHost, "unsafe-host-network", "allow --network host, which removes the isolation of the network")
 
 	f.Var(cli.Address(&o.listen), "listen", "address of the invoke endpoint")
+	o.web.addFlags(f)
 	f.StringVar(&o.event, "event", o.event, "invoke once with the event in `FILE` (- is standard input), print the response, and exit")
 	f.StringVar(&o.config, "config", o.config, "YAML `FILE` with the same keys as the flags; flags win")
 	f.Var(cli.Duration(&o.drainTimeout, 0, time.Hour), "drain-timeout", "how long to wait for running invocations after SIGTERM")
@@ -170,11 +177,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 // addSettings defines the settings that only the configuration file has.
 func (o *options) addSettings(f *pflag.FlagSet) {
 	s := &o.settings
-	f.Var(cli.Text(&s.region, regionForm, "a region such as us-east-1"), "region", "AWS_REGION, and region in the function's ARN")
 	f.Var(cli.Text(&s.accountID, accountForm, "12 digits"), "account-id", "account in the function's ARN")
-	f.Var(cli.Text(&s.credentials.AccessKeyID, anyForm, "text"), "access-key-id", "AWS_ACCESS_KEY_ID of the function")
-	f.Var(cli.Text(&s.credentials.SecretAccessKey, anyForm, "text"), "secret-access-key", "AWS_SECRET_ACCESS_KEY of the function")
-	f.Var(cli.Text(&s.credentials.SessionToken, anyForm, "text"), "session-token", "AWS_SESSION_TOKEN of the function")
 	f.Var(cli.Duration(&s.initTimeout, time.Second, 900*time.Second), "init-timeout", "time limit of an initialization outside an invocation")
 	f.Var(cli.Duration(&s.idleTimeout, 0, 24*time.Hour), "idle-timeout", "how long a sandbox may be idle before it is closed; 0 is no limit")
 	f.Var(cli.IntOrZero(&s.warmMemoryMB, 1, 1<<30, " MB"), "warm-memory", "most memory in MB of all idle sandboxes; above it the longest idle ones are closed; 0 is half of the host's memory")
@@ -217,6 +220,12 @@ func (o *options) complete() error {
 	if err := o.networkFlags(); err != nil {
 		return err
 	}
+	if err := o.webFlags(); err != nil {
+		return err
+	}
+	if err := o.completeCredentials(); err != nil {
+		return err
+	}
 	return o.completeSource()
 }
 
@@ -246,7 +255,7 @@ func (o *options) daemonConfig(host runc.Host) daemon.Config {
 		Pool: o.pool, Networks: o.networks(),
 		Worker: message.WorkerConfig{
 			Event: o.event, LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Descriptors: o.logDescriptors,
-			Region: s.region, AccountID: s.accountID, Credentials: s.credentials,
+			Region: s.region, AccountID: s.accountID, Credentials: s.credentials, Renews: o.credentialsChange(), Web: o.web.config(),
 			Life: message.Life{
 				InitTimeout: s.initTimeout, Linger: o.linger,
 				InternalWindow: s.shutdownInternal, ExternalWindow: s.shutdownExternal, RuntimeShare: float64(s.runtimeShare) / 100,
@@ -257,24 +266,4 @@ func (o *options) daemonConfig(host runc.Host) daemon.Config {
 		},
 		Renew: o.renewedCredentials,
 	}
-}
-
-// renewedCredentials reads the credentials anew from the configuration file. Without one
-// it returns those of the start.
-func (o *options) renewedCredentials() (message.Credentials, error) {
-	if o.config == "" {
-		return o.settings.credentials, nil
-	}
-	fresh := newOptions()
-	flags, settings := pflag.NewFlagSet("run", pflag.ContinueOnError), pflag.NewFlagSet("settings", pflag.ContinueOnError)
-	fresh.addFlags(flags)
-	fresh.addSettings(settings)
-	if err := applyConfig(o.config, flags, settings); err != nil {
-		return message.Credentials{}, err
-	}
-	c := fresh.settings.credentials
-	if c == (message.Credentials{}) && c != o.settings.credentials {
-		return c, fmt.Errorf("--config %s has no credentials any more: put them back", o.config)
-	}
-	return c, nil
 }

@@ -28,6 +28,7 @@ func parse(t *testing.T, yaml string, args ...string) (*options, error) {
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
+	o.aws.given = o.settings.credentials
 	if yaml == "" {
 		return o, nil
 	}
@@ -258,7 +259,7 @@ func TestEnv(t *testing.T) {
 
 // What the flags say reaches the daemon's configuration.
 func TestDaemonConfig(t *testing.T) {
-	o, err := parse(t, "account-id: \"000000000000\"\nshutdown-runtime-share: 50\nlinger: 0\nsession-token: s\n",
+	o, err := parse(t, "account-id: \"000000000000\"\nshutdown-runtime-share: 50\nlinger: 0\naccess-key-id: a\nsecret-access-key: b\nsession-token: s\n",
 		"--function-name", "fn", "--log-descriptors", "socket", "--log-format", "JSON", "--strict", "--pool", "0", "--id-base", "1879048192")
 	if err != nil {
 		t.Fatal(err)
@@ -270,11 +271,17 @@ func TestDaemonConfig(t *testing.T) {
 	if o.function.Name != "fn" || cfg.Pool != 0 || cfg.IDBase != 0x70000000 || cfg.Networks[0].Name != o.function.Network {
 		t.Errorf("%+v", cfg)
 	}
-	if err := os.WriteFile(o.config, []byte("session-token: fresh\n"), 0o600); err != nil {
+	if err := os.WriteFile(o.config, []byte("access-key-id: a\nsecret-access-key: b\nsession-token: fresh\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := cfg.Renew(); err != nil || c.SessionToken != "fresh" {
 		t.Errorf("credentials %+v, %v", c, err)
+	}
+	if err := os.WriteFile(o.config, []byte("access-key-id: a\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := cfg.Renew(); err == nil || !strings.Contains(err.Error(), "without --secret-access-key") {
+		t.Errorf("half of the credentials: %+v, %v", c, err)
 	}
 	if err := os.Truncate(o.config, 0); err != nil { // an editor is saving it
 		t.Fatal(err)

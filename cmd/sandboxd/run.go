@@ -28,6 +28,10 @@ POST /2015-03-31/functions/function/invocations. To invoke it with an AWS SDK or
 AWS command line, pass --endpoint-url http://127.0.0.1:9000 to them. With --event, run
 invokes the function once, prints the response on standard output, and exits.
 
+With --http, the function also answers HTTP requests, such as those of a browser: each
+request becomes an event of a Lambda function URL. Who can connect to that address can run
+the function; there is no authentication.
+
 Log lines go to standard error. On SIGTERM or Ctrl-C, run waits for running invocations
 for at most --drain-timeout, then shuts every sandbox down. A second signal kills the
 sandboxes at once.
@@ -47,6 +51,9 @@ Keys that only the file of --config has, with their defaults:
   # a container image: an OCI layout, the output of docker save, or a reference
   sudo sandboxd run --image function.tar
 
+  # a web application, for a browser at http://127.0.0.1:8000
+  sudo sandboxd run --http 127.0.0.1:8000 --runtime nodejs20.x --handler index.handler ./app
+
   # invoke once
   echo '{"key":"value"}' | sudo sandboxd run --event - ./function`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -59,6 +66,7 @@ Keys that only the file of --config has, with their defaults:
 			if len(args) == 1 {
 				o.source.Code = args[0]
 			}
+			o.aws.given = o.settings.credentials
 			if o.config != "" {
 				if err := applyConfig(o.config, cmd.Flags(), settings); err != nil {
 					return err
@@ -100,8 +108,13 @@ func (o *options) execute(ctx context.Context, host runc.Host, std daemon.Stream
 			return err
 		}
 		defer cfg.Event.Close()
-	} else if cfg.Listener, err = listen(o.listen); err != nil {
+	} else if cfg.Listener, err = listen("--listen", o.listen); err != nil {
 		return err
+	}
+	if o.web.addr != "" {
+		if cfg.WebListener, err = listen("--http", o.web.addr); err != nil {
+			return errors.Join(err, cfg.Listener.Close())
+		}
 	}
 	return daemon.Run(ctx, cfg, daemon.Function{Settings: o.function, Source: o.source}, std)
 }
@@ -118,15 +131,15 @@ func openEvent(name string) (*os.File, error) {
 	return f, nil
 }
 
-// listen opens the socket of the endpoint. It comes before anything else is acquired, so
-// that a port in use fails early.
-func listen(addr string) (net.Listener, error) {
+// listen opens the socket of a flag. It comes before anything else is acquired, so that a
+// port in use fails early.
+func listen(flag, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--listen %s: the port is in use; choose another one, or :0 for a free one", addr)
+		return nil, fmt.Errorf("%s %s: the port is in use; choose another one, or :0 for a free one", flag, addr)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--listen %s: %w", addr, err)
+		return nil, fmt.Errorf("%s %s: %w", flag, addr, err)
 	}
 	return l, nil
 }

@@ -31,6 +31,9 @@ func (a *Actor) invocation() error {
 	if err := json.Unmarshal(body, &event); err != nil {
 		event = script.Event{} // an echo
 	}
+	if inner, ok := ofRequest(body); ok {
+		event = inner
+	}
 	a.begin(event.Play, resp.Header)
 	if !event.Journal && !event.Report && !a.process.program.Quiet {
 		a.Note(script.Entry{Name: "next", Status: resp.StatusCode, Headers: flat(resp.Header), Text: clip(string(body)), N: int64(len(body))})
@@ -54,6 +57,19 @@ func (a *Actor) invocation() error {
 		return nil
 	}
 	return a.respond(body)
+}
+
+// ofRequest returns the event that the body of an HTTP request has, if body is the event of
+// such a request (section 5.5 of the specification).
+func ofRequest(body []byte) (event script.Event, ok bool) {
+	var request struct {
+		Version, Body string
+	}
+	if err := json.Unmarshal(body, &request); err != nil || request.Version == "" {
+		return event, false
+	}
+	err := json.Unmarshal([]byte(request.Body), &event)
+	return event, err == nil && event.Play != ""
 }
 
 // begin makes an event the current one.

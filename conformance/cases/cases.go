@@ -14,7 +14,7 @@ func All() []suite.Case {
 	return slices.Concat(transport, next, response, handlerError, initError, states, streaming,
 		extensionLaunch, register, extensionEvents, extensionFailure, telemetry,
 		initialization, dispatch, endOfInvocation, shutdown,
-		invoke, invokeErrors, invokeStream,
+		invoke, invokeErrors, invokeStream, functionURL,
 		environment, launch, frames, platformLines, jsonLines, errorTypes, supervision, singles)
 }
 

@@ -27,7 +27,7 @@ type hostile struct {
 }
 
 func (h *hostile) Features() []string {
-	return []string{suite.Extensions, suite.Variables, suite.Arguments}
+	return []string{suite.Extensions, suite.Variables, suite.Arguments, suite.URLs}
 }
 
 func (h *hostile) Start(context.Context, *suite.Setup) (suite.Instance, error) {
@@ -39,8 +39,9 @@ type hostileInstance struct {
 	server *httptest.Server
 }
 
-func (i hostileInstance) URL() string { return i.server.URL }
-func (i hostileInstance) Log() string { return i.log }
+func (i hostileInstance) URL() string      { return i.server.URL }
+func (i hostileInstance) FrontURL() string { return i.server.URL }
+func (i hostileInstance) Log() string      { return i.log }
 func (i hostileInstance) WaitLog(text string, _ time.Duration) bool {
 	return strings.Contains(i.log, text)
 }

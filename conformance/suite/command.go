@@ -52,6 +52,7 @@ func (c *Command) Start(ctx context.Context, s *Setup) (Instance, error) {
 type process struct {
 	root     string // its folder, and its mark
 	addr     string
+	front    string // address of the function's URL; "" if it has none
 	patience time.Duration
 	cmd      *exec.Cmd // nil until it runs
 	log      *book
@@ -85,6 +86,14 @@ func (p *process) start(ctx context.Context, c *Command, s *Setup) error {
 	for _, k := range slices.Sorted(maps.Keys(s.Env)) {
 		v.Env = append(v.Env, k+"="+s.Env[k])
 	}
+	if s.URL {
+		port, err := freePort()
+		if err != nil {
+			return err
+		}
+		p.front = net.JoinHostPort("127.0.0.1", port)
+		v.HTTP = p.front
+	}
 	line, err := Place(c.Line, v)
 	if err != nil {
 		return err
@@ -92,7 +101,10 @@ func (p *process) start(ctx context.Context, c *Command, s *Setup) error {
 	if err := p.run(line, v.Env); err != nil {
 		return err
 	}
-	return p.accepting(ctx)
+	if err := p.accepting(ctx, p.addr); err != nil || p.front == "" {
+		return err
+	}
+	return p.accepting(ctx, p.front)
 }
 
 // run starts the command and those who look after it.
@@ -124,23 +136,23 @@ func (p *process) run(line string, env []string) error {
 	return nil
 }
 
-// accepting waits until the endpoint takes connections: nobody tells, so it is tried.
-func (p *process) accepting(ctx context.Context) error {
+// accepting waits until an address takes connections: nobody tells, so it is tried.
+func (p *process) accepting(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
 	for {
-		conn, err := net.Dial("tcp", p.addr)
+		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			return conn.Close()
 		}
 		select {
 		case <-again.C:
 		case <-p.exited:
-			return fmt.Errorf("the command ended before it listened at %s", p.addr)
+			return fmt.Errorf("the command ended before it listened at %s", addr)
 		case <-ctx.Done():
-			return fmt.Errorf("nothing listens at %s: %w", p.addr, err)
+			return fmt.Errorf("nothing listens at %s: %w", addr, err)
 		}
 	}
 }
@@ -206,6 +218,9 @@ func freePort() (string, error) {
 }
 
 func (p *process) URL() string { return "http://" + p.addr }
+
+// FrontURL implements Fronted.
+func (p *process) FrontURL() string { return "http://" + p.front }
 
 func (p *process) Log() string { return p.log.text() }
 

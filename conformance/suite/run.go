@@ -184,6 +184,9 @@ func (e *environment) lacking() string {
 	if len(e.setup.Args) > 0 {
 		need = append(need, Arguments)
 	}
+	if e.setup.URL {
+		need = append(need, URLs)
+	}
 	for _, f := range need {
 		if !slices.Contains(e.target.Features(), f) {
 			return "the target has no " + f

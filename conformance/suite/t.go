@@ -148,15 +148,43 @@ func (t *T) limited() (context.Context, context.CancelFunc) {
 func (t *T) try(method, path string, body []byte, header ...string) (*Answer, error) {
 	ctx, cancel := t.limited()
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, t.instance().URL()+path, bytes.NewReader(body))
+	return send(ctx, http.DefaultClient, method, t.instance().URL()+path, body, header)
+}
+
+// frontClient shows responses as they are sent.
+var frontClient = &http.Client{
+	Transport:     &http.Transport{DisableCompression: true},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// Front makes a request to the URL of the function; the setup must ask for one.
+func (t *T) Front(method, path string, body []byte, header ...string) *Answer {
+	i, ok := t.instance().(Fronted)
+	if !ok {
+		t.Unsupported("the target has no %s", URLs)
+	}
+	ctx, cancel := t.limited()
+	defer cancel()
+	a, err := send(ctx, frontClient, method, i.FrontURL()+path, body, header)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return a
+}
+
+// send sends a request and reads the answer. A header that comes more than once has all of
+// its values.
+func send(ctx context.Context, client *http.Client, method, url string, body []byte, header []string) (*Answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	for i := 0; i+1 < len(header); i += 2 {
-		req.Header[http.CanonicalHeaderKey(header[i])] = []string{header[i+1]}
+		name := http.CanonicalHeaderKey(header[i])
+		req.Header[name] = append(req.Header[name], header[i+1])
 	}
 	began := time.Now()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}

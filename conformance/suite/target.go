@@ -25,6 +25,7 @@ type Setup struct {
 	Extensions map[string][][]script.Step // external extensions by file name, the same
 	Files      map[string]File            // further files, by their path below the folder of both: function/… or layer/…
 	NoRuntime  bool                       // leave the bootstrap out
+	URL        bool                       // the function has a URL, see T.Front
 	Needs      []string                   // features that a target may lack, see Target.Features
 	Args       []string                   // further arguments for the command, for targets that take them (placeholder {args})
 }
@@ -55,6 +56,7 @@ const (
 	Extensions = "extensions" // the layer is seen as /opt
 	Variables  = "variables"  // customer variables can be set
 	Arguments  = "arguments"  // it takes the arguments in Setup.Args, those of sandboxd
+	URLs       = "urls"       // a function can have a URL (Setup.URL)
 )
 
 // Instance is one running environment. Its owner calls Stop.
@@ -68,6 +70,12 @@ type Instance interface {
 	WaitLog(text string, limit time.Duration) bool
 	// Stop ends the environment in order and waits for it. It may be called twice.
 	Stop() error
+}
+
+// Fronted is an Instance whose function has a URL.
+type Fronted interface {
+	// FrontURL is that URL, without a path.
+	FrontURL() string
 }
 
 // quote makes one word for a shell.
@@ -100,6 +108,7 @@ const Placeholders = `  {dir}         folder of the function: the environment sh
   {layer}       folder of the layer: the environment shows it as /opt, extensions/ in it; it is empty for most cases
   {layer:FLAG}  FLAG and the folder, or nothing when the layer is empty
   {listen}      host:port for the invoke endpoint; {host} and {port} are its parts
+  {http:FLAG}   FLAG and host:port at which the function answers HTTP requests, or nothing if it shall not
   {timeout}     of the function, in seconds
   {memory}      of the function, in MB
   {handler}     handler string of the function
@@ -109,6 +118,7 @@ const Placeholders = `  {dir}         folder of the function: the environment sh
 // Values are what placeholders stand for at one start.
 type Values struct {
 	Dir, Layer, Host, Port, Handler string
+	HTTP                            string // host:port; "" without a URL
 	LayerUsed                       bool
 	TimeoutSeconds, MemoryMB        int
 	Env, Args                       []string // K=V
@@ -133,6 +143,11 @@ func (v Values) get(name string) (string, bool) {
 		return quote(v.Host), true
 	case "port":
 		return v.Port, true
+	case "http":
+		if v.HTTP == "" {
+			return "", true
+		}
+		return flag + " " + quote(v.HTTP), true
 	case "timeout":
 		return fmt.Sprint(v.TimeoutSeconds), true
 	case "memory":

@@ -26,7 +26,8 @@ type functions struct {
 	w      *worker
 	forced <-chan struct{} // closed when the daemon must stop at once
 
-	serving atomic.Pointer[map[string]*served] // by name; a stored map is never modified
+	serving     atomic.Pointer[map[string]*served] // by name; a stored map is never modified
+	credentials atomic.Pointer[rapid.Credentials]  // of new sandboxes; never nil
 
 	mu      sync.Mutex // guards the fields below, and stores to serving
 	closing bool
@@ -45,6 +46,8 @@ type served struct {
 func newFunctions(w *worker, forced <-chan struct{}) *functions {
 	f := &functions{w: w, forced: forced, beside: map[*served]struct{}{}}
 	f.serving.Store(&map[string]*served{})
+	first := rapid.Credentials(w.config.Credentials)
+	f.credentials.Store(&first)
 	return f
 }
 
@@ -126,7 +129,7 @@ func (f *functions) drain(s *served) {
 }
 
 func (f *functions) newServed(rev *function.Revision) *served {
-	s := &served{rev: rev, factory: newFactory(f.w, rev, f.forced)}
+	s := &served{rev: rev, factory: newFactory(f.w, rev, *f.credentials.Load(), f.forced)}
 	places := rev.Concurrency
 	if places == 0 {
 		places = f.w.config.Concurrency

@@ -11,12 +11,12 @@ import (
 	"github.com/sandboxd/sandboxd/rapid/telemetry"
 )
 
-// lifeOf returns the life cycle configuration for the revision's sandboxes.
+// lifeOf returns the life cycle configuration for the revision's sandboxes, without
+// credentials.
 func lifeOf(c *message.WorkerConfig, rev *function.Revision) rapid.Config {
 	life := rapid.Config{
 		Function:       functionOf(c, rev),
 		Settings:       settingsOf(c),
-		Credentials:    rapid.Credentials(c.Credentials),
 		MaxConcurrency: rev.Managed,
 	}
 	switch {

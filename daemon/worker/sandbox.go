@@ -39,8 +39,9 @@ type factory struct {
 	live map[string]*sandbox // by id
 }
 
-func newFactory(w *worker, rev *function.Revision, forced <-chan struct{}) *factory {
+func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials, forced <-chan struct{}) *factory {
 	life := lifeOf(w.config, rev)
+	life.Credentials = credentials
 	life.Sink = newSink(w.stderr, life.Function.LogFormat)
 	return &factory{
 		client: w.client, log: w.log, forced: forced,
@@ -49,9 +50,9 @@ func newFactory(w *worker, rev *function.Revision, forced <-chan struct{}) *fact
 	}
 }
 
-// renew requests the current credentials from the supervisor.
-func (f *factory) renew(ctx context.Context) (c rapid.Credentials, err error) {
-	list, err := f.client.Renew(ctx)
+// renewCredentials requests the current credentials from the supervisor.
+func renewCredentials(ctx context.Context, client *privsep.Client) (c rapid.Credentials, err error) {
+	list, err := client.Renew(ctx)
 	if err == nil && len(list) != 3 {
 		err = fmt.Errorf("the supervisor sent %d credentials instead of 3", len(list))
 	}
@@ -110,7 +111,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 	cfg.LogStream, cfg.APIAddr = newLogStream(f.rev), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func(ctx context.Context) (rapid.Restored, error) {
-			c, err := f.renew(ctx)
+			c, err := renewCredentials(ctx, f.client)
 			return rapid.Restored{Credentials: c, LogStream: newLogStream(f.rev)}, err
 		}
 	}

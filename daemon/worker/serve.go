@@ -20,31 +20,54 @@ import (
 // maxEventBytes is the largest event of --event (INV-08).
 const maxEventBytes = 6 << 20
 
-// serve serves requests on l until ctx ends, then waits for running ones. When w.drain
-// ends, it shuts the functions down, which fails the requests that still run.
-func (w *worker) serve(ctx context.Context, l net.Listener) error {
+// serve serves requests on l, and on web if it is not nil, until ctx ends, then waits for
+// running ones. When w.drain ends, it shuts the functions down, which fails the requests that
+// still run. If one listener fails, it ends the other.
+func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 	c := w.config
 	server := invoke.New(invoke.Config{
 		Functions: w.functions, Region: c.Region, AccountID: c.AccountID,
 		DrainTimeout: c.DrainTimeout + teardownTime,
 		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },
 	})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 2)
+	running := 1
+	if web != nil {
+		running++
+		front := invoke.Web{Function: c.Revisions[0].Name, Mode: invoke.InvokeMode(c.Web.Mode), Hosts: c.Web.Hosts}
+		w.log.WithFields(logrus.Fields{"http": web.Addr().String(), "function": front.Function}).Info("the function answers HTTP requests")
+		w.warnOfNetwork(web, "--http", "can run the function and see what it answers")
+		go func() { served <- server.ServeWeb(ctx, web, front) }()
+	}
 	fields := logrus.Fields{"addr": l.Addr().String(), "instance": c.Instance}
 	if len(c.Revisions) == 1 {
 		fields["function"] = c.Revisions[0].Name
 	}
 	w.log.WithFields(fields).Info("listening")
-	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
-		w.log.Warn("other hosts can reach the endpoint at the address of --listen, and it has no authentication")
-	}
-	served := make(chan error, 1)
+	w.warnOfNetwork(l, "--listen", "can invoke the function")
 	go func() { served <- server.Serve(ctx, l) }()
-	select {
-	case err := <-served:
-		return err
-	case <-w.drain.Done():
-		_ = w.functions.shutdown(w.drain) // run calls shutdown again and returns its error
-		return <-served
+	var errs []error
+	drain := w.drain.Done()
+	for running > 0 {
+		select {
+		case err := <-served:
+			errs = append(errs, err)
+			running--
+			cancel() // of the other, if this one has failed
+		case <-drain:
+			drain = nil
+			_ = w.functions.shutdown(w.drain) // run calls shutdown again and returns its error
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// warnOfNetwork warns if hosts of the network can connect to the address of a flag.
+func (w *worker) warnOfNetwork(l net.Listener, flag, what string) {
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+		w.log.Warnf("other hosts can reach the address of %s, which has no authentication: they %s", flag, what)
 	}
 }
 

@@ -85,9 +85,14 @@ func work(stderr *logging.LineWriter) (err error) {
 	if err != nil {
 		return err
 	}
-	var endpoint net.Listener
+	var endpoint, web net.Listener
 	if w.config.Event == "" {
 		if endpoint, err = inherited(message.EndpointFD); err != nil {
+			return err
+		}
+	}
+	if w.config.Web != nil {
+		if web, err = inherited(message.WebFD); err != nil {
 			return err
 		}
 	}
@@ -117,7 +122,7 @@ func work(stderr *logging.LineWriter) (err error) {
 	w.drain, stop = drainContext(ctx, w.config.DrainTimeout)
 	defer stop()
 	ended := make(chan error, 1)
-	go func() { ended <- w.run(ctx, endpoint, control) }()
+	go func() { ended <- w.run(ctx, endpoint, web, control) }()
 	select {
 	case err := <-ended:
 		return err
@@ -180,7 +185,7 @@ func inherited(fd uintptr) (net.Listener, error) {
 }
 
 // run serves, or invokes once, and then shuts all sandboxes down.
-func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err error) {
+func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (err error) {
 	w.functions = newFunctions(w, exit.Forced(ctx))
 	go w.warmSet().keep(ctx, w.functions)
 	commands := admin.ServeReports(control, w.report, func(err error) {
@@ -202,7 +207,10 @@ func (w *worker) run(ctx context.Context, endpoint, control net.Listener) (err e
 		}
 	}
 	if w.config.Event == "" {
-		return w.serve(ctx, endpoint)
+		if w.config.Renews {
+			go w.keepCredentials(ctx)
+		}
+		return w.serve(ctx, endpoint, web)
 	}
 	event, err := awaitEvent(ctx, w.config.Event)
 	if err != nil {

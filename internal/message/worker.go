@@ -24,6 +24,7 @@ const (
 	MemoryFD              // /proc/meminfo
 	TraceFD               // takes the spans of --trace-init
 	EndpointFD            // listens for invocations; not there with an event
+	WebFD                 // listens for HTTP requests to the function; not there without --http
 )
 
 // TraceFile is the name of the file, below the state folder, that keeps the spans of the
@@ -49,6 +50,8 @@ type WorkerConfig struct {
 
 	Region, AccountID string
 	Credentials       Credentials // of functions
+	Renews            bool        // the credentials may change while the worker runs
+	Web               *Web        // nil without --http
 	Life              Life
 
 	Concurrency               int // most sandboxes at once, of all functions together; never 0
@@ -60,6 +63,12 @@ type WorkerConfig struct {
 // Credentials are what functions get as AWS_ACCESS_KEY_ID and so on (ENV-02). Empty ones
 // are left out.
 type Credentials struct{ AccessKeyID, SecretAccessKey, SessionToken string }
+
+// Web has the choices of the operator for --http.
+type Web struct {
+	Mode  string   // one of invoke.InvokeModes
+	Hosts []string // names by which clients may address it on loopback
+}
 
 // Life has the times and choices of the operator for the life of every sandbox.
 type Life struct {

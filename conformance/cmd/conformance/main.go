@@ -212,7 +212,7 @@ func pendingOf(f runFlags) (map[string]string, error) {
 
 // sandboxdLine starts sandboxd with one sandbox at most, so that all invocations of a
 // case meet the same environment.
-const sandboxdLine = `exec %s run --listen {listen} --concurrency 1 --timeout {timeout}s --memory {memory} --handler {handler} {env:--env} {layer:--layer} {args} {dir}`
+const sandboxdLine = `exec %s run --listen {listen} --concurrency 1 --timeout {timeout}s --memory {memory} --handler {handler} {env:--env} {layer:--layer} {http:--http} {args} {dir}`
 
 // targetOf makes the target, with this very program as its actors.
 func targetOf(f runFlags, scratch string) (suite.Target, error) {
@@ -233,7 +233,7 @@ func targetOf(f runFlags, scratch string) (suite.Target, error) {
 			return nil, errors.New("sandboxd needs root: sudo conformance run …")
 		}
 		line := fmt.Sprintf(sandboxdLine, "'"+path+"'")
-		return &suite.Command{Line: line, Has: []string{suite.Extensions, suite.Variables, suite.Arguments}, Actor: bin}, nil
+		return &suite.Command{Line: line, Has: []string{suite.Extensions, suite.Variables, suite.Arguments, suite.URLs}, Actor: bin}, nil
 	case "exec":
 		if f.command == "" {
 			return nil, errors.New("--target exec needs --command")
