@@ -48,6 +48,7 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	}
 	rev.Program.Bootstrap = function.Entry{Path: prepared.Bootstrap, Args: prepared.BootstrapArgs, Dir: prepared.WorkingDir}
 	rev.Program.Extensions, rev.Program.ExtensionsDisabled = prepared.Extensions, prepared.ExtensionsDisabled
+	rev.Program.Locale = prepared.Locale
 	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name), Close: prepared.Close}
 	tmp, ref, err := d.packages.TmpTemplate(ctx, int64(rev.EphemeralMB)<<20)
 	if err != nil {

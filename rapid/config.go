@@ -76,6 +76,7 @@ type Function struct {
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
 	ExtensionsDisabled          bool     // EX-05
+	Locale                      string   // LANG, unless the code is a container image (ENV-10)
 	Image                       *Image   // nil if the code is not a container image; its variables are in Env
 }
 

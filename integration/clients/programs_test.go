@@ -4,6 +4,7 @@ package clients
 
 import (
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -48,5 +49,39 @@ free -m | awk '/^Mem:/ { print "free", $2 }'
 				t.Errorf("the programs say %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// textJava prints by the default charset, and makes a file, with names beyond ASCII.
+const textJava = `import java.nio.charset.Charset;
+import java.nio.file.*;
+
+public class Text {
+	public static void main(String[] args) throws Exception {
+		Files.writeString(Path.of("/tmp/" + args[0]), "x");
+		System.out.println("java " + Charset.defaultCharset() + " " + args[0] + " " + args[0].length() + " " + System.getenv("GREETING") + " " + new String("grün".getBytes()).length());
+	}
+}
+`
+
+// ENV-10: text, arguments, variables and names of files beyond ASCII stay what they are, in
+// languages that go by the locale of the process.
+func TestClientProgramsKeepText(t *testing.T) {
+	const look = `cd /tmp
+java -cp "$LAMBDA_TASK_ROOT" Text grün-日本
+perl -e 'use I18N::Langinfo qw(langinfo CODESET); print "perl ", langinfo(CODESET), "\n"'
+ruby -e 'File.write("ruby-ñ", "ñandú"); puts "ruby #{Encoding.default_external} #{File.read("ruby-ñ").upcase} #{Dir["ruby-*"][0].length}"'
+python3 -c 'import locale, os; open("python-é", "w").write("ü"); print("python", locale.getpreferredencoding(), [n for n in os.listdir() if n.startswith("python-")])'
+printf 'bash %s\n' "$(bash -c 'x=grün; echo ${#x}')"
+`
+	dir := lookFunction(t, look)
+	harness.WriteFile(t, filepath.Join(dir, "Text.java"), []byte(textJava), 0o644)
+	if out, err := exec.Command("javac", "-encoding", "UTF-8", "-d", dir, filepath.Join(dir, "Text.java")).CombinedOutput(); err != nil {
+		t.Fatalf("javac: %v\n%s", err, out)
+	}
+	got := string(harness.Start(t, "--memory=1769", "--timeout=60s", "--env=GREETING=grüß", dir).Invoke("x").Body)
+	const want = "java UTF-8 grün-日本 7 grüß 4\nperl UTF-8\nruby UTF-8 ÑANDÚ 6\npython UTF-8 ['python-é']\nbash 4\n"
+	if got != want {
+		t.Errorf("the programs say\n%s\nwant\n%s", got, want)
 	}
 }

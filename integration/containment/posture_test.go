@@ -31,7 +31,7 @@ var (
 		"AWS_LAMBDA_RUNTIME_API":          `127\.0\.0\.1:9001`,
 		"AWS_LAMBDA_INITIALIZATION_TYPE":  "on-demand",
 		"AWS_LAMBDA_LOG_FORMAT":           "Text",
-		"LANG":                            `en_US\.UTF-8`,
+		"LANG":                            `(en_US|C)\.UTF-8`,
 		"TZ":                              ":UTC",
 		"PATH":                            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
 		"LD_LIBRARY_PATH":                 "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
