@@ -161,4 +161,7 @@ type Config struct {
 	// OnState, if not nil, is called at each transition, one call at a time. It must not
 	// block. The last state is Dead.
 	OnState func(State)
+	// OnHint, if not nil, gets the likely cause of a process's exit, for the operator. It must
+	// not block.
+	OnHint func(text string)
 }

@@ -71,6 +71,7 @@ func (s *Sandbox) exited(e exited) bool {
 	if e.p.handle.Exit().OOMKilled {
 		s.lost = true // docs/decisions/0037: the supervisor kills the other processes
 	}
+	s.hint(e.p)
 	return true
 }
 

@@ -224,6 +224,9 @@ func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lan
 	}
 	f.Warnings = append(f.Warnings, warnings...)
 	f.addMount(runtimeDir, append(f.take(runtimeDir), made)...)
+	if lang == languages["python"] {
+		f.addPython(v, version)
+	}
 	return nil
 }
 

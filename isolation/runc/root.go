@@ -93,7 +93,7 @@ func (t *rootTree) write(file, content string) error {
 		if err == nil {
 			f := os.NewFile(uintptr(fd), file)
 			_, err = f.WriteString(content)
-			return errors.Join(err, f.Close())
+			return errors.Join(err, f.Chmod(0o644), f.Close()) // whatever the umask is
 		}
 	}
 	return &os.PathError{Op: "write", Path: file, Err: err}

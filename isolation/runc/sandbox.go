@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -183,8 +185,12 @@ func (s *Sandbox) fillRoot() (err error) {
 			return err
 		}
 	}
-	for _, m := range s.spec.Mounts {
-		// A mounted directory is in the spec's Root already; create mount points for files only.
+	for i, m := range s.spec.Mounts {
+		// A mounted directory is in the spec's Root already; create mount points for files only,
+		// and not where another mount has them.
+		if slices.ContainsFunc(s.spec.Mounts[:i], func(o isolation.Mount) bool { return strings.HasPrefix(m.Target, o.Target+"/") }) {
+			continue
+		}
 		info, err := os.Stat(m.Sources[0])
 		if err == nil && !info.IsDir() {
 			err = tree.touch(m.Target)
