@@ -113,8 +113,13 @@ func (s *Sandbox) chooseCPUs() bool {
 // fillLimits creates in the root the files that tell the sandbox its limits. When the limits
 // have changed since an earlier call, it changes what differs.
 func (s *Sandbox) fillLimits(tree *rootTree) error {
-	old := s.cpus
-	if s.chooseCPUs() {
+	old, limits := s.cpus, s.spec.Limits
+	limits.CPU = 0 // only decides how many processors there are
+	others := s.chooseCPUs()
+	if !others && limits == s.shown {
+		return nil
+	}
+	if others {
 		for _, dir := range isolation.CPUDirs(old) {
 			if err := tree.rmdir(dir); err != nil {
 				return err
@@ -126,7 +131,7 @@ func (s *Sandbox) fillLimits(tree *rootTree) error {
 			}
 		}
 	}
-	files := isolation.LimitFiles(s.spec.Limits, s.cpus, s.engine.host)
+	files := isolation.LimitFiles(limits, s.cpus, s.engine.host)
 	for name, content := range files {
 		if was, ok := s.limitFiles[name]; ok && was == content {
 			continue
@@ -135,7 +140,7 @@ func (s *Sandbox) fillLimits(tree *rootTree) error {
 			return err
 		}
 	}
-	s.limitFiles = files
+	s.limitFiles, s.shown = files, limits
 	return nil
 }
 
@@ -181,7 +186,8 @@ func (e *Engine) cgroupMount(c *parentCgroup, domain string) (int, error) {
 	if err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC}); err != nil {
+	attr := unix.MountAttr{Attr_set: readOnly | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		unix.Close(fd)
 		return -1, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
 	}

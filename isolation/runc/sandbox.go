@@ -40,6 +40,7 @@ type Sandbox struct {
 
 	cpus       []int             // processors that it may use
 	limitFiles map[string]string // content of the files that tell it its limits, by path
+	shown      isolation.Limits  // the limits that these files tell
 
 	mu       sync.Mutex // never held during an operation that can block
 	domains  map[string]*domain
