@@ -73,11 +73,13 @@ func LimitDirs() []string {
 	return []string{LimitsDir, CgroupLimits, "/sys", "/sys/fs", CgroupDir, "/sys/devices", "/sys/devices/system", cpuDir}
 }
 
-// CPUDirs are the folders, below the last of LimitDirs, that say which processors there are.
+// CPUDirs are the folders of LimitFiles, below the last of LimitDirs, that say which
+// processors there are, parents first.
 func CPUDirs(cpus []int) []string {
 	var list []string
 	for _, cpu := range cpus {
-		list = append(list, cpuDir+"/cpu"+strconv.Itoa(cpu))
+		dir := cpuDir + "/cpu" + strconv.Itoa(cpu)
+		list = append(list, dir, dir+"/topology")
 	}
 	return list
 }
@@ -99,6 +101,16 @@ func LimitFiles(l Limits, cpus []int, host Host) map[string]string {
 		cpuDir + "/online":     numbers,
 		cpuDir + "/present":    numbers,
 		cpuDir + "/possible":   numbers,
+	}
+	for _, cpu := range cpus { // each is a core of its own, all of one package
+		own := []int{cpu}
+		for name, value := range map[string]string{
+			"core_id": strconv.Itoa(cpu), "physical_package_id": "0",
+			"thread_siblings": mask(own), "thread_siblings_list": ranges(own), "core_cpus_list": ranges(own),
+			"core_siblings": mask(cpus), "core_siblings_list": ranges(cpus), "package_cpus_list": ranges(cpus),
+		} {
+			files[cpuDir+"/cpu"+strconv.Itoa(cpu)+"/topology/"+name] = value + "\n"
+		}
 	}
 	for name, value := range map[string]string{
 		"cgroup.controllers":    "cpuset cpu memory pids",
@@ -207,4 +219,20 @@ func ranges(numbers []int) string {
 		i = end + 1
 	}
 	return b.String()
+}
+
+// mask returns numbers in the form of the kernel's bit masks: 32 bits each, the highest first.
+func mask(numbers []int) string {
+	words := make([]uint32, 1)
+	for _, n := range numbers {
+		for n/32 >= len(words) {
+			words = append(words, 0)
+		}
+		words[n/32] |= 1 << (n % 32)
+	}
+	text := strconv.FormatUint(uint64(words[len(words)-1]), 16)
+	for i := len(words) - 2; i >= 0; i-- {
+		text += fmt.Sprintf(",%08x", words[i])
+	}
+	return text
 }

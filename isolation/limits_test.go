@@ -32,6 +32,14 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+func TestMask(t *testing.T) {
+	for want, numbers := range map[string][]int{"0": nil, "1": {0}, "22": {1, 5}, "1,00000001": {0, 32}, "80000000,00000000,00000000": {95}} {
+		if got := mask(numbers); got != want {
+			t.Errorf("%v: %q, want %q", numbers, got, want)
+		}
+	}
+}
+
 const twoProcessors = "processor\t: 0\nmodel name\t: First\n\nprocessor\t: 5\nmodel name\t: Second\n\nHardware\t: Board\n"
 
 func TestParseCPUInfo(t *testing.T) {
@@ -48,16 +56,19 @@ func TestLimitFiles(t *testing.T) {
 	host := Host{MemoryBytes: 64 << 30, CPUs: []int{0, 5, 6}, CPUInfo: ParseCPUInfo(twoProcessors), BootTime: 1700000000}
 	files := LimitFiles(Limits{MemoryBytes: 512 << 20, PIDs: 1024}, []int{0, 5}, host)
 	for name, want := range map[string]string{
-		CgroupLimits + "/memory.max":            "536870912\n",
-		CgroupLimits + "/memory.high":           "max\n",
-		CgroupLimits + "/memory.swap.max":       "0\n",
-		CgroupLimits + "/cpu.max":               "200000 100000\n",
-		CgroupLimits + "/pids.max":              "1024\n",
-		CgroupLimits + "/cgroup.controllers":    "cpuset cpu memory pids\n",
-		"/sys/devices/system/cpu/online":        "0,5\n",
-		"/sys/devices/system/cpu/possible":      "0,5\n",
-		LimitsDir + "/cpuinfo":                  strings.TrimSuffix(twoProcessors, "Hardware\t: Board\n"),
-		CgroupLimits + "/cpuset.cpus.effective": "0,5\n",
+		CgroupLimits + "/memory.max":                               "536870912\n",
+		CgroupLimits + "/memory.high":                              "max\n",
+		CgroupLimits + "/memory.swap.max":                          "0\n",
+		CgroupLimits + "/cpu.max":                                  "200000 100000\n",
+		CgroupLimits + "/pids.max":                                 "1024\n",
+		CgroupLimits + "/cgroup.controllers":                       "cpuset cpu memory pids\n",
+		"/sys/devices/system/cpu/online":                           "0,5\n",
+		"/sys/devices/system/cpu/possible":                         "0,5\n",
+		"/sys/devices/system/cpu/cpu5/topology/core_id":            "5\n",
+		"/sys/devices/system/cpu/cpu5/topology/thread_siblings":    "20\n",
+		"/sys/devices/system/cpu/cpu5/topology/core_siblings_list": "0,5\n",
+		LimitsDir + "/cpuinfo":                                     strings.TrimSuffix(twoProcessors, "Hardware\t: Board\n"),
+		CgroupLimits + "/cpuset.cpus.effective":                    "0,5\n",
 	} {
 		if files[name] != want {
 			t.Errorf("%s: %q, want %q", name, files[name], want)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -119,9 +120,18 @@ func (s *Sandbox) fillLimits(tree *rootTree) error {
 	if !others && limits == s.shown {
 		return nil
 	}
+	files := isolation.LimitFiles(limits, s.cpus, s.engine.host)
 	if others {
-		for _, dir := range isolation.CPUDirs(old) {
-			if err := tree.rmdir(dir); err != nil {
+		for name := range s.limitFiles {
+			if _, kept := files[name]; kept {
+				continue
+			}
+			if err := tree.remove(name, 0); err != nil {
+				return err
+			}
+		}
+		for _, dir := range slices.Backward(isolation.CPUDirs(old)) {
+			if err := tree.remove(dir, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // not empty: kept
 				return err
 			}
 		}
@@ -131,7 +141,6 @@ func (s *Sandbox) fillLimits(tree *rootTree) error {
 			}
 		}
 	}
-	files := isolation.LimitFiles(limits, s.cpus, s.engine.host)
 	for name, content := range files {
 		if was, ok := s.limitFiles[name]; ok && was == content {
 			continue

@@ -18,11 +18,11 @@ func TestProcessorsOfASandbox(t *testing.T) {
 	was := engine.processors
 	defer func() { engine.processors = was }()
 	last := was.all[len(was.all)-1]
-	other := 1 << 9 // a processor that no host of the tests has: VCPUs gives at least two
+	other := last + 20 // a processor that no host of the tests has: VCPUs gives at least two
 	engine.processors = &processors{all: []int{last, other, other + 1}, users: map[int]int{}}
 
 	const look = "nproc; grep -o 'Cpus_allowed_list.*' /proc/self/status | cut -f2; cat /sys/devices/system/cpu/online; " +
-		"grep -c '^cpu[0-9]' /proc/stat; ls -d /sys/devices/system/cpu/cpu* | wc -l; cut -d' ' -f1 /sys/fs/cgroup/cpu.max; grep MemTotal /proc/meminfo | tr -dc 0-9"
+		"lscpu --parse=core | grep -vc '^#'; grep -c '^cpu[0-9]' /proc/stat; ls -d /sys/devices/system/cpu/cpu* | wc -l; cut -d' ' -f1 /sys/fs/cgroup/cpu.max; grep MemTotal /proc/meminfo | tr -dc 0-9"
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Limits.MemoryBytes = 8000 << 20 // 5 processors, more than there are
 	b, err := engine.Prepare(t.Context(), spec)
@@ -36,7 +36,7 @@ func TestProcessorsOfASandbox(t *testing.T) {
 	}
 	conn := start(t, s, isolation.RuntimeDomain)
 	got, _ := shell(t, s, conn, look)
-	want := fmt.Sprintf("1\n%d\n%d,%d\n2\n2\n200000\n%d", last, last, other, 256<<10)
+	want := fmt.Sprintf("1\n%d\n%d,%d\n2\n2\n2\n200000\n%d", last, last, other, 256<<10)
 	if got != want {
 		t.Errorf("the sandbox says %q, want %q", got, want)
 	}

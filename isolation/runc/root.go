@@ -70,13 +70,14 @@ func (t *rootTree) mkdir(dir string) error {
 	return nil
 }
 
-func (t *rootTree) rmdir(dir string) error {
-	folder, name, err := t.split(dir)
+// remove removes a file, or with the flag AT_REMOVEDIR an empty folder.
+func (t *rootTree) remove(file string, flags int) error {
+	folder, name, err := t.split(file)
 	if err == nil {
-		err = unix.Unlinkat(folder, name, unix.AT_REMOVEDIR)
+		err = unix.Unlinkat(folder, name, flags)
 	}
 	if err != nil {
-		return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		return &os.PathError{Op: "remove", Path: file, Err: err}
 	}
 	return nil
 }

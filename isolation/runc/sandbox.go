@@ -157,7 +157,7 @@ func (s *Sandbox) mountRoot() error {
 	if err := os.Mkdir(root, 0o711); err != nil {
 		return fmt.Errorf("create the root of %s: %w", s.spec.ID, err)
 	}
-	data := fmt.Sprintf("mode=755,size=1m,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
+	data := fmt.Sprintf("mode=755,size=1m,nr_inodes=4096,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
 	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return errors.Join(&os.PathError{Op: "mount", Path: root, Err: err}, os.Remove(root))
 	}
