@@ -51,7 +51,8 @@ var languages = map[string]*language{
 		clients: underEach([]string{"/var/task/node_modules", "/opt/nodejs/node$V/node_modules", "/opt/nodejs/node_modules", "/opt/node_modules", "/var/runtime/node_modules"},
 			"aws-lambda-ric/bin/index.mjs", "aws-lambda-ric/index.mjs"), // RIC-03, RIC-02
 		install: "npm install aws-lambda-ric",
-		// The heap follows the function's memory as on Lambda. By itself V8 takes half of it.
+		// The heap follows the function's memory as on Lambda: inside there is no
+		// /sys that V8 could read a limit from.
 		script: `export NODE_PATH="${NODE_PATH:-/opt/nodejs/node$V/node_modules:/opt/nodejs/node_modules:/opt/node_modules:/var/runtime/node_modules:/var/runtime:/var/task}"
 set -- '$I' '$C' "$_HANDLER"
 case "${NODE_OPTIONS:-}" in
@@ -85,7 +86,8 @@ set -- '$I' -m awslambdaric "$_HANDLER"
 		install: "mvn dependency:copy-dependencies -DoutputDirectory=lib, with com.amazonaws:aws-lambda-java-runtime-interface-client in pom.xml",
 		// The client itself finds the function's classes in /var/task, /var/task/lib and
 		// /opt/java/lib. Heap, compiler and collector follow the function's memory as on
-		// Lambda. By itself the JVM takes a quarter of it.
+		// Lambda: inside there is no /sys that the JVM could read a limit from, so that it
+		// would take the host's memory for its own.
 		script: `client='$C'
 case "$client" in
 *.jar) client="${client%/*}/*" ;;
