@@ -49,13 +49,13 @@ type Host struct {
 
 const (
 	mbPerVCPU  = 1769 // ENV-32
-	twoVCPUs   = 3008 // up to this many MB a function has two (ENV-38)
+	twoVCPUs   = 3008 // up to this many MB a function has two (ENV-40)
 	leastVCPUs = 2
 	mostVCPUs  = 6 // ENV-32
 )
 
 // VCPUs returns how many processors a sandbox with these limits may use at once, as on
-// Lambda (ENV-38), or more if it has a higher CPU quota. 0 means all.
+// Lambda (ENV-40), or more if it has a higher CPU quota. 0 means all.
 func VCPUs(l Limits) int {
 	if l.MemoryBytes == 0 {
 		return 0

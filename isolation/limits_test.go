@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// ENV-38: the processors of a function follow its memory.
+// ENV-40: the processors of a function follow its memory.
 func TestVCPUs(t *testing.T) {
 	for _, tt := range []struct {
 		mb   int64

@@ -31,7 +31,7 @@ func lookFunction(t *testing.T, look string) string {
 	return dir
 }
 
-// ENV-38: what programs of a function's own bootstrap take for the memory and the
+// ENV-40: what programs of a function's own bootstrap take for the memory and the
 // processors of their machine, by which they size heaps and pools, is the sandbox's.
 func TestClientProgramsSeeLimits(t *testing.T) {
 	const look = `python3 -c 'import os; print("python", os.cpu_count(), len(os.sched_getaffinity(0)))'

@@ -34,7 +34,7 @@ var (
 	allowed  = regexp.MustCompile(`(?m)^Cpus_allowed_list:\t(.*)$`)
 )
 
-// ENV-38: function and extension see the memory and as many processors as the function's
+// ENV-40: function and extension see the memory and as many processors as the function's
 // setting gives, but never more than the host has.
 func TestLimitsSeenInside(t *testing.T) {
 	hostMemory, hostCPUs := hostOf(t)

@@ -18,7 +18,7 @@ import (
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 
-// ENV-24, ENV-25, ENV-28, ENV-38: an image brings program, working directory and variables;
+// ENV-24, ENV-25, ENV-28, ENV-40: an image brings program, working directory and variables;
 // its files belong to root and are read-only, and its user is not asked.
 func TestImage(t *testing.T) {
 	layout := harness.ImageLayout(t, map[string]any{
@@ -43,7 +43,7 @@ func TestImage(t *testing.T) {
 	if got := r.Results[2]; got.Errno != int(syscall.EROFS) && got.Errno != int(syscall.EACCES) {
 		t.Errorf("write into the image: %+v", got)
 	}
-	if got := r.Results[3:]; !strings.HasPrefix(got[0].Text, "MemTotal:         524288 kB\n") || got[1].Text != "536870912\n" { // ENV-38
+	if got := r.Results[3:]; !strings.HasPrefix(got[0].Text, "MemTotal:         524288 kB\n") || got[1].Text != "536870912\n" { // ENV-40
 		t.Errorf("the image sees other limits than 512 MB: %+v", got)
 	}
 	if uid := d.Guests()[0].Status("Uid"); strings.HasPrefix(uid, "0\t") {

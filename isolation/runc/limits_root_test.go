@@ -9,7 +9,7 @@ import (
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
-// ENV-38: a sandbox is confined to its processors, also if it was made ahead of demand with
+// ENV-40: a sandbox is confined to its processors, also if it was made ahead of demand with
 // other limits, and says so where programs look.
 func TestProcessorsOfASandbox(t *testing.T) {
 	if len(engine.processors.all) < 2 {
