@@ -12,6 +12,7 @@ import (
 	"github.com/sandboxd/sandboxd/host"
 	"github.com/sandboxd/sandboxd/host/doctor"
 	"github.com/sandboxd/sandboxd/isolation/runc"
+	"github.com/sandboxd/sandboxd/rootfs"
 )
 
 // scopeVariable is set in the environment of the program inside the scope, so that it does
@@ -96,6 +97,10 @@ func DoctorHost(h runc.Host, idBase uint32) doctor.Host {
 			Mode: h.Mode.String(), Trees: cgroupTrees(h), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
 		},
 		Egress: runc.CheckEgress,
+		Locale: func() (string, bool, error) {
+			name, err := rootfs.HostLocale()
+			return name, name == rootfs.LambdaLocale, err
+		},
 	}
 }
 

@@ -48,6 +48,10 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	}
 	rev.Program.Bootstrap = function.Entry{Path: prepared.Bootstrap, Args: prepared.BootstrapArgs, Dir: prepared.WorkingDir}
 	rev.Program.Extensions, rev.Program.ExtensionsDisabled = prepared.Extensions, prepared.ExtensionsDisabled
+	rev.Program.Locale = prepared.Locale
+	if w := localeWarning(rev.Env, prepared.Locale); w != "" {
+		d.log.Warn(w)
+	}
 	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name), Close: prepared.Close}
 	tmp, ref, err := d.packages.TmpTemplate(ctx, int64(rev.EphemeralMB)<<20)
 	if err != nil {
@@ -59,6 +63,16 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 		return nil, errors.Join(err, files.close())
 	}
 	return rev, d.maker.revisions.register(form, files)
+}
+
+// localeWarning returns a warning if the operator's LANG is that of Lambda, and the base does
+// not have it: locale is what the base has (ENV-10). For an image, which has "", it does not.
+func localeWarning(env map[string]string, locale string) string {
+	if lang := env["LANG"]; lang != rootfs.LambdaLocale || locale == "" || locale == lang {
+		return ""
+	}
+	return "LANG=" + rootfs.LambdaLocale + " is set for the function, and the base does not have this locale: Java, Ruby, perl and others garble text beyond ASCII; " +
+		"remove the variable to get LANG=" + locale + ", or see the line on the locale in 'sandboxd doctor'"
 }
 
 // Retire ends a revision: the daemon creates no more sandboxes of it, and releases its

@@ -53,6 +53,7 @@ type Program struct {
 	Bootstrap          Entry
 	Extensions         []string // names in /opt/extensions, sorted (EX-01)
 	ExtensionsDisabled bool     // EX-05
+	Locale             string   // LANG (ENV-10); "" if the code is a container image
 	Image              *Image   // nil if the code is not a container image
 }
 

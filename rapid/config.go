@@ -77,6 +77,7 @@ type Function struct {
 	Bootstrap                   Entry
 	Extensions                  []string // basenames in /opt/extensions, in listing order (EX-01)
 	ExtensionsDisabled          bool     // EX-05
+	Locale                      string   // LANG, unless the code is a container image (ENV-10)
 	Image                       *Image   // nil if the code is not a container image; its variables are in Env
 }
 
@@ -161,4 +162,7 @@ type Config struct {
 	// OnState, if not nil, is called at each transition, one call at a time. It must not
 	// block. The last state is Dead.
 	OnState func(State)
+	// OnHint, if not nil, gets the likely cause of a process's exit, for the operator. It must
+	// not block.
+	OnHint func(text string)
 }

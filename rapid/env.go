@@ -55,7 +55,7 @@ func platformEnv(c *Config) map[string]string {
 		// ENV-08
 		"AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
 		// ENV-10
-		"LANG":            "en_US.UTF-8",
+		"LANG":            f.Locale,
 		"TZ":              ":UTC",
 		"PATH":            "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
 		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",

@@ -12,7 +12,7 @@ import (
 
 func envConfig() *Config {
 	f := testFunction()
-	f.Runtime, f.LogLevel = "nodejs22.x", "DEBUG"
+	f.Runtime, f.LogLevel, f.Locale = "nodejs22.x", "DEBUG", "C.UTF-8"
 	f.Env = map[string]string{
 		"MINE": "$HOME", "TZ": "Europe/Berlin", "NODE_OPTIONS": "-x", "AWS_XRAY_DAEMON_ADDRESS": "1.2.3.4:5", // ENV-15
 		"AWS_REGION": "mars", "_HANDLER": "evil", "_LAMBDA_SERVER_PORT": "1", "AWS_LAMBDA_MAX_CONCURRENCY": "9", // ENV-16, ENV-17, RT-67
@@ -31,7 +31,7 @@ func TestRuntimeEnvironment(t *testing.T) {
 		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_GROUP_NAME=/aws/lambda/fn", "AWS_LAMBDA_LOG_LEVEL=DEBUG",
 		"AWS_LAMBDA_LOG_STREAM_NAME=stream", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001", "AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET",
 		"AWS_SESSION_TOKEN=TOKEN", "AWS_XRAY_CONTEXT_MISSING=LOG_ERROR", "AWS_XRAY_DAEMON_ADDRESS=1.2.3.4:5", "LAMBDA_RUNTIME_DIR=/var/runtime",
-		"LAMBDA_TASK_ROOT=/var/task", "LANG=en_US.UTF-8",
+		"LAMBDA_TASK_ROOT=/var/task", "LANG=C.UTF-8",
 		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",
 		"_AWS_XRAY_DAEMON_ADDRESS=127.0.0.1", "_AWS_XRAY_DAEMON_PORT=2000", "_HANDLER=main.handler", "_LAMBDA_TELEMETRY_LOG_FD=3",
@@ -75,7 +75,7 @@ func TestExtensionEnvironment(t *testing.T) {
 		"AWS_ACCESS_KEY_ID=AKID", "AWS_DEFAULT_REGION=eu-west-1", "AWS_LAMBDA_EXEC_WRAPPER=/opt/wrapper",
 		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128", "AWS_LAMBDA_FUNCTION_NAME=fn", "AWS_LAMBDA_FUNCTION_VERSION=$LATEST",
 		"AWS_LAMBDA_INITIALIZATION_TYPE=on-demand", "AWS_LAMBDA_LOG_LEVEL=DEBUG", "AWS_LAMBDA_RUNTIME_API=127.0.0.1:9001",
-		"AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET", "AWS_SESSION_TOKEN=TOKEN", "LANG=en_US.UTF-8",
+		"AWS_REGION=eu-west-1", "AWS_SECRET_ACCESS_KEY=SECRET", "AWS_SESSION_TOKEN=TOKEN", "LANG=C.UTF-8",
 		"LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
 		"MINE=$HOME", "NODE_OPTIONS=-x", "PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin", "TZ=Europe/Berlin",
 	}

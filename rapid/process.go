@@ -72,6 +72,7 @@ func (s *Sandbox) exited(e exited) bool {
 	if oom {
 		s.lost = true // docs/decisions/0037: the supervisor kills the other processes
 	}
+	s.hint(e.p)
 	return true
 }
 

@@ -37,7 +37,8 @@ type BaseOptions struct {
 // has these directories. On error nothing is left in Scratch.
 //
 // HostBase shows /usr, the library and program directories at the root, and a
-// made-up /etc with what programs read there; nothing else of the host.
+// made-up /etc with what programs read there; nothing else of the host. /bin/sh is bash
+// if the host has bash.
 //
 // Of a directory tree every directory of its root is shown, and of its /var; links
 // there become links of the sandbox's root, where they cannot leave it. proc, sys,
@@ -128,7 +129,7 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 		return err
 	}
 	t.addMount("/etc", etc)
-	return nil
+	return addBash(t)
 }
 
 // Names of a base's root and /var that the tree does not decide about.

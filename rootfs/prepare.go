@@ -47,6 +47,8 @@ type Function struct {
 	// WorkingDir is where the bootstrap starts: /var/task, or what an image says
 	// (ENV-24).
 	WorkingDir string
+	// Locale is the LANG of the processes (ENV-10); "" for an image, which says it itself.
+	Locale string
 	// Extensions are the names in /opt/extensions that are no directories, sorted
 	// (EX-01). Whether they can be executed is not checked: that is EX-03.
 	Extensions []string
@@ -205,6 +207,9 @@ func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lan
 	if err := f.findExtensions(v); err != nil {
 		return err
 	}
+	if f.Locale, err = findLocale(v); err != nil {
+		return err
+	}
 	if lang == nil {
 		f.Bootstrap, err = findBootstrap(v, opts.Code)
 		return err
@@ -219,6 +224,9 @@ func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lan
 	}
 	f.Warnings = append(f.Warnings, warnings...)
 	f.addMount(runtimeDir, append(f.take(runtimeDir), made)...)
+	if lang == languages["python"] {
+		f.addPython(v, version)
+	}
 	return nil
 }
 

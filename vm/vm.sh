@@ -6,8 +6,8 @@
 #   vm/vm.sh run KIND DIR     runs DIR/run in the machine as root with a copy of DIR as
 #                             working directory; passes on its output and exit status
 #
-# KIND is "plain" (our own small PID 1) or "systemd". VM_MEMORY (MiB, 3072) and
-# VM_TIMEOUT (seconds, 2400) bound the machine. A boot that gives no sign of life is
+# KIND is "plain" (our own small PID 1) or "systemd". VM_MEMORY (MiB, 3072), VM_CPUS (6,
+# the most that a function sees) and VM_TIMEOUT (seconds, 2400) bound the machine. A boot that gives no sign of life is
 # ended after VM_SIGN seconds (180), and tried once more; scripts/summary.sh says so.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -129,7 +129,7 @@ boot() {
 	local word=
 	(
 		timeout -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 \
-			-M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${VM_MEMORY:-3072}" \
+			-M q35 -accel tcg,thread=multi -cpu max -smp "${VM_CPUS:-6}" -m "${VM_MEMORY:-3072}" \
 			-nodefaults -no-user-config -no-reboot -display none \
 			-kernel "$machine/vmlinuz" \
 			-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init=$(cat "$machine/init") panic=-1 mitigations=off" \

@@ -54,7 +54,7 @@ var environment = []suite.Case{
 	inEnv("ENV-08", map[string]string{"AWS_XRAY_DAEMON_ADDRESS": `[\d.]+:\d+`, "_AWS_XRAY_DAEMON_ADDRESS": `[\d.]+`,
 		"_AWS_XRAY_DAEMON_PORT": "2000", "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR"}),
 	{ID: "ENV-09", Setup: plain, Run: func(t *suite.T) { hasNot(t, runtimeEnv(t), "_X_AMZN_TRACE_ID") }},
-	inEnv("ENV-10", map[string]string{"LANG": `en_US\.UTF-8`, "TZ": ":UTC", "PATH": "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
+	inEnv("ENV-10", map[string]string{"LANG": `(en_US|C)\.UTF-8`, "TZ": ":UTC", "PATH": "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin",
 		"LD_LIBRARY_PATH": "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib"}),
 	{ID: "ENV-11", Setup: plain, Run: func(t *suite.T) {
 		hasNot(t, runtimeEnv(t), "AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL")

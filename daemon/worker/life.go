@@ -38,6 +38,7 @@ func functionOf(c *message.WorkerConfig, rev *function.Revision) rapid.Function 
 		LogLevel: rev.ApplicationLogLevel, SystemLogLevel: telemetry.Level(rev.SystemLogLevel),
 		Bootstrap:  rapid.Entry(rev.Program.Bootstrap),
 		Extensions: rev.Program.Extensions, ExtensionsDisabled: rev.Program.ExtensionsDisabled,
+		Locale: rev.Program.Locale,
 	}
 	if i := rev.Program.Image; i != nil {
 		f.Image = &rapid.Image{Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkingDir}

@@ -127,6 +127,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, e
 			f.log.WithField("sandbox", id).WithField("state", st.String()).Debug("life cycle")
 		}
 	}
+	cfg.OnHint = func(text string) { f.log.WithField("sandbox", id).Warn(text) }
 	s.life = rapid.New(cfg, rapid.Supervise(s.sup))
 	var lifeCtx context.Context
 	lifeCtx, s.end = context.WithCancel(trace.ContextWithSpan(context.Background(), coldStart))

@@ -42,8 +42,9 @@ type Cgroups struct {
 type Host struct {
 	Root    string // "" is "/"; tests put a tree of their own here, which only checks that read files look at
 	Cgroups Cgroups
-	IDBase  uint32       // first host id for sandboxes
-	Egress  func() error // tries what sandboxes need to reach a network; its error says the fix
+	IDBase  uint32                                         // first host id for sandboxes
+	Egress  func() error                                   // tries what sandboxes need to reach a network; its error says the fix
+	Locale  func() (name string, ofLambda bool, err error) // what functions get as LANG, and whether it is the same as on Lambda
 }
 
 // check looks at one thing.
@@ -95,6 +96,7 @@ var niceToHaves = []check{
 	{"OOM protection", lookOOMScore},
 	{"pressure stall information", lookPressure},
 	{"egress", lookEgress},
+	{"locale", lookLocale},
 }
 
 // Examine runs every check, must-haves first.
@@ -124,6 +126,18 @@ func run(ctx context.Context, h Host, checks []check, whenMissing Status) []Find
 		findings = append(findings, f)
 	}
 	return findings
+}
+
+// lookLocale tells the language of functions that run on the host's programs.
+func lookLocale(_ context.Context, h Host) outcome {
+	name, ofLambda, err := h.Locale()
+	switch {
+	case err != nil:
+		return lacks(err.Error(), "see that /usr/lib/locale can be read")
+	case !ofLambda:
+		return lacks("functions get LANG="+name+", since /usr/lib/locale has no en_US.UTF-8", "localedef -i en_US -f UTF-8 en_US.UTF-8, with the package locales of Debian or glibc-langpack-en of Fedora")
+	}
+	return has("functions get LANG=" + name)
 }
 
 // lookIDs checks that the base of the id ranges belongs to nobody.

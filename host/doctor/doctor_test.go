@@ -13,7 +13,8 @@ import (
 // fakeHost makes a host whose files are the given ones.
 func fakeHost(t *testing.T, files map[string]string) Host {
 	t.Helper()
-	h := Host{Root: t.TempDir(), IDBase: subid.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}, Egress: func() error { return nil }}
+	h := Host{Root: t.TempDir(), IDBase: subid.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}, Egress: func() error { return nil },
+		Locale: func() (string, bool, error) { return "en_US.UTF-8", true, nil }}
 	for name, text := range files {
 		path := h.path(name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -35,26 +36,29 @@ func TestChecksThatReadFiles(t *testing.T) {
 		missing bool
 		want    string // part of what is seen or of the fix
 	}{
-		"pid_max low":     {byName("process ids"), map[string]string{"proc/sys/kernel/pid_max": "4096\n"}, nil, true, "pid_max=4194304"},
-		"pid_max":         {byName("process ids"), map[string]string{"proc/sys/kernel/pid_max": "32768\n"}, nil, false, "32768"},
-		"inotify low":     {byName("inotify"), map[string]string{"proc/sys/fs/inotify/max_user_instances": "8\n"}, nil, true, "max_user_instances"},
-		"inotify missing": {byName("inotify"), nil, nil, true, "no such file"},
-		"psi":             {byName("pressure stall information"), map[string]string{"proc/pressure/memory": "some\n"}, nil, false, "on"},
-		"no psi":          {byName("pressure stall information"), nil, nil, true, "psi=1"},
-		"swap v2":         {byName("swap accounting"), map[string]string{"sys/fs/cgroup/a/memory.swap.max": "max\n"}, nil, false, "on"},
-		"swap v1":         {byName("swap accounting"), map[string]string{"sys/fs/cgroup/memory/memory.memsw.limit_in_bytes": "1\n"}, nil, false, "on"},
-		"no swap at all":  {byName("swap accounting"), map[string]string{"proc/swaps": "Filename Type\n"}, nil, false, "no swap"},
-		"swap unbounded":  {byName("swap accounting"), map[string]string{"proc/swaps": "Filename Type\n/dev/sda2 partition\n"}, nil, true, "swapaccount=1"},
-		"no cgroups":      {byName("cgroups"), nil, cgroups(Cgroups{Mode: "none"}), true, "mount -t cgroup2"},
-		"no memory":       {byName("cgroups"), nil, cgroups(Cgroups{Mode: "unified", Missing: []string{"memory"}}), true, "cgroup_enable=memory"},
-		"hidden tree":     {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid", Trees: []string{"/etc"}}), true, "/etc is hidden"},
-		"hybrid":          {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid"}), false, "hybrid"},
-		"legacy":          {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
-		"egress":          {byName("egress"), nil, nil, false, "forwarding"},
-		"no egress":       {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "not possible, all else is no veth"},
-		"no scope needed": {byName("systemd scope"), nil, nil, false, "not needed"},
-		"ids taken":       {byName("host ids"), map[string]string{"etc/subuid": "ann:1879048192:65536\n"}, nil, true, "ann"},
-		"ids":             {byName("host ids"), nil, nil, false, "4094 free ranges"},
+		"pid_max low":      {byName("process ids"), map[string]string{"proc/sys/kernel/pid_max": "4096\n"}, nil, true, "pid_max=4194304"},
+		"pid_max":          {byName("process ids"), map[string]string{"proc/sys/kernel/pid_max": "32768\n"}, nil, false, "32768"},
+		"inotify low":      {byName("inotify"), map[string]string{"proc/sys/fs/inotify/max_user_instances": "8\n"}, nil, true, "max_user_instances"},
+		"inotify missing":  {byName("inotify"), nil, nil, true, "no such file"},
+		"locale of Lambda": {byName("locale"), nil, nil, false, "LANG=en_US.UTF-8"},
+		"another locale":   {byName("locale"), nil, func(h *Host) { h.Locale = func() (string, bool, error) { return "C.UTF-8", false, nil } }, true, "LANG=C.UTF-8"},
+		"unknown locale":   {byName("locale"), nil, func(h *Host) { h.Locale = func() (string, bool, error) { return "", false, os.ErrPermission } }, true, "permission denied"},
+		"psi":              {byName("pressure stall information"), map[string]string{"proc/pressure/memory": "some\n"}, nil, false, "on"},
+		"no psi":           {byName("pressure stall information"), nil, nil, true, "psi=1"},
+		"swap v2":          {byName("swap accounting"), map[string]string{"sys/fs/cgroup/a/memory.swap.max": "max\n"}, nil, false, "on"},
+		"swap v1":          {byName("swap accounting"), map[string]string{"sys/fs/cgroup/memory/memory.memsw.limit_in_bytes": "1\n"}, nil, false, "on"},
+		"no swap at all":   {byName("swap accounting"), map[string]string{"proc/swaps": "Filename Type\n"}, nil, false, "no swap"},
+		"swap unbounded":   {byName("swap accounting"), map[string]string{"proc/swaps": "Filename Type\n/dev/sda2 partition\n"}, nil, true, "swapaccount=1"},
+		"no cgroups":       {byName("cgroups"), nil, cgroups(Cgroups{Mode: "none"}), true, "mount -t cgroup2"},
+		"no memory":        {byName("cgroups"), nil, cgroups(Cgroups{Mode: "unified", Missing: []string{"memory"}}), true, "cgroup_enable=memory"},
+		"hidden tree":      {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid", Trees: []string{"/etc"}}), true, "/etc is hidden"},
+		"hybrid":           {byName("cgroups"), nil, cgroups(Cgroups{Mode: "hybrid"}), false, "hybrid"},
+		"legacy":           {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
+		"egress":           {byName("egress"), nil, nil, false, "forwarding"},
+		"no egress":        {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "not possible, all else is no veth"},
+		"no scope needed":  {byName("systemd scope"), nil, nil, false, "not needed"},
+		"ids taken":        {byName("host ids"), map[string]string{"etc/subuid": "ann:1879048192:65536\n"}, nil, true, "ann"},
+		"ids":              {byName("host ids"), nil, nil, false, "4094 free ranges"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -148,6 +148,9 @@ func (r Reader) forked(p Process) bool {
 // initPath is where a domain has the init handler's program.
 const initPath = "/.sandbox-init"
 
+// limitsDir is where a sandbox's root has the files that tell it its limits.
+const limitsDir = "/.sandbox-limits"
+
 // gone tells whether err is that of a process which has ended. A zombie has no mounts
 // any more, and its mountinfo answers EINVAL.
 func gone(err error) bool {
@@ -218,10 +221,17 @@ func rootMount(s subject) (string, error)   { return s.mode("/") }
 func initProgram(s subject) (string, error) { return s.mode(initPath) }
 func procSys(s subject) (string, error)     { return s.mode("/proc/sys") }
 
+// sysfs tells what is below /sys. The only mounts there show files of the sandbox's root in
+// place of those of its cgroup, and a cgroup of the daemon's without processes below them,
+// all read-only.
 func sysfs(s subject) (string, error) {
-	points, err := s.points(func(m mount) bool { return m.point == "/sys" || strings.HasPrefix(m.point, "/sys/") })
+	points, err := s.points(func(m mount) bool {
+		file, found := strings.CutPrefix(m.point, "/sys/fs/cgroup")
+		limits := found && m.root == limitsDir+"/cgroup"+file || file == "" && strings.HasSuffix(m.root, "/limits.shown")
+		return (m.point == "/sys" || strings.HasPrefix(m.point, "/sys/")) && !(limits && m.readOnly)
+	})
 	if points == "none" {
-		points = "absent"
+		points = "limits of the sandbox"
 	}
 	return points, err
 }

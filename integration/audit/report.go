@@ -2,10 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/bits"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +38,7 @@ func report(namespaces []string) error {
 	facts = append(facts,
 		fact{"secrets of the host in /proc", readable()},
 		fact{"/proc/sys can be opened for writing", yes(opens("/proc/sys/kernel/core_pattern", unix.O_WRONLY))},
-		fact{"/sys", folder("/sys")},
+		fact{"/sys", sysfs()},
 		fact{"devices", devices()},
 		fact{"network interfaces", interfaces()},
 		fact{"processes in sight", fmt.Sprint(processes())},
@@ -233,12 +236,33 @@ func opens(path string, flags int) bool {
 	return err == nil
 }
 
-func folder(path string) string {
-	entries, err := os.ReadDir(path)
+// sysfs tells whose files below /sys can be read.
+func sysfs() string {
+	entries, err := os.ReadDir("/sys")
 	if err != nil || len(entries) == 0 {
 		return "absent or empty"
 	}
-	return fmt.Sprintf("%d entries", len(entries))
+	kernel := []int64{unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC}
+	found := errors.New("found")
+	err = filepath.WalkDir("/sys", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return nil
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		var st unix.Statfs_t
+		if unix.Fstatfs(int(f.Fd()), &st) == nil && slices.Contains(kernel, int64(st.Type)) {
+			return found
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Sprintf("%d entries", len(entries))
+	}
+	return "nothing of the kernel's"
 }
 
 // devices counts device nodes directly in /dev.

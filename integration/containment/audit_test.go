@@ -40,7 +40,7 @@ func TestAudit(t *testing.T) {
 		"… raw packets": "0 of 2", "… sockets to the hypervisor": "0 of 1", "… netlink beside routes, AF_ALG": "0 of 2",
 		"… upper layer protocols of TCP": "0 of 1", "… of 32 bits": "bad system call",
 		"root": "read-only", "other writable mounts": "/tmp, /dev/shm", "mounts with set-id effect": "0",
-		"secrets of the host in /proc": "none", "/proc/sys can be opened for writing": "no", "/sys": "absent or empty",
+		"secrets of the host in /proc": "none", "/proc/sys can be opened for writing": "no", "/sys": "nothing of the kernel's",
 		"devices": "6", "network interfaces": "lo", "inotify instances": "16",
 		"open files, core size, locked memory, message queues": "1024, 0, 65536, 0",
 	}

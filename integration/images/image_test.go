@@ -18,14 +18,15 @@ import (
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
 
-// ENV-24, ENV-25, ENV-28: an image brings program, working directory and variables;
+// ENV-24, ENV-25, ENV-28, ENV-40: an image brings program, working directory and variables;
 // its files belong to root and are read-only, and its user is not asked.
 func TestImage(t *testing.T) {
 	layout := harness.ImageLayout(t, map[string]any{
 		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
 	})
 	d := harness.Start(t, "--memory=512", "--env=MINE=1", "--image", layout)
-	r := d.Do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"})
+	r := d.Do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"},
+		script.Step{Op: "read", Path: "/proc/meminfo"}, script.Step{Op: "read", Path: "/sys/fs/cgroup/memory.max"})
 	env := map[string]string{}
 	for _, e := range r.Results[0].List {
 		name, value, _ := strings.Cut(e, "=")
@@ -41,6 +42,9 @@ func TestImage(t *testing.T) {
 	}
 	if got := r.Results[2]; got.Errno != int(syscall.EROFS) && got.Errno != int(syscall.EACCES) {
 		t.Errorf("write into the image: %+v", got)
+	}
+	if got := r.Results[3:]; !strings.HasPrefix(got[0].Text, "MemTotal:         524288 kB\n") || got[1].Text != "536870912\n" { // ENV-40
+		t.Errorf("the image sees other limits than 512 MB: %+v", got)
 	}
 	if uid := d.Guests()[0].Status("Uid"); strings.HasPrefix(uid, "0\t") {
 		t.Errorf("the function runs as host root: %s", uid)

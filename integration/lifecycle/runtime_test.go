@@ -5,6 +5,7 @@ package lifecycle
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -238,4 +239,36 @@ func TestACC17InitError(t *testing.T) {
 	if a.Header.Get("X-Amz-Function-Error") != "Unhandled" || string(a.Body) != body {
 		t.Errorf("function error %q, body %q; want Unhandled, %q", a.Header.Get("X-Amz-Function-Error"), a.Body, body)
 	}
+}
+
+// A bootstrap that ends with a status of shells gets the likely cause of it in the log; what
+// the caller gets stays as on Lambda (LC-45).
+func TestStatusOfShells(t *testing.T) {
+	for name, tt := range map[string]struct{ script, message, hint string }{
+		"no such command":  {"no-such-command\n", "exit status 127", "/var/task/bootstrap ended with status 127: a command, the interpreter of a script or a shared library"},
+		"not executable":   {"/var/task\n", "exit status 126", "/var/task/bootstrap ended with status 126: a file that it runs is not executable"},
+		"a syntax error":   {"if then\n", "exit status 2", "/var/task/bootstrap ended with status 2: shells do that for a syntax error"},
+		"a missing loader": {"exec /usr/bin/env 'sh\r'\n", "exit status 127", "remove Windows line ends with dos2unix"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := harness.Start(t, harness.OneCPU, harness.ShellFunction(t, []byte("#!/bin/sh\n"+tt.script)))
+			d.Invoke("x").WantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: "+tt.message)
+			d.WaitFor(tt.hint)
+		})
+	}
+}
+
+// On the host's programs /bin/sh is bash, as on Amazon Linux, by whatever name it is called.
+func TestShellIsBash(t *testing.T) {
+	if _, err := os.Stat("/bin/bash"); err != nil {
+		t.Fatal(err) // the machines of the tests have it
+	}
+	const script = `#!/bin/sh
+list=(a b)
+[[ $BASH_VERSION == ?* && ${list[1]} == b ]] && sh -c '[[ $BASH_VERSION ]]' && env sh -c '[[ $BASH_VERSION ]]' && echo it is bash
+exit 1
+`
+	d := harness.Start(t, harness.OneCPU, harness.ShellFunction(t, []byte(script)))
+	d.Invoke("x").WantError(t, "Runtime.ExitError", "RequestId: <id> Error: Runtime exited with error: exit status 1")
+	d.WaitFor("it is bash")
 }

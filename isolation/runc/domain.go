@@ -115,7 +115,7 @@ func (s *Sandbox) bootIn(ctx context.Context, name, path string) (_ *domain, err
 	defer f.Close()
 	ready := make(chan bool, 1)
 	masked := inBackground(func() (struct{}, error) {
-		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, ready) })
+		return struct{}{}, inStep(ctx, "masks", func() error { return s.engine.mask(pid, s.group, name, ready) })
 	})
 	err = inStep(ctx, "handshake of the init handler", func() error { return handshake(ctx, conn) })
 	if err == nil {
@@ -270,6 +270,11 @@ func (s *Sandbox) attachFiles(ctx context.Context, name string, d *domain) error
 	}
 	if err := s.engine.attach(d.pid, s.spec, owners, tmp); err != nil {
 		return err
+	}
+	if len(s.cpus) < len(s.engine.processors.all) {
+		if err := setAffinity(d.pid, s.cpus); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	s.attached++

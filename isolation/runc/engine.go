@@ -52,6 +52,10 @@ type Engine struct {
 	stage   *os.File        // sealed; nil without one
 	gateway *egress.Gateway // nil without NetworkEgress
 	remains remains
+
+	host         isolation.Host
+	processors   *processors
+	limitsCgroup string // see makeLimitsCgroup
 }
 
 // New prepares the host for the sandboxes of one daemon: it creates the daemon's cgroup
@@ -70,6 +74,10 @@ func New(cfg Config) (_ *Engine, err error) {
 	logrus.SetLevel(logrus.ErrorLevel) // libcontainer logs here; after a failure it warns about cgroups that it did not create
 	e := &Engine{fs: filepath.Join(cfg.RunDir, "fs")}
 	e.state = filepath.Join(e.fs, "containers")
+	if e.host, err = hostFacts(); err != nil {
+		return nil, err
+	}
+	e.processors = &processors{all: e.host.CPUs, users: map[int]int{}}
 	if err := os.MkdirAll(e.fs, 0o711); err != nil {
 		return nil, fmt.Errorf("create the folder for roots: %w", err)
 	}
@@ -108,6 +116,9 @@ func New(cfg Config) (_ *Engine, err error) {
 	}
 	if e.place, err = place(cfg.Host, cfg.Instance, filepath.Join(e.fs, "cgroup")); err != nil {
 		return nil, err
+	}
+	if e.limitsCgroup, err = e.place.makeLimitsCgroup(); err != nil {
+		return nil, errors.Join(fmt.Errorf("create the cgroup that sandboxes see: %w", err), e.place.remove(context.Background()))
 	}
 	e.creator = newCreator()
 	return e, nil

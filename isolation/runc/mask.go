@@ -31,22 +31,33 @@ func inMounts(pid int, f func() error) error {
 	})
 }
 
-// mask hides what /proc shows about the host from a domain. The process pid is, or is about to
-// become, the domain's init handler. Then mask receives from handshake: true after the init
+// mask hides what /proc shows about the host from a domain of the sandbox with the cgroup group,
+// and shows the files that tell it its limits. The process pid is, or is about to become, the
+// domain's init handler. Then mask receives from handshake: true after the init
 // handler has sent its handshake, false if that failed. After true it makes /proc/sys
 // read-only, and makes all mounts nosuid. The domain must not contain any file of a function
 // yet.
 //
 // libcontainer can hide paths too, but with a dozen system calls for each path. One is enough
 // while nothing in the domain is untrusted.
-func (e *Engine) mask(pid int, handshake <-chan bool) error {
+func (e *Engine) mask(pid int, group *parentCgroup, domain string, handshake <-chan bool) error {
 	empty, err := unix.OpenTree(unix.AT_FDCWD, e.empty(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("mask: %w", &os.PathError{Op: "open_tree", Path: e.empty(), Err: err})
 	}
 	defer unix.Close(empty)
+	cgroups, err := e.cgroupMount(group, domain)
+	if err != nil {
+		return fmt.Errorf("mask: %w", err)
+	}
+	if cgroups >= 0 {
+		defer unix.Close(cgroups)
+	}
 	err = inMounts(pid, func() error {
 		if err := hide(isolation.MaskedPaths(), empty); err != nil {
+			return err
+		}
+		if err := e.showLimits(cgroups); err != nil {
 			return err
 		}
 		if !<-handshake {

@@ -70,6 +70,36 @@ func (t *rootTree) mkdir(dir string) error {
 	return nil
 }
 
+// remove removes a file, or with the flag AT_REMOVEDIR an empty folder.
+func (t *rootTree) remove(file string, flags int) error {
+	folder, name, err := t.split(file)
+	if err == nil {
+		err = unix.Unlinkat(folder, name, flags)
+	}
+	if err != nil {
+		return &os.PathError{Op: "remove", Path: file, Err: err}
+	}
+	return nil
+}
+
+// write creates a file, or replaces the content of one. It belongs to root of the host, so
+// that not even root of a domain may change it.
+func (t *rootTree) write(file, content string) error {
+	folder, name, err := t.split(file)
+	if err == nil {
+		var fd int
+		fd, err = unix.Openat2(folder, name, &unix.OpenHow{
+			Flags: unix.O_CREAT | unix.O_WRONLY | unix.O_TRUNC | unix.O_CLOEXEC, Mode: 0o644, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+		})
+		if err == nil {
+			f := os.NewFile(uintptr(fd), file)
+			_, err = f.WriteString(content)
+			return errors.Join(err, f.Chmod(0o644), f.Close()) // whatever the umask is
+		}
+	}
+	return &os.PathError{Op: "write", Path: file, Err: err}
+}
+
 func (t *rootTree) symlink(target, link string) error {
 	folder, name, err := t.split(link)
 	if err == nil {

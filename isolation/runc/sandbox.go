@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +37,10 @@ type Sandbox struct {
 
 	root   string     // mount point of the root; valid until released
 	closer sync.Mutex // serializes Close
+
+	cpus       []int             // processors that it may use
+	limitFiles map[string]string // content of the files that tell it its limits, by path
+	shown      isolation.Limits  // the limits that these files tell
 
 	mu       sync.Mutex // never held during an operation that can block
 	domains  map[string]*domain
@@ -150,7 +156,7 @@ func (s *Sandbox) mountRoot() error {
 	if err := os.Mkdir(root, 0o711); err != nil {
 		return fmt.Errorf("create the root of %s: %w", s.spec.ID, err)
 	}
-	data := fmt.Sprintf("mode=755,size=256k,nr_inodes=1024,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
+	data := fmt.Sprintf("mode=755,size=1m,nr_inodes=4096,uid=%d,gid=%d", s.spec.IDBase, s.spec.IDBase)
 	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return errors.Join(&os.PathError{Op: "mount", Path: root, Err: err}, os.Remove(root))
 	}
@@ -158,7 +164,8 @@ func (s *Sandbox) mountRoot() error {
 	return nil
 }
 
-// fillRoot creates the mount points and links of the spec in the root.
+// fillRoot creates the mount points and links of the spec, and the files of its limits, in
+// the root.
 func (s *Sandbox) fillRoot() (err error) {
 	defer func() {
 		if err != nil {
@@ -170,13 +177,20 @@ func (s *Sandbox) fillRoot() (err error) {
 		return err
 	}
 	defer tree.Close()
+	if err := s.fillLimits(tree); err != nil {
+		return err
+	}
 	for _, dir := range append([]string{"/proc", "/dev", "/tmp"}, s.spec.Root.Dirs...) {
 		if err := tree.mkdir(dir); err != nil {
 			return err
 		}
 	}
-	for _, m := range s.spec.Mounts {
-		// A mounted directory is in the spec's Root already; create mount points for files only.
+	for i, m := range s.spec.Mounts {
+		// A mounted directory is in the spec's Root already; create mount points for files only,
+		// and not where another mount has them.
+		if slices.ContainsFunc(s.spec.Mounts[:i], func(o isolation.Mount) bool { return strings.HasPrefix(m.Target, o.Target+"/") }) {
+			continue
+		}
 		info, err := os.Stat(m.Sources[0])
 		if err == nil && !info.IsDir() {
 			err = tree.touch(m.Target)
@@ -363,6 +377,8 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	if s.group != nil {
 		errs = append(errs, s.group.remove(ctx, s.spec.Domains))
 	}
+	s.engine.processors.give(s.cpus)
+	s.cpus = nil
 	for _, t := range failed {
 		errs = append(errs, t.reapOrphans(ctx))
 	}

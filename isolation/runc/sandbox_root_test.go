@@ -142,6 +142,10 @@ for ([6, 31, "tls\0"], [0x100000006, 31, "tls\0"], [6, 0x10000001f, "tls\0"], [6
 	push @out, (syscall(54, $f, $_->[0], $_->[1], $_->[2], 4) == 0 ? 0 : $!+0) } print "@out"'`
 
 func TestPosture(t *testing.T) {
+	tree := "tmpfs\n" // what JVMs take for no cgroup, or for one of v1
+	if engine.place.host.Mode == ModeUnified {
+		tree = "cgroup2fs\n"
+	}
 	s := create(t, hostSpec(t, isolation.RuntimeDomain))
 	conn := start(t, s, isolation.RuntimeDomain)
 	for _, tt := range []struct{ name, script, want string }{
@@ -160,7 +164,10 @@ func TestPosture(t *testing.T) {
 		{"cgroup", "cut -d: -f3 /proc/self/cgroup | sort -u", "/\n"},
 		{"sysctls are read-only", "sh -c 'echo 1 >/proc/sys/user/max_user_namespaces' 2>&1 | grep -o 'Read-only file system'; cat /proc/sys/user/max_user_namespaces", "Read-only file system\n0\n"},
 		{"no user namespace", "unshare -U true 2>&1 | grep -c 'Operation not permitted'", "1\n"},
-		{"no sysfs", "ls /sys 2>&1 | grep -c 'No such file'", "1\n"},
+		{"no sysfs, no cgroup that can be read", "for f in $(find /sys -type f -readable); do stat -f -c %T $f; done | sort -u; ls /sys; find /sys -readable -name cgroup.procs", "tmpfs\ndevices\nfs\n"},
+		{"limits are read-only, and nobody's inside", "sh -c 'echo 1 >/sys/fs/cgroup/memory.max' 2>&1 | grep -o -E 'Read-only file system'; sh -c 'echo 1 >/proc/meminfo' 2>&1 | grep -o -E 'Read-only file system'; stat -c %u:%a /proc/meminfo", "Read-only file system\nRead-only file system\n65534:644\n"},
+		{"file system of the cgroup", "stat -f -c %T /sys/fs/cgroup; grep -c ' /sys/fs/cgroup .*cgroup2' /proc/self/mountinfo", tree + "1\n"},
+		{"memory of the sandbox", "grep MemTotal: /proc/meminfo; cat /sys/fs/cgroup/memory.max", "MemTotal:         131072 kB\n134217728\n"},
 		{"no host path of code in sight", "ls /work /home /root 2>/dev/null | wc -l", "0\n"},
 		{"processes of the host are out of sight", "[ $(ls -d /proc/[0-9]* | wc -l) -le 5 ] && echo few", "few\n"},
 		{"init handler is out of reach", "kill -9 1 2>&1 | grep -o 'not permitted'; cat /proc/1/environ 2>&1 | grep -o 'Permission denied'", "not permitted\nPermission denied\n"},
