@@ -136,7 +136,7 @@ func (a Answer) WantError(t *testing.T, kind, message string) {
 type ReportLine struct {
 	Duration, InitDuration float64 // ms; 0 if absent
 	MemorySize, MaxMemory  int     // MB
-	ErrorType              string // "" if absent
+	ErrorType              string  // "" if absent
 	status                 string
 }
 
