@@ -249,28 +249,46 @@ func TestLanguageBootstrap(t *testing.T) {
 	javaUnpacked := makeTree(t, ziptest.File{Name: "com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"})
 	const javaMain = "com.amazonaws.services.lambda.runtime.api.client.AWSLambda a b.c"
 	empty := makeTree(t, ziptest.File{Name: "main"})
+	const node = "/usr/bin/node --expose-gc --max-http-header-size 81920 --max-semi-space-size=6 --max-old-space-size=116"
+	const javaTop = "/usr/bin/java -XX:MaxHeapSize=111411k -XX:+UseSerialGC -XX:+TieredCompilation -XX:TieredStopAtLevel=1 -XX:+ErrorFileToStderr"
+	const crac = " --add-opens=java.base/java.io=ALL-UNNAMED -Dorg.crac.Core.Compat=com.amazonaws.services.lambda.crac -Djava.net.preferIPv4Stack=true"
+	older := testBase(t, ziptest.File{Name: "usr/local/bin/node", Mode: 0o755, Body: "/download/release/v20.9.1/"})
 	tests := []struct {
-		name string
-		opts FunctionOptions
-		env  string
-		want string
-		path string
-		warn string
+		name  string
+		opts  FunctionOptions
+		env   string
+		want  string
+		path  string
+		warn  string
+		start string // the launcher has it
 	}{
 		{"node 3.x client", FunctionOptions{Code: node3, Runtime: "nodejs20.x"}, "",
-			"/usr/bin/node --max-old-space-size=115 /var/task/node_modules/aws-lambda-ric/bin/index.mjs a b.c", "NODE_PATH=/opt/nodejs/node20/node_modules:", ""},
-		{"node 4.x client in a layer, other version", FunctionOptions{Code: empty, Layers: []string{node4}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
-			"/usr/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "/opt/nodejs/node_modules:", "version 20"},
+			node + " --no-experimental-require-module /var/runtime/index.mjs", "NODE_PATH=/opt/nodejs/node20/node_modules:/opt/nodejs/node_modules:/var/runtime/node_modules:/var/runtime:/var/task ", "",
+			"import('/var/task/node_modules/aws-lambda-ric/bin/index.mjs')"},
+		{"node 4.x client in a layer, other version", FunctionOptions{Code: empty, Layers: []string{node4}, Runtime: "nodejs22.x"},
+			"NODE_OPTIONS=--max-old-space-size=64 --max_semi_space_size=2 --max-http-header-size=9 --expose_gc",
+			"/usr/bin/node --no-experimental-require-module --no-experimental-detect-module /var/runtime/index.mjs", "/opt/nodejs/node_modules:", "version 20",
+			"import('/opt/nodejs/node_modules/aws-lambda-ric/index.mjs')"},
+		{"node with features enabled again", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"},
+			"NODE_OPTIONS=--experimental-require-module --experimental-detect-module", strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
+		{"node with features disabled twice", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--no-experimental-require-module",
+			strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " --no-experimental-require-module --no-experimental-detect-module /var/runtime/index.mjs", "", "", ""},
+		{"node that does not know the options", FunctionOptions{Code: node3, Runtime: "nodejs20.x", Base: older}, "",
+			strings.Replace(node, "/usr/bin", "/usr/local/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
 		{"python", FunctionOptions{Code: python, Runtime: "python3.11"}, "PYTHONPATH=/mine",
-			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", ""},
+			"/usr/bin/python3.11 /var/runtime/bootstrap.py", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", "", `os.environ["_HANDLER"]`},
 		{"python client in a layer", FunctionOptions{Code: empty, Layers: []string{pythonLayer}, Runtime: "python3.11"}, "",
-			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/var/task:", ""},
-		{"node of the right version in a layer", FunctionOptions{Code: empty, Layers: []string{node4, node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
-			"/opt/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "", ""},
+			"/usr/bin/python3.11 /var/runtime/bootstrap.py", "PYTHONPATH=/var/task:", "", ""},
 		{"java", FunctionOptions{Code: java, Runtime: "java17"}, "JAVA_TOOL_OPTIONS=-Dx=y",
-			"/usr/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=6553k -XX:MaxHeapSize=111411k -cp /var/task/lib/* " + javaMain, "", ""},
+			javaTop + crac + " -classpath /var/task/lib/* " + javaMain, "", "", ""},
 		{"java with options of its own, other version", FunctionOptions{Code: javaUnpacked, Runtime: "java21"},
-			"JAVA_TOOL_OPTIONS=-XX:+UseG1GC -Xmx64m -XX:TieredStopAtLevel=4 -XX:ReservedCodeCacheSize=8m", "/usr/bin/java -cp /var/task " + javaMain, "", "version 17"},
+			"JAVA_TOOL_OPTIONS=-XX:+UseG1GC -Xmx64m -XX:TieredStopAtLevel=4 -XX:ErrorFile=/tmp/x -Dorg.crac.Core.Compat=x -Djava.net.preferIPv4Stack=false --add-opens=java.base/java.io=x",
+			"/usr/bin/java -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 11", FunctionOptions{Code: javaUnpacked, Runtime: "java11"}, "",
+			"/usr/bin/java -XX:MaxHeapSize=111411k -XX:+UseSerialGC -XX:ReservedCodeCacheSize=6553k" + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 25", FunctionOptions{Code: javaUnpacked, Runtime: "java25"}, "", javaTop + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 25 with snap-start", FunctionOptions{Code: javaUnpacked, Runtime: "java25"}, "AWS_LAMBDA_INITIALIZATION_TYPE=snap-start",
+			strings.Replace(javaTop, " -XX:+TieredCompilation -XX:TieredStopAtLevel=1", "", 1) + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -295,7 +313,13 @@ func TestLanguageBootstrap(t *testing.T) {
 			}
 			got, paths, _ := strings.Cut(string(out), "\n")
 			if got != tt.want || !strings.Contains(paths, tt.path) {
-				t.Errorf("started %q with %q, want %q with %q", got, paths, tt.want, tt.path)
+				t.Errorf("started\n%q with %q, want\n%q with %q", got, paths, tt.want, tt.path)
+			}
+			if last := got[strings.LastIndexByte(got, ' ')+1:]; tt.start != "" {
+				launcher, err := os.ReadFile(filepath.Join(sources[len(sources)-1], filepath.Base(last)))
+				if err != nil || !strings.Contains(string(launcher), tt.start) {
+					t.Errorf("%s is %q, %v; want %q in it", last, launcher, err, tt.start)
+				}
 			}
 		})
 	}
@@ -361,7 +385,7 @@ func TestScanVersion(t *testing.T) {
 	mark := []byte("/release/v")
 	for _, at := range []int{0, 1<<20 - 11, 1<<20 - 5, 1 << 20, 1<<20 + 10, 3<<20 - 1} {
 		data := append(bytes.Repeat([]byte{'v'}, at), "/release/v22.1.0/x"...)
-		if got, err := scanVersion(bytes.NewReader(data), mark); got != "22" || err != nil {
+		if got, err := scanVersion(bytes.NewReader(data), mark); got != "22.1" || err != nil {
 			t.Errorf("mark at %d: %q, %v", at, got, err)
 		}
 	}

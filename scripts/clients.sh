@@ -47,7 +47,7 @@ venv() {
 java() {
 	rm -rf lib
 	mvn -q -B dependency:copy-dependencies -DoutputDirectory=lib &&
-		javac -cp 'lib/*' Handler.java
+		javac -cp 'lib/*' Handler.java Hooks.java
 }
 
 rust() {
