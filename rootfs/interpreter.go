@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"path"
 	"regexp"
@@ -115,3 +116,39 @@ func javaOptions(version, _ string) string {
 		return firstLevel + "\n" + toStderr
 	}
 }
+
+// nodeClientWarning warns of version 4 of the client, which npm installs unless told
+// otherwise, on a Node for which Lambda has version 3.
+func nodeClientWarning(name, version, client string) string {
+	if version == "24" || strings.HasSuffix(client, "/bin/index.mjs") {
+		return ""
+	}
+	return fmt.Sprintf("the runtime client %s is version 4, which refuses handlers with a callback; on Lambda %s takes them: use aws-lambda-ric@3, or the layer of 'sandboxd layer %[2]s'", client, name)
+}
+
+var rubyName = regexp.MustCompile(`^ruby(3\.[0-9]{1,3})$`)
+
+// rubyVersion reads the version off the name of the program, once links are followed, or
+// off the folder of its standard library.
+func rubyVersion(v *view, prog node) (string, error) {
+	if m := rubyName.FindStringSubmatch(path.Base(prog.path)); m != nil {
+		return m[1], nil
+	}
+	dir, err := v.resolve(path.Join(path.Dir(path.Dir(prog.path)), "lib/ruby"))
+	if err != nil || !dir.mode.IsDir() {
+		return "", nil
+	}
+	names, err := v.list(dir)
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for _, name := range names {
+		if m := rubyFolder.FindStringSubmatch(name); m != nil {
+			found = m[1] // the highest, as they are sorted
+		}
+	}
+	return found, nil
+}
+
+var rubyFolder = regexp.MustCompile(`^(3\.[0-9]{1,3})\.0$`)

@@ -35,7 +35,7 @@ type language struct {
 	version func(v *view, prog node) (string, error)
 	strict  bool     // another version than the asked one is an error, not a warning
 	clients []string // files that start the runtime client, best first; * may stand in the last name
-	install string   // command that installs the client
+	install string   // command that installs the client into the package
 	// launcher is a file in /var/runtime that starts the client $C with the handler of
 	// _HANDLER; name "" if the client's main class is named on the command line. Its
 	// path is the last argument, as on Lambda: wrappers (ENV-26) insert options before the
@@ -44,6 +44,8 @@ type language struct {
 	// script is shell. It calls option for each option that the operator's own ones do not
 	// replace, and sets "$@" to the command. $I and $C are interpreter and client.
 	script string
+	// warn returns what the operator should know of the client, or ""; nil is never.
+	warn func(name, version, client string) string
 	// options returns what stands for $O in the script, for an interpreter of version has;
 	// nil is nothing.
 	options func(version, has string) string
@@ -61,12 +63,13 @@ var languages = map[string]*language{
 		version:      nodeVersion,
 		clients: underEach([]string{"/var/task/node_modules", "/opt/nodejs/node$V/node_modules", "/opt/nodejs/node_modules", "/opt/node_modules", "/var/runtime/node_modules"},
 			"aws-lambda-ric/bin/index.mjs", "aws-lambda-ric/index.mjs"), // RIC-03, RIC-02
-		install: "npm install aws-lambda-ric",
+		install: "npm install aws-lambda-ric@3 (for nodejs24.x aws-lambda-ric@4)",
 		// Version 3 of the client wants the handler as an argument, version 4 reads _HANDLER.
 		launcher: file{"index.mjs", `// Starts the runtime client. Made by sandboxd.
 process.argv[2] = process.env._HANDLER;
 await import('$C');
 `},
+		warn:    nodeClientWarning,
 		options: nodeOptions,
 		// The options of Lambda's bootstrap. The heap follows the function's memory as there:
 		// a tenth is for new objects.
@@ -131,6 +134,24 @@ option -Djava.net.preferIPv4Stack= -Djava.net.preferIPv4Stack=true
 set -- '$I' $options -classpath "$client" com.amazonaws.services.lambda.runtime.api.client.AWSLambda "$_HANDLER"
 `,
 	},
+	"ruby": {
+		versions:     []string{"3.1", "3.2", "3.3", "3.4"},
+		interpreters: []string{"ruby$V", "ruby"},
+		version:      rubyVersion,
+		strict:       true,
+		clients: append(underEach([]string{"/var/task/vendor/bundle/ruby/$V.0", "/opt/ruby/gems/$V.0", "/var/runtime/gems"},
+			"specifications/aws_lambda_ric-*.gemspec"), "/var/task/aws_lambda_ric.rb", "/opt/ruby/lib/aws_lambda_ric.rb"), // RIC-07
+		install: "bundle config set --local path vendor/bundle && bundle add aws_lambda_ric",
+		// Not the client's own program, which wants a Gemfile.
+		launcher: file{"index.rb", `# Starts the runtime client. Made by sandboxd.
+require 'aws_lambda_ric'
+AwsLambdaRIC::Bootstrap.new.start
+`},
+		script: `export GEM_PATH="${GEM_PATH:-/var/task/vendor/bundle/ruby/$V.0:/opt/ruby/gems/$V.0:/var/runtime/gems}"
+export RUBYLIB="${RUBYLIB:-/var/task:/var/runtime/lib:/opt/ruby/lib}"
+set -- '$I' /var/runtime/index.rb
+`,
+	},
 }
 
 // bootstrapStart defines option of language.script.
@@ -163,7 +184,7 @@ func findRuntime(name string) (lang *language, version string, err error) {
 	if name == "" || slices.Contains(known, name) {
 		return nil, "", nil
 	}
-	for _, prefix := range []string{"nodejs", "python", "java"} {
+	for _, prefix := range []string{"nodejs", "python", "java", "ruby"} {
 		for _, v := range languages[prefix].versions {
 			full := prefix + v + languages[prefix].suffix
 			if full == name {
@@ -214,7 +235,13 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 	}
 	if client == "" {
 		return "", nil, &invalid.Error{Kind: invalid.ErrClient, File: code, Entry: name,
-			Reason: "the runtime client is neither in the package nor in a layer nor in the base", Fix: "in the package's folder: " + lang.install}
+			Reason: "the runtime client is neither in the package nor in a layer nor in the base",
+			Fix:    fmt.Sprintf("'sudo sandboxd layer %[1]s' makes a layer with it: add --layer %[1]s-layer.zip; or, in the package's folder: %[2]s", name, lang.install)}
+	}
+	if lang.warn != nil {
+		if warning := lang.warn(name, version, client); warning != "" {
+			warnings = append(warnings, warning)
+		}
 	}
 	options := ""
 	if lang.options != nil {

@@ -96,6 +96,7 @@ clients)
 	have_command pip3 python3-pip
 	have_command javac default-jdk-headless
 	have_command mvn maven
+	have_command ruby ruby
 	install_rust 1.84 # lambda_runtime
 	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
 	apt_install autoconf automake libtool cmake g++ make xz-utils python3-venv
