@@ -24,7 +24,7 @@ func (n *node) prepare() error {
 		return err
 	}
 	if err := n.tools([]string{"cmake", "g++", "make", "autoreconf", "libtoolize", "python3", "tar", "xz"}, "cmake g++ make autoconf automake libtool python3 tar xz-utils"); err != nil {
-		return fmt.Errorf("the native part of %s is compiled: %w", client, err)
+		return fmt.Errorf("a part of %s is compiled: %w", client, err)
 	}
 	path, err := exec.LookPath("node")
 	if err == nil {
@@ -34,8 +34,9 @@ func (n *node) prepare() error {
 		return err
 	}
 	n.prefix = filepath.Dir(filepath.Dir(path))
+	n.say("a part of %s is compiled in the end, which takes some minutes", client)
 	if _, err := os.Stat(filepath.Join(n.prefix, "include/node/node_api.h")); err != nil {
-		return fmt.Errorf("the native part of %s is compiled: making the layer of %s needs the header files of Node, which %s does not have; on Debian: apt-get install libnode-dev",
+		return fmt.Errorf("a part of %s is compiled: making the layer of %s needs the header files of Node, which %s does not have; on Debian: apt-get install libnode-dev",
 			client, n.runtime.Name, filepath.Join(n.prefix, "include/node"))
 	}
 	return nil
@@ -76,7 +77,7 @@ func (n *node) install() error {
 	if err != nil {
 		return err
 	}
-	n.say("compiling the native part of %s, which takes some minutes", client)
+	n.say("compiling %s", client)
 	if err := n.do(dir, env, "npm", "rebuild", "--ignore-scripts=false", client); err != nil {
 		return err
 	}

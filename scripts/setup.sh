@@ -5,7 +5,7 @@
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
 #   scripts/setup.sh test      build, and what the tests run: shellcheck
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
-#                              Python, Java, Rust
+#                              Python, Java, Ruby, Rust
 #   scripts/setup.sh extensions   what the extensions of others are made and run with:
 #                              Python, Rust
 #   scripts/setup.sh bench     the runtimes that the benchmark compares with
