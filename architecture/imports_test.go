@@ -61,6 +61,7 @@ var allowed = map[string]arrows{
 		"internal/message": "flags become the worker's configuration",
 		"isolation":        "flags name profiles and networks",
 		"isolation/runc":   "doctor and inspect know the filters that it compiles",
+		"layer":            "the binary is also the program that installs a layer",
 		"rapid":            "flags name the ways to initialize",
 		"rootfs":           "flags name code, layers and base",
 		"rootfs/store":     "prune collects",
@@ -78,6 +79,8 @@ var allowed = map[string]arrows{
 		"isolation":            "makes the Spec of a sandbox",
 		"isolation/egress/dns": "finds the host's name servers",
 		"isolation/runc":       "makes sandboxes",
+		"isolation/wire":       "has an init handler start the program that installs a layer",
+		"layer":                "makes layers of what it names",
 		"rootfs":               "finds a function's files",
 		"rootfs/image":         "finds an image's files",
 		"rootfs/store":         "keeps extracted trees",
@@ -93,6 +96,8 @@ var allowed = map[string]arrows{
 	},
 	"daemon/unpack": {
 		"isolation/runc": "filters system calls by the table of sandboxes",
+		"isolation/wire": "waits for the end of an installation in a sandbox",
+		"layer":          "its proxy speaks to the program there",
 		"rootfs/extract": "extracts zips",
 		"rootfs/image":   "reads and unpacks images",
 		"rootfs/invalid": "passes on what is wrong with a package",
@@ -172,6 +177,7 @@ var allowed = map[string]arrows{
 
 	// What both sides share, and files.
 	"function":         {},
+	"layer":            {},
 	"internal/message": {"function": "carries settings", "isolation": "carries network policies"},
 	"rootfs": {
 		"rootfs/extract": "limits of zips",

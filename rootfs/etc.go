@@ -38,6 +38,7 @@ var hostEtc = []string{
 	"services", "protocols", "mime.types", "gai.conf",
 	"ssl/openssl.cnf", "ssl/certs", // never ssl/private
 	"pki/tls/cert.pem", "pki/tls/certs", "pki/tls/openssl.cnf", "pki/ca-trust/extracted", "crypto-policies", // Fedora
+	"maven/m2.conf", "maven/logging", // what mvn starts with; never its settings, which have passwords
 	"java", "java-*", "python3", "python3.*", "perl", "nodejs", "fonts",
 }
 

@@ -32,6 +32,7 @@ func testBase(t testing.TB, more ...ziptest.File) string {
 		{Name: "bin/sh", Mode: 0o755, Body: program(machines[runtime.GOARCH], elf.ELFCLASS64)},
 		{Name: "usr/bin/python3.11", Mode: 0o755, Body: "x"}, {Name: "usr/bin/python3", Mode: link, Body: "python3.11"},
 		{Name: "usr/bin/node", Mode: 0o755, Body: "junk v18 /download/release/v20.20.2/node-v20.20.2.tar.gz"},
+		{Name: "usr/bin/ruby3.1", Mode: 0o755, Body: "x"}, {Name: "usr/bin/ruby", Mode: link, Body: "ruby3.1"},
 		{Name: "usr/lib/jvm/java-17/bin/java", Mode: 0o755, Body: "x"}, {Name: "usr/bin/java", Mode: link, Body: "../lib/jvm/java-17/bin/java"},
 		{Name: "usr/lib/jvm/java-17/release", Body: "JAVA_RUNTIME_VERSION=\"21\"\nJAVA_VERSION=\"17.0.15\"\n"},
 	}, more...)...)
@@ -211,7 +212,10 @@ func TestPrepareErrors(t *testing.T) {
 		{"no shell", FunctionOptions{Code: good, Runtime: "python3.12", Handler: "h", Base: t.TempDir()}, invalid.ErrRuntime, "/bin/sh"},
 		{"no Java client", FunctionOptions{Code: good, Runtime: "java17", Handler: "h"}, invalid.ErrClient, "mvn dependency:copy-dependencies"},
 		{"no Python client", FunctionOptions{Code: good, Runtime: "python3.11", Handler: "h"}, invalid.ErrClient, "pip install awslambdaric -t ."},
-		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, invalid.ErrClient, "npm install aws-lambda-ric"},
+		{"no Node client", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, invalid.ErrClient, "npm install aws-lambda-ric@3"},
+		{"no Ruby client", FunctionOptions{Code: good, Runtime: "ruby3.1", Handler: "h"}, invalid.ErrClient, "sudo sandboxd layer ruby3.1"},
+		{"no client, and the layer", FunctionOptions{Code: good, Runtime: "nodejs20.x", Handler: "h"}, invalid.ErrClient, "add --layer nodejs20.x-layer.zip"},
+		{"Ruby of another version", FunctionOptions{Code: good, Runtime: "ruby3.3", Handler: "h"}, invalid.ErrRuntime, "version 3.1"},
 		{"six layers", FunctionOptions{Code: good, Layers: slices.Repeat([]string{good}, 6)}, invalid.ErrTooLarge, "ENV-36"},
 		{"missing layer", FunctionOptions{Code: good, Layers: []string{"/nonexistent/layer"}}, invalid.ErrNotFound, "/nonexistent/layer"},
 		{"code and layer together", FunctionOptions{Code: tooBig, Layers: []string{tooBig}, Limits: extract.Limits{UnzippedBytes: 150}}, invalid.ErrTooLarge, "50 bytes"},
@@ -238,40 +242,64 @@ func TestBootstrapArchitecture(t *testing.T) {
 }
 
 // TestLanguageBootstrap runs the made script with a wrapper (ENV-26) that shows what
-// would be started: RIC-02, RIC-03, RIC-04, RIC-05.
+// would be started: RIC-02, RIC-03, RIC-04, RIC-05, RIC-07.
 func TestLanguageBootstrap(t *testing.T) {
-	show := filepath.Join(makeTree(t, ziptest.File{Name: "show", Mode: 0o755, Body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH"`}), "show")
+	show := filepath.Join(makeTree(t, ziptest.File{Name: "show", Mode: 0o755, Body: shell + `echo "$@"; echo "NODE_PATH=$NODE_PATH PYTHONPATH=$PYTHONPATH GEM_PATH=$GEM_PATH RUBYLIB=$RUBYLIB"`}), "show")
 	node3 := makeTree(t, ziptest.File{Name: "node_modules/aws-lambda-ric/bin/index.mjs"})
 	node4 := makeTree(t, ziptest.File{Name: "nodejs/node_modules/aws-lambda-ric/index.mjs"})
 	python := makeTree(t, ziptest.File{Name: "awslambdaric/__main__.py"})
 	pythonLayer := makeTree(t, ziptest.File{Name: "python/lib/python3.11/site-packages/awslambdaric/__main__.py"})
 	node22 := makeTree(t, ziptest.File{Name: "bin/node", Mode: 0o755, Body: "/download/release/v22.1.0/"})
 	java := makeTree(t, ziptest.File{Name: "lib/aws-lambda-java-core-1.jar"}, ziptest.File{Name: "lib/aws-lambda-java-runtime-interface-client-2.10.1.jar"})
+	ruby := makeTree(t, ziptest.File{Name: "ruby/gems/3.1.0/specifications/aws_lambda_ric-3.1.3.gemspec"})
+	rubyBase := testBase(t, ziptest.File{Name: "usr/local/bin/ruby", Mode: 0o755, Body: "x"}, ziptest.File{Name: "usr/local/lib/ruby/3.4.0/x"}, ziptest.File{Name: "usr/local/lib/ruby/gems/x"})
 	javaUnpacked := makeTree(t, ziptest.File{Name: "com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"})
 	const javaMain = "com.amazonaws.services.lambda.runtime.api.client.AWSLambda a b.c"
 	empty := makeTree(t, ziptest.File{Name: "main"})
+	const node = "/usr/bin/node --expose-gc --max-http-header-size 81920 --max-semi-space-size=6 --max-old-space-size=116"
+	const javaTop = "/usr/bin/java -XX:MaxHeapSize=111411k -XX:+UseSerialGC -XX:+TieredCompilation -XX:TieredStopAtLevel=1 -XX:+ErrorFileToStderr"
+	const crac = " --add-opens=java.base/java.io=ALL-UNNAMED -Dorg.crac.Core.Compat=com.amazonaws.services.lambda.crac -Djava.net.preferIPv4Stack=true"
+	older := testBase(t, ziptest.File{Name: "usr/local/bin/node", Mode: 0o755, Body: "/download/release/v20.9.1/"})
 	tests := []struct {
-		name string
-		opts FunctionOptions
-		env  string
-		want string
-		path string
-		warn string
+		name  string
+		opts  FunctionOptions
+		env   string
+		want  string
+		path  string
+		warn  string
+		start string // the launcher has it
 	}{
 		{"node 3.x client", FunctionOptions{Code: node3, Runtime: "nodejs20.x"}, "",
-			"/usr/bin/node --max-old-space-size=115 /var/task/node_modules/aws-lambda-ric/bin/index.mjs a b.c", "NODE_PATH=/opt/nodejs/node20/node_modules:", ""},
-		{"node 4.x client in a layer, other version", FunctionOptions{Code: empty, Layers: []string{node4}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
-			"/usr/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "/opt/nodejs/node_modules:", "version 20"},
+			node + " --no-experimental-require-module /var/runtime/index.mjs", "NODE_PATH=/opt/nodejs/node20/node_modules:/opt/nodejs/node_modules:/var/runtime/node_modules:/var/runtime:/var/task ", "",
+			"import('/var/task/node_modules/aws-lambda-ric/bin/index.mjs')"},
+		{"node 4.x client in a layer, other version", FunctionOptions{Code: empty, Layers: []string{node4}, Runtime: "nodejs22.x"},
+			"NODE_OPTIONS=--max-old-space-size=64 --max_semi_space_size=2 --max-http-header-size=9 --expose_gc",
+			"/usr/bin/node --no-experimental-require-module --no-experimental-detect-module /var/runtime/index.mjs", "/opt/nodejs/node_modules:", "is version 4, which refuses",
+			"import('/opt/nodejs/node_modules/aws-lambda-ric/index.mjs')"},
+		{"node with features enabled again", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"},
+			"NODE_OPTIONS=--experimental-require-module --experimental-detect-module", strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
+		{"node with features disabled twice", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--no-experimental-require-module",
+			strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " --no-experimental-require-module --no-experimental-detect-module /var/runtime/index.mjs", "", "", ""},
+		{"node that does not know the options", FunctionOptions{Code: node3, Runtime: "nodejs20.x", Base: older}, "",
+			strings.Replace(node, "/usr/bin", "/usr/local/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
 		{"python", FunctionOptions{Code: python, Runtime: "python3.11"}, "PYTHONPATH=/mine",
-			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", ""},
+			"/usr/bin/python3.11 /var/runtime/bootstrap.py", "PYTHONPATH=/mine:/var/task:/opt/python/lib/python3.11/site-packages:/opt/python:/var/runtime", "", `os.environ["_HANDLER"]`},
 		{"python client in a layer", FunctionOptions{Code: empty, Layers: []string{pythonLayer}, Runtime: "python3.11"}, "",
-			"/usr/bin/python3.11 -m awslambdaric a b.c", "PYTHONPATH=/var/task:", ""},
-		{"node of the right version in a layer", FunctionOptions{Code: empty, Layers: []string{node4, node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--max-old-space-size=64",
-			"/opt/bin/node /opt/nodejs/node_modules/aws-lambda-ric/index.mjs a b.c", "", ""},
+			"/usr/bin/python3.11 /var/runtime/bootstrap.py", "PYTHONPATH=/var/task:", "", ""},
+		{"ruby client in a layer", FunctionOptions{Code: empty, Layers: []string{ruby}, Runtime: "ruby3.1"}, "GEM_PATH=",
+			"/usr/bin/ruby3.1 /var/runtime/index.rb", "GEM_PATH=/var/task/vendor/bundle/ruby/3.1.0:/opt/ruby/gems/3.1.0:/var/runtime/gems RUBYLIB=/var/task:/var/runtime/lib:/opt/ruby/lib", "", "AwsLambdaRIC"},
+		{"ruby of a version that its folder tells", FunctionOptions{Code: makeTree(t, ziptest.File{Name: "aws_lambda_ric.rb"}), Runtime: "ruby3.4", Base: rubyBase}, "RUBYLIB=/mine",
+			"/usr/local/bin/ruby /var/runtime/index.rb", "RUBYLIB=/mine", "", ""},
 		{"java", FunctionOptions{Code: java, Runtime: "java17"}, "JAVA_TOOL_OPTIONS=-Dx=y",
-			"/usr/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=6553k -XX:MaxHeapSize=111411k -cp /var/task/lib/* " + javaMain, "", ""},
+			javaTop + crac + " -classpath /var/task/lib/* " + javaMain, "", "", ""},
 		{"java with options of its own, other version", FunctionOptions{Code: javaUnpacked, Runtime: "java21"},
-			"JAVA_TOOL_OPTIONS=-XX:+UseG1GC -Xmx64m -XX:TieredStopAtLevel=4 -XX:ReservedCodeCacheSize=8m", "/usr/bin/java -cp /var/task " + javaMain, "", "version 17"},
+			"JAVA_TOOL_OPTIONS=-XX:+UseG1GC -Xmx64m -XX:TieredStopAtLevel=4 -XX:ErrorFile=/tmp/x -Dorg.crac.Core.Compat=x -Djava.net.preferIPv4Stack=false --add-opens=java.base/java.io=x",
+			"/usr/bin/java -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 11", FunctionOptions{Code: javaUnpacked, Runtime: "java11"}, "",
+			"/usr/bin/java -XX:MaxHeapSize=111411k -XX:+UseSerialGC -XX:ReservedCodeCacheSize=6553k" + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 25", FunctionOptions{Code: javaUnpacked, Runtime: "java25"}, "", javaTop + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
+		{"java 25 with snap-start", FunctionOptions{Code: javaUnpacked, Runtime: "java25"}, "AWS_LAMBDA_INITIALIZATION_TYPE=snap-start",
+			strings.Replace(javaTop, " -XX:+TieredCompilation -XX:TieredStopAtLevel=1", "", 1) + crac + " -classpath /var/task " + javaMain, "", "version 17", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -296,7 +324,13 @@ func TestLanguageBootstrap(t *testing.T) {
 			}
 			got, paths, _ := strings.Cut(string(out), "\n")
 			if got != tt.want || !strings.Contains(paths, tt.path) {
-				t.Errorf("started %q with %q, want %q with %q", got, paths, tt.want, tt.path)
+				t.Errorf("started\n%q with %q, want\n%q with %q", got, paths, tt.want, tt.path)
+			}
+			if last := got[strings.LastIndexByte(got, ' ')+1:]; tt.start != "" {
+				launcher, err := os.ReadFile(filepath.Join(sources[len(sources)-1], filepath.Base(last)))
+				if err != nil || !strings.Contains(string(launcher), tt.start) {
+					t.Errorf("%s is %q, %v; want %q in it", last, launcher, err, tt.start)
+				}
 			}
 		})
 	}
@@ -362,7 +396,7 @@ func TestScanVersion(t *testing.T) {
 	mark := []byte("/release/v")
 	for _, at := range []int{0, 1<<20 - 11, 1<<20 - 5, 1 << 20, 1<<20 + 10, 3<<20 - 1} {
 		data := append(bytes.Repeat([]byte{'v'}, at), "/release/v22.1.0/x"...)
-		if got, err := scanVersion(bytes.NewReader(data), mark); got != "22" || err != nil {
+		if got, err := scanVersion(bytes.NewReader(data), mark); got != "22.1" || err != nil {
 			t.Errorf("mark at %d: %q, %v", at, got, err)
 		}
 	}

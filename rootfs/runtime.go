@@ -1,16 +1,13 @@
 package rootfs
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -33,13 +30,29 @@ type language struct {
 	suffix       string   // of the runtime's name, after the version
 	versions     []string // that Lambda has or had
 	interpreters []string // names, best first
-	// version tells the interpreter's version; "" if it cannot be told.
+	// version tells the interpreter's version, whose beginning is compared with the
+	// runtime's; "" if it cannot be told.
 	version func(v *view, prog node) (string, error)
 	strict  bool     // another version than the asked one is an error, not a warning
 	clients []string // files that start the runtime client, best first; * may stand in the last name
-	install string   // command that installs the client
-	script  string   // shell: sets up the environment and "$@"; $I and $C are interpreter and client
+	install string   // command that installs the client into the package
+	// launcher is a file in /var/runtime that starts the client $C with the handler of
+	// _HANDLER; name "" if the client's main class is named on the command line. Its
+	// path is the last argument, as on Lambda: wrappers (ENV-26) insert options before the
+	// last argument, and change _HANDLER.
+	launcher file
+	// script is shell. It calls option for each option that the operator's own ones do not
+	// replace, and sets "$@" to the command. $I and $C are interpreter and client.
+	script string
+	// warn returns what the operator should know of the client, or ""; nil is never.
+	warn func(name, version, client string) string
+	// options returns what stands for $O in the script, for an interpreter of version has;
+	// nil is nothing.
+	options func(version, has string) string
 }
+
+// file is the name and the content of a file that is made.
+type file struct{ name, content string }
 
 // languages are the runtimes that are not provided.*, by the beginning of the name.
 var languages = map[string]*language{
@@ -50,19 +63,24 @@ var languages = map[string]*language{
 		version:      nodeVersion,
 		clients: underEach([]string{"/var/task/node_modules", "/opt/nodejs/node$V/node_modules", "/opt/nodejs/node_modules", "/opt/node_modules", "/var/runtime/node_modules"},
 			"aws-lambda-ric/bin/index.mjs", "aws-lambda-ric/index.mjs"), // RIC-03, RIC-02
-		install: "npm install aws-lambda-ric",
-		// The heap follows the function's memory as on Lambda: inside there is no
-		// /sys that V8 could read a limit from.
-		script: `export NODE_PATH="${NODE_PATH:-/opt/nodejs/node$V/node_modules:/opt/nodejs/node_modules:/opt/node_modules:/var/runtime/node_modules:/var/runtime:/var/task}"
-set -- '$I' '$C' "$_HANDLER"
-case "${NODE_OPTIONS:-}" in
-*max-old-space-size* | *max_old_space_size*) ;;
-*)
-	interpreter=$1 heap=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE * 90 / 100))
-	shift
-	set -- "$interpreter" "--max-old-space-size=$heap" "$@"
-	;;
-esac
+		install: "npm install aws-lambda-ric@3 (for nodejs24.x aws-lambda-ric@4)",
+		// Version 3 of the client wants the handler as an argument, version 4 reads _HANDLER.
+		launcher: file{"index.mjs", `// Starts the runtime client. Made by sandboxd.
+process.argv[2] = process.env._HANDLER;
+await import('$C');
+`},
+		warn:    nodeClientWarning,
+		options: nodeOptions,
+		// The options of Lambda's bootstrap. The heap follows the function's memory as there:
+		// a tenth is for new objects.
+		script: `export NODE_PATH="${NODE_PATH:-/opt/nodejs/node$V/node_modules:/opt/nodejs/node_modules:/var/runtime/node_modules:/var/runtime:/var/task}"
+own="${NODE_OPTIONS:-}"
+new=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE / 10))
+option expose[-_]gc --expose-gc
+option max-http-header-size "--max-http-header-size 81920"
+option max[-_]semi[-_]space[-_]size "--max-semi-space-size=$((new / 2))"
+option max[-_]old[-_]space[-_]size "--max-old-space-size=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE - new))"
+$Oset -- '$I' $options /var/runtime/index.mjs
 `,
 	},
 	"python": {
@@ -73,8 +91,20 @@ esac
 		clients: underEach([]string{"/var/task", "/opt/python/lib/python$V/site-packages", "/opt/python", "/var/runtime"},
 			"awslambdaric/__main__.py"), // RIC-04
 		install: "pip install awslambdaric -t .",
+		// The function's folder comes first, not that of this file.
+		launcher: file{"bootstrap.py", `# Starts the runtime client. Made by sandboxd.
+import os
+import runpy
+import sys
+
+if sys.path[0] == "/var/runtime":
+    del sys.path[0]
+sys.path.insert(0, "/var/task")
+sys.argv[:] = ["awslambdaric", os.environ["_HANDLER"]]
+runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
+`},
 		script: `export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}/var/task:/opt/python/lib/python$V/site-packages:/opt/python:/var/runtime"
-set -- '$I' -m awslambdaric "$_HANDLER"
+set -- '$I' /var/runtime/bootstrap.py
 `,
 	},
 	"java": {
@@ -84,25 +114,51 @@ set -- '$I' -m awslambdaric "$_HANDLER"
 		clients: append([]string{"/var/task/com/amazonaws/services/lambda/runtime/api/client/AWSLambda.class"}, // a jar with all in it, unpacked
 			underEach([]string{"/var/task/lib", "/opt/java/lib", "/var/runtime/lib"}, "aws-lambda-java-runtime-interface-client-*.jar")...), // RIC-05
 		install: "mvn dependency:copy-dependencies -DoutputDirectory=lib, with com.amazonaws:aws-lambda-java-runtime-interface-client in pom.xml",
+		options: javaOptions,
 		// The client itself finds the function's classes in /var/task, /var/task/lib and
-		// /opt/java/lib. Heap, compiler and collector follow the function's memory as on
-		// Lambda: inside there is no /sys that the JVM could read a limit from, so that it
-		// would take the host's memory for its own.
-		script: `client='$C'
+		// /opt/java/lib. The options are those of Lambda's command line. The heap follows the
+		// function's memory.
+		script: `own="${JAVA_TOOL_OPTIONS:-} ${JDK_JAVA_OPTIONS:-}"
+client='$C'
 case "$client" in
 *.jar) client="${client%/*}/*" ;;
 *) client='/var/task' ;;
 esac
-set -- -cp "$client" com.amazonaws.services.lambda.runtime.api.client.AWSLambda "$_HANDLER"
 memory=$((AWS_LAMBDA_FUNCTION_MEMORY_SIZE * 1024))
-case "${JAVA_TOOL_OPTIONS:-}" in *-Xmx* | *MaxHeapSize* | *MaxRAM*) ;; *) set -- "-XX:MaxHeapSize=$((memory * 85 / 100))k" "$@" ;; esac
-case "${JAVA_TOOL_OPTIONS:-}" in *ReservedCodeCacheSize*) ;; *) set -- "-XX:ReservedCodeCacheSize=$((memory * 5 / 100))k" "$@" ;; esac
-case "${JAVA_TOOL_OPTIONS:-}" in *TieredStopAtLevel*) ;; *) set -- -XX:TieredStopAtLevel=1 "$@" ;; esac
-case "${JAVA_TOOL_OPTIONS:-}" in *-XX:+Use*GC*) ;; *) set -- -XX:+UseSerialGC "$@" ;; esac
-set -- '$I' "$@"
+heap="-XX:MaxHeapSize=$((memory * 85 / 100))k"
+case "$own" in *MaxHeapSize* | *MaxRAM*) ;; *) option -Xmx "$heap" ;; esac
+option -XX:+Use*GC -XX:+UseSerialGC
+$Ooption java.base/java.io= --add-opens=java.base/java.io=ALL-UNNAMED
+option -Dorg.crac.Core.Compat= -Dorg.crac.Core.Compat=com.amazonaws.services.lambda.crac
+option -Djava.net.preferIPv4Stack= -Djava.net.preferIPv4Stack=true
+set -- '$I' $options -classpath "$client" com.amazonaws.services.lambda.runtime.api.client.AWSLambda "$_HANDLER"
+`,
+	},
+	"ruby": {
+		versions:     []string{"3.1", "3.2", "3.3", "3.4"},
+		interpreters: []string{"ruby$V", "ruby"},
+		version:      rubyVersion,
+		strict:       true,
+		clients: append(underEach([]string{"/var/task/vendor/bundle/ruby/$V.0", "/opt/ruby/gems/$V.0", "/var/runtime/gems"},
+			"specifications/aws_lambda_ric-*.gemspec"), "/var/task/aws_lambda_ric.rb", "/opt/ruby/lib/aws_lambda_ric.rb"), // RIC-07
+		install: "bundle config set --local path vendor/bundle && bundle add aws_lambda_ric",
+		// Not the client's own program, which wants a Gemfile.
+		launcher: file{"index.rb", `# Starts the runtime client. Made by sandboxd.
+require 'aws_lambda_ric'
+AwsLambdaRIC::Bootstrap.new.start
+`},
+		script: `export GEM_PATH="${GEM_PATH:-/var/task/vendor/bundle/ruby/$V.0:/opt/ruby/gems/$V.0:/var/runtime/gems}"
+export RUBYLIB="${RUBYLIB:-/var/task:/var/runtime/lib:/opt/ruby/lib}"
+set -- '$I' /var/runtime/index.rb
 `,
 	},
 }
+
+// bootstrapStart defines option of language.script.
+const bootstrapStart = `# option PATTERN OPTION: passes OPTION, unless one of $own has PATTERN.
+options=
+option() { case "$own" in *$1*) ;; *) options="$options $2" ;; esac; }
+`
 
 // bootstrapEnd honours the wrapper of ENV-26.
 const bootstrapEnd = `if [ -n "${AWS_LAMBDA_EXEC_WRAPPER:-}" ]; then
@@ -128,7 +184,7 @@ func findRuntime(name string) (lang *language, version string, err error) {
 	if name == "" || slices.Contains(known, name) {
 		return nil, "", nil
 	}
-	for _, prefix := range []string{"nodejs", "python", "java"} {
+	for _, prefix := range []string{"nodejs", "python", "java", "ruby"} {
 		for _, v := range languages[prefix].versions {
 			full := prefix + v + languages[prefix].suffix
 			if full == name {
@@ -167,7 +223,7 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 		return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
 			Fix: "give a base with a shell"}
 	}
-	interpreter, warnings, err := findInterpreter(v, name, version, lang)
+	interpreter, has, warnings, err := findInterpreter(v, name, version, lang)
 	if err != nil {
 		return "", nil, err
 	}
@@ -179,17 +235,32 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 	}
 	if client == "" {
 		return "", nil, &invalid.Error{Kind: invalid.ErrClient, File: code, Entry: name,
-			Reason: "the runtime client is neither in the package nor in a layer nor in the base", Fix: "in the package's folder: " + lang.install}
+			Reason: "the runtime client is neither in the package nor in a layer nor in the base",
+			Fix:    fmt.Sprintf("'sudo sandboxd layer %[1]s' makes a layer with it: add --layer %[1]s-layer.zip; or, in the package's folder: %[2]s", name, lang.install)}
 	}
-	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + lang.script + bootstrapEnd
-	script = strings.NewReplacer("$V", version, "'$I'", shellQuote(interpreter), "'$C'", shellQuote(client)).Replace(script)
+	if lang.warn != nil {
+		if warning := lang.warn(name, version, client); warning != "" {
+			warnings = append(warnings, warning)
+		}
+	}
+	options := ""
+	if lang.options != nil {
+		options = lang.options(version, has)
+	}
+	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + bootstrapStart + lang.script + bootstrapEnd
+	filler := strings.NewReplacer("$V", version, "$O", options, "'$I'", shellQuote(interpreter), "'$C'", shellQuote(client))
 	if dir, err = os.MkdirTemp(scratch, "runtime-"); err != nil {
 		return "", nil, fmt.Errorf("make bootstrap: %w", err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", nil, fmt.Errorf("make bootstrap: %w", err)
 	}
-	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), script, 0o755)
+	if lang.launcher.name != "" {
+		if err := writeFile(filepath.Join(dir, lang.launcher.name), filler.Replace(lang.launcher.content), 0o644); err != nil {
+			return "", nil, err
+		}
+	}
+	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), filler.Replace(script), 0o755)
 }
 
 // findFile gives the regular file of that name, whose last part may be a pattern of
@@ -222,7 +293,7 @@ func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''
 // findInterpreter finds the language's interpreter in the view, one of the version
 // asked for wherever it is, and another only if there is none. Versions are read
 // from files: the daemon runs nothing of a base.
-func findInterpreter(v *view, name, version string, lang *language) (found string, warnings []string, err error) {
+func findInterpreter(v *view, name, version string, lang *language) (found, has string, warnings []string, err error) {
 	other := ""
 	for _, interpreter := range lang.interpreters {
 		for _, dir := range programDirs {
@@ -231,103 +302,27 @@ func findInterpreter(v *view, name, version string, lang *language) (found strin
 			if err != nil || !prog.mode.IsRegular() || prog.mode.Perm()&0o001 == 0 {
 				continue
 			}
-			has, err := lang.version(v, prog)
+			its, err := lang.version(v, prog)
 			if err != nil {
-				return "", nil, fmt.Errorf("version of %s: %w", candidate, err)
+				return "", "", nil, fmt.Errorf("version of %s: %w", candidate, err)
 			}
-			if has == version {
-				return candidate, nil, nil
+			if its == version || strings.HasPrefix(its, version+".") {
+				return candidate, its, nil, nil
 			}
-			if lang.strict && has != "" {
-				other = fmt.Sprintf("; %s is version %s", candidate, has)
+			if lang.strict && its != "" {
+				other = fmt.Sprintf("; %s is version %s", candidate, its)
 				continue
 			}
 			if found == "" {
-				found = candidate
-				warnings = []string{fmt.Sprintf("runtime %s is asked for, %s of the base is version %s", name, candidate, cmp.Or(has, "unknown"))}
+				found, has = candidate, its
+				warnings = []string{fmt.Sprintf("runtime %s is asked for, %s of the base is version %s", name, candidate, cmp.Or(its, "unknown"))}
 			}
 		}
 	}
 	if found != "" {
-		return found, warnings, nil
+		return found, has, warnings, nil
 	}
-	return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name,
+	return "", "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name,
 		Reason: "its interpreter is not in the base" + other,
 		Fix:    "install it below /usr of the base, give another base, or name the runtime that the base has"}
-}
-
-var pythonName = regexp.MustCompile(`^python(3\.[0-9]{1,3})$`)
-
-// pythonVersion reads the version off the name of the program, once links are
-// followed.
-func pythonVersion(_ *view, prog node) (string, error) {
-	if m := pythonName.FindStringSubmatch(path.Base(prog.path)); m != nil {
-		return m[1], nil
-	}
-	return "", nil
-}
-
-// nodeVersion finds the major version in the address of Node's source package,
-// which every official and Debian build carries.
-func nodeVersion(_ *view, prog node) (string, error) {
-	f, err := prog.open()
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	return scanVersion(f, []byte("/download/release/v"))
-}
-
-var javaRelease = regexp.MustCompile(`(?m)^JAVA_VERSION="([0-9]{1,4})\b`)
-
-// javaVersion reads the version from the file `release` of the Java installation.
-func javaVersion(v *view, prog node) (string, error) {
-	release, err := v.resolve(path.Join(path.Dir(path.Dir(prog.path)), "release"))
-	if err != nil || !release.mode.IsRegular() {
-		return "", nil
-	}
-	f, err := release.open()
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	if err != nil {
-		return "", err
-	}
-	if m := javaRelease.FindSubmatch(text); m != nil {
-		return string(m[1]), nil
-	}
-	return "", nil
-}
-
-// scanVersion gives the digits that follow the first mark in r, "" if there is no
-// mark with a digit in its first 512 MiB.
-func scanVersion(r io.Reader, mark []byte) (string, error) {
-	const chunk, most, digits = 1 << 20, 512 << 20, 4
-	r = io.LimitReader(r, most)
-	buf := make([]byte, 0, chunk+len(mark)+digits)
-	for {
-		n, err := io.ReadFull(r, buf[len(buf):len(buf)+chunk])
-		buf = buf[:len(buf)+n]
-		last := err == io.EOF || err == io.ErrUnexpectedEOF
-		if err != nil && !last {
-			return "", err
-		}
-		if i := bytes.Index(buf, mark); i >= 0 && (last || i+len(mark)+digits <= len(buf)) {
-			rest := buf[i+len(mark):]
-			end := 0
-			for end < len(rest) && end < digits && '0' <= rest[end] && rest[end] <= '9' {
-				end++
-			}
-			if end > 0 {
-				return string(rest[:end]), nil
-			}
-		}
-		if last {
-			return "", nil
-		}
-		keep := min(len(buf), len(mark)+digits)
-		buf = append(buf[:0], buf[len(buf)-keep:]...)
-	}
 }

@@ -36,6 +36,16 @@ client() {
 
 npm_install() { npm install --no-audit --no-fund --no-package-lock; }
 
+# node_layer RUNTIME: what a layer of bin/sandboxd has, as if it had been installed here. The
+# tests of the matrix are those of the layer then, and the client is compiled once.
+node_layer() {
+	rm -rf nodejs node_modules
+	"$project/bin/sandboxd" layer "$1" --output layer.zip --state-dir "$PWD/state" &&
+		/usr/bin/python3 -m zipfile -e layer.zip . &&
+		mv nodejs/node_modules . &&
+		rm -rf state layer.zip nodejs
+}
+
 # Debian's Python, as interpreters outside /usr are not seen in a sandbox.
 pip_install() { /usr/bin/python3 -m pip install --quiet --upgrade --target . -r requirements.txt; }
 
@@ -47,7 +57,7 @@ venv() {
 java() {
 	rm -rf lib
 	mvn -q -B dependency:copy-dependencies -DoutputDirectory=lib &&
-		javac -cp 'lib/*' Handler.java
+		javac -cp 'lib/*' Handler.java Hooks.java
 }
 
 rust() {
@@ -56,7 +66,7 @@ rust() {
 }
 
 client go go -- env CGO_ENABLED=0 go build -trimpath -o bootstrap "$sources/go"
-client node3 node3 node -- npm_install
+client node3 node -- node_layer nodejs20.x
 client node4 node4 node -- npm_install
 client node22 node22 -- npm_install
 client python python -- pip_install

@@ -5,7 +5,7 @@
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
 #   scripts/setup.sh test      build, and what the tests run: shellcheck
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
-#                              Python, Java, Rust
+#                              Python, Java, Ruby, Rust
 #   scripts/setup.sh extensions   what the extensions of others are made and run with:
 #                              Python, Rust
 #   scripts/setup.sh bench     the runtimes that the benchmark compares with
@@ -96,6 +96,7 @@ clients)
 	have_command pip3 python3-pip
 	have_command javac default-jdk-headless
 	have_command mvn maven
+	have_command ruby ruby
 	install_rust 1.84 # lambda_runtime
 	# aws-lambda-ric for Node compiles its native part with these; boto3 comes into a venv
 	apt_install autoconf automake libtool cmake g++ make xz-utils python3-venv

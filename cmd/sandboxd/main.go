@@ -16,6 +16,7 @@ import (
 	"github.com/sandboxd/sandboxd/daemon/unpack"
 	"github.com/sandboxd/sandboxd/daemon/worker"
 	"github.com/sandboxd/sandboxd/internal/exit"
+	"github.com/sandboxd/sandboxd/layer"
 )
 
 func main() {
@@ -24,6 +25,8 @@ func main() {
 		os.Exit(unpack.Main())
 	case worker.IsProcess():
 		os.Exit(worker.Main())
+	case layer.IsProcess(): // in a sandbox
+		os.Exit(layer.Main())
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -69,7 +72,7 @@ configuration, or a feature that the host lacks.`,
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), pruneCommand(), benchCommand(), versionCommand())
+	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
 	return root
 }
 

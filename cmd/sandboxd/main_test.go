@@ -73,6 +73,9 @@ func TestUsageErrors(t *testing.T) {
 		"long run folder":        {[]string{"run", "--run-dir", strings.Repeat("/x", 60), "x"}, "at most 80 bytes"},
 		"inspect nothing":        {[]string{"inspect"}, "sandboxd ps"},
 		"ps of something":        {[]string{"ps", "x"}, "takes no argument"},
+		"layer of nothing":       {[]string{"layer"}, "takes one RUNTIME"},
+		"layer of two":           {[]string{"layer", "python3.11", "java17"}, "takes one RUNTIME"},
+		"layer of a runtime":     {[]string{"layer", "provided.al2023"}, "nodejs20.x"},
 		"prune something":        {[]string{"prune", "x"}, "takes no argument"},
 		"prune all and some":     {[]string{"prune", "--all", "--older-than", "1h"}, "cannot be used together"},
 		"prune a negative age":   {[]string{"prune", "--older-than", "-1h"}, "must be a duration"},
@@ -91,7 +94,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}} {
+	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}, {"layer", "--help"}} {
 		code, stdout, stderr := command(t, cmd...)
 		if code != exit.OK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {
 			t.Errorf("%v: exit code %d, stderr %q, stdout without examples or exit codes:\n%s", cmd, code, stderr, stdout)

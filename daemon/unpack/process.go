@@ -24,9 +24,10 @@ const command = "sandboxd-unpack"
 // it from standard input, finds the files of the job as descriptors from firstFD on, and
 // writes an error to standard output (invalid.Encode).
 type task struct {
-	Zip    *extract.ZipJob
-	Read   *image.ReadJob
-	Unpack *image.UnpackJob
+	Zip     *extract.ZipJob
+	Read    *image.ReadJob
+	Unpack  *image.UnpackJob
+	Install *InstallJob
 }
 
 const firstFD = 3
@@ -56,6 +57,9 @@ func Main() int {
 }
 
 func (t *task) run(ctx context.Context) error {
+	if t.Install != nil {
+		return t.Install.run(openInstallFiles())
+	}
 	first := os.NewFile(firstFD, "first")
 	second := func() *os.File { return os.NewFile(firstFD+1, "second") } // only for jobs that have a second file
 	switch {
@@ -98,6 +102,8 @@ func (t *task) bound() error {
 		file = uint64(t.Zip.Limits.UnzippedBytes)
 	case t.Unpack != nil:
 		file = uint64(t.Unpack.Limits.Bytes)
+	case t.Install != nil:
+		file = uint64(t.Install.Bytes)
 	}
 	debug.SetMemoryLimit(int64(memory) / 4 * 3)
 	for resource, most := range map[int]uint64{
@@ -108,7 +114,7 @@ func (t *task) bound() error {
 			return os.NewSyscallError("setrlimit", err)
 		}
 	}
-	if t.Read != nil && t.Read.Source == image.Registry {
+	if t.Install != nil || t.Read != nil && t.Read.Source == image.Registry {
 		return confine.FilesAndNetwork()
 	}
 	return confine.Files()

@@ -223,11 +223,11 @@ func TestClientRuntimeNode4(t *testing.T) {
 	}
 }
 
-// RIC-03: the machine's own Node.
+// RIC-03: the machine's own Node, with the client of the layer of sandboxd layer.
 func node3Client(t *testing.T) runtimeClient {
 	t.Helper()
 	return runtimeClient{
-		name: "aws-lambda-ric@" + pinned(t, "node3/package.json", `"aws-lambda-ric": "(.+)"`), dir: clientDir(t, "node3"),
+		name: "aws-lambda-ric@" + pinned(t, "../../layer/locks/nodejs/client3/package.json", `"aws-lambda-ric": "(.+)"`), dir: clientDir(t, "node3"),
 		flags:  []string{"--runtime=nodejs20.x", "--handler=index.handler"},
 		stream: []string{"--handler=index.stream"},
 	}

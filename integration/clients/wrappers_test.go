@@ -1,0 +1,111 @@
+//go:build integration
+
+package clients
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sandboxd/sandboxd/integration/internal/harness"
+)
+
+// wrapper inserts $1 of the environment before the last argument, and has another handler
+// called, as the wrappers of tracing layers do.
+const wrapper = `#!/bin/sh
+last=$#
+for argument; do
+	shift
+	[ "$((last -= 1))" -gt 0 ] || set -- "$@" $INSERTED
+	set -- "$@" "$argument"
+done
+export ORIGINAL="$_HANDLER" _HANDLER="$OTHER"
+exec "$@"
+`
+
+// wrappedAnswer is what the handlers behind the wrapper answer.
+type wrappedAnswer struct {
+	Original string
+	Inserted bool     // the option is in force
+	Command  []string // of the process
+	Path     []string // where Python looks for modules
+}
+
+// ENV-26, RIC-03, RIC-04: the last argument of an interpreter is a file that reads _HANDLER.
+func TestClientWrapper(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	for name, text := range map[string]string{
+		"python/wrapped.py": `import os, sys
+def handler(event, context):
+    command = open("/proc/self/cmdline").read().rstrip("\0").split("\0")
+    return {"original": os.environ["ORIGINAL"], "inserted": sys.flags.dev_mode, "command": command, "path": sys.path}
+`,
+		"wrapped.mjs": `export const handler = async () => ({
+  original: process.env.ORIGINAL, inserted: process.execArgv.includes("--no-deprecation"), command: [process.argv0, ...process.execArgv, process.argv[1]],
+});
+`,
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(layer, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		harness.WriteFile(t, filepath.Join(layer, name), []byte(text), 0o644)
+	}
+	harness.WriteFile(t, filepath.Join(layer, "wrap"), []byte(wrapper), 0o755)
+	python := pythonRuntime(t)
+	for _, tt := range []struct {
+		client, runtime, handler, other, inserted string
+		want                                      []string
+	}{
+		{"python", python, "app.handler", "wrapped.handler", "-X dev", []string{"/usr/bin/" + python, "-X", "dev", "/var/runtime/bootstrap.py"}},
+		{"node3", "nodejs20.x", "index.handler", "/opt/wrapped.handler", "--no-deprecation", []string{
+			"/usr/bin/node", "--expose-gc", "--max-http-header-size", "81920", "--max-semi-space-size=25", "--max-old-space-size=461",
+			"--no-experimental-require-module", "--no-deprecation", "/var/runtime/index.mjs",
+		}},
+	} {
+		t.Run(tt.client, func(t *testing.T) {
+			d := harness.Start(t, "--memory=512", "--timeout=30s", "--runtime="+tt.runtime, "--handler="+tt.handler, "--layer", layer,
+				"--env=AWS_LAMBDA_EXEC_WRAPPER=/opt/wrap", "--env=OTHER="+tt.other, "--env=INSERTED="+tt.inserted, clientDir(t, tt.client))
+			a := d.Invoke(map[string]string{})
+			var got wrappedAnswer
+			if err := json.Unmarshal(a.Body, &got); err != nil || got.Original != tt.handler || !got.Inserted || !slices.Equal(got.Command, tt.want) {
+				t.Errorf("%s, %v; want %s, and the command %q", a.Body, err, tt.handler, tt.want)
+			}
+			if tt.client == "python" && got.Path[0] != "/var/task" {
+				t.Errorf("Python looks for modules in %q; want /var/task first", got.Path)
+			}
+		})
+	}
+}
+
+// RIC-05, RT-72: the hooks of org.crac run before the snapshot and after the restore.
+func TestClientJavaHooks(t *testing.T) {
+	t.Parallel()
+	d := harness.Start(t, "--memory=512", "--timeout=60s", "--runtime="+javaRuntime(t), "--handler=Hooks", "--snap-start", clientDir(t, "java"))
+	a := d.Invoke(map[string]string{})
+	if strings.TrimSpace(string(a.Body)) != `["before","after"]` {
+		t.Errorf("hooks that ran: %s; want before and after", a.Body)
+	}
+}
+
+// A function of nodejs20.x cannot require an ES module, unless NODE_OPTIONS says so, as on
+// Lambda.
+func TestClientNodeRequireModule(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	harness.WriteFile(t, filepath.Join(layer, "module.mjs"), []byte("export const value = 1;\n"), 0o644)
+	harness.WriteFile(t, filepath.Join(layer, "require.cjs"), []byte("exports.handler = async () => require('./module.mjs').value;\n"), 0o644)
+	run := func(env ...string) harness.Answer {
+		flags := append([]string{"--memory=512", "--timeout=30s", "--runtime=nodejs20.x", "--handler=/opt/require.handler", "--layer", layer}, env...)
+		return harness.Start(t, append(flags, clientDir(t, "node3"))...).Invoke(map[string]string{})
+	}
+	if a := run(); !strings.Contains(string(a.Body), "ERR_REQUIRE_ESM") && !strings.Contains(string(a.Body), "require() of ES Module") {
+		t.Errorf("answer %s; want an error of require", a.Body)
+	}
+	if a := run("--env=NODE_OPTIONS=--experimental-require-module"); string(a.Body) != "1" {
+		t.Errorf("answer %s; want 1", a.Body)
+	}
+}
