@@ -78,8 +78,7 @@ type Sandbox struct {
 
 // output is the reading side of a process's stdout, stderr and framed messages.
 type output interface {
-	Stdout() *os.File
-	Stderr() *os.File
+	Lines() *os.File  // of stdout and stderr
 	Frames() *os.File // nil if there are none
 	Release()
 	Drain()
