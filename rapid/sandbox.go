@@ -49,6 +49,7 @@ type Sandbox struct {
 	clock  *thawClock
 	hub    *telemetry.Hub // nil if extensions are disabled
 	log    *telemetry.Log
+	watch  memoryWatch
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
@@ -105,6 +106,8 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 		clock: newThawClock(), reason: reasonFailure, traits: traitsOf(cfg.Initialization),
 	}
 	s.mode = s.traits.new(s)
+	s.watch.timer = time.AfterFunc(time.Hour, s.lookAtMemory)
+	s.watch.timer.Stop()
 	if !cfg.Function.ExtensionsDisabled {
 		s.hub = telemetry.NewHub(s.clock, s.dial, cfg.Function.LogFormat == telemetry.JSON)
 	}
