@@ -35,8 +35,8 @@ func TestMaxMemoryUsed(t *testing.T) {
 // files, and whether they were in the host's cache before. What it needs later is counted
 // all the same.
 func TestMaxMemoryUsedWithoutPageCache(t *testing.T) {
-	const mb = 200
-	fill := script.Step{Op: "fill", Path: "/tmp/big", N: 300 << 20}
+	const mb = 100
+	fill := script.Step{Op: "fill", Path: "/tmp/big", N: mb << 20}
 	for _, tt := range []struct {
 		name  string
 		cold  bool
@@ -52,7 +52,7 @@ func TestMaxMemoryUsedWithoutPageCache(t *testing.T) {
 			dir := harness.Function(t)
 			big := filepath.Join(dir, "big")
 			harness.WriteFile(t, big, make([]byte, mb<<20), 0o644)
-			d := harness.Start(t, "--memory=769", "--timeout=60s", dir)
+			d := harness.Start(t, "--memory=512", "--timeout=60s", dir)
 			idle := d.ReportOf(d.Invoke("x").ID())
 			if tt.cold {
 				f, err := os.Open(big)
