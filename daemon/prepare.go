@@ -46,6 +46,10 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	for _, w := range prepared.Warnings {
 		d.log.Warn(w)
 	}
+	if err := d.engine.CheckMounts(mountsOf(prepared.Tree)); err != nil {
+		err = fmt.Errorf("lay the layers over each other: %w; give zips or copies of the folders, since one is perhaps a mount of another, or on a file system that no overlay can use", err)
+		return nil, errors.Join(err, prepared.Close())
+	}
 	rev.Program.Bootstrap = function.Entry{Path: prepared.Bootstrap, Args: prepared.BootstrapArgs, Dir: prepared.WorkingDir}
 	rev.Program.Extensions, rev.Program.ExtensionsDisabled = prepared.Extensions, prepared.ExtensionsDisabled
 	rev.Program.Locale = prepared.Locale

@@ -137,9 +137,7 @@ func specOf(m message.Revision, profile string, network isolation.Network, files
 	for _, l := range files.Tree.Links {
 		spec.Root.Links = append(spec.Root.Links, isolation.Link(l))
 	}
-	for _, m := range files.Tree.Mounts {
-		spec.Mounts = append(spec.Mounts, isolation.Mount(m))
-	}
+	spec.Mounts = mountsOf(files.Tree)
 	return spec
 }
 
@@ -215,4 +213,11 @@ func (r *revisions) close() {
 	for _, n := range numbers {
 		_ = r.retire(n) // fails if it was retired before
 	}
+}
+
+func mountsOf(t rootfs.Tree) (mounts []isolation.Mount) {
+	for _, m := range t.Mounts {
+		mounts = append(mounts, isolation.Mount(m))
+	}
+	return mounts
 }

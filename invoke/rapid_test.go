@@ -56,7 +56,7 @@ func (p *processes) Stop(ctx context.Context, _ string) (isolation.Usage, error)
 func (p *processes) Freeze(context.Context) error         { return nil }
 func (p *processes) Thaw(context.Context) error           { return nil }
 func (p *processes) Throttle(context.Context, bool) error { return nil }
-func (p *processes) MemoryPeak() (uint64, error)          { return 0, nil }
+func (p *processes) MemoryUsed() (uint64, error)          { return 0, nil }
 func (p *processes) Lost() <-chan struct{}                { return nil }
 func (p *processes) OutOfMemory() bool                    { return false }
 

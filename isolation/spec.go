@@ -74,7 +74,7 @@ type Tmp struct {
 // Usage is what a sandbox has used so far, from its parent cgroup.
 type Usage struct {
 	MemoryBytes     uint64        // now, page cache included
-	MemoryPeakBytes uint64        // the most ever, page cache included (LOG-26)
+	MemoryPeakBytes uint64        // the most ever, page cache included
 	CPU             time.Duration // user and system time of all domains
 	OOMKills        uint64        // processes killed for the memory limit
 	PIDs            uint64        // processes and threads now, init handlers included

@@ -23,7 +23,7 @@ type Supervisor interface {
 	Freeze(ctx context.Context) error
 	Thaw(ctx context.Context) error
 	Throttle(ctx context.Context, on bool) error
-	MemoryPeak() (uint64, error)
+	MemoryUsed() (uint64, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox
 	OutOfMemory() bool

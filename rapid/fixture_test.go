@@ -35,8 +35,7 @@ func (f fakeSup) Exec(ctx context.Context, r supervisor.ExecRequest) (Process, e
 // noOutput stands for the descriptors: reading real ones would stop synctest's clock.
 type noOutput struct{}
 
-func (noOutput) Stdout() *os.File { return nil }
-func (noOutput) Stderr() *os.File { return nil }
+func (noOutput) Lines() *os.File  { return nil }
 func (noOutput) Frames() *os.File { return nil }
 func (noOutput) Release()         {}
 func (noOutput) Drain()           {}

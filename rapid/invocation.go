@@ -151,9 +151,9 @@ func (s *Sandbox) recordARN() string {
 	return ""
 }
 
-// maxMemoryMB returns the peak memory of the sandbox in MB, at most its size (LOG-26).
+// maxMemoryMB returns the most memory of the sandbox in MB, at most its size (LOG-26).
 func (s *Sandbox) maxMemoryMB() int {
-	peak, err := s.sup.MemoryPeak()
+	peak, err := s.sup.MemoryUsed()
 	if err != nil { // the domains are gone, most likely because memory ran out
 		return s.cfg.Function.MemoryMB
 	}

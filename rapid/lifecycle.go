@@ -85,6 +85,9 @@ func (s *Sandbox) Run(ctx context.Context) error {
 
 func (s *Sandbox) enter(st State) {
 	s.state.Store(int32(st))
+	if st.works() {
+		s.watchMemory()
+	}
 	if s.cfg.OnState != nil {
 		s.cfg.OnState(st)
 	}

@@ -35,7 +35,7 @@ func (s *Sandbox) start(ctx context.Context, a *agent, r supervisor.ExecRequest)
 	if err != nil {
 		return nil, err
 	}
-	r.Stdout, r.Stderr = out.Stdout(), out.Stderr()
+	r.Stdout, r.Stderr = out.Lines(), out.Lines() // docs/decisions/0043
 	if f := out.Frames(); f != nil {
 		r.ExtraFiles = []*os.File{f} // framesFD
 	}

@@ -49,6 +49,7 @@ type Sandbox struct {
 	clock  *thawClock
 	hub    *telemetry.Hub // nil if extensions are disabled
 	log    *telemetry.Log
+	watch  memoryWatch
 
 	openOutput func(framed bool, emit func(telemetry.Message)) (output, error) // replaced by tests
 
@@ -78,8 +79,7 @@ type Sandbox struct {
 
 // output is the reading side of a process's stdout, stderr and framed messages.
 type output interface {
-	Stdout() *os.File
-	Stderr() *os.File
+	Lines() *os.File  // of stdout and stderr
 	Frames() *os.File // nil if there are none
 	Release()
 	Drain()
@@ -106,6 +106,8 @@ func New(cfg Config, sup Supervisor) *Sandbox {
 		clock: newThawClock(), reason: reasonFailure, traits: traitsOf(cfg.Initialization),
 	}
 	s.mode = s.traits.new(s)
+	s.watch.timer = time.AfterFunc(time.Hour, s.lookAtMemory)
+	s.watch.timer.Stop()
 	if !cfg.Function.ExtensionsDisabled {
 		s.hub = telemetry.NewHub(s.clock, s.dial, cfg.Function.LogFormat == telemetry.JSON)
 	}

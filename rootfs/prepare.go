@@ -116,7 +116,9 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 	for _, layer := range packages[1:] {
 		f.LayerDigests = append(f.LayerDigests, layer.digest)
 	}
-	f.addPackages(packages)
+	if err := f.addPackages(packages); err != nil {
+		return nil, err
+	}
 	if err := f.scanPackages(ctx, packages, limits); err != nil {
 		return nil, err
 	}
@@ -182,19 +184,31 @@ func (p *pkg) open(ctx context.Context, opts FunctionOptions, limits extract.Lim
 }
 
 // addPackages mounts the code and the layers; /opt of the base is the lowest layer.
-func (f *Function) addPackages(packages []pkg) {
+func (f *Function) addPackages(packages []pkg) error {
 	f.take(taskDir)
-	opt := f.take(optDir)
+	var layers []pkg
+	for _, dir := range f.take(optDir) {
+		layers = append(layers, pkg{given: "/opt of the base", dir: dir})
+	}
 	for _, p := range packages {
 		if p.inside == taskDir {
 			f.addMount(taskDir, p.dir)
 		} else {
-			opt = append(opt, p.dir)
+			layers = append(layers, p)
 		}
+	}
+	layers, err := f.stackable(layers)
+	if err != nil {
+		return err
+	}
+	var opt []string
+	for _, l := range layers {
+		opt = append(opt, l.dir)
 	}
 	if len(opt) > 0 {
 		f.addMount(optDir, opt...)
 	}
+	return nil
 }
 
 // addRuntime finds or makes the bootstrap, and finds the extensions.

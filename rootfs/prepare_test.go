@@ -98,6 +98,61 @@ func TestFunctionHoldsItsPackages(t *testing.T) {
 	}
 }
 
+// ENV-29: a layer that is given twice, under whatever name, counts where it is given last; one
+// inside another is refused. Overlayfs would refuse both at the first request.
+func TestLayersThatOverlap(t *testing.T) {
+	code := makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell})
+	outer := makeTree(t, ziptest.File{Name: "inner/x"}, ziptest.File{Name: "innermost/y"})
+	inner, other := filepath.Join(outer, "inner"), makeTree(t, ziptest.File{Name: "x"})
+	alias := filepath.Join(t.TempDir(), "alias")
+	if err := os.Symlink(other, alias); err != nil {
+		t.Fatal(err)
+	}
+	content := ziptest.Make(t, ziptest.File{Name: "x"})
+	zip, copied := ziptest.Write(t, t.TempDir(), content), ziptest.Write(t, t.TempDir(), content)
+	base := testBase(t, ziptest.File{Name: "opt/x"})
+	for _, tt := range []struct {
+		name   string
+		layers []string
+		want   int    // layers that are shown, that of the base included
+		says   string // in a warning, or in the error if want is 0
+	}{
+		{"different ones", []string{other, zip}, 3, ""},
+		{"a folder twice", []string{other, other}, 2, "the layer " + other + " is given twice"},
+		{"a link to it", []string{other, zip, alias}, 3, "the layers " + other + " and " + alias + " are the same"},
+		{"one content", []string{zip, other, copied}, 3, "the layers " + zip + " and " + copied + " are the same"},
+		{"a copy of a folder", []string{other, makeTree(t, ziptest.File{Name: "x"})}, 3, ""},
+		{"/opt of the base", []string{filepath.Join(base, "opt")}, 1, "the layers /opt of the base and "},
+		{"a folder, and one in it", []string{outer, inner}, 0, inner + ": is a layer inside the layer " + outer},
+		{"the other way round", []string{inner, other, outer}, 0, inner + ": is a layer inside the layer " + outer},
+		{"the base", []string{base}, 0, "/opt of the base: is a layer inside the layer " + base},
+		{"two folders of one", []string{inner, filepath.Join(outer, "innermost")}, 3, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := prepareDir(t, FunctionOptions{Code: code, Base: base, Layers: tt.layers})
+			if err != nil {
+				if tt.want > 0 || !errors.Is(err, invalid.ErrPackage) || !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("%v; want %d layers", err, tt.want)
+				}
+				return
+			}
+			defer f.Close()
+			var opt []string
+			for _, m := range f.Mounts {
+				if m.Target == optDir {
+					opt = m.Sources
+				}
+			}
+			if len(opt) != tt.want {
+				t.Errorf("/opt is %q, want %d of them", opt, tt.want)
+			}
+			if said := strings.Join(f.Warnings, "\n"); tt.says == "" && strings.Contains(said, "layer") || !strings.Contains(said, tt.says) {
+				t.Errorf("warnings %q, want %q", said, tt.says)
+			}
+		})
+	}
+}
+
 // TestBootstrapLookup (ENV-23): code, then layers with the topmost first, then the
 // base; links are followed inside.
 func TestBootstrapLookup(t *testing.T) {

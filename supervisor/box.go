@@ -11,8 +11,8 @@ import (
 
 // Box is the interface to the kernel objects of one sandbox, its namespaces and cgroups.
 // *runc.Sandbox of package isolation/runc implements it directly; *privsep.Box implements
-// it with requests to another process. Kill, MemoryPeak, Usage, GivePipes, Listener, Domain
-// and Dial may be called at any time and from several goroutines at once. Of the other
+// it with requests to another process. Kill, MemoryPeak, MemoryUsed, Usage, GivePipes, Listener,
+// Domain and Dial may be called at any time and from several goroutines at once. Of the other
 // methods a Sandbox calls only one at a time for each domain.
 type Box interface {
 	// Start creates a domain. When it returns, it has received the handshake of the domain's
@@ -35,9 +35,13 @@ type Box interface {
 	// processes. It does not wait until they have exited.
 	Kill(context.Context) error
 
-	// MemoryPeak returns the MemoryPeakBytes of Usage. It is cheaper than Usage, because
-	// every invocation needs it.
+	// MemoryPeak returns the MemoryPeakBytes of Usage.
 	MemoryPeak() (uint64, error)
+
+	// MemoryUsed returns the most memory in bytes that the sandbox's processes had, without
+	// page cache (docs/decisions/0044). Calls while processes work make it more exact. It is
+	// cheaper than Usage, because every invocation needs it.
+	MemoryUsed() (uint64, error)
 
 	// Usage returns what the sandbox has used so far.
 	Usage() (isolation.Usage, error)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -64,7 +65,10 @@ func (s *Sandbox) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 // givePipes makes the sandbox user the owner of the pipes among files.
 func (s *Sandbox) givePipes(ctx context.Context, files []*os.File) error {
 	var pipes []*os.File
-	for _, f := range files {
+	for i, f := range files {
+		if slices.Contains(files[:i], f) { // Stdout and Stderr may be one
+			continue
+		}
 		info, err := f.Stat()
 		if err != nil {
 			return err

@@ -148,6 +148,7 @@ func (b *fakeBox) Kill(context.Context) error {
 }
 
 func (b *fakeBox) MemoryPeak() (uint64, error) { return 42, nil }
+func (b *fakeBox) MemoryUsed() (uint64, error) { return 41, nil }
 
 func (b *fakeBox) Usage() (isolation.Usage, error) {
 	b.mu.Lock()

@@ -15,11 +15,11 @@ type ExecRequest struct {
 	Env    []string // NAME=value; nothing else is inherited
 	Dir    string   // working directory: absolute, inside the domain; "" means "/"
 
-	// Stdout and Stderr become the process's descriptors 1 and 2, ExtraFiles, at most 14,
-	// those from 3 on. Descriptor 0 is /dev/null. The caller still owns the files and closes
-	// its copies when Exec has returned. Exec puts the files in blocking mode, and makes the
-	// sandbox user the owner of pipes, so that programs can open them again as /dev/stderr
-	// (docs/decisions/0005).
+	// Stdout and Stderr become the process's descriptors 1 and 2, and may be the same file.
+	// ExtraFiles, at most 14, become those from 3 on. Descriptor 0 is /dev/null. The caller
+	// still owns the files and closes its copies when Exec has returned. Exec puts the files
+	// in blocking mode, and makes the sandbox user the owner of pipes, so that programs can
+	// open them again as /dev/stderr (docs/decisions/0005).
 	Stdout, Stderr *os.File
 	ExtraFiles     []*os.File
 }

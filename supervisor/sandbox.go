@@ -278,6 +278,16 @@ func (s *Sandbox) MemoryPeak() (uint64, error) {
 	return peak, nil
 }
 
+// MemoryUsed returns the most memory in bytes that the sandbox's processes had so far,
+// without page cache. Calls while they work make it more exact (docs/decisions/0044).
+func (s *Sandbox) MemoryUsed() (uint64, error) {
+	used, err := s.box.MemoryUsed()
+	if err != nil {
+		return 0, s.failer("memory in use")(Failure, err)
+	}
+	return used, nil
+}
+
 // Usage returns what the sandbox has used so far. If the kernel has killed a process for
 // lack of memory, Usage kills the whole sandbox.
 func (s *Sandbox) Usage() (isolation.Usage, error) {

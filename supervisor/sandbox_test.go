@@ -145,6 +145,9 @@ func TestUsage(t *testing.T) {
 	if peak, err := f.MemoryPeak(); err != nil || peak != 42 {
 		t.Errorf("peak %d, %v", peak, err)
 	}
+	if used, err := f.MemoryUsed(); err != nil || used != 41 {
+		t.Errorf("used %d, %v", used, err)
+	}
 	_, err = f.Dial(f.ctx(), "tcp", "127.0.0.1:1")
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial: %v", err)

@@ -77,6 +77,17 @@ var frames = []suite.Case{
 		t.Contains("tail", tail, "words on stderr\n")
 		t.Contains("tail", tail, "last words\n")
 	}},
+	{ID: "LOG-13", Setup: plain, Run: func(t *suite.T) {
+		var steps []step
+		var want strings.Builder
+		for i := range 50 {
+			out, err := fmt.Sprintf("%d out\n", i), fmt.Sprintf("%d err\n", i)
+			steps = append(steps, print(out), step{Op: "stderr", Data: err})
+			want.WriteString(out + err)
+		}
+		payload, _ := t.Event(false, steps...)
+		t.Contains("tail", t.Invoke(payload, "X-Amz-Log-Type", "Tail").Tail(), want.String())
+	}},
 }
 
 // reportLine is LOG-23. Groups: id, Duration, Billed Duration, Memory Size, Max Memory

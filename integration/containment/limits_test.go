@@ -3,8 +3,12 @@
 package containment
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/conformance/script"
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
@@ -24,6 +28,55 @@ func TestMaxMemoryUsed(t *testing.T) {
 	}
 	if used.MemorySize != 512 {
 		t.Errorf("Memory Size %d MB, want 512", used.MemorySize)
+	}
+}
+
+// LOG-26: page cache is not memory of the function, whether it has written or read the
+// files, and whether they were in the host's cache before. What it needs later is counted
+// all the same.
+func TestMaxMemoryUsedWithoutPageCache(t *testing.T) {
+	const mb = 100
+	fill := script.Step{Op: "fill", Path: "/tmp/big", N: mb << 20}
+	for _, tt := range []struct {
+		name  string
+		cold  bool
+		steps []script.Step
+		more  int // than an idle sandbox has, in MB
+	}{
+		{"files written to /tmp", false, []script.Step{fill}, 0},
+		{"and memory after them", false, []script.Step{fill, {Op: "alloc", N: mb}}, mb},
+		{"files read, warm cache", false, []script.Step{{Op: "exec", Argv: []string{"/bin/cp", "/var/task/big", "/dev/null"}}}, 0},
+		{"files read, cold cache", true, []script.Step{{Op: "exec", Argv: []string{"/bin/cp", "/var/task/big", "/dev/null"}}}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := harness.Function(t)
+			big := filepath.Join(dir, "big")
+			harness.WriteFile(t, big, make([]byte, mb<<20), 0o644)
+			d := harness.Start(t, "--memory=512", "--timeout=60s", dir)
+			idle := d.ReportOf(d.Invoke("x").ID())
+			if tt.cold {
+				f, err := os.Open(big)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				for _, err := range []error{f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)} {
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			a := d.Invoke(script.Event{Report: true, Steps: tt.steps})
+			for _, r := range d.Report(a).Results {
+				if r.Error != "" {
+					t.Errorf("%s: %s", r.Name, r.Error)
+				}
+			}
+			used, want := d.ReportOf(a.ID()), idle.MaxMemory+tt.more
+			if off := used.MaxMemory - want; off < -want/10 || off > max(5, want/10) {
+				t.Errorf("Max Memory Used %d MB; want %d (idle %d)", used.MaxMemory, want, idle.MaxMemory)
+			}
+		})
 	}
 }
 

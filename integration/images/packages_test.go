@@ -33,11 +33,24 @@ func TestLayers(t *testing.T) {
 		}
 		return dir
 	}
-	d := harness.Start(t, harness.OneCPU,
-		"--layer", layer(map[string]string{"both": "first", "only-first": "1"}),
-		"--layer", harness.ZipFile(t, "both", 0o644, strings.NewReader("second")), harness.Function(t))
-	r := d.Do(script.Step{Op: "read", Path: "/opt/both"}, script.Step{Op: "read", Path: "/opt/only-first"}).Results
-	if r[0].Text != "second" || r[1].Text != "1" {
-		t.Errorf("/opt: %+v", r)
+	first, second := layer(map[string]string{"both": "first", "only-first": "1"}), harness.ZipFile(t, "both", 0o644, strings.NewReader("second"))
+	for _, tt := range []struct {
+		layers []string
+		both   string
+	}{
+		{[]string{first, second}, "second"},
+		{[]string{first, first, second, second}, "second"}, // which one overlay cannot have
+		{[]string{first, second, first}, "first"},
+	} {
+		args := []string{harness.OneCPU}
+		for _, l := range tt.layers {
+			args = append(args, "--layer", l)
+		}
+		d := harness.Start(t, append(args, harness.Function(t))...)
+		r := d.Do(script.Step{Op: "read", Path: "/opt/both"}, script.Step{Op: "read", Path: "/opt/only-first"}).Results
+		if r[0].Text != tt.both || r[1].Text != "1" {
+			t.Errorf("/opt of %q: %+v", tt.layers, r)
+		}
+		d.Stop()
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
@@ -32,6 +34,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer occupied.Close()
+	layers := codeWith(t, "inner/x", nil, 0o644)
 	zeros := func(n int64) io.Reader { return io.LimitReader(zero{}, n) }
 	text := strings.NewReader
 
@@ -72,6 +75,8 @@ func TestBadInput(t *testing.T) {
 		{"unknown flag", []string{"--nonsense", good}, []string{"--nonsense"}},
 		{"six layers", append(slices.Repeat([]string{"--layer=" + t.TempDir()}, 6), good), []string{"--layer", "5"}},
 		{"no such layer", []string{"--layer=/nonexistent/layer", good}, []string{"/nonexistent/layer"}},
+		{"a layer inside another", []string{"--layer=" + filepath.Join(layers, "inner"), "--layer=" + layers, good}, []string{layers, "inner", "inside"}},
+		{"layers that are mounts of one another", []string{"--layer=" + mountOf(t, filepath.Join(layers, "inner")), "--layer=" + layers, good}, []string{layers, "copies"}},
 		{"no such base", []string{"--rootfs=/nonexistent/base", good}, []string{"/nonexistent/base"}},
 		{"no such configuration", []string{"--config=/nonexistent/config", good}, []string{"/nonexistent/config"}},
 		{"configuration with an unknown key", []string{harness.Config(t, "memory: 128\nnonsense: 1\n"), good}, []string{"nonsense", ":2"}},
@@ -202,4 +207,19 @@ func TestHostWithoutCgroups(t *testing.T) {
 func withoutCgroups(args ...string) *exec.Cmd {
 	const script = `umount -R -l /sys/fs/cgroup && exec "$0" "$@"`
 	return exec.Command("unshare", slices.Concat([]string{"-m", "sh", "-c", script, harness.Sandboxd}, args)...)
+}
+
+// mountOf returns a folder at which dir is mounted until the test ends.
+func mountOf(t *testing.T, dir string) string {
+	t.Helper()
+	at := t.TempDir()
+	if err := unix.Mount(dir, at, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return at
 }

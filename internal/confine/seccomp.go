@@ -58,7 +58,7 @@ var common = []group{
 		unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT,
 	}},
 	{"pipes for the output of processes in sandboxes", []uintptr{unix.SYS_PIPE2}},
-	{"the netpoller, and whether all output is read", []uintptr{unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_PPOLL}},
+	{"the netpoller, the output of processes, and a cgroup that is to freeze", []uintptr{unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_PPOLL}},
 	{"bodies from one socket to another", []uintptr{unix.SYS_SPLICE, unix.SYS_SENDFILE}},
 	{"memory", []uintptr{unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT, unix.SYS_BRK}},
 	{"threads and their signals", []uintptr{
@@ -100,7 +100,7 @@ var fileCalls = []group{
 	}},
 	{"who it is", []uintptr{unix.SYS_GETUID, unix.SYS_GETEUID, unix.SYS_GETGID, unix.SYS_GETEGID}},
 	{"modes and times", []uintptr{unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_UTIMENSAT}},
-	{"the netpoller, which is made when it is needed", []uintptr{unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2}},
+	{"the netpoller, which is made when it is needed", []uintptr{unix.SYS_EVENTFD2}},
 }
 
 // networkCalls are those of who looks up names and connects.

@@ -32,6 +32,7 @@ const (
 	CPUStat                     // cpu.stat of cgroup v2
 	CPUUsage                    // nanoseconds, cgroup v1
 	OOMEvents                   // counts kills as "oom_kill N"; there may be several, whose counts add up
+	MemoryStat                  // memory.stat; there may be several, which add up
 	OOMSeen                     // how often somebody saw the sandbox run out of memory
 	PIDs                        // processes and threads now
 	roles                       // one more than the last
@@ -48,25 +49,27 @@ type File struct {
 type Handle struct {
 	freezing sync.Mutex
 	frozen   bool
-	file     [roles]*os.File // but OOMEvents
+	file     [roles]*os.File // of which there is one
 
-	mu  sync.Mutex
-	oom []*os.File
+	memory memory
+
+	mu   sync.Mutex
+	more []File // of which there may be several
 }
 
 // Open makes a handle of the files, which it owns from then on, also when it fails.
 func Open(files []File) (*Handle, error) {
 	h := &Handle{}
 	for i, f := range files {
-		if f.Role == 0 || f.Role >= roles || f.Role != OOMEvents && h.file[f.Role] != nil {
+		if f.Role == 0 || f.Role >= roles || h.file[f.Role] != nil {
 			h.Close()
 			for _, f := range files[i:] {
 				f.Close()
 			}
 			return nil, fmt.Errorf("file of role %d where there can be none", f.Role)
 		}
-		if f.Role == OOMEvents {
-			h.AddOOMEvents(f.File)
+		if f.Role == OOMEvents || f.Role == MemoryStat {
+			h.Add(f)
 		} else {
 			h.file[f.Role] = f.File
 		}
@@ -78,11 +81,24 @@ func Open(files []File) (*Handle, error) {
 	return h, nil
 }
 
-// AddOOMEvents adds one more file of that role, which the handle owns from then on.
-func (h *Handle) AddOOMEvents(f *os.File) {
+// Add adds one more file of a role of which there may be several. The handle owns it from
+// then on.
+func (h *Handle) Add(f File) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.oom = append(h.oom, f)
+	h.more = append(h.more, f)
+}
+
+// added returns those files of role, of which there may be several.
+func (h *Handle) added(role Role) (files []*os.File) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, f := range h.more {
+		if f.Role == role {
+			files = append(files, f.File)
+		}
+	}
+	return files
 }
 
 // Files returns the handle's files, which stay its own. Those that are added later
@@ -95,10 +111,7 @@ func (h *Handle) Files() (list []File) {
 			list = append(list, File{Role(role), f})
 		}
 	}
-	for _, f := range h.oom {
-		list = append(list, File{OOMEvents, f})
-	}
-	return list
+	return append(list, h.more...)
 }
 
 // Close closes the files. Methods that run meanwhile fail.
@@ -108,7 +121,7 @@ func (h *Handle) Close() {
 	}
 }
 
-// MemoryPeak reads the most memory that the sandbox ever had, in bytes.
+// MemoryPeak reads the most memory that the sandbox ever had, in bytes, page cache included.
 func (h *Handle) MemoryPeak() (uint64, error) {
 	f := h.file[MemoryPeak]
 	if f == nil {
@@ -133,18 +146,24 @@ func (h *Handle) Usage() (u isolation.Usage, err error) {
 	u.CPU = time.Duration(number(CPUStat, "usage_usec"))*time.Microsecond + time.Duration(number(CPUUsage, ""))
 	u.PIDs = number(PIDs, "")
 	seen := number(OOMSeen, "")
-	h.mu.Lock()
-	oom := h.oom
-	h.mu.Unlock()
-	for _, f := range oom {
+	kills, e := h.oomKills()
+	if err == nil {
+		err = e
+	}
+	u.OOMKills = max(kills, seen)
+	return u, err
+}
+
+// oomKills reads how many processes the kernel has killed for lack of memory.
+func (h *Handle) oomKills() (kills uint64, err error) {
+	for _, f := range h.added(OOMEvents) {
 		if n, e := read(f, "oom_kill"); e == nil { // else its domain has ended
-			u.OOMKills += n
+			kills += n
 		} else if h.file[OOMSeen] == nil && err == nil {
 			err = e
 		}
 	}
-	u.OOMKills = max(u.OOMKills, seen)
-	return u, err
+	return kills, err
 }
 
 // read reads a number from a kernel file: the only one there is, or that of the line

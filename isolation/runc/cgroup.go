@@ -103,6 +103,7 @@ func (c *parentCgroup) open() (*cgroup.Handle, error) {
 	if c.v2 != nil {
 		add(cgroup.Memory, os.O_RDONLY, c.core, "memory.current")
 		add(cgroup.MemoryPeak, os.O_RDONLY, c.core, "memory.peak")
+		add(cgroup.MemoryStat, os.O_RDONLY, c.core, "memory.stat")
 		add(cgroup.OOMEvents, os.O_RDONLY, c.core, "memory.events")
 		add(cgroup.PIDs, os.O_RDONLY, c.core, "pids.current")
 	} else {
@@ -136,17 +137,20 @@ func openPlain(name string, flag int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// measure adds the file that counts the out-of-memory kills of a new domain. Cgroup v1 counts
-// a kill in the cgroup of the victim only.
+// measure adds the files of a new domain that count its out-of-memory kills and its memory.
+// Cgroup v1 counts a kill in the cgroup of the victim only. For the sum of a cgroup and those
+// below it, memory.stat can be old by seconds. On v2 domains have no memory controller.
 func (c *parentCgroup) measure(domain string) error {
 	if c.v2 != nil {
 		return nil
 	}
-	f, err := openPlain(filepath.Join(c.dirV1("memory"), domain, "memory.oom_control"), os.O_RDONLY)
-	if err != nil {
-		return err
+	for role, name := range map[cgroup.Role]string{cgroup.OOMEvents: "memory.oom_control", cgroup.MemoryStat: "memory.stat"} {
+		f, err := openPlain(filepath.Join(c.dirV1("memory"), domain, name), os.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		c.handle.Add(cgroup.File{Role: role, File: f})
 	}
-	c.handle.AddOOMEvents(f)
 	return nil
 }
 

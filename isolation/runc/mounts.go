@@ -27,7 +27,7 @@ const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_AT
 // the sandbox user.
 type mapper struct {
 	base uint32   // first host id of the domain's range
-	root *os.File // user namespace for directories that host root owns
+	root *os.File // user namespace for directories that host root owns; nil maps no owner
 }
 
 // clone returns a detached read-only mount of the host's path, without mounts below it. If the
@@ -56,6 +56,9 @@ func (m mapper) restrict(fd int) error {
 		return err
 	}
 	userns := m.root
+	if userns == nil {
+		return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: readOnly})
+	}
 	if st.Uid != 0 || st.Gid != 0 {
 		var err error
 		if userns, err = newUserNS(st.Uid, st.Gid, m.base); err != nil {
@@ -116,6 +119,22 @@ func (m mapper) stack(sources []string, scratch string) (fd int, err error) {
 		return -1, fmt.Errorf("create an overlay of %q: %w", sources, err)
 	}
 	return fd, nil
+}
+
+// CheckMounts creates and drops the overlays that sandboxes with these mounts need. So folders
+// that the kernel does not lay over each other are refused before there is a sandbox.
+func (e *Engine) CheckMounts(mounts []isolation.Mount) error {
+	for _, m := range mounts {
+		if len(m.Sources) < 2 {
+			continue
+		}
+		fd, err := mapper{}.stack(m.Sources, e.scratch())
+		if err != nil {
+			return err
+		}
+		unix.Close(fd)
+	}
+	return nil
 }
 
 // newFS returns a detached mount of a new file system. options are pairs of name and value.

@@ -271,8 +271,11 @@ func (s *Sandbox) SetThrottled(_ context.Context, on bool) error { return s.grou
 // Kill sends SIGKILL to every process of the sandbox.
 func (s *Sandbox) Kill(context.Context) error { return s.group.kill() }
 
-// MemoryPeak returns the peak memory of the sandbox in bytes.
+// MemoryPeak returns the peak memory of the sandbox in bytes. See supervisor.Box.
 func (s *Sandbox) MemoryPeak() (uint64, error) { return s.group.handle.MemoryPeak() }
+
+// MemoryUsed returns the most memory that the processes had. See supervisor.Box.
+func (s *Sandbox) MemoryUsed() (uint64, error) { return s.group.handle.MemoryUsed() }
 
 // Usage returns what the sandbox has used so far.
 func (s *Sandbox) Usage() (isolation.Usage, error) { return s.group.handle.Usage() }

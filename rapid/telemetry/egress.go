@@ -1,12 +1,11 @@
 package telemetry
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,64 +23,73 @@ const (
 const (
 	maxLine   = 256 << 10 // TL-26: a longer line is cut into several
 	readBytes = 16 << 10  // bytes of one read
-
-	maxStreams = 3 // of one process
 )
 
-// turns is a semaphore for reading streams. It lets half as many goroutines read as there are
+// turns is a semaphore for reading output. It lets half as many goroutines read as there are
 // processors, so that output leaves the other half for requests, however many processes
 // write (docs/decisions/0023-output-by-turns.md).
 var turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 
-// Egress reads the output of one process: lines from stdout and stderr, and framed messages
-// if it was opened for them. Its goroutines read all the time and wait only for their turns,
-// so a process never blocks on output because a reader of the log is slow.
+// Egress reads the output of one process: lines from stdout and stderr, which are one stream,
+// and framed messages, if it was opened for them, from another. It reads the streams in the
+// order in which they got bytes (docs/decisions/0043-output-order.md). Its goroutine reads
+// all the time and waits only for its turns, so a process never blocks on output because a
+// reader of the log is slow.
 type Egress struct {
+	ends    []*os.File    // the writing ends, until Release
+	ready   *readiness    // of streams
+	closing chan struct{} // closed to stop the reading goroutine
+	ended   chan struct{} // closed when the reading goroutine has returned
+
+	mu      sync.Mutex // held while bytes are read and cut, which keeps their order
 	streams []*stream
-	ends    []*os.File // the writing ends, until Release
+	queue   []*stream // those that may have bytes, in the order in which they are to be read
+	chunk   []byte
+	events  [maxStreams]unix.EpollEvent
 }
 
 // Open creates the descriptors of one process and starts to read them. framed adds the one
 // for framed messages (section 7.1). emit receives each message; it must not block, and must
-// not keep the text. It is called by several goroutines, but for one message of each
-// descriptor at a time. The caller must Close the egress.
-func Open(kind Descriptors, framed bool, emit func(Message)) (*Egress, error) {
-	cutters := []cutter{&lines{emit: emit}, &lines{emit: emit}}
+// not keep the text. It is called by several goroutines, but for one message at a time. The
+// caller must Close the egress.
+func Open(kind Descriptors, framed bool, emit func(Message)) (_ *Egress, err error) {
+	cutters := []cutter{&lines{emit: emit}}
 	if framed {
 		cutters = append(cutters, &frames{emit: emit})
 	}
-	e := &Egress{}
+	e := &Egress{closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes), queue: make([]*stream, 0, maxStreams)}
+	defer func() {
+		if err != nil {
+			e.Release()
+			e.closeStreams()
+		}
+	}()
+	var fds []int
 	for _, c := range cutters {
 		r, w, err := pair(kind)
 		if err != nil {
-			_ = e.Close() // nothing was written
 			return nil, fmt.Errorf("create a %s for the output of a process: %w", kind, err)
 		}
-		e.ends = append(e.ends, w)
-		s, err := newStream(r, c)
-		if err != nil {
-			_, _ = r.Close(), e.Close() // nothing was written
-			return nil, err
-		}
-		e.streams = append(e.streams, s)
+		e.ends, e.streams, fds = append(e.ends, w), append(e.streams, &stream{fd: r, cutter: c}), append(fds, r)
 	}
+	if e.ready, err = newReadiness(fds); err != nil {
+		return nil, fmt.Errorf("watch the output of a process: %w", err)
+	}
+	go e.read()
 	return e, nil
 }
 
-// Stdout returns the writing end for the process's stdout. The egress owns it. Like the other
-// ends it is valid until Release.
-func (e *Egress) Stdout() *os.File { return e.ends[0] }
-
-// Stderr returns the writing end for the process's stderr. The egress owns it.
-func (e *Egress) Stderr() *os.File { return e.ends[1] }
+// Lines returns the writing end for the process's stdout and stderr. The egress owns it. Like
+// the other end it is valid until Release.
+func (e *Egress) Lines() *os.File { return e.ends[0] }
 
 // Frames returns the writing end for framed messages, or nil if the egress was opened without
 // it. The egress owns it.
 func (e *Egress) Frames() *os.File {
-	if len(e.ends) < 3 {
+	if len(e.ends) < 2 {
 		return nil
 	}
-	return e.ends[2]
+	return e.ends[1]
 }
 
 // Release closes our copies of the writing ends, once the process has its own.
@@ -97,56 +105,112 @@ func (e *Egress) Release() {
 // (LOG-12), and what a grandchild writes later does not matter (SUP-20). Drain, Flush and
 // Close must not be called concurrently.
 func (e *Egress) Drain() {
-	quiet := e.quiet()
-	for _, s := range e.streams {
-		s.drain(quiet)
-	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.drain()
 }
 
 // Flush is like Drain, and also emits an unfinished last line. It does not emit an unfinished
 // frame: only Close does.
 func (e *Egress) Flush() {
-	quiet := e.quiet()
-	for _, s := range e.streams {
-		s.drain(quiet)
-		s.flush(false)
-	}
-}
-
-// quiet reports whether no stream has anything to read. It uses one system call for all of
-// them: ppoll, which the worker's seccomp filter allows (package confine). If the call fails
-// or a stream is closed, quiet returns false.
-func (e *Egress) quiet() bool { return quiet(e.streams, make([]unix.PollFd, 0, maxStreams)) }
-
-// quiet implements Egress.quiet. It borrows the descriptors of streams one by one and adds
-// them to fds, so that each stays open until ppoll has returned.
-func quiet(streams []*stream, fds []unix.PollFd) (is bool) {
-	if len(streams) == 0 {
-		n, err := unix.Ppoll(fds, &unix.Timespec{}, nil)
-		return n == 0 && err == nil
-	}
-	_ = streams[0].raw.Control(func(fd uintptr) { // fails if it is closed
-		is = quiet(streams[1:], append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}))
-	})
-	return is
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.drain()
+	e.flush(false)
 }
 
 // Close flushes, stops reading and closes every descriptor.
 func (e *Egress) Close() error {
 	e.Release()
-	var errs []error
-	for _, s := range e.streams {
-		s.drain(false)
-		close(s.closing)
-		errs = append(errs, s.file.Close())
-		<-s.ended
-		s.flush(true)
-	}
-	return errors.Join(errs...)
+	e.Drain()
+	close(e.closing)
+	err := e.ready.file.Close()
+	<-e.ended
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.flush(true)
+	e.closeStreams()
+	return err
 }
 
-// pair returns a reading end that the netpoller can watch and a blocking writing end.
-func pair(kind Descriptors) (r, w *os.File, err error) {
+// read is the reading goroutine. It ends with Close.
+func (e *Egress) read() {
+	defer close(e.ended)
+	_ = e.ready.raw.Read(func(fd uintptr) bool { // an error is the file's Close
+		for {
+			select {
+			case turns <- struct{}{}:
+			case <-e.closing:
+				return true
+			}
+			more := e.step(int(fd))
+			<-turns
+			if !more {
+				return false
+			}
+		}
+	})
+}
+
+// step reads once, from the stream whose turn it is. It returns false if there was none, and
+// then the netpoller sees when there is.
+func (e *Egress) step(fd int) (more bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.look(fd)
+	if len(e.queue) == 0 {
+		return false
+	}
+	s := e.queue[0]
+	e.queue = append(e.queue[:0], e.queue[1:]...)
+	if n, err := s.read(e.chunk); n > 0 && err == nil && s.available() > 0 {
+		e.queue = append(e.queue, s) // there is no second event for bytes that are left
+	}
+	return len(e.queue) > 0
+}
+
+// look appends the streams that got bytes since it was called last to the queue. What is
+// left in those that were in it already is older.
+func (e *Egress) look(fd int) {
+	for _, event := range take(fd, &e.events) {
+		s := e.streams[event.Fd]
+		if i := slices.Index(e.queue, s); i >= 0 {
+			e.queue = slices.Delete(e.queue, i, i+1)
+		}
+		e.queue = append(e.queue, s)
+	}
+}
+
+// drain reads the bytes that are available now. It asks for their number first, so that a
+// process that writes without end does not keep it busy for ever. The caller holds mu, so
+// that the goroutine holds no bytes that it has read and not emitted yet.
+func (e *Egress) drain() {
+	// An error is the end of the reading, which Close brings about after its own drain.
+	_ = e.ready.raw.Control(func(fd uintptr) { e.look(int(fd)) })
+	for _, s := range e.queue {
+		var err error
+		for n, there := 1, s.available(); err == nil && n > 0 && there > 0; there -= n { // a process can take its own output back
+			n, err = s.read(e.chunk[:min(there, len(e.chunk))])
+		}
+	}
+	e.queue = e.queue[:0] // what was written since has events of its own
+}
+
+// flush emits unfinished lines, and at the end an unfinished frame. The caller holds mu.
+func (e *Egress) flush(end bool) {
+	for _, s := range e.streams {
+		s.cutter.flush(end)
+	}
+}
+
+func (e *Egress) closeStreams() {
+	for _, s := range e.streams {
+		_ = unix.Close(s.fd) // nobody writes to it any more, or whoever does is not heard
+	}
+}
+
+// pair returns a non-blocking reading end and a blocking writing end.
+func pair(kind Descriptors) (r int, w *os.File, err error) {
 	var fds [2]int
 	if kind == Sockets {
 		fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -154,13 +218,13 @@ func pair(kind Descriptors) (r, w *os.File, err error) {
 		err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
 	}
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, err
 	}
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		_, _ = unix.Close(fds[0]), unix.Close(fds[1])
-		return nil, nil, err
+		return 0, nil, err
 	}
-	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
+	return fds[0], os.NewFile(uintptr(fds[1]), "output"), nil
 }
 
 // A cutter splits a stream of bytes into messages.
@@ -169,87 +233,33 @@ type cutter interface {
 	flush(end bool) // emits an unfinished line, and at the end an unfinished frame
 }
 
-// stream reads one descriptor.
+// stream is one descriptor of a process, from our side.
 type stream struct {
-	file    *os.File
-	raw     syscall.RawConn
-	closing chan struct{} // closed to stop the reading goroutine
-	ended   chan struct{} // closed when the reading goroutine has returned
-
-	mu     sync.Mutex // held while bytes are read and cut, which keeps their order
-	chunk  []byte
+	fd     int
 	cutter cutter
 }
 
-func newStream(r *os.File, c cutter) (*stream, error) {
-	raw, err := r.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("watch the output of a process: %w", err)
-	}
-	s := &stream{file: r, raw: raw, cutter: c, closing: make(chan struct{}), ended: make(chan struct{}), chunk: make([]byte, readBytes)}
-	go func() {
-		defer close(s.ended)
-		_ = raw.Read(func(fd uintptr) bool { // ends with EOF, an error, or the file's Close
-			for {
-				select {
-				case turns <- struct{}{}:
-				case <-s.closing:
-					return true
-				}
-				_, err := s.read(int(fd), readBytes)
-				<-turns
-				if err != nil {
-					return err != unix.EAGAIN
-				}
-			}
-		})
-	}()
-	return s, nil
-}
-
-var errEOF = errors.New("end of output")
-
-// read reads at most limit available bytes, and splits them into messages.
-func (s *stream) read(fd, limit int) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// read reads available bytes into chunk, which is not empty, and splits them into messages.
+// 0 bytes are the end of the output.
+func (s *stream) read(chunk []byte) (int, error) {
 	for {
-		n, err := unix.Read(fd, s.chunk[:min(limit, len(s.chunk))])
-		switch {
-		case err == unix.EINTR:
+		n, err := unix.Read(s.fd, chunk)
+		if err == unix.EINTR {
 			continue
-		case err != nil:
-			return 0, err
-		case n == 0:
-			return 0, errEOF
 		}
-		s.cutter.write(s.chunk[:n])
-		return n, nil
+		if n <= 0 {
+			return 0, err
+		}
+		s.cutter.write(chunk[:n])
+		return n, err
 	}
 }
 
-// drain reads the bytes that are available now, unless quiet is true. It asks for their
-// number first, so that a process that writes without end does not keep it busy for ever.
-func (s *stream) drain(quiet bool) {
-	if !quiet {
-		// An error is the end of the output, which the reading goroutine sees too.
-		_ = s.raw.Control(func(fd uintptr) {
-			there, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-			for err == nil && there > 0 {
-				var n int
-				n, err = s.read(int(fd), there)
-				there -= n
-			}
-		})
+// available returns how many bytes there are to read.
+func (s *stream) available() int {
+	n, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+	if err != nil { // cannot happen with a pipe or a socket that is open
+		return 0
 	}
-	// The goroutine may hold bytes that it has read and not emitted yet.
-	s.mu.Lock()
-	//lint:ignore SA2001 taking the lock is the wait for the goroutine
-	s.mu.Unlock()
-}
-
-func (s *stream) flush(end bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cutter.flush(end)
+	return n
 }

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,6 +36,15 @@ func (l *lineLog) take() []string {
 	return slices.Clone(l.got)
 }
 
+// clear is take, and forgets them.
+func (l *lineLog) clear() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	got := l.got
+	l.got = nil
+	return got
+}
+
 func open(t *testing.T, kind Descriptors) (*Egress, *lineLog) {
 	t.Helper()
 	var l lineLog
@@ -51,13 +62,13 @@ func TestDrainSeesWhatWasWritten(t *testing.T) {
 			e, l := open(t, kind)
 			defer func() { _ = e.Close() }()
 			for i := range 2000 { // each time against the reading goroutine
-				_, _ = fmt.Fprintf(e.Stdout(), "%d\r\n", i)
+				_, _ = fmt.Fprintf(e.Lines(), "%d\r\n", i)
 				e.Drain()
 				if got := l.take(); len(got) != i+1 || got[i] != fmt.Sprintf("%d\r", i) {
 					t.Fatalf("after line %d: %d lines, last %q", i, len(got), got[len(got)-1])
 				}
 			}
-			_, _ = e.Stderr().WriteString("no newline")
+			_, _ = e.Lines().WriteString("no newline")
 			e.Drain()
 			if n := len(l.take()); n != 2000 {
 				t.Errorf("Drain emitted an unfinished line")
@@ -82,7 +93,7 @@ func TestFloodNeitherBlocksNorHolds(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_, _ = e.Stdout().Write(line)
+				_, _ = e.Lines().Write(line)
 			}
 		}
 	})
@@ -119,13 +130,13 @@ func TestFloodsTakeTurns(t *testing.T) {
 				case <-stop:
 					return
 				default:
-					_, _ = e.Stdout().Write(newlines)
+					_, _ = e.Lines().Write(newlines)
 				}
 			}
 		})
 	}
 	e, l := open(t, Pipes)
-	_, _ = e.Stdout().WriteString("a line\n")
+	_, _ = e.Lines().WriteString("a line\n")
 	for len(l.take()) == 0 { // another's output has its turn too
 		runtime.Gosched()
 	}
@@ -147,9 +158,9 @@ func TestDrainWaitsForNoTurn(t *testing.T) {
 		defer func() { <-turns }()
 	}
 	e, l := open(t, Pipes)
-	_, _ = e.Stdout().WriteString("a\n")
+	_, _ = e.Lines().WriteString("a\n")
 	e.Drain()
-	_, _ = e.Stdout().WriteString("b\n")
+	_, _ = e.Lines().WriteString("b\n")
 	if err := e.Close(); err != nil {
 		t.Error(err)
 	}
@@ -165,7 +176,7 @@ func TestLongLines(t *testing.T) {
 		want []int
 	}{{maxLine - 1, []int{maxLine - 1}}, {maxLine, []int{maxLine}}, {maxLine + 1, []int{maxLine, 1}}, {3*maxLine + 5, []int{maxLine, maxLine, maxLine, 5}}, {0, []int{0}}} {
 		e, l := open(t, Pipes)
-		_, _ = e.Stdout().WriteString(strings.Repeat("a", tt.size) + "\nend\n")
+		_, _ = e.Lines().WriteString(strings.Repeat("a", tt.size) + "\nend\n")
 		e.Drain()
 		var sizes []int
 		for _, s := range l.take() {
@@ -180,14 +191,18 @@ func TestLongLines(t *testing.T) {
 
 // SUP-20, LOG-12: a grandchild that keeps a descriptor delays neither Close nor last words.
 func TestCloseDoesNotWaitForOtherHolders(t *testing.T) {
-	e, l := open(t, Pipes)
-	fd, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", e.Stdout().Fd()), os.O_WRONLY, 0)
+	var l lineLog
+	e, err := Open(Pipes, true, l.emit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", e.Lines().Fd()), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = fd.Close() }()
-	_, _ = e.Stdout().WriteString("last words")
-	_ = e.Stderr().Close() // LOG-12: the end of one does not end the other
+	_, _ = e.Lines().WriteString("last words")
+	_ = e.Frames().Close() // LOG-12: the end of one does not end the other
 	_, _ = fd.WriteString(", and more")
 	if err := e.Close(); err != nil {
 		t.Error(err)
@@ -197,27 +212,80 @@ func TestCloseDoesNotWaitForOtherHolders(t *testing.T) {
 	}
 }
 
-// LOG-12: one question for all descriptors sees what is there on any of them.
-func TestQuiet(t *testing.T) {
+// LOG-13: what was written in turn to the descriptors of a process is emitted in that order,
+// whoever reads it: the goroutine between the writes, or one Drain after them.
+func TestOrder(t *testing.T) {
 	for _, kind := range []Descriptors{Pipes, Sockets} {
-		e, err := Open(kind, true, func(Message) {})
-		if err != nil {
-			t.Fatal(err)
+		for _, drained := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s,drained=%t", kind, drained), func(t *testing.T) {
+				if drained { // the goroutine gets no turn
+					for range cap(turns) {
+						turns <- struct{}{}
+						defer func() { <-turns }()
+					}
+				}
+				var l lineLog
+				e, err := Open(kind, true, l.emit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = e.Close() }()
+				names := []string{"lines", "frames"}
+				for round := range 500 {
+					order := rand.Perm(len(names))
+					var want []string
+					for _, i := range order {
+						text := []byte(names[i] + "\n")
+						if i == 1 {
+							text = frame(0xA55A0003, 0, names[i])
+						}
+						if _, err := e.ends[i].Write(text); err != nil {
+							t.Fatal(err)
+						}
+						want = append(want, names[i])
+					}
+					if drained {
+						e.Drain()
+					} else {
+						for len(l.take()) < len(want) {
+							runtime.Gosched()
+						}
+					}
+					if got := l.clear(); !slices.Equal(got, want) {
+						t.Fatalf("round %d: wrote %q, got %q", round, want, got)
+					}
+				}
+			})
 		}
-		s := e.streams[2] // of frames
-		s.mu.Lock()       // its goroutine reads no more than one piece
-		if !e.quiet() {
-			t.Errorf("%s: not quiet, though nothing was written", kind)
-		}
-		if _, err := e.Frames().Write(make([]byte, 2*readBytes)); err != nil {
-			t.Fatal(err)
-		}
-		if e.quiet() {
-			t.Errorf("%s: quiet, though there is something to read", kind)
-		}
-		s.mu.Unlock()
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
+	}
+}
+
+// A process can put its pipe in packet mode, so that a read returns one write: nothing is
+// left behind without an event. It can also take back what it wrote.
+func TestHostilePipes(t *testing.T) {
+	e, l := open(t, Pipes)
+	packets, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", e.Lines().Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(packets) }()
+	if _, err := unix.FcntlInt(uintptr(packets), unix.F_SETFL, unix.O_RDWR|unix.O_DIRECT|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	e.mu.Lock() // the goroutine comes when all are there
+	for i := range 10 {
+		_, _ = unix.Write(packets, []byte{'0' + byte(i), '\n'})
+	}
+	e.mu.Unlock()
+	for len(l.take()) < 10 {
+		runtime.Gosched()
+	}
+	for range 1000 {
+		_, _ = unix.Write(packets, []byte("mine\n"))
+		_, _ = unix.Read(packets, make([]byte, 16))
+		e.Drain()
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -161,7 +161,7 @@ func (b *Box) Start(ctx context.Context, domain string) (*wire.Conn, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		b.group.AddOOMEvents(f.File)
+		b.group.Add(f)
 	}
 	b.mu.Lock()
 	b.pids[domain] = int(a.n)
@@ -205,8 +205,11 @@ func (b *Box) Kill(ctx context.Context) error {
 	return err
 }
 
-// MemoryPeak returns the peak memory of the sandbox in bytes.
+// MemoryPeak returns the peak memory of the sandbox in bytes. See supervisor.Box.
 func (b *Box) MemoryPeak() (uint64, error) { return b.group.MemoryPeak() }
+
+// MemoryUsed returns the most memory that the processes had. See supervisor.Box.
+func (b *Box) MemoryUsed() (uint64, error) { return b.group.MemoryUsed() }
 
 // Usage returns what the sandbox has used so far.
 func (b *Box) Usage() (isolation.Usage, error) { return b.group.Usage() }

@@ -28,9 +28,10 @@ type Supervisor struct {
 	StartErr error
 	StopErr  error
 	QuotaErr error                                                             // what Throttle(true) fails with
-	Peak     uint64                                                            // result of MemoryPeak
+	Peak     uint64                                                            // result of MemoryUsed
 	Connect  func(ctx context.Context, network, addr string) (net.Conn, error) // implements Dial; nil refuses
 
+	looks atomic.Int64
 	mu    sync.Mutex
 	live  map[string]*Process
 	calls []string
@@ -204,7 +205,15 @@ func (s *Supervisor) Lose() { s.once.Do(func() { close(s.lost) }) }
 
 func (s *Supervisor) Freeze(context.Context) error { s.note("freeze"); return nil }
 func (s *Supervisor) Thaw(context.Context) error   { s.note("thaw"); return nil }
-func (s *Supervisor) MemoryPeak() (uint64, error)  { return s.Peak, nil }
+
+// MemoryUsed returns Peak.
+func (s *Supervisor) MemoryUsed() (uint64, error) {
+	s.looks.Add(1)
+	return s.Peak, nil
+}
+
+// Looks returns how often MemoryUsed was called.
+func (s *Supervisor) Looks() int { return int(s.looks.Load()) }
 
 func (s *Supervisor) Throttle(_ context.Context, on bool) error {
 	s.note("throttle %v", on)
