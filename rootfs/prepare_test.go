@@ -336,6 +336,43 @@ func TestScanWarnings(t *testing.T) {
 	}
 }
 
+// Links stay links, wherever they lead, in folders and in zips. A warning names those that
+// lead out of the package to nothing that the sandbox has.
+func TestLinksOut(t *testing.T) {
+	files := []ziptest.File{
+		{Name: "bootstrap", Mode: 0o755, Body: shell},
+		{Name: "up", Mode: link, Body: "../../opt/modules"}, {Name: "d/up", Mode: link, Body: "../../../opt/modules/x"},
+		{Name: "absolute", Mode: link, Body: "/opt/modules"}, {Name: "self", Mode: link, Body: "/var/task/bootstrap"},
+		{Name: "tmp", Mode: link, Body: "/tmp/cache"}, {Name: "inside", Mode: link, Body: "missing"}, {Name: "loop", Mode: link, Body: "loop"},
+		{Name: "dead1", Mode: link, Body: "../shared"}, {Name: "dead2", Mode: link, Body: "/home/me/x"}, {Name: "dead3", Mode: link, Body: "../../../../../../etc/shadow"},
+	}
+	layer := []ziptest.File{{Name: "modules/x"}, {Name: "dead4", Mode: link, Body: "../elsewhere"}}
+	zipOf := func(f ...ziptest.File) string { return ziptest.Write(t, t.TempDir(), ziptest.Make(t, f...)) }
+	for name, code := range map[string][2]string{"folder": {makeTree(t, files...), makeTree(t, layer...)}, "zip": {zipOf(files...), zipOf(layer...)}} {
+		f, err := prepareDir(t, FunctionOptions{Code: code[0], Layers: code[1:]})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, file := range files[1:] {
+			if target, err := os.Readlink(filepath.Join(mountOf(&f.Tree, "/var/task")[0], file.Name)); target != file.Body || err != nil {
+				t.Errorf("%s: %s is a link to %q, %v", name, file.Name, target, err)
+			}
+		}
+		want := []string{"/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
+		if len(f.Warnings) != len(want) {
+			t.Fatalf("%s: warnings %q", name, f.Warnings)
+		}
+		for i, w := range want {
+			if !strings.Contains(f.Warnings[i], w) || !strings.Contains(f.Warnings[i], "leads out of its folder") {
+				t.Errorf("%s: warning %q, want one for %s", name, f.Warnings[i], w)
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestUmask: whatever the daemon's umask, the sandbox user can read what is made.
 func TestUmask(t *testing.T) {
 	old := unix.Umask(0o077)

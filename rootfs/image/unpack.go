@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
@@ -190,7 +191,7 @@ func (u *unpacker) applyFile(ctx context.Context, dir, base string, hdr *tar.Hea
 	if err != nil {
 		return err
 	}
-	return u.host(u.root.Chtimes(full, time.Time{}, sane(hdr.ModTime)))
+	return u.host(u.root.Chtimes(full, time.Time{}, extract.SaneTime(hdr.ModTime)))
 }
 
 // copyContent copies what the tar reader gives, which is exactly what the header
@@ -212,13 +213,6 @@ func (u *unpacker) copyContent(ctx context.Context, w io.Writer, r io.Reader) er
 			return err
 		}
 	}
-}
-
-// sane keeps times in the range that all file systems have. Interpreters compare them
-// with what they noted in their caches.
-func sane(t time.Time) time.Time {
-	const last = 1<<32 - 1
-	return time.Unix(min(max(t.Unix(), 0), last), int64(t.Nanosecond()))
 }
 
 // applyLink makes a symbolic link as it is: it is followed inside sandboxes only.

@@ -66,7 +66,12 @@ type entryMeta struct {
 	Disk   int64  `json:"disk"`   // bytes that the tree took on the disk when it was made
 	Kind   Kind   `json:"kind"`
 	From   string `json:"from"`
+	Form   int    `json:"form"` // entryForm when it was made
 }
+
+// entryForm says what is made of a package: since 2, files have the times that a zip has for
+// them. An entry of another form is made anew.
+const entryForm = 2
 
 const (
 	entryTree = "tree"
@@ -82,7 +87,7 @@ func writeMeta(dir string, size int64, origin Origin) error {
 		return err
 	}
 	origin = origin.printable()
-	text, err := json.Marshal(entryMeta{Size: size, Stored: stored, Disk: disk, Kind: origin.Kind, From: origin.From})
+	text, err := json.Marshal(entryMeta{Size: size, Stored: stored, Disk: disk, Kind: origin.Kind, From: origin.From, Form: entryForm})
 	if err != nil {
 		return err
 	}
@@ -124,6 +129,9 @@ func inspectEntry(dir *os.File, path string, check func(tree string) error) (Ent
 	meta, err := readMeta(dir, path)
 	if err != nil {
 		return Entry{}, err
+	}
+	if meta.Form != entryForm {
+		return Entry{}, damaged(path, errors.New("another version made it, in another form"))
 	}
 	tree := filepath.Join(path, entryTree)
 	stored, _, err := measure(tree)
