@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/sirupsen/logrus"
@@ -98,4 +99,12 @@ func TestRevisionKeepsItsEntries(t *testing.T) {
 		t.Error("there is a /tmp of 1 PiB")
 	}
 	wantInUse("revisions that could not be made", 0)
+}
+
+// A variable of an image that its function does not get is warned of by name, without its value.
+func TestDroppedVariables(t *testing.T) {
+	got := droppedVariables("img", map[string]string{"a.b": "1", "_JAVA_OPTIONS": "1", "LAMBDA_TASK_ROOT": "/var/task", "AWS_REGION": "secret", "_HANDLER": "secret", "N": "secret\x00"})
+	if len(got) != 3 || !strings.HasPrefix(got[0], "img: ") || !strings.Contains(got[0], "AWS_REGION") || strings.Contains(strings.Join(got, ""), "secret") {
+		t.Errorf("%q", got)
+	}
 }

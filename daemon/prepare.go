@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,7 +117,21 @@ func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src So
 	if err != nil {
 		return nil, err
 	}
+	f.Warnings = append(f.Warnings, droppedVariables(src.Image, f.Env)...)
 	rev.Handler = f.Handler
 	rev.Program.Image = &function.Image{Entrypoint: f.Entrypoint, Cmd: f.Cmd, WorkingDir: f.ConfiguredDir, Env: f.Env}
 	return &f.Function, nil
+}
+
+// droppedVariables returns a warning for each variable of an image that its function does not
+// get. AWS's base images have some of the platform's with its values, which are no loss.
+func droppedVariables(image string, env map[string]string) (warnings []string) {
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		err := function.CheckImageVariable(name, env[name])
+		if err == nil || name == "LAMBDA_TASK_ROOT" || name == "LAMBDA_RUNTIME_DIR" {
+			continue
+		}
+		warnings = append(warnings, fmt.Sprintf("%s: the function does not get a variable of the image: %v", image, err))
+	}
+	return warnings
 }

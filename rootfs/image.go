@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 	"github.com/sandboxd/sandboxd/rootfs/store"
 )
@@ -79,19 +78,49 @@ func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err erro
 	if err := f.findExtensions(v); err != nil {
 		return nil, err
 	}
-	return f, f.scanCode(ctx, opts)
+	return f, f.scanCode(ctx, v, opts)
 }
 
-// scanCode warns of code that the sandbox user cannot read. The rest of an image is
-// full of files that only its root may read.
-func (f *Function) scanCode(ctx context.Context, opts ImageOptions) error {
+// systemDirs are the directories at the root of Linux systems. The rest of a system is full of
+// files that only its root may read.
+var systemDirs = []string{"bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "media", "mnt", "root", "run", "sbin", "sys", "usr", "var"}
+
+// scanCode warns of code that the sandbox user cannot read: below the working directory, in
+// /var/task, in the folders of the image's root that no system has, and of the program's
+// arguments.
+func (f *Function) scanCode(ctx context.Context, v *view, opts ImageOptions) error {
+	dirs := []string{f.WorkingDir, taskDir}
 	for _, m := range f.Mounts {
-		if m.Target == taskDir {
-			code := pkg{given: opts.Image, dir: m.Sources[0], inside: taskDir}
-			return f.scanPackages(ctx, []pkg{code}, extract.Limits{UnzippedBytes: math.MaxInt64})
+		if name := m.Target[1:]; !strings.Contains(name, "/") && !slices.Contains(systemDirs, name) {
+			dirs = append(dirs, m.Target)
 		}
 	}
-	return nil
+	slices.Sort(dirs)
+	var code []pkg
+	for _, dir := range dirs {
+		n, err := v.resolve(dir)
+		if err != nil || !n.mode.IsDir() || n.root == nil || slices.Contains(systemDirs, strings.Trim(n.path, "/")) {
+			continue // such as / as the working directory
+		}
+		known := slices.ContainsFunc(code, func(p pkg) bool { return below(n.path, p.inside) })
+		if !known {
+			code = append(code, pkg{given: opts.Image, dir: filepath.Join(n.root.Name(), n.rel), inside: n.path})
+		}
+	}
+	for _, arg := range f.BootstrapArgs {
+		name := arg
+		if !path.IsAbs(name) {
+			name = path.Join(f.WorkingDir, name)
+		}
+		n, err := v.resolve(name)
+		if err != nil || !n.mode.IsRegular() || slices.ContainsFunc(code, func(p pkg) bool { return below(n.path, p.inside) }) {
+			continue
+		}
+		if perm := n.mode.Perm(); perm&0o004 == 0 || n.blocked != "" {
+			f.Warnings = append(f.Warnings, unreadable(opts.Image, n.path, "chmod o+r", perm))
+		}
+	}
+	return f.scanAll(ctx, code, nil, math.MaxInt64)
 }
 
 // findWorkingDir gives the clean path of the working directory, once it is sure that

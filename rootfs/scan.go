@@ -31,6 +31,12 @@ func (f *Function) scanPackages(ctx context.Context, packages []pkg, limits extr
 		return err
 	}
 	defer v.close()
+	return f.scanAll(ctx, packages, v, limits.UnzippedBytes)
+}
+
+// scanAll scans packages that may have limit bytes. Links are looked up in the view, if there
+// is one.
+func (f *Function) scanAll(ctx context.Context, packages []pkg, v *view, limit int64) error {
 	var total int64
 	for _, p := range packages {
 		s := scan{ctx: ctx, pkg: p, view: v}
@@ -46,9 +52,9 @@ func (f *Function) scanPackages(ctx context.Context, packages []pkg, limits extr
 			f.Warnings = append(f.Warnings, fmt.Sprintf("%s: %d more links lead to places that the sandbox does not have", p.given, more))
 		}
 	}
-	if total > limits.UnzippedBytes {
+	if total > limit {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("code and layers have %s, Lambda takes %s unzipped (ENV-36)",
-			invalid.Megabytes(total), invalid.Megabytes(limits.UnzippedBytes)))
+			invalid.Megabytes(total), invalid.Megabytes(limit)))
 	}
 	return nil
 }
@@ -145,9 +151,13 @@ func below(name, dir string) bool { return name == dir || strings.HasPrefix(name
 
 func (s *scan) warn(rel, fix string, perm fs.FileMode) {
 	if s.unreadable++; s.unreadable <= maxScanWarnings {
-		s.warnings = append(s.warnings, fmt.Sprintf("%s: %q cannot be read by the sandbox user (mode %04o); %s it",
-			s.pkg.given, invalid.Shorten(path.Join(s.pkg.inside, rel)), perm, fix))
+		s.warnings = append(s.warnings, unreadable(s.pkg.given, path.Join(s.pkg.inside, rel), fix, perm))
 	}
+}
+
+// unreadable is the warning of a file that the sandbox user cannot read.
+func unreadable(given, file, fix string, perm fs.FileMode) string {
+	return fmt.Sprintf("%s: %q cannot be read by the sandbox user (mode %04o); %s it", given, invalid.Shorten(file), perm, fix)
 }
 
 func skipMissing(err error) error {

@@ -22,7 +22,7 @@ import (
 // its files belong to root and are read-only, and its user is not asked.
 func TestImage(t *testing.T) {
 	layout := harness.ImageLayout(t, map[string]any{
-		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
+		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin", "spring.profiles.active=prod", "_JAVA_OPTIONS=-Xss1m", "_HANDLER=evil"},
 	})
 	d := harness.Start(t, "--memory=512", "--env=MINE=1", "--image", layout)
 	r := d.Do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"})
@@ -31,7 +31,7 @@ func TestImage(t *testing.T) {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
 	}
-	for name, want := range map[string]string{"FROM_IMAGE": "yes", "MINE": "1", "PATH": "/bin", "LD_LIBRARY_PATH": "", "TZ": ":UTC"} {
+	for name, want := range map[string]string{"FROM_IMAGE": "yes", "spring.profiles.active": "prod", "_JAVA_OPTIONS": "-Xss1m", "_HANDLER": "", "MINE": "1", "PATH": "/bin", "LD_LIBRARY_PATH": "", "TZ": ":UTC"} {
 		if env[name] != want {
 			t.Errorf("%s is %q, want %q", name, env[name], want)
 		}
