@@ -108,7 +108,7 @@ func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src So
 	}
 	if src.Image == "" {
 		return rootfs.Prepare(ctx, rootfs.FunctionOptions{
-			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler,
+			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler, Wrapper: rev.Env["AWS_LAMBDA_EXEC_WRAPPER"],
 			Store: d.packages, Scratch: scratch,
 		})
 	}

@@ -31,6 +31,8 @@ type ImageOptions struct {
 	// WorkingDir is the directory inside to start in; "" is / (ENV-24). It is taken
 	// from / if it does not begin with one.
 	WorkingDir string
+	// Wrapper is the value of AWS_LAMBDA_EXEC_WRAPPER, which AWS's images heed (ENV-26).
+	Wrapper string
 	// Scratch is as in BaseOptions.
 	Scratch string
 }
@@ -78,6 +80,7 @@ func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err erro
 	if err := f.findExtensions(v); err != nil {
 		return nil, err
 	}
+	f.warnPrograms(v, opts.Wrapper, func(node) string { return opts.Image })
 	return f, f.scanCode(ctx, v, opts)
 }
 

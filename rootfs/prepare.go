@@ -25,6 +25,8 @@ type FunctionOptions struct {
 	Runtime string
 	// Handler is needed by runtimes other than provided.*.
 	Handler string
+	// Wrapper is the value of AWS_LAMBDA_EXEC_WRAPPER, which these runtimes heed (ENV-26).
+	Wrapper string
 	// Limits bound code and layers; the zero value means the defaults.
 	Limits extract.Limits
 	// Store keeps the extracted zips. It may be nil if nothing is a zip.
@@ -118,7 +120,7 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 	if err := f.scanPackages(ctx, packages, limits); err != nil {
 		return nil, err
 	}
-	return f, f.addRuntime(opts, scratch, version, lang)
+	return f, f.addRuntime(opts, packages, scratch, version, lang)
 }
 
 // pkg is the code or a layer.
@@ -196,7 +198,7 @@ func (f *Function) addPackages(packages []pkg) {
 }
 
 // addRuntime finds or makes the bootstrap, and finds the extensions.
-func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lang *language) error {
+func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, version string, lang *language) error {
 	v, err := newView(&f.Tree)
 	if err != nil {
 		return err
@@ -205,6 +207,17 @@ func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lan
 	if err := f.findExtensions(v); err != nil {
 		return err
 	}
+	if lang == nil {
+		opts.Wrapper = ""
+	}
+	f.warnPrograms(v, opts.Wrapper, func(n node) string {
+		for _, p := range packages {
+			if n.root != nil && n.root.Name() == p.dir {
+				return p.given
+			}
+		}
+		return opts.Base
+	})
 	if lang == nil {
 		f.Bootstrap, err = findBootstrap(v, opts.Code)
 		return err

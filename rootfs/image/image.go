@@ -130,6 +130,7 @@ func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	f, err := rootfs.PrepareImage(ctx, rootfs.ImageOptions{
 		Image: opts.Image, Files: files, Scratch: opts.Scratch,
 		Argv: slices.Concat(d.Entrypoint, d.Cmd), SearchPath: env["PATH"], WorkingDir: d.WorkingDir,
+		Wrapper: env["AWS_LAMBDA_EXEC_WRAPPER"],
 	})
 	if err != nil {
 		return nil, err
