@@ -218,15 +218,21 @@ func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, ver
 		}
 		return opts.Base
 	})
+	for _, layer := range packages[1:] {
+		if err := f.warnLayer(layer); err != nil {
+			return err
+		}
+	}
 	if lang == nil {
-		f.Bootstrap, err = findBootstrap(v, opts.Code)
+		f.Bootstrap, err = findBootstrap(v, packages[0])
 		return err
 	}
+	f.warnHandler(v, packages[0], opts.Runtime, opts.Handler)
 	f.Bootstrap = runtimeDir + "/bootstrap"
 	if own, err := v.resolve(f.Bootstrap); err == nil { // an image of that runtime
 		return checkProgram(v, opts.Base, own)
 	}
-	made, warnings, err := makeBootstrap(v, scratch, opts.Code, opts.Runtime, version, lang)
+	made, warnings, err := makeBootstrap(v, scratch, packages[0], opts.Runtime, version, lang)
 	if err != nil {
 		return err
 	}
