@@ -75,10 +75,10 @@ func (r *Runner) Zip(ctx context.Context, job extract.ZipJob, zip, tree *os.File
 
 // ReadImage reads an image. Only the process for a registry has a network. ReadImage
 // implements image.Options.Read.
-func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
+func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive, spool *os.File) error {
 	p := &unprivileged{what: "image", about: job.Image, task: task{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
 	if archive != nil {
-		p.files = append(p.files, archive)
+		p.files = append(p.files, archive, spool)
 	}
 	return r.run(ctx, p)
 }

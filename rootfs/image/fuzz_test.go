@@ -118,13 +118,20 @@ func FuzzArchive(f *testing.F) {
 	f.Add(tarOf(f, file("manifest.json", `[{"Config":"c","Layers":["a","b"]}]`), file("c", "{}"), file("a", ""), link("b", "a")))
 	f.Add(tarOf(f, file("index.json", `{"schemaVersion":2,"manifests":[{"digest":"sha256:`+strings.Repeat("0", 64)+`","size":1}]}`), file("blobs/sha256/"+strings.Repeat("0", 64), "x")))
 	f.Add(sparseFile(1000))
+	f.Add(gzipped(f, sparseFile(1000)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), "a.tar")
 		must(t, os.WriteFile(path, data, 0o600))
 		archive, err := openArchive(path)
 		must(t, err)
 		defer archive.Close()
-		_, _ = ReadJob{Image: path, Arch: "amd64", Source: Archive}.open(t.Context(), nil, archive)
+		spool, err := os.CreateTemp(t.TempDir(), "")
+		must(t, err)
+		defer spool.Close()
+		_, _ = ReadJob{Image: path, Arch: "amd64", Source: Archive, Spool: 1 << 20}.open(t.Context(), nil, archive, spool)
+		if info, err := spool.Stat(); err != nil || info.Size() > 1<<20+1 {
+			t.Errorf("%v, %v", info, err)
+		}
 		_, err = archive.Seek(0, io.SeekStart)
 		must(t, err)
 		in, err := listArchive(t.Context(), path, archive)

@@ -23,8 +23,8 @@ import (
 type hostile = func(ctx context.Context, c *net.UnixConn) error
 
 // played is Options.Read with other in place of the process.
-func played(other hostile) func(context.Context, ReadJob, *os.File, *os.File) error {
-	return func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
+func played(other hostile) func(context.Context, ReadJob, *os.File, *os.File, *os.File) error {
+	return func(ctx context.Context, _ ReadJob, conn, _, _ *os.File) error {
 		c, err := unixConn(conn)
 		if err != nil {
 			return err
@@ -268,10 +268,10 @@ func TestCredentials(t *testing.T) {
 	given := reg.pushImage(t, "a:1", makeImage(t, mainConfig, baseLayer(t)))
 	names = nil
 	var auth string
-	_, err := newEnv(t).prepare(t, Options{Image: given, Read: func(ctx context.Context, job ReadJob, conn, archive *os.File) error {
+	_, err := newEnv(t).prepare(t, Options{Image: given, Read: func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error {
 		auth = fmt.Sprint(job.Auth)
 		os.Unsetenv("DOCKER_CONFIG") // the process has no files
-		return job.Run(ctx, conn, archive)
+		return job.Run(ctx, conn, archive, spool)
 	}})
 	must(t, err)
 	if len(names) == 0 || names[0] != "me" || passwords[len(passwords)-1] != "mine" || strings.Contains(auth, "theirs") {
@@ -282,7 +282,7 @@ func TestCredentials(t *testing.T) {
 // A process that was taken over cannot make its end wait for ours: a descriptor that it
 // has sent, and that we have not received, goes when it has failed.
 func TestHostileKeepsDescriptor(t *testing.T) {
-	r, err := read(t.Context(), Options{Image: t.TempDir(), Read: func(_ context.Context, _ ReadJob, conn, _ *os.File) error {
+	r, err := read(t.Context(), Options{Image: t.TempDir(), Read: func(_ context.Context, _ ReadJob, conn, _, _ *os.File) error {
 		output, w, err := os.Pipe()
 		if err != nil {
 			return err

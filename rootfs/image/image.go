@@ -23,7 +23,8 @@ import (
 type Options struct {
 	// Image is a directory or archive, if there is a file of that name, or else a
 	// reference into a registry, whose credentials are those that docker login has
-	// left for the daemon's user.
+	// left for the daemon's user. The name of one image of several follows the file's
+	// after a colon, a digest after an @.
 	Image string
 	// Arch is the architecture to choose, by Go's name; "" is the host's.
 	Arch string
@@ -41,7 +42,7 @@ type Options struct {
 	// Read and Unpack run a job in a process of its own, which has ended when they return.
 	// Unpack gives it what it needs of the folder tree; who owns what is made there is of no
 	// interest. nil runs jobs in this process.
-	Read   func(ctx context.Context, job ReadJob, conn, archive *os.File) error
+	Read   func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error
 	Unpack func(ctx context.Context, job UnpackJob, layers, tree *os.File) error
 	// Progress, if not nil, is told how far the unpacking is, in bytes of layers as
 	// they are stored. total is 0 if the image does not say how large they are.
@@ -218,4 +219,6 @@ const (
 	fixBuild = "build or pull the image anew"
 	// maxLayers bounds the layers of an image; builders make at most 127.
 	maxLayers = 500
+	// maxArchiveMetadata bounds what an archive has besides the contents of layers.
+	maxArchiveMetadata = 64 << 20
 )

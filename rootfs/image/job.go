@@ -36,6 +36,8 @@ type ReadJob struct {
 	Image  string // as the operator gave it
 	Arch   string // to choose, by Go's name
 	Source Source
+	Name   string           // of the image among several in a layout or archive: a tag, a reference or a digest; "" for the only one
+	Spool  int64            // how many bytes a compressed archive may have once it is decompressed
 	Auth   authn.AuthConfig // for the registry; the zero value is nobody
 }
 
@@ -47,16 +49,17 @@ type UnpackJob struct {
 }
 
 // Run finds the image and speaks with who gave the job on conn: it describes the image,
-// and sends the layers, uncompressed, if they are asked for. archive is the file, or nil
-// if the source is another. What it says is to be checked: it has read a stranger's bytes.
-func (j ReadJob) Run(ctx context.Context, conn, archive *os.File) error {
+// and sends the layers, uncompressed, if they are asked for. archive is the file, and spool an
+// empty one for what a compressed archive holds; both are nil if the source is another. What
+// it says is to be checked: it has read a stranger's bytes.
+func (j ReadJob) Run(ctx context.Context, conn, archive, spool *os.File) error {
 	c, err := unixConn(conn)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", j.Image, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(longAgo) })()
-	img, err := j.open(ctx, askedFiles{c}, archive)
+	img, err := j.open(ctx, askedFiles{c}, archive, spool)
 	if err != nil {
 		return err
 	}
@@ -91,12 +94,16 @@ func (i *image) sendLayers(ctx context.Context, w io.Writer) error {
 }
 
 // open finds the image and checks everything of it but its layers.
-func (j ReadJob) open(ctx context.Context, layout files, archive *os.File) (*image, error) {
+func (j ReadJob) open(ctx context.Context, layout files, archive, spool *os.File) (*image, error) {
 	switch j.Source {
 	case Layout:
 		return j.openFiles(ctx, layout)
 	case Archive:
-		list, err := listArchive(ctx, j.Image, archive)
+		plain, err := j.plainArchive(ctx, archive, spool)
+		if err != nil {
+			return nil, err
+		}
+		list, err := listArchive(ctx, j.Image, plain)
 		if err != nil {
 			return nil, err
 		}

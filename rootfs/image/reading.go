@@ -16,7 +16,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
+	reference "github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
@@ -43,25 +43,39 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var theirs *os.File
+	var theirs, spool *os.File
+	if archive != nil {
+		if spool, err = opts.Store.TempFile(); err != nil {
+			archive.Close()
+			return nil, fmt.Errorf("read %s: %w", opts.Image, err)
+		}
+		r.job.Spool = opts.Limits.Bytes + maxArchiveMetadata
+	}
 	if r.conn, theirs, err = connected(); err != nil {
 		archive.Close()
+		spool.Close()
 		r.close()
 		return nil, fmt.Errorf("read %s: %w", opts.Image, err)
 	}
 	r.in = bufio.NewReaderSize(r.conn, 2*maxData)
 	run := opts.Read
 	if run == nil {
-		run = func(ctx context.Context, job ReadJob, conn, archive *os.File) error {
-			return job.Run(ctx, conn, archive)
+		run = func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error {
+			return job.Run(ctx, conn, archive, spool)
 		}
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(r.ended)
-		r.err = run(ctx, r.job, theirs, archive)
+		job := func(ctx context.Context) error { return run(ctx, r.job, theirs, archive, spool) }
+		if spool == nil {
+			r.err = job(ctx)
+		} else {
+			r.err = opts.Store.WatchSpace(ctx, opts.Image, job)
+		}
 		theirs.Close() // we see the end no sooner
 		archive.Close()
+		spool.Close()
 	}()
 	context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(longAgo) })
 	return r, nil
@@ -70,28 +84,32 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 // find opens the image, unread, or finds out how to ask a registry for it.
 func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err error) {
 	r.job = ReadJob{Image: opts.Image, Arch: opts.Arch}
+	path, name := splitName(opts.Image)
+	r.job.Name = name
 	notFound := func(reason, fix string, err error) error {
 		return &invalid.Error{Kind: invalid.ErrNotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
 	}
 	const fix = "give an OCI layout, an archive, or a reference such as repository:tag"
-	info, err := os.Stat(opts.Image)
-	isPath := filepath.IsAbs(opts.Image) || strings.HasPrefix(opts.Image, "./") || strings.HasPrefix(opts.Image, "../")
+	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.IsDir():
-		if r.dir, err = os.OpenRoot(opts.Image); err != nil {
+		if r.dir, err = os.OpenRoot(path); err != nil {
 			return nil, notFound("cannot be opened", "", reason(err))
 		}
 		return nil, nil
 	case err == nil:
 		r.job.Source = Archive
-		return openArchive(opts.Image)
+		return openArchive(path)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("cannot be opened", "", reason(err))
-	case isPath:
+	case isPath(opts.Image):
 		return nil, notFound("does not exist", fix, nil)
 	}
+	if prefix, rest := splitTransport(opts.Image); prefix != "" {
+		return nil, notFound("begins with a transport of skopeo", "leave out "+prefix+": --image "+rest, nil)
+	}
 	r.job.Source = Registry
-	ref, err := name.ParseReference(opts.Image)
+	ref, err := reference.ParseReference(opts.Image)
 	if err != nil {
 		return nil, notFound("is neither a file nor a reference into a registry", fix, err)
 	}
@@ -105,6 +123,55 @@ func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err
 	}
 	r.job.Auth = *who
 	return nil, nil
+}
+
+// isPath reports whether what was given can only be a file.
+func isPath(given string) bool {
+	return filepath.IsAbs(given) || strings.HasPrefix(given, "./") || strings.HasPrefix(given, "../")
+}
+
+// splitName takes the name of an image in a layout or archive off the path of that. A path that
+// exists is one as it is. What could be a reference into a registry as well is a path only if
+// there is a layout, or a file whose name is that of an archive.
+func splitName(given string) (path, name string) {
+	if _, err := os.Lstat(given); err == nil {
+		return given, ""
+	}
+	for i := len(given) - 1; i > 0; i-- {
+		if given[i] != ':' && given[i] != '@' {
+			continue
+		}
+		path := given[:i]
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			continue
+		case info.IsDir():
+			for _, file := range []string{"index.json", "manifest.json"} {
+				if _, err := os.Lstat(filepath.Join(path, file)); err == nil {
+					return path, given[i+1:]
+				}
+			}
+		case isPath(path) || strings.Contains(filepath.Base(path), ".t"): // .tar, .tgz, .tar.gz
+			return path, given[i+1:]
+		}
+	}
+	return given, ""
+}
+
+// splitTransport takes a transport of skopeo off an image that it is no part of.
+func splitTransport(given string) (prefix, rest string) {
+	for _, t := range []string{"docker://", "oci:", "oci-archive:", "docker-archive:", "dir:"} {
+		rest, ok := strings.CutPrefix(given, t)
+		if !ok {
+			continue
+		}
+		path, _ := splitName(rest)
+		if _, err := os.Stat(path); err == nil || t == "docker://" || isPath(rest) {
+			return t, rest
+		}
+	}
+	return "", ""
 }
 
 // stop ends the job.

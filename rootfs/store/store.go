@@ -77,6 +77,34 @@ func at(dir string) (*Store, error) {
 // nil if all were. The store can be used nevertheless; the next opening tries again.
 func (s *Store) Leftover() error { return s.staging.leftover }
 
+// TempFile makes an empty file on the disk of the store, without a name: it is gone when its
+// last descriptor is closed.
+func (s *Store) TempFile() (f *os.File, err error) {
+	st, err := s.staging.begin()
+	if err != nil {
+		return nil, err
+	}
+	f, err = os.OpenFile(filepath.Join(st.dir, "file"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if cerr := st.close(); err == nil && cerr != nil {
+		err = errors.Join(cerr, f.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make temporary file: %w", err)
+	}
+	return f, nil
+}
+
+// WatchSpace runs fill, which lets another process write to files of TempFile, and ends its
+// context when hardly anything is left of the disk. file is what messages name.
+func (s *Store) WatchSpace(ctx context.Context, file string, fill func(context.Context) error) error {
+	root, err := os.OpenRoot(s.staging.dir)
+	if err != nil {
+		return fmt.Errorf("open staging folder: %w", err)
+	}
+	defer root.Close()
+	return extract.Bounds{File: file}.WatchSpace(ctx, root, fill)
+}
+
 // AddZip extracts the zip at path once and returns a reference to its entry, at once if a
 // zip of the same content is there already. progress, which may be nil, is called with
 // extracted and total bytes. What is wrong with the zip is an [invalid.Error]; after
