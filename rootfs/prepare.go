@@ -33,7 +33,8 @@ type FunctionOptions struct {
 	Store *store.Store
 	// Scratch is as in BaseOptions.
 	Scratch string
-	// Progress, if not nil, is told how far the extraction of a zip is, in bytes.
+	// Progress, if not nil, is told how far the extraction of a zip is, in bytes. total is 0 if
+	// it is not known.
 	Progress func(file string, done, total int64)
 }
 

@@ -25,6 +25,8 @@ type Bounds struct {
 	Entries   int    // files, directories and links
 	Depth     int    // path components of an entry
 	HardLinks bool   // whether a file may have several names, all of them in the folder
+	// Progress, if not nil, is told how many bytes there are, whenever Watch has looked.
+	Progress func(bytes int64)
 }
 
 const (
@@ -104,6 +106,9 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 	}
 	if err != nil && ctx.Err() == nil {
 		return b.unseen(err)
+	}
+	if b.Progress != nil {
+		b.Progress(c.bytes)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (s *Store) WatchSpace(ctx context.Context, file string, fill func(context.C
 
 // AddZip extracts the zip at path once and returns a reference to its entry, at once if a
 // zip of the same content is there already. progress, which may be nil, is called with
-// extracted and total bytes. What is wrong with the zip is an [invalid.Error]; after
+// extracted and total bytes; the total is 0 if it is not known. What is wrong with the zip is an [invalid.Error]; after
 // any error nothing of the zip is left.
 func (s *Store) AddZip(ctx context.Context, path string, limits extract.Limits, progress func(done, total int64)) (*Ref, error) {
 	limits = limits.WithDefaults()
@@ -269,7 +269,11 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 		if s.Unzip == nil {
 			err = job.Run(ctx, zipCopy, tree, progress)
 		} else {
-			err = job.Bounds().Watch(ctx, root, func(ctx context.Context) error {
+			bounds := job.Bounds()
+			if progress != nil {
+				bounds.Progress = func(done int64) { progress(done, 0) } // only that process knows the total
+			}
+			err = bounds.Watch(ctx, root, func(ctx context.Context) error {
 				return s.unzipElsewhere(ctx, job, zipCopy.Name(), tree)
 			})
 		}
