@@ -116,7 +116,7 @@ func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src So
 	}
 	progress := d.progress()
 	f, err := image.Prepare(ctx, image.Options{Image: src.Image, Env: rev.Env, Layers: src.Layers, Store: d.packages, Scratch: scratch,
-		Read: d.unpack.ReadImage, Unpack: d.unpack.UnpackImage,
+		Read: d.unpack.ReadImage, Unpack: d.unpack.UnpackImage, Moved: d.unpack.Moved,
 		Progress: func(done, total int64) { progress(src.Image, done, total) }})
 	if err != nil {
 		return nil, err

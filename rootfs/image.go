@@ -23,6 +23,8 @@ type ImageOptions struct {
 	// Files holds the files of the image, all layers applied. PrepareImage takes it over:
 	// the Function closes it, or PrepareImage does so on error.
 	Files *store.Ref
+	// Layers are references that are held as long as Files, and taken over like it.
+	Layers store.Refs
 	// Argv is the image's entrypoint followed by its command (ENV-25). A first
 	// element without a slash is looked for in SearchPath.
 	Argv []string
@@ -48,7 +50,7 @@ type ImageOptions struct {
 func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
 	defer func() {
 		if err != nil {
-			f, err = nil, errors.Join(err, opts.Files.Close())
+			f, err = nil, errors.Join(err, opts.Files.Close(), opts.Layers.Close())
 		}
 	}()
 	scratch, err := os.MkdirTemp(opts.Scratch, "image-")
@@ -64,7 +66,7 @@ func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err erro
 	if err != nil {
 		return nil, err
 	}
-	f = &Function{Tree: *tree, refs: store.Refs{opts.Files}}
+	f = &Function{Tree: *tree, refs: append(store.Refs{opts.Files}, opts.Layers...)}
 	v, err := newView(&f.Tree)
 	if err != nil {
 		return nil, err

@@ -234,7 +234,7 @@ func TestLimitsHoldForKeptTrees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.wantInUse(t, 1)
+	e.wantInUse(t, 2) // the tree and its layer
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
@@ -251,9 +251,15 @@ func TestOrigin(t *testing.T) {
 	if _, err := e.prepare(t, Options{Image: layout}); err != nil {
 		t.Fatal(err)
 	}
-	want := store.Origin{Kind: store.KindImage, From: filepath.Base(layout)}
-	if r, err := e.store.Collect(t.Context(), store.Retention{}); err != nil || len(r.InUse) != 1 || r.InUse[0].Origin != want {
-		t.Errorf("%+v, %v; want %v", r, err, want)
+	r, err := e.store.Collect(t.Context(), store.Retention{})
+	if err != nil || len(r.InUse) != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, kind := range []store.Kind{store.KindImage, store.KindLayer} {
+		want := store.Origin{Kind: kind, From: filepath.Base(layout)}
+		if !slices.ContainsFunc(r.InUse, func(it store.Item) bool { return it.Origin == want }) {
+			t.Errorf("%+v; want %v", r, want)
+		}
 	}
 }
 

@@ -14,18 +14,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	reference "github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // reading is a ReadJob that runs, as seen by who gave it. It parses nothing of the
 // image, and takes nothing that is said of it for true.
 type reading struct {
 	job    ReadJob
+	from   string   // for the store: see store.Origin
 	dir    *os.Root // of a layout; else nil
 	conn   *net.UnixConn
 	in     *bufio.Reader
@@ -255,47 +258,120 @@ func (r *reading) describe(ctx context.Context) (*description, error) {
 	return d, nil
 }
 
-// unpack has the layers unpacked to root, which is empty, and returns how many bytes
-// they had. What one process reads goes through our hands to the other, so that a tree
-// is known by the diffIDs that we have seen ourselves, whatever became of the two.
-func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, err error) {
-	tree, err := root.Open(".")
-	if err != nil {
-		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
-	}
-	defer tree.Close()
-	if opts.Progress != nil {
-		var done, total int64
-		for _, l := range d.Layers {
-			total += max(l.Size, 0)
+// unpack makes the image's tree in root, which is empty, of its layers, and has those unpacked
+// that are not in the store. It returns how many bytes the layers have, and references to them.
+// What one process reads goes through our hands to the other, so that a layer is known by the
+// diffIDs that we have seen ourselves, whatever became of the two.
+func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, refs store.Refs, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, refs.Close())
+			refs = nil
 		}
-		r.count = func(n int64) {
-			done += n
+	}()
+	var done, total int64
+	for _, l := range d.Layers {
+		total += max(l.Size, 0)
+	}
+	r.count = func(n int64) {
+		if done += n; opts.Progress != nil {
 			opts.Progress(done, total)
 		}
 	}
-	job := UnpackJob{Image: opts.Image, Source: r.job.Source, Limits: opts.Limits}
-	run := opts.Unpack
-	if run == nil {
-		run = func(ctx context.Context, job UnpackJob, layers, tree *os.File) error {
-			return job.Run(ctx, layers, tree)
+	for n, l := range d.Layers {
+		var poured bool
+		idle := func() {}
+		origin := store.Origin{Kind: store.KindLayer, From: r.from}
+		ref, err := opts.Store.AddTree(ctx, d.layerName(n), origin, func(layer *os.Root) (int64, error) {
+			poured = true
+			size, err := r.unpackLayer(ctx, d, n, bytes, root, layer, opts)
+			idle = opts.busy() // the store writes to its disk now, and the reading process waits
+			return size, err
+		})
+		if err == nil {
+			refs = append(refs, ref)
+			if !poured {
+				r.count(max(l.Size, 0))
+			}
+			if bytes += ref.Size; bytes > opts.Limits.Bytes {
+				err = tooLarge(opts.Image, opts.Limits.Bytes)
+			} else {
+				err = r.merge(ref, root)
+			}
+		}
+		idle()
+		if err != nil {
+			return 0, refs, err
 		}
 	}
-	err = job.bounds().Watch(ctx, root, func(ctx context.Context) error {
-		bytes, err = r.pour(ctx, d, func(ctx context.Context, layers *os.File) error { return run(ctx, job, layers, tree) }, opts.Limits.Bytes)
-		return err
-	})
-	if err == nil {
-		_, err = job.bounds().Adopt(root)
-	}
-	return bytes, err
+	return bytes, refs, nil
 }
 
-// errGone says that nobody takes the layers any more.
-var errGone = errors.New("the layers are not read")
+// merge applies a layer of the store to the tree.
+func (r *reading) merge(ref *store.Ref, root *os.Root) error {
+	layer, err := os.OpenRoot(ref.Dir)
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	defer layer.Close()
+	if err := merge(layer, root); err != nil {
+		return fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	return nil
+}
 
-// pour reads all layers and gives them to unpack, which runs meanwhile.
-func (r *reading) pour(ctx context.Context, d *description, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
+// busy calls Moved now and then, until the function that it returns is called.
+func (o *Options) busy() (idle func()) {
+	if o.Moved == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for sleep(ctx, time.Second) == nil {
+			o.Moved()
+		}
+	}()
+	return cancel
+}
+
+// unpackLayer has one layer unpacked to the folder layer, which is empty. tree is what lower
+// layers make, which have used so many bytes.
+func (r *reading) unpackLayer(ctx context.Context, d *description, n int, used int64, tree, layer *os.Root, opts Options) (bytes int64, err error) {
+	folder, err := layer.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	defer folder.Close()
+	job := UnpackJob{Image: opts.Image, Layer: n + 1, Source: r.job.Source, Limits: opts.Limits, Used: used}
+	run := opts.Unpack
+	if run == nil {
+		run = func(ctx context.Context, job UnpackJob, layer, tree *os.File) error {
+			return job.Run(ctx, layer, tree)
+		}
+	}
+	err = job.bounds().Watch(ctx, layer, func(ctx context.Context) error {
+		bytes, err = r.pour(ctx, d, n, used, tree, func(ctx context.Context, from *os.File) error { return run(ctx, job, from, folder) }, opts.Limits.Bytes)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	files, err := job.bounds().Adopt(layer)
+	if err == nil {
+		err = checkMarks(layer)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("unpack layer %d of %s: %w", n+1, r.job.Image, err)
+	}
+	return max(bytes, files), nil
+}
+
+// errGone says that nobody takes the layer any more.
+var errGone = errors.New("the layer is not read")
+
+// pour reads a layer and gives it to unpack, which runs meanwhile, after what is in the tree
+// of lower layers.
+func (r *reading) pour(ctx context.Context, d *description, n int, used int64, tree *os.Root, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
 	from, to, err := os.Pipe()
 	if err != nil {
 		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
@@ -309,21 +385,23 @@ func (r *reading) pour(ctx context.Context, d *description, unpack func(context.
 		from.Close() // who writes is told
 		unpacked <- err
 	}()
-	_ = writeMessage(r.conn, msgLayers, nil) // if nobody reads that, nobody sends layers, and says why
-	left := limit
-	for n, l := range d.Layers {
-		if err = r.pourLayer(ctx, n+1, l, to, &left, limit); err != nil {
-			break
-		}
+	_ = writeMessage(r.conn, msgLayer, binary.LittleEndian.AppendUint32(nil, uint32(n))) // if nobody reads that, nobody sends the layer, and says why
+	left := limit - used
+	before := left
+	lower := bufio.NewWriterSize(to, maxData)
+	if err = sendLower(lower, tree); err == nil {
+		err = lower.Flush()
 	}
-	if err != nil && !errors.Is(err, errGone) {
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		err = fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	} else if err = r.pourLayer(ctx, n+1, d.Layers[n], to, &left, limit); err != nil && !errors.Is(err, errGone) {
 		cancel()
 	}
 	to.Close()
 	fault := <-unpacked
 	switch {
 	case err == nil:
-		return limit - left, fault
+		return before - left, fault
 	case errors.Is(err, errGone):
 		return 0, r.explain(ctx, fault, left)
 	}

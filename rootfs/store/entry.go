@@ -30,6 +30,7 @@ type Kind string
 const (
 	KindZip   Kind = "zip"   // the files of a zip
 	KindImage Kind = "image" // the files of a container image
+	KindLayer Kind = "layer" // one of its layers
 	KindTmp   Kind = "tmp"   // the image behind /tmp
 )
 
@@ -52,7 +53,7 @@ func (o Origin) printable() Origin {
 		return r
 	}, o.From)
 	switch o.Kind {
-	case KindZip, KindImage, KindTmp:
+	case KindZip, KindImage, KindLayer, KindTmp:
 	default:
 		o.Kind = ""
 	}
@@ -154,10 +155,12 @@ func inspectEntry(dir *os.File, path string, check func(tree string) error) (Ent
 const statBlock = 512
 
 // measure adds up what lies in dir: the lengths of files and links, name by name, and the
-// bytes that everything takes on the disk, where a file with several names counts once.
+// bytes that everything takes on the disk, where a file with several names counts once. A file
+// that has names elsewhere too does not count: it is that of a layer, whose entry counts it.
 func measure(dir string) (stored, disk int64, err error) {
 	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
+	type shared struct{ missing, disk int64 }
+	seen := map[inode]shared{}
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -170,15 +173,23 @@ func measure(dir string) (stored, disk int64, err error) {
 			stored += info.Size()
 		}
 		st := info.Sys().(*syscall.Stat_t)
-		if !e.IsDir() && st.Nlink > 1 {
-			id := inode{uint64(st.Dev), st.Ino}
-			if seen[id] {
-				return nil
-			}
-			seen[id] = true
+		if e.IsDir() || st.Nlink == 1 {
+			disk += st.Blocks * statBlock
+			return nil
 		}
-		disk += st.Blocks * statBlock
+		id := inode{uint64(st.Dev), st.Ino}
+		s, known := seen[id]
+		if !known {
+			s = shared{int64(st.Nlink), st.Blocks * statBlock}
+		}
+		s.missing--
+		seen[id] = s
 		return nil
 	})
+	for _, s := range seen {
+		if s.missing == 0 {
+			disk += s.disk
+		}
+	}
 	return stored, disk, err
 }

@@ -145,10 +145,28 @@ func (s *Store) AddTree(ctx context.Context, name string, origin Origin, fill fu
 	return s.addTree(ctx, name, origin, nil, fill)
 }
 
+// HoldTree returns a reference to the entry of the tree of that name, without a look at its files,
+// or nil if there is none.
+func (s *Store) HoldTree(ctx context.Context, name string) (*Ref, error) {
+	digest := treeDigest(name)
+	h, err := s.acquire(ctx, digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up entry of the store: %w", err)
+	}
+	return &Ref{Entry: Entry{Dir: filepath.Join(s.path(digest), entryTree), Digest: digest}, store: s, hold: h}, nil
+}
+
+func treeDigest(name string) string {
+	sum := sha256.Sum256([]byte("tree\x00" + name))
+	return hex.EncodeToString(sum[:])
+}
+
 // addTree is AddTree with a check as inspectEntry has it.
 func (s *Store) addTree(ctx context.Context, name string, origin Origin, check func(tree string) error, fill func(root *os.Root) (bytes int64, err error)) (*Ref, error) {
-	sum := sha256.Sum256([]byte("tree\x00" + name))
-	digest := hex.EncodeToString(sum[:])
+	digest := treeDigest(name)
 	if ref, err := s.find(ctx, digest, check); !errors.Is(err, fs.ErrNotExist) {
 		return ref, err
 	}
