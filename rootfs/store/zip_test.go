@@ -307,14 +307,19 @@ func TestExtractTimes(t *testing.T) {
 		}
 		return buf.Bytes()
 	}
+	dos := make(func(*zip.FileHeader) {})
+	for n := range 3 {
+		dos = patchCentral(t, dos, n, func(h []byte) {
+			binary.LittleEndian.PutUint16(h[12:], 5<<11|6<<5|7/2)
+			binary.LittleEndian.PutUint16(h[14:], 41<<9|3<<5|4)
+		})
+	}
 	for name, test := range map[string]struct {
 		data []byte
 		want time.Time
 	}{
 		"extended timestamp": {make(func(h *zip.FileHeader) { h.Modified = when }), when},
-		"MS-DOS": {make(func(h *zip.FileHeader) {
-			h.ModifiedDate, h.ModifiedTime = 41<<9|3<<5|4, 5<<11|6<<5|7/2
-		}), when.Add(-time.Second)},
+		"MS-DOS": {dos, when.Add(-time.Second)},
 		"no time": {make(func(*zip.FileHeader) {}), time.Date(1979, 11, 30, 0, 0, 0, 0, time.UTC)}, // month and day 0
 		"after 2038": {make(func(h *zip.FileHeader) {
 			h.Extra = []byte{'U', 'T', 5, 0, 1, 0, 0, 0, 0x80}
