@@ -6,7 +6,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -98,4 +101,36 @@ func TestRevisionKeepsItsEntries(t *testing.T) {
 		t.Error("there is a /tmp of 1 PiB")
 	}
 	wantInUse("revisions that could not be made", 0)
+}
+
+// A variable of an image that its function does not get is warned of by name, without its value.
+func TestDroppedVariables(t *testing.T) {
+	got := droppedVariables("img", map[string]string{"a.b": "1", "_JAVA_OPTIONS": "1", "LAMBDA_TASK_ROOT": "/var/task", "AWS_REGION": "secret", "_HANDLER": "secret", "N": "secret\x00"})
+	if len(got) != 3 || !strings.HasPrefix(got[0], "img: ") || !strings.Contains(got[0], "AWS_REGION") || strings.Contains(strings.Join(got, ""), "secret") {
+		t.Errorf("%q", got)
+	}
+}
+
+// The progress of an extraction that takes long is logged now and then.
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := logrus.New()
+		log.SetOutput(&out)
+		report := (&Daemon{log: log}).progress()
+		for i := range int64(100) { // ten seconds
+			report("app.zip", i<<20, 100<<20)
+			time.Sleep(100 * time.Millisecond)
+		}
+		report("layer.zip", 5<<20, 0)
+		if got := strings.Count(out.String(), "\n"); got != 2 || !strings.Contains(out.String(), "extracting app.zip: 20 of 100 MiB") ||
+			!strings.Contains(out.String(), "extracting app.zip: 70 of 100 MiB") {
+			t.Errorf("%d lines:\n%s", got, out.String())
+		}
+		time.Sleep(progressEvery)
+		report("layer.zip", 5<<20, 0)
+		if !strings.Contains(out.String(), "extracting layer.zip: 5 MiB") {
+			t.Errorf("%s", out.String())
+		}
+	})
 }

@@ -6,9 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -125,16 +128,59 @@ func (d *Daemon) prepareCode(ctx context.Context, rev *function.Revision, src So
 	}
 	if src.Image == "" {
 		return rootfs.Prepare(ctx, rootfs.FunctionOptions{
-			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler,
-			Store: d.packages, Scratch: scratch,
+			Code: src.Code, Layers: src.Layers, Base: src.Base, Runtime: rev.Runtime, Handler: rev.Handler, Wrapper: rev.Env["AWS_LAMBDA_EXEC_WRAPPER"],
+			Store: d.packages, Scratch: scratch, Progress: d.progress(),
 		})
 	}
+	progress := d.progress()
 	f, err := image.Prepare(ctx, image.Options{Image: src.Image, Env: rev.Env, Layers: src.Layers, Store: d.packages, Scratch: scratch,
-		Read: d.unpack.ReadImage, Unpack: d.unpack.UnpackImage})
+		Read: d.unpack.ReadImage, Unpack: d.unpack.UnpackImage, Moved: d.unpack.Moved,
+		Progress: func(done, total int64) { progress(src.Image, done, total) }})
 	if err != nil {
 		return nil, err
 	}
+	f.Warnings = append(f.Warnings, droppedVariables(src.Image, f.Env)...)
 	rev.Handler = f.Handler
 	rev.Program.Image = &function.Image{Entrypoint: f.Entrypoint, Cmd: f.Cmd, WorkingDir: f.ConfiguredDir, Env: f.Env}
 	return &f.Function, nil
+}
+
+// droppedVariables returns a warning for each variable of an image that its function does not
+// get. AWS's base images have some of the platform's with its values, which are no loss.
+func droppedVariables(image string, env map[string]string) (warnings []string) {
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		err := function.CheckImageVariable(name, env[name])
+		if err == nil || name == "LAMBDA_TASK_ROOT" || name == "LAMBDA_RUNTIME_DIR" {
+			continue
+		}
+		warnings = append(warnings, fmt.Sprintf("%s: the function does not get a variable of the image: %v", image, err))
+	}
+	return warnings
+}
+
+// Progress of an extraction is logged after progressDelay, and then once every progressEvery.
+const (
+	progressDelay = 2 * time.Second
+	progressEvery = 5 * time.Second
+)
+
+// progress returns a function that logs how far the extraction of a file or an image is. total
+// is 0 if it is not known. It may be called from several goroutines.
+func (d *Daemon) progress() func(file string, done, total int64) {
+	var mu sync.Mutex
+	next := time.Now().Add(progressDelay)
+	return func(file string, done, total int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		now := time.Now()
+		if now.Before(next) {
+			return
+		}
+		next = now.Add(progressEvery)
+		of := ""
+		if total > 0 {
+			of = fmt.Sprintf(" of %d", total>>20)
+		}
+		d.log.Infof("extracting %s: %d%s MiB", file, done>>20, of)
+	}
 }

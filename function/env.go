@@ -53,9 +53,9 @@ func Reserved(name string) bool {
 func Overrides(name string) bool { return slices.Contains(overridableEnv, name) }
 
 // CheckVariable returns an error if a function may not have a variable with that name and
-// value. It is the only such policy: a variable that it accepts reaches the function's
-// processes, unless the platform sets the same name and [Overrides] is false. The error
-// does not contain the value, which may be secret.
+// value. A variable that it accepts reaches the function's processes, unless the platform
+// sets the same name and [Overrides] is false. The error does not contain the value, which
+// may be secret. [CheckImageVariable] is the policy for what an image brings itself.
 func CheckVariable(name, value string) error {
 	switch {
 	case Reserved(name):
@@ -64,6 +64,23 @@ func CheckVariable(name, value string) error {
 		return fmt.Errorf("name %q must be a letter followed by letters, digits and underscores", name)
 	case strings.Contains(value, "\x00"):
 		return fmt.Errorf("the value of %s holds a NUL byte", name)
+	}
+	return nil
+}
+
+// platformPrefixes begin the names that the platform and AWS's runtimes use among themselves.
+var platformPrefixes = []string{"_HANDLER", "_X_AMZN_", "_LAMBDA_", "_AWS_"}
+
+// CheckImageVariable is [CheckVariable] for a variable that a container image has. The form of
+// names is a rule of Lambda's configuration, not of images, so a name may be anything but that
+// of a variable which the platform sets (ENV-17, ENV-18).
+func CheckImageVariable(name, value string) error {
+	platform := slices.Contains(reservedEnv, name) || slices.ContainsFunc(platformPrefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+	switch {
+	case platform:
+		return fmt.Errorf("%s is reserved: the platform sets it; use another name", name)
+	case name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00"):
+		return fmt.Errorf("%q is no variable: its name or its value cannot be passed to a process", name)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ var notForExtensions = []string{
 // runtimeEnv returns the environment of the runtime, sorted (section 6.1).
 func runtimeEnv(c *Config) []string {
 	env := platformEnv(c)
-	addCustomer(env, c.Function.Env)
+	addCustomer(env, &c.Function)
 	traitsOf(c.Initialization).environment(c, env)
 	return sorted(env)
 }
@@ -28,7 +28,7 @@ func runtimeEnv(c *Config) []string {
 // extensionEnv returns the environment of an external extension, sorted (section 6.3).
 func extensionEnv(c *Config) []string {
 	env := platformEnv(c)
-	addCustomer(env, c.Function.Env)
+	addCustomer(env, &c.Function)
 	maps.DeleteFunc(env, func(name, _ string) bool {
 		return strings.HasPrefix(name, "_") || slices.Contains(notForExtensions, name)
 	})
@@ -98,13 +98,17 @@ func platformEnv(c *Config) map[string]string {
 	return env
 }
 
-// addCustomer adds the customer's variables (ENV-15 to ENV-18). It omits those that the
-// policy of package function refuses; only variables of a container image can be among them,
-// because a function's own have been checked before.
-func addCustomer(env, customer map[string]string) {
-	for name, value := range customer {
+// addCustomer adds the customer's variables (ENV-15 to ENV-18) and those of a container image.
+// It omits what the policy of package function refuses. Only variables of an image can be
+// among that, because a function's own have been checked before.
+func addCustomer(env map[string]string, f *Function) {
+	check := function.CheckVariable
+	if f.Image != nil {
+		check = function.CheckImageVariable
+	}
+	for name, value := range f.Env {
 		_, platform := env[name]
-		if function.CheckVariable(name, value) == nil && (!platform || function.Overrides(name)) {
+		if check(name, value) == nil && (!platform || function.Overrides(name)) {
 			env[name] = value
 		}
 	}

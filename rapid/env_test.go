@@ -69,6 +69,34 @@ func TestImageEnvironment(t *testing.T) {
 	}
 }
 
+// Variables of an image may have any name but those of the platform (ENV-17, ENV-18).
+func TestImageVariables(t *testing.T) {
+	c := envConfig()
+	c.Function.Image = &Image{}
+	want := []string{"1A=digit", "_JAVA_OPTIONS=-Xss1m", "npm_config_cache=/tmp", "spring.profiles.active=prod", "x=short", "with space=y", "empty="}
+	c.Function.Env = map[string]string{
+		"AWS_REGION": "mars", "AWS_LAMBDA_RUNTIME_API": "evil", "_HANDLER": "evil", "_LAMBDA_SERVER_PORT": "1", "_X_AMZN_TRACE_ID": "1", "_AWS_XRAY_DAEMON_PORT": "1",
+		"AWS_SESSION_TOKEN": "theirs", "LAMBDA_TASK_ROOT": "/x", "A=B": "c", "NUL": "a\x00b", "": "nameless",
+	}
+	plain := runtimeEnv(c)
+	for _, v := range want {
+		name, value, _ := strings.Cut(v, "=")
+		c.Function.Env[name] = value
+	}
+	got := runtimeEnv(c)
+	for _, v := range want {
+		if !slices.Contains(got, v) {
+			t.Errorf("an image does not get %s", v)
+		}
+	}
+	if len(got) != len(plain)+len(want) || !slices.Contains(got, "_HANDLER=main.handler") || !slices.Contains(got, "LAMBDA_TASK_ROOT=/var/task") {
+		t.Errorf("%q", got)
+	}
+	if got := extensionEnv(c); slices.Contains(got, "_JAVA_OPTIONS=-Xss1m") || !slices.Contains(got, "spring.profiles.active=prod") {
+		t.Errorf("an extension gets %q", got)
+	}
+}
+
 // ENV-20, ENV-21: exactly these.
 func TestExtensionEnvironment(t *testing.T) {
 	want := []string{

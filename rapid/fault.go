@@ -142,7 +142,7 @@ func bootstrapFault(path string, err error) *Fault {
 	case x.BadDir:
 		return &Fault{errInvalidWorkingDir, fmt.Sprintf("chdir %s: %v", x.Dir, x.Errno)}
 	}
-	return &Fault{errInvalidEntrypoint, fmt.Sprintf("fork/exec %s: %v", path, x.Errno)}
+	return &Fault{errInvalidEntrypoint, launchErrorText(path, err)}
 }
 
 // launchErrorType returns the error type of an extension that could not be started (EX-03).
@@ -151,6 +151,15 @@ func launchErrorType(err error) string {
 		return "PermissionDenied"
 	}
 	return "UnknownError"
+}
+
+// launchErrorText says why a program could not be started, in the words of Lambda if the program
+// is the cause.
+func launchErrorText(path string, err error) string {
+	if x, ok := errors.AsType[*supervisor.ExecError](err); ok && !x.BadDir {
+		return fmt.Sprintf("fork/exec %s: %v", path, x.Errno)
+	}
+	return fmt.Sprintf("%s: %v", path, err)
 }
 
 // failure returns an error result with a text of the platform.

@@ -104,7 +104,7 @@ func (s *Sandbox) launchExtensions(ctx context.Context) *Fault {
 			if a.ErrorType == "" {
 				a.ErrorType = launchErrorType(err)
 			}
-			return &Fault{errExtensionLaunch, fmt.Sprintf("extension %s: %v", name, err)}
+			return &Fault{errExtensionLaunch, launchErrorText(extensionsDir+name, err)}
 		}
 	}
 	return nil

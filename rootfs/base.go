@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -43,9 +44,10 @@ type BaseOptions struct {
 // Of a directory tree every directory of its root is shown, and of its /var; links
 // there become links of the sandbox's root, where they cannot leave it. proc, sys,
 // dev and tmp are not even looked at. etc, var, opt, var/task and var/runtime are
-// directories of ours: an [invalid.Error] if the tree has a link there. /etc is
-// copied without what only root may read, and gets our users and host names.
-// Files at the tree's root and in its /var are left out.
+// directories of ours: if the tree has a link there, they show the directory that it leads
+// to in the tree, and it is an [invalid.Error] if there is none. /etc is copied without what
+// only root may read, and gets our user and host names. Files at the tree's root and in its
+// /var are left out.
 func Base(ctx context.Context, opts BaseOptions) (*Tree, error) {
 	if opts.Base == "" || opts.Base == HostBase {
 		t := newTree()
@@ -88,10 +90,11 @@ func (b *baseDir) take(ctx context.Context, dir, scratch string) (*Tree, error) 
 	}
 	defer root.Close()
 	b.dir, b.root = dir, root
-	for _, level := range []string{".", "var"} {
-		if err := b.addLevel(level); err != nil {
-			return nil, err
-		}
+	if err := b.addLevel(".", "."); err != nil {
+		return nil, err
+	}
+	if err := b.addVar(); err != nil {
+		return nil, err
 	}
 	if err := b.addEtc(ctx, scratch); err != nil {
 		return nil, err
@@ -124,7 +127,7 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 		return fmt.Errorf("open the host's /etc: %w", err)
 	}
 	defer src.Close()
-	etc, err := makeEtc(ctx, scratch, "/etc", src, hostEtc)
+	etc, err := (&etcMaker{scratch: scratch, from: "/etc", src: src, patterns: hostEtc, own: etcFiles}).make(ctx)
 	if err != nil {
 		return err
 	}
@@ -135,15 +138,45 @@ func addHost(ctx context.Context, t *Tree, scratch string) error {
 // Names of a base's root and /var that the tree does not decide about.
 var (
 	engineDirs = []string{"proc", "sys", "dev", "tmp"}                    // never looked at
-	ownDirs    = []string{"etc", "var", "var/task", "var/runtime", "opt"} // must be directories
+	ownDirs    = []string{"etc", "var", "var/task", "var/runtime", "opt"} // directories, or links to some
 )
 
-// addLevel adds the entries of one directory of the base.
-func (b *baseDir) addLevel(level string) error {
-	names, err := dirNames(b.root, level, maxBaseNames)
-	if level != "." && errors.Is(err, fs.ErrNotExist) {
+// addVar adds the entries of /var, which may be a link.
+func (b *baseDir) addVar() error {
+	if _, err := b.root.Lstat("var"); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	real, err := b.resolveDir("var")
+	if err != nil {
+		return err
+	}
+	return b.addLevel("var", real)
+}
+
+// resolveDir follows a link of the tree that must lead to a directory of it, and returns the
+// path of that directory, in which there is no link.
+func (b *baseDir) resolveDir(rel string) (string, error) {
+	real, err := resolveIn(b.root, rel)
+	if err == nil && real == "." {
+		err = errors.New("leads to the top of the tree")
+	}
+	if err != nil {
+		return "", b.invalid(rel, "is a link that cannot be followed", "remove it, or have it lead to a directory of the tree", err)
+	}
+	info, err := b.root.Lstat(real)
+	if err != nil {
+		return "", b.invalid(rel, "cannot be examined", "", invalid.Cause(err))
+	}
+	if !info.IsDir() {
+		return "", b.invalid(rel, "is no directory ("+info.Mode().Type().String()+")", "remove it from the tree, or make it a directory", nil)
+	}
+	return real, nil
+}
+
+// addLevel adds the entries of one directory of the base, level, which is real once links
+// are followed.
+func (b *baseDir) addLevel(level, real string) error {
+	names, err := dirNames(b.root, real, maxBaseNames)
 	if errors.Is(err, errBound) {
 		return b.invalid(level, fmt.Sprintf("has more than %d entries", maxBaseNames), "give the root of a Linux system's files", nil)
 	}
@@ -155,31 +188,41 @@ func (b *baseDir) addLevel(level string) error {
 		if slices.Contains(engineDirs, rel) {
 			continue
 		}
-		info, err := b.root.Lstat(rel)
+		at := path.Join(real, name)
+		info, err := b.root.Lstat(at)
 		if err != nil {
 			return b.invalid(rel, "cannot be examined", "", invalid.Cause(err))
 		}
-		if err := b.addEntry(rel, info); err != nil {
+		if err := b.addEntry(rel, at, info); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
+// addEntry adds what is to be seen at rel, and is at the path at of the tree.
+func (b *baseDir) addEntry(rel, at string, info fs.FileInfo) error {
+	isLink := info.Mode()&fs.ModeSymlink != 0
 	switch {
-	case slices.Contains(ownDirs, rel) && !info.IsDir():
-		return b.invalid(rel, "is no directory ("+info.Mode().Type().String()+")", "remove it from the tree, or make it a directory", nil)
 	case rel == "etc" || rel == "var" || rel == "var/task" && !b.whole:
 		return nil // copied, taken apart, covered by the code
-	case info.Mode()&fs.ModeSymlink != 0:
-		target, err := b.root.Readlink(rel)
+	case isLink && slices.Contains(ownDirs, rel) && !b.whole: // layers and runtime clients are mounted there too
+		at, err := b.resolveDir(rel)
+		if err != nil {
+			return err
+		}
+		b.tree.addMount("/"+rel, filepath.Join(b.dir, at))
+	case slices.Contains(ownDirs, rel) && !isLink && !info.IsDir():
+		return b.invalid(rel, "is no directory ("+info.Mode().Type().String()+")", "remove it from the tree, or make it a directory", nil)
+	case isLink:
+		target, err := b.root.Readlink(at)
 		if err != nil {
 			return b.invalid(rel, "cannot be examined", "", invalid.Cause(err))
 		}
+		b.tree.removeDir("/" + rel) // which every other sandbox has
 		b.tree.Links = append(b.tree.Links, Link{Path: "/" + rel, Target: target})
 	case info.IsDir():
-		names, err := dirNames(b.root, rel, 1)
+		names, err := dirNames(b.root, at, 1)
 		if err == nil && len(names) == 0 {
 			b.tree.addDir("/" + rel) // empty: needs no mount
 			return nil
@@ -187,23 +230,34 @@ func (b *baseDir) addEntry(rel string, info fs.FileInfo) error {
 		if err != nil && !errors.Is(err, errBound) {
 			return b.invalid(rel, "cannot be listed", "", invalid.Cause(err))
 		}
-		b.tree.addMount("/"+rel, filepath.Join(b.dir, rel))
+		b.tree.addMount("/"+rel, filepath.Join(b.dir, at))
 	case info.Mode().IsRegular() && b.whole:
-		b.tree.Mounts = append(b.tree.Mounts, Mount{Target: "/" + rel, Sources: []string{filepath.Join(b.dir, rel)}})
+		b.tree.Mounts = append(b.tree.Mounts, Mount{Target: "/" + rel, Sources: []string{filepath.Join(b.dir, at)}})
 	}
 	return nil
 }
 
 // addEtc adds the base's /etc, ours over it.
 func (b *baseDir) addEtc(ctx context.Context, scratch string) error {
-	src, err := b.root.OpenRoot("etc")
+	m := etcMaker{scratch: scratch, from: filepath.Join(b.dir, "etc"), own: maps.Clone(etcFiles)}
+	_, err := b.root.Lstat("etc")
+	if err == nil {
+		var real string
+		if real, err = b.resolveDir("etc"); err != nil {
+			return err
+		}
+		m.src, err = b.root.OpenRoot(real)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return b.invalid("etc", "cannot be opened", "", invalid.Cause(err))
 	}
-	if src != nil {
-		defer src.Close()
+	if m.src != nil {
+		defer m.src.Close()
+		if err := b.keepEtcFiles(m.own); err != nil {
+			return err
+		}
 	}
-	etc, err := makeEtc(ctx, scratch, filepath.Join(b.dir, "etc"), src, nil)
+	etc, err := m.make(ctx)
 	if err != nil {
 		return err
 	}

@@ -151,8 +151,12 @@ func TestBaseDirHostile(t *testing.T) {
 		{"etc is a link", []ziptest.File{{Name: "etc", Mode: link, Body: "/etc"}}, "etc"},
 		{"var is a link", []ziptest.File{{Name: "var", Mode: link, Body: "/var"}}, "var"},
 		{"opt is a link", []ziptest.File{{Name: "opt", Mode: link, Body: "/root"}}, "opt"},
-		{"var/task is a link", []ziptest.File{{Name: "var/task", Mode: link, Body: "/etc"}}, "var/task"},
+		{"var/task is a link", []ziptest.File{{Name: "var/task", Mode: link, Body: "/etc"}}, ""},
 		{"var/runtime is a link", []ziptest.File{{Name: "var/runtime", Mode: link, Body: "../../.."}}, "var/runtime"},
+		{"opt is a link to a file", []ziptest.File{{Name: "x"}, {Name: "opt", Mode: link, Body: "x"}}, "opt"},
+		{"links of etc in a loop", []ziptest.File{{Name: "etc", Mode: link, Body: "a"}, {Name: "a", Mode: link, Body: "etc"}}, "etc"},
+		{"passwd is a folder", []ziptest.File{{Name: "etc/passwd/x"}, {Name: "etc/group", Mode: fs.ModeNamedPipe}}, ""},
+		{"passwd that only root may read", []ziptest.File{{Name: "etc/passwd", Mode: 0o600, Body: "mallory:x:0:0::/:\n"}}, ""},
 		{"etc is a file", []ziptest.File{{Name: "etc"}}, "etc"},
 		{"var is a fifo", []ziptest.File{{Name: "var", Mode: fs.ModeNamedPipe}}, "var"},
 		{"proc, sys, dev and tmp are links", []ziptest.File{{Name: "proc", Mode: link, Body: "/etc"}, {Name: "sys", Mode: link, Body: "/"}, {Name: "dev", Mode: link, Body: "/dev"}, {Name: "tmp", Mode: link, Body: "/root"}}, ""},
@@ -217,6 +221,64 @@ func TestBaseDir(t *testing.T) {
 	ziptest.WantTree(t, etc, "app", "app/conf", "hostname", "tool", "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf")
 	if info, err := os.Stat(filepath.Join(etc, "tool")); err != nil || info.Mode() != 0o755 {
 		t.Errorf("tool: %v, %v", info.Mode(), err)
+	}
+}
+
+// The directories of ours may be links to directories of the tree. Those of an image stay
+// links, but for /etc and /var, which are taken apart.
+func TestBaseLinks(t *testing.T) {
+	dir := makeTree(t,
+		ziptest.File{Name: "opt", Mode: link, Body: "var/opt"}, ziptest.File{Name: "var", Mode: link, Body: "/data/./var"}, ziptest.File{Name: "data/var/opt/tool", Body: "t"},
+		ziptest.File{Name: "data/var/task", Mode: link, Body: "/app"}, ziptest.File{Name: "app/x", Body: "1"}, ziptest.File{Name: "data/var/lib/y"},
+		ziptest.File{Name: "data/var/runtime", Mode: link, Body: "../../client"}, ziptest.File{Name: "client/bootstrap", Mode: 0o755, Body: "#!/bin/sh\n"},
+		ziptest.File{Name: "etc", Mode: link, Body: "usr/../usr/etc"}, ziptest.File{Name: "usr/etc/hostname", Body: "h"}, ziptest.File{Name: "usr/etc/passwd", Mode: link, Body: "/usr/lib/passwd"},
+		ziptest.File{Name: "usr/lib/passwd", Body: "app:x:5:5::/:"})
+	for _, whole := range []bool{false, true} {
+		tree, err := (&baseDir{tree: newTree(), given: dir, whole: whole}).take(t.Context(), dir, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkTree(t, tree)
+		v, err := newView(tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.close()
+		want := []string{"/opt/tool", "/var/opt/tool", "/var/lib/y", "/var/runtime/bootstrap", "/etc/hostname", "/etc/passwd"}
+		if whole {
+			want = append(want, "/var/task/x")
+		}
+		for _, name := range want {
+			if n, err := v.resolve(name); err != nil || !n.mode.IsRegular() {
+				t.Errorf("image %v: %s: %+v, %v", whole, name, n, err)
+			}
+		}
+		if text, err := os.ReadFile(filepath.Join(mountOf(tree, "/etc")[0], "passwd")); err != nil || !strings.Contains(string(text), "app:x:5") {
+			t.Errorf("%q, %v", text, err)
+		}
+		if isLink := slices.Contains(tree.Links, Link{"/opt", "var/opt"}); isLink != whole {
+			t.Errorf("image %v: links %v", whole, tree.Links)
+		}
+	}
+}
+
+// The users, groups and name services of a tree stay, with our user before them.
+func TestBaseUsers(t *testing.T) {
+	dir := makeTree(t, ziptest.File{Name: "etc/passwd", Body: "root:x:0:0:root:/root:/bin/sh\nsbx_user1051:x:1:1::/:\ntimesync:x:993:5::/:\nwww-data:x:33:33::/var/www:"},
+		ziptest.File{Name: "etc/nsswitch.conf", Body: "passwd: compat\n"}, ziptest.File{Name: "etc/hosts", Body: "10.0.0.1 db\n"})
+	tree, err := Base(t.Context(), BaseOptions{Base: dir, Scratch: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"passwd":        "sbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin\nroot:x:0:0:root:/root:/bin/sh\ntimesync:x:993:5::/:\nwww-data:x:33:33::/var/www:\n",
+		"group":         etcFiles["group"],
+		"nsswitch.conf": "passwd: compat\n",
+		"hosts":         etcFiles["hosts"],
+	} {
+		if text, err := os.ReadFile(filepath.Join(mountOf(tree, "/etc")[0], name)); err != nil || string(text) != want {
+			t.Errorf("%s is %q, %v, want %q", name, text, err, want)
+		}
 	}
 }
 

@@ -10,10 +10,15 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
-// etcFiles are the files of /etc that are the same in every sandbox, whatever the
-// base. The user is the one of ENV-28; names of the loopback are those that the
+// etcFiles are files of /etc that sandboxd makes: in every sandbox, or, those of etcKept, where
+// the base has none of its own. The user is the one of ENV-28; names of the loopback are those that the
 // Telemetry API uses as destinations (sandbox, sandbox.localdomain). Where a sandbox
 // may look names up, the daemon answers on the loopback's port 53; elsewhere lookups end
 // at once, since nothing listens there.
@@ -26,6 +31,80 @@ var etcFiles = map[string]string{
 		"::1 localhost ip6-localhost ip6-loopback\n",
 	"resolv.conf":   "nameserver 127.0.0.1\n",
 	"nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+}
+
+// etcKept are the files of etcFiles that a base may have itself: programs look their own users
+// up, and end if they do not find them. What is there of our lines in it is added, before its
+// own: programs take the first line with a number.
+var etcKept = map[string][]string{
+	"passwd":        {"sbx_user1051:x:993:990::/home/sbx_user1051:/sbin/nologin"},
+	"group":         {"sbx_user1051:x:990:"},
+	"nsswitch.conf": nil,
+}
+
+// maxEtcKept bounds a file of etcKept.
+const maxEtcKept = 1 << 20
+
+// keepEtcFiles puts the base's files of etcKept in the place of ours. They may be links, which
+// lead to files of the base.
+func (b *baseDir) keepEtcFiles(files map[string]string) error {
+	for name, lines := range etcKept {
+		rel := path.Join("etc", name)
+		text, err := b.readPublic(rel)
+		switch {
+		case err != nil:
+			return b.invalid(rel, "cannot be read", "", invalid.Cause(err))
+		case text == "":
+			continue
+		}
+		for _, line := range lines {
+			text = withLine(text, line)
+		}
+		files[name] = text
+	}
+	return nil
+}
+
+// withLine returns the text of a table with the line in the place of all that have its name.
+func withLine(text, line string) string {
+	name, _, _ := strings.Cut(line, ":")
+	var out strings.Builder
+	out.WriteString(line + "\n")
+	for l := range strings.Lines(text) {
+		if !strings.HasPrefix(l, name+":") {
+			out.WriteString(l)
+		}
+	}
+	if !strings.HasSuffix(out.String(), "\n") {
+		out.WriteString("\n")
+	}
+	return out.String()
+}
+
+// readPublic reads a small file of the tree that everybody may read. It returns "" for
+// everything else, which the sandbox user could not read either.
+func (b *baseDir) readPublic(rel string) (string, error) {
+	real, err := resolveIn(b.root, rel)
+	if errors.Is(err, errLeadsNowhere) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	f, err := b.root.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
+		return "", err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxEtcKept+1))
+	if len(text) > maxEtcKept {
+		err = fmt.Errorf("has more than %s", invalid.Megabytes(maxEtcKept))
+	}
+	return string(text), err
 }
 
 // hostEtc is what a sandbox on the host's base sees of the host's /etc: what
@@ -42,10 +121,18 @@ var hostEtc = []string{
 	"java", "java-*", "python3", "python3.*", "perl", "nodejs", "fonts",
 }
 
-// makeEtc makes a new /etc below scratch from the /etc of a base, of which it takes
-// only what matches one of the patterns (nil means all), and gives its folder.
-func makeEtc(ctx context.Context, scratch, from string, src *os.Root, patterns []string) (dir string, err error) {
-	made, err := os.MkdirTemp(scratch, "etc-")
+// etcMaker makes a new /etc.
+type etcMaker struct {
+	scratch  string // the folder that it is made in
+	from     string // where src is, for messages
+	src      *os.Root
+	patterns []string          // of what is taken of src; nil means all
+	own      map[string]string // files in the place of those of src
+}
+
+// make returns the folder of the new /etc.
+func (m *etcMaker) make(ctx context.Context) (dir string, err error) {
+	made, err := os.MkdirTemp(m.scratch, "etc-")
 	if err != nil {
 		return "", fmt.Errorf("make /etc: %w", err)
 	}
@@ -62,13 +149,13 @@ func makeEtc(ctx context.Context, scratch, from string, src *os.Root, patterns [
 		return "", fmt.Errorf("make /etc: %w", err)
 	}
 	defer dst.Close()
-	if src != nil {
-		c := newCopier(ctx, from, src, dst, func(rel string) bool { _, ours := etcFiles[rel]; return ours })
-		if err := c.copyMatching(patterns); err != nil {
+	if m.src != nil {
+		c := newCopier(ctx, m.from, m.src, dst, func(rel string) bool { _, ours := m.own[rel]; return ours })
+		if err := c.copyMatching(m.patterns); err != nil {
 			return "", err
 		}
 	}
-	for name, content := range etcFiles {
+	for name, content := range m.own {
 		if err := writeFile(filepath.Join(made, name), content, 0o644); err != nil {
 			return "", err
 		}

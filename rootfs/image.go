@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 	"github.com/sandboxd/sandboxd/rootfs/store"
 )
@@ -24,6 +23,8 @@ type ImageOptions struct {
 	// Files holds the files of the image, all layers applied. PrepareImage takes it over:
 	// the Function closes it, or PrepareImage does so on error.
 	Files *store.Ref
+	// Layers are references that are held as long as Files, and taken over like it.
+	Layers store.Refs
 	// Argv is the image's entrypoint followed by its command (ENV-25). A first
 	// element without a slash is looked for in SearchPath.
 	Argv []string
@@ -32,6 +33,8 @@ type ImageOptions struct {
 	// WorkingDir is the directory inside to start in; "" is / (ENV-24). It is taken
 	// from / if it does not begin with one.
 	WorkingDir string
+	// Wrapper is the value of AWS_LAMBDA_EXEC_WRAPPER, which AWS's images heed (ENV-26).
+	Wrapper string
 	// Scratch is as in BaseOptions.
 	Scratch string
 }
@@ -47,7 +50,7 @@ type ImageOptions struct {
 func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err error) {
 	defer func() {
 		if err != nil {
-			f, err = nil, errors.Join(err, opts.Files.Close())
+			f, err = nil, errors.Join(err, opts.Files.Close(), opts.Layers.Close())
 		}
 	}()
 	scratch, err := os.MkdirTemp(opts.Scratch, "image-")
@@ -63,7 +66,7 @@ func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err erro
 	if err != nil {
 		return nil, err
 	}
-	f = &Function{Tree: *tree, refs: store.Refs{opts.Files}}
+	f = &Function{Tree: *tree, refs: append(store.Refs{opts.Files}, opts.Layers...)}
 	v, err := newView(&f.Tree)
 	if err != nil {
 		return nil, err
@@ -79,19 +82,50 @@ func PrepareImage(ctx context.Context, opts ImageOptions) (f *Function, err erro
 	if err := f.findExtensions(v); err != nil {
 		return nil, err
 	}
-	return f, f.scanCode(ctx, opts)
+	f.warnPrograms(v, opts.Wrapper, func(node) string { return opts.Image })
+	return f, f.scanCode(ctx, v, opts)
 }
 
-// scanCode warns of code that the sandbox user cannot read. The rest of an image is
-// full of files that only its root may read.
-func (f *Function) scanCode(ctx context.Context, opts ImageOptions) error {
+// systemDirs are the directories at the root of Linux systems. The rest of a system is full of
+// files that only its root may read.
+var systemDirs = []string{"bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "media", "mnt", "root", "run", "sbin", "sys", "usr", "var"}
+
+// scanCode warns of code that the sandbox user cannot read: below the working directory, in
+// /var/task, in the folders of the image's root that no system has, and of the program's
+// arguments.
+func (f *Function) scanCode(ctx context.Context, v *view, opts ImageOptions) error {
+	dirs := []string{f.WorkingDir, taskDir}
 	for _, m := range f.Mounts {
-		if m.Target == taskDir {
-			code := pkg{given: opts.Image, dir: m.Sources[0], inside: taskDir}
-			return f.scanPackages(ctx, []pkg{code}, extract.Limits{UnzippedBytes: math.MaxInt64})
+		if name := m.Target[1:]; !strings.Contains(name, "/") && !slices.Contains(systemDirs, name) {
+			dirs = append(dirs, m.Target)
 		}
 	}
-	return nil
+	slices.Sort(dirs)
+	var code []pkg
+	for _, dir := range dirs {
+		n, err := v.resolve(dir)
+		if err != nil || !n.mode.IsDir() || n.root == nil || slices.Contains(systemDirs, strings.Trim(n.path, "/")) {
+			continue // such as / as the working directory
+		}
+		known := slices.ContainsFunc(code, func(p pkg) bool { return below(n.path, p.inside) })
+		if !known {
+			code = append(code, pkg{given: opts.Image, dir: filepath.Join(n.root.Name(), n.rel), inside: n.path})
+		}
+	}
+	for _, arg := range f.BootstrapArgs {
+		name := arg
+		if !path.IsAbs(name) {
+			name = path.Join(f.WorkingDir, name)
+		}
+		n, err := v.resolve(name)
+		if err != nil || !n.mode.IsRegular() || slices.ContainsFunc(code, func(p pkg) bool { return below(n.path, p.inside) }) {
+			continue
+		}
+		if perm := n.mode.Perm(); perm&0o004 == 0 || n.blocked != "" {
+			f.Warnings = append(f.Warnings, unreadable(opts.Image, n.path, "chmod o+r", perm))
+		}
+	}
+	return f.scanAll(ctx, code, nil, math.MaxInt64)
 }
 
 // findWorkingDir gives the clean path of the working directory, once it is sure that

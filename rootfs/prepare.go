@@ -25,13 +25,16 @@ type FunctionOptions struct {
 	Runtime string
 	// Handler is needed by runtimes other than provided.*.
 	Handler string
+	// Wrapper is the value of AWS_LAMBDA_EXEC_WRAPPER, which these runtimes heed (ENV-26).
+	Wrapper string
 	// Limits bound code and layers; the zero value means the defaults.
 	Limits extract.Limits
 	// Store keeps the extracted zips. It may be nil if nothing is a zip.
 	Store *store.Store
 	// Scratch is as in BaseOptions.
 	Scratch string
-	// Progress, if not nil, is told how far the extraction of a zip is, in bytes.
+	// Progress, if not nil, is told how far the extraction of a zip is, in bytes. total is 0 if
+	// it is not known.
 	Progress func(file string, done, total int64)
 }
 
@@ -122,7 +125,7 @@ func Prepare(ctx context.Context, opts FunctionOptions) (f *Function, err error)
 	if err := f.scanPackages(ctx, packages, limits); err != nil {
 		return nil, err
 	}
-	return f, f.addRuntime(opts, scratch, version, lang)
+	return f, f.addRuntime(opts, packages, scratch, version, lang)
 }
 
 // pkg is the code or a layer.
@@ -212,7 +215,7 @@ func (f *Function) addPackages(packages []pkg) error {
 }
 
 // addRuntime finds or makes the bootstrap, and finds the extensions.
-func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lang *language) error {
+func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, version string, lang *language) error {
 	v, err := newView(&f.Tree)
 	if err != nil {
 		return err
@@ -225,14 +228,31 @@ func (f *Function) addRuntime(opts FunctionOptions, scratch, version string, lan
 		return err
 	}
 	if lang == nil {
-		f.Bootstrap, err = findBootstrap(v, opts.Code)
+		opts.Wrapper = ""
+	}
+	f.warnPrograms(v, opts.Wrapper, func(n node) string {
+		for _, p := range packages {
+			if n.root != nil && n.root.Name() == p.dir {
+				return p.given
+			}
+		}
+		return opts.Base
+	})
+	for _, layer := range packages[1:] {
+		if err := f.warnLayer(layer); err != nil {
+			return err
+		}
+	}
+	if lang == nil {
+		f.Bootstrap, err = findBootstrap(v, packages[0])
 		return err
 	}
+	f.warnHandler(v, packages[0], opts.Runtime, opts.Handler)
 	f.Bootstrap = runtimeDir + "/bootstrap"
 	if own, err := v.resolve(f.Bootstrap); err == nil { // an image of that runtime
 		return checkProgram(v, opts.Base, own)
 	}
-	made, warnings, err := makeBootstrap(v, scratch, opts.Code, opts.Runtime, version, lang)
+	made, warnings, err := makeBootstrap(v, scratch, packages[0], opts.Runtime, version, lang)
 	if err != nil {
 		return err
 	}

@@ -191,7 +191,7 @@ func TestPrepareZip(t *testing.T) {
 	dir := t.TempDir()
 	code := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell}, ziptest.File{Name: "key", Mode: 0o600}))
 	layer := filepath.Join(dir, "layer.zip")
-	if err := os.WriteFile(layer, ziptest.Make(t, ziptest.File{Name: "extensions/b", Mode: 0o755}, ziptest.File{Name: "extensions/a"}, ziptest.File{Name: "extensions/d/x"}), 0o600); err != nil {
+	if err := os.WriteFile(layer, ziptest.Make(t, ziptest.File{Name: "extensions/b", Mode: 0o755, Body: shell}, ziptest.File{Name: "extensions/a", Mode: 0o755, Body: "#!/bin/sh -e\r\n"}, ziptest.File{Name: "extensions/d/x"}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	low := makeTree(t, ziptest.File{Name: "extensions/c"}, ziptest.File{Name: "extensions/l", Mode: link, Body: "/etc/passwd"})
@@ -209,8 +209,11 @@ func TestPrepareZip(t *testing.T) {
 	if len(f.Digest) != 64 {
 		t.Errorf("digest %q", f.Digest)
 	}
-	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "/var/task/key") {
-		t.Errorf("warnings %q, want one for key", f.Warnings)
+	for i, want := range []string{"/var/task/key", "extension a cannot be started: " + layer + `: "/opt/extensions/a": has Windows line ends`,
+		"extension c cannot be started: " + low + `: "/opt/extensions/c": is not executable`, "extension l cannot be started"} {
+		if len(f.Warnings) != 4 || !strings.Contains(f.Warnings[i], want) {
+			t.Errorf("warnings %q, want %q", f.Warnings, want)
+		}
 	}
 }
 
@@ -256,6 +259,15 @@ func TestPrepareErrors(t *testing.T) {
 		{"bootstrap is text", FunctionOptions{Code: boot(0o755, "echo hello\n")}, invalid.ErrNotExecutable, "#!/bin/sh"},
 		{"bootstrap is empty", FunctionOptions{Code: boot(0o755, "")}, invalid.ErrNotExecutable, "#!/bin/sh"},
 		{"Windows line ends", FunctionOptions{Code: boot(0o755, "#!/bin/sh\r\necho\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
+		{"Windows line ends after env", FunctionOptions{Code: boot(0o755, "#!/usr/bin/env python3\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
+		{"Windows line ends after an option", FunctionOptions{Code: boot(0o755, "#!/bin/sh -e\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
+		{"line ends of old Macs", FunctionOptions{Code: boot(0o755, "#!/bin/sh\recho\r")}, invalid.ErrNotExecutable, "dos2unix"},
+		{"byte order mark", FunctionOptions{Code: boot(0o755, "\xef\xbb\xbf#!/bin/sh\n")}, invalid.ErrNotExecutable, "byte order mark"},
+		{"UTF-16 as of Windows", FunctionOptions{Code: boot(0o755, "\xff\xfe#\x00!\x00/\x00")}, invalid.ErrNotExecutable, "UTF-16"},
+		{"UTF-16, big end first", FunctionOptions{Code: boot(0o755, "\xfe\xff\x00#\x00!")}, invalid.ErrNotExecutable, "UTF-16"},
+		{"UTF-16 without mark", FunctionOptions{Code: boot(0o755, "#\x00!\x00/\x00")}, invalid.ErrNotExecutable, "UTF-16"},
+		{"program for Windows", FunctionOptions{Code: boot(0o755, "MZ\x90\x00")}, invalid.ErrNotExecutable, "GOOS=linux"},
+		{"program for macOS", FunctionOptions{Code: boot(0o755, "\xcf\xfa\xed\xfe\x07")}, invalid.ErrNotExecutable, "macOS"},
 		{"interpreter is not there", FunctionOptions{Code: boot(0o755, "#! /usr/bin/zsh -e\n")}, invalid.ErrNotExecutable, "/usr/bin/zsh"},
 		{"interpreter is not named", FunctionOptions{Code: boot(0o755, "#!\n")}, invalid.ErrNotExecutable, "first line"},
 		{"other architecture", FunctionOptions{Code: boot(0o755, program(other, elf.ELFCLASS64))}, invalid.ErrArchitecture, archName(other)},
@@ -286,6 +298,29 @@ func TestPrepareErrors(t *testing.T) {
 				t.Errorf("error %v, want kind %q that says %q", err, tt.kind, tt.says)
 			}
 		})
+	}
+}
+
+// A wrapper that cannot be started is warned of: it fails the initialization (ENV-27).
+func TestWrapperWarning(t *testing.T) {
+	python := ziptest.File{Name: "awslambdaric/__main__.py"}
+	layer := makeTree(t, ziptest.File{Name: "good", Mode: 0o755, Body: shell}, ziptest.File{Name: "crlf", Mode: 0o755, Body: "#!/usr/bin/env bash\r\n"})
+	for wrapper, want := range map[string]string{
+		"": "", "/opt/good": "", "found-by-path": "",
+		"/opt/crlf": "Windows line ends", "/opt/none": `"/opt/none" does not exist in the sandbox`, "./awslambdaric/__main__.py": "not executable",
+	} {
+		f, err := prepareDir(t, FunctionOptions{Code: makeTree(t, python), Layers: []string{layer}, Runtime: "python3.11", Handler: "a.b", Wrapper: wrapper})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(f.Warnings, "\n")
+		if !strings.Contains(got, want) || (got == "") != (want == "") || want != "" && !strings.HasPrefix(got, "the program of AWS_LAMBDA_EXEC_WRAPPER cannot be started: ") {
+			t.Errorf("%q: warnings %q, want %q", wrapper, got, want)
+		}
+	}
+	code := makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: shell})
+	if f, err := prepareDir(t, FunctionOptions{Code: code, Wrapper: "/opt/none"}); err != nil || len(f.Warnings) > 0 { // provided.* do not heed it (ENV-26)
+		t.Errorf("%+v, %v", f, err)
 	}
 }
 
@@ -423,6 +458,43 @@ func TestScanWarnings(t *testing.T) {
 	}
 	if w := f.Warnings[maxScanWarnings+1]; !strings.Contains(w, "ENV-36") {
 		t.Errorf("warning %q, want the limit", w)
+	}
+}
+
+// Links stay links, wherever they lead, in folders and in zips. A warning names those that
+// lead out of the package to nothing that the sandbox has.
+func TestLinksOut(t *testing.T) {
+	files := []ziptest.File{
+		{Name: "bootstrap", Mode: 0o755, Body: shell},
+		{Name: "up", Mode: link, Body: "../../opt/modules"}, {Name: "d/up", Mode: link, Body: "../../../opt/modules/x"},
+		{Name: "absolute", Mode: link, Body: "/opt/modules"}, {Name: "self", Mode: link, Body: "/var/task/bootstrap"},
+		{Name: "tmp", Mode: link, Body: "/tmp/cache"}, {Name: "inside", Mode: link, Body: "missing"}, {Name: "loop", Mode: link, Body: "loop"},
+		{Name: "dead1", Mode: link, Body: "../shared"}, {Name: "dead2", Mode: link, Body: "/home/me/x"}, {Name: "dead3", Mode: link, Body: "../../../../../../etc/shadow"},
+	}
+	layer := []ziptest.File{{Name: "modules/x"}, {Name: "dead4", Mode: link, Body: "../elsewhere"}}
+	zipOf := func(f ...ziptest.File) string { return ziptest.Write(t, t.TempDir(), ziptest.Make(t, f...)) }
+	for name, code := range map[string][2]string{"folder": {makeTree(t, files...), makeTree(t, layer...)}, "zip": {zipOf(files...), zipOf(layer...)}} {
+		f, err := prepareDir(t, FunctionOptions{Code: code[0], Layers: code[1:]})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, file := range files[1:] {
+			if target, err := os.Readlink(filepath.Join(mountOf(&f.Tree, "/var/task")[0], file.Name)); target != file.Body || err != nil {
+				t.Errorf("%s: %s is a link to %q, %v", name, file.Name, target, err)
+			}
+		}
+		want := []string{"/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
+		if len(f.Warnings) != len(want) {
+			t.Fatalf("%s: warnings %q", name, f.Warnings)
+		}
+		for i, w := range want {
+			if !strings.Contains(f.Warnings[i], w) || !strings.Contains(f.Warnings[i], "leads out of its folder") {
+				t.Errorf("%s: warning %q, want one for %s", name, f.Warnings[i], w)
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path"
 	"runtime"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -51,6 +56,12 @@ func checkProgram(v *view, file string, prog node) error {
 		return refuse("cannot be read: "+invalid.Cause(err).Error(), "")
 	}
 	defer f.Close()
+	if on, err := v.noExec(prog, f); err != nil {
+		return fmt.Errorf("look at the file system of %s of %s: %w", prog.path, file, err)
+	} else if on {
+		return refuse("lies on a file system of this host that is mounted noexec, from which no program can be started",
+			"remount it with exec, or move the package; a zip or an image lies in --state-dir")
+	}
 	head := make([]byte, 256) // the kernel's BINPRM_BUF_SIZE
 	n, err := io.ReadFull(f, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
@@ -61,16 +72,16 @@ func checkProgram(v *view, file string, prog node) error {
 	case bytes.HasPrefix(head, []byte(elf.ELFMAG)):
 		return checkMachine(file, prog.path, head)
 	case !bytes.HasPrefix(head, []byte("#!")):
-		return refuse("is neither a Linux program nor a script", "build it for Linux, or begin the script with #!/bin/sh")
+		return refuse(describeUnknown(head))
 	case prog.mode.Perm()&0o004 == 0:
 		return refuse(fmt.Sprintf("is a script that others may not read (mode %04o)", prog.mode.Perm()), "chmod 755 it")
 	}
 	line, _, _ := strings.Cut(string(head[2:]), "\n")
-	interpreter, _, _ := strings.Cut(strings.TrimLeft(line, " \t"), " ")
-	interpreter, _, _ = strings.Cut(interpreter, "\t")
-	if strings.HasSuffix(interpreter, "\r") {
+	if strings.Contains(line, "\r") { // at the end of the interpreter's name, of an option, or of what env is to start
 		return refuse("has Windows line ends, so its interpreter is not found", "store it with Unix line ends (dos2unix)")
 	}
+	interpreter, _, _ := strings.Cut(strings.TrimLeft(line, " \t"), " ")
+	interpreter, _, _ = strings.Cut(interpreter, "\t")
 	from := "/" // a relative interpreter is looked for in the working directory
 	if !path.IsAbs(interpreter) {
 		from = taskDir
@@ -80,6 +91,73 @@ func checkProgram(v *view, file string, prog node) error {
 			"correct its first line, or give another base")
 	}
 	return nil
+}
+
+// foreign are the beginnings of files that people take for programs of Linux.
+var foreign = []struct{ begins, reason, fix string }{
+	{"\xef\xbb\xbf", "begins with a byte order mark, so that the kernel does not see its first line", "save it as UTF-8 without BOM"},
+	{"\xff\xfe", "is stored as UTF-16, as PowerShell writes text", "save it as UTF-8 without BOM"},
+	{"\xfe\xff", "is stored as UTF-16", "save it as UTF-8 without BOM"},
+	{"#\x00", "is stored as UTF-16 without byte order mark", "save it as UTF-8"},
+	{"\x00#", "is stored as UTF-16 without byte order mark", "save it as UTF-8"},
+	{"MZ", "is a program for Windows", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
+	{"\xcf\xfa\xed\xfe", "is a program for macOS", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
+	{"\xca\xfe\xba\xbe", "is a program for macOS or a class of Java", "build it for GOOS=linux GOARCH=" + runtime.GOARCH + ", or begin a script with #!/bin/sh"},
+}
+
+// describeUnknown says what a file is that begins neither as a program nor as a script, and
+// what to do.
+func describeUnknown(head []byte) (reason, fix string) {
+	for _, f := range foreign {
+		if bytes.HasPrefix(head, []byte(f.begins)) {
+			return f.reason, f.fix
+		}
+	}
+	return "is neither a Linux program nor a script", "build it for Linux, or begin the script with #!/bin/sh"
+}
+
+// noExec reports whether the sandbox cannot execute a file because it is mounted so on the
+// host. The overlay of several sources is a mount of its own, which is not.
+func (v *view) noExec(n node, f *os.File) (bool, error) {
+	roots, ok := v.mounts[n.path]
+	if !ok {
+		roots, _ = v.mountOf(n.path)
+	}
+	if len(roots) > 1 {
+		return false, nil
+	}
+	var st unix.Statfs_t
+	err := unix.Fstatfs(int(f.Fd()), &st)
+	return st.Flags&unix.ST_NOEXEC != 0, os.NewSyscallError("fstatfs", err)
+}
+
+// warnPrograms warns of extensions and of a wrapper that cannot be started. They are no errors
+// of the start: they fail the initialization, as on Lambda (EX-03, ENV-27). owner says what
+// the operator gave that holds a file.
+func (f *Function) warnPrograms(v *view, wrapper string, owner func(node) string) {
+	check := func(what, name string) {
+		n, err := v.resolve(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = fmt.Errorf("%q does not exist in the sandbox", invalid.Shorten(name))
+		case err == nil:
+			err = checkProgram(v, owner(n), n)
+		}
+		if err != nil {
+			f.Warnings = append(f.Warnings, fmt.Sprintf("%s cannot be started: %v", what, err))
+		}
+	}
+	if !f.ExtensionsDisabled {
+		for _, name := range f.Extensions {
+			check("extension "+invalid.Shorten(name), optDir+"/extensions/"+name)
+		}
+	}
+	if strings.Contains(wrapper, "/") { // else the shell searches its PATH, which only shows inside
+		if !path.IsAbs(wrapper) {
+			wrapper = path.Join(f.WorkingDir, wrapper)
+		}
+		check("the program of AWS_LAMBDA_EXEC_WRAPPER", wrapper)
+	}
 }
 
 // checkMachine compares the machine of an ELF header with the host's.

@@ -199,25 +199,30 @@ func findRuntime(name string) (lang *language, version string, err error) {
 
 // findBootstrap looks for the bootstrap of a runtime that the code brings itself,
 // in the order of ENV-23.
-func findBootstrap(v *view, code string) (string, error) {
+func findBootstrap(v *view, code pkg) (string, error) {
 	for _, dir := range []string{taskDir, optDir, runtimeDir} {
 		n, err := v.resolve(dir + "/bootstrap")
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return "", fmt.Errorf("look for the bootstrap of %s: %w", code, err)
+			return "", fmt.Errorf("look for the bootstrap of %s: %w", code.given, err)
 		}
-		return dir + "/bootstrap", checkProgram(v, code, n)
+		return dir + "/bootstrap", checkProgram(v, code.given, n)
 	}
-	return "", &invalid.Error{Kind: invalid.ErrNoBootstrap, File: code, Entry: taskDir + "/bootstrap",
+	missing := &invalid.Error{Kind: invalid.ErrNoBootstrap, File: code.given, Entry: taskDir + "/bootstrap",
 		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",
 		Fix:    "put an executable file named bootstrap at the top of the package, or name a runtime such as nodejs20.x, python3.11 or java17"}
+	if folder := nestedFolder(v, []string{"bootstrap"}); folder != "" {
+		missing.Reason += fmt.Sprintf("; there is one at %q", invalid.Shorten(folder+"/bootstrap"))
+		missing.Fix = fixNested(code, folder)
+	}
+	return "", missing
 }
 
 // makeBootstrap makes a folder below scratch with the bootstrap of a language,
 // from what the view has: interpreter, client and shell.
-func makeBootstrap(v *view, scratch, code, name, version string, lang *language) (dir string, warnings []string, err error) {
+func makeBootstrap(v *view, scratch string, code pkg, name, version string, lang *language) (dir string, warnings []string, err error) {
 	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
 	if _, err := v.resolve("/bin/sh"); err != nil {
 		return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
@@ -228,15 +233,24 @@ func makeBootstrap(v *view, scratch, code, name, version string, lang *language)
 		return "", nil, err
 	}
 	client := ""
+	var inPackage []string
 	for _, c := range lang.clients {
 		if client = findFile(v, fill(c)); client != "" {
 			break
 		}
+		if rel, ok := strings.CutPrefix(fill(c), taskDir+"/"); ok {
+			inPackage = append(inPackage, rel)
+		}
 	}
 	if client == "" {
-		return "", nil, &invalid.Error{Kind: invalid.ErrClient, File: code, Entry: name,
+		missing := &invalid.Error{Kind: invalid.ErrClient, File: code.given, Entry: name,
 			Reason: "the runtime client is neither in the package nor in a layer nor in the base",
 			Fix:    fmt.Sprintf("'sudo sandboxd layer %[1]s' makes a layer with it: add --layer %[1]s-layer.zip; or, in the package's folder: %[2]s", name, lang.install)}
+		if folder := nestedFolder(v, inPackage); folder != "" {
+			missing.Reason += fmt.Sprintf("; it is in the package's folder %q", invalid.Shorten(folder))
+			missing.Fix = fixNested(code, folder)
+		}
+		return "", nil, missing
 	}
 	if lang.warn != nil {
 		if warning := lang.warn(name, version, client); warning != "" {

@@ -1,5 +1,7 @@
 package rootfs
 
+import "slices"
+
 // Tree is the root file system of a sandbox as plain data. The paths in it are
 // absolute paths inside the sandbox, the sources absolute paths of the host.
 // /proc, /dev and /tmp are not part of it: whoever builds the root adds them.
@@ -35,6 +37,11 @@ func (t *Tree) addDir(path string) {
 		}
 	}
 	t.Dirs = append(t.Dirs, path)
+}
+
+// removeDir removes a directory that nothing has been added below.
+func (t *Tree) removeDir(path string) {
+	t.Dirs = slices.DeleteFunc(t.Dirs, func(d string) bool { return d == path })
 }
 
 // addMount adds a mount and its mount point.

@@ -138,7 +138,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.function.Handler, "handler", o.function.Handler, "`HANDLER` of the function, in the form of its runtime (_HANDLER)")
 	f.StringVar(&o.function.Runtime, "runtime", o.function.Runtime, "`RUNTIME` of the function: provided.al2023, nodejs20.x, python3.11, java17, …")
 	f.StringVar(&o.source.Base, "rootfs", o.source.Base, "base file system: host, or a `DIR`")
-	f.StringVar(&o.source.Image, "image", o.source.Image, "container image instead of DIR or ZIP: an OCI `LAYOUT`, an archive, or a reference")
+	f.StringVar(&o.source.Image, "image", o.source.Image, "container image instead of DIR or ZIP: an OCI `LAYOUT`, an archive, or a reference; LAYOUT:TAG is one of several")
 	f.Var(cli.Paths(&o.source.Layers, function.MaxLayers, "layers"), "layer", "layer for /opt; repeatable, later ones win")
 	f.Var(envValue{&o.function.Env}, "env", "environment variable of the function; repeatable")
 	o.addAWSFlags(f)

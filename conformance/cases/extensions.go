@@ -99,7 +99,9 @@ var extensionLaunch = []suite.Case{
 		}
 	}},
 	{ID: "EX-02", Setup: watched, Run: func(t *suite.T) { t.Status(t.Journal().By("a.sh"), "register", 200) }},
-	{ID: "EX-03", Setup: notExecutable, Run: launchFails},
+	{ID: "EX-03", Setup: notExecutable, Run: func(t *suite.T) {
+		t.FunctionError(t.Invoke("1"), "Extension.LaunchError", "RequestId: <id> Error: fork/exec /opt/extensions/broken: permission denied")
+	}},
 	{ID: "EX-04", Setup: eleven, Run: launchFails},
 	{ID: "EX-05", Setup: off, Run: func(t *suite.T) {
 		_, j := t.Play(post("register", extensionBase+"register", "{}", "Lambda-Extension-Name", "x"), get("next", extensionBase+"event/next"),

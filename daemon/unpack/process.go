@@ -66,9 +66,9 @@ func (t *task) run(ctx context.Context) error {
 	case t.Zip != nil:
 		return t.Zip.Run(ctx, first, second(), nil)
 	case t.Read != nil && t.Read.Source == image.Archive:
-		return t.Read.Run(ctx, first, second())
+		return t.Read.Run(ctx, first, second(), os.NewFile(firstFD+2, "third"))
 	case t.Read != nil:
-		return t.Read.Run(ctx, first, nil)
+		return t.Read.Run(ctx, first, nil, nil)
 	case t.Unpack != nil:
 		return t.Unpack.Run(ctx, first, second())
 	}
@@ -104,6 +104,8 @@ func (t *task) bound() error {
 		file = uint64(t.Unpack.Limits.Bytes)
 	case t.Install != nil:
 		file = uint64(t.Install.Bytes)
+	case t.Read != nil:
+		file = uint64(t.Read.Spool) + 1 // the first byte too many is an error of ours
 	}
 	debug.SetMemoryLimit(int64(memory) / 4 * 3)
 	for resource, most := range map[int]uint64{

@@ -68,6 +68,10 @@ type Runner struct {
 	moves atomic.Int64 // see idleness.watch
 }
 
+// Moved says that the daemon works on what these processes wait for, so that none of them counts as
+// stalled. It implements image.Options.Moved.
+func (r *Runner) Moved() { r.moves.Add(1) }
+
 // Zip extracts a zip. It implements store.Store.Unzip.
 func (r *Runner) Zip(ctx context.Context, job extract.ZipJob, zip, tree *os.File) error {
 	return r.run(ctx, &unprivileged{what: "zip", about: job.File, task: task{Zip: &job}, files: []*os.File{zip, tree}, tree: tree, idle: idleAlone})
@@ -75,17 +79,17 @@ func (r *Runner) Zip(ctx context.Context, job extract.ZipJob, zip, tree *os.File
 
 // ReadImage reads an image. Only the process for a registry has a network. ReadImage
 // implements image.Options.Read.
-func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive *os.File) error {
+func (r *Runner) ReadImage(ctx context.Context, job image.ReadJob, conn, archive, spool *os.File) error {
 	p := &unprivileged{what: "image", about: job.Image, task: task{Read: &job}, files: []*os.File{conn}, network: job.Source == image.Registry, idle: idleOf(job.Source)}
 	if archive != nil {
-		p.files = append(p.files, archive)
+		p.files = append(p.files, archive, spool)
 	}
 	return r.run(ctx, p)
 }
 
-// UnpackImage applies the layers of an image. It implements image.Options.Unpack.
-func (r *Runner) UnpackImage(ctx context.Context, job image.UnpackJob, layers, tree *os.File) error {
-	return r.run(ctx, &unprivileged{what: "layers", about: job.Image, task: task{Unpack: &job}, files: []*os.File{layers, tree}, tree: tree, idle: idleOf(job.Source)})
+// UnpackImage unpacks a layer of an image. It implements image.Options.Unpack.
+func (r *Runner) UnpackImage(ctx context.Context, job image.UnpackJob, layer, tree *os.File) error {
+	return r.run(ctx, &unprivileged{what: "layer", about: job.Image, task: task{Unpack: &job}, files: []*os.File{layer, tree}, tree: tree, idle: idleOf(job.Source)})
 }
 
 // idleOf returns when a process that reads an image from s counts as stalled.

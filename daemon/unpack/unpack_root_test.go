@@ -212,7 +212,7 @@ func TestUnpackConfinement(t *testing.T) {
 		p    unprivileged
 	}{
 		{"folder link", unprivileged{what: "zip", task: task{Zip: &extract.ZipJob{File: addr, Limits: extract.Limits{UnzippedBytes: 1}}}}},
-		{"folder link", unprivileged{what: "layers", task: task{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
+		{"folder link", unprivileged{what: "layer", task: task{Unpack: &image.UnpackJob{Image: addr, Limits: image.Limits{Bytes: 1}}}}},
 		{"", unprivileged{what: "image", task: task{Read: &image.ReadJob{Image: addr}}}},
 		{"hosts connect", unprivileged{what: "image", task: task{Read: &image.ReadJob{Image: addr, Source: image.Registry}}, network: true}},
 	} {

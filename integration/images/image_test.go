@@ -3,8 +3,11 @@
 package images
 
 import (
+	"archive/tar"
+	"compress/gzip"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -22,7 +25,7 @@ import (
 // its files belong to root and are read-only, and its user is not asked.
 func TestImage(t *testing.T) {
 	layout := harness.ImageLayout(t, map[string]any{
-		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin"},
+		"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app", "User": "0", "Env": []string{"FROM_IMAGE=yes", "PATH=/bin", "spring.profiles.active=prod", "_JAVA_OPTIONS=-Xss1m", "_HANDLER=evil"},
 	})
 	d := harness.Start(t, "--memory=512", "--env=MINE=1", "--image", layout)
 	r := d.Do(script.Step{Op: "env"}, script.Step{Op: "read", Path: "here"}, script.Step{Op: "write", Path: "here", Data: "x"},
@@ -32,7 +35,7 @@ func TestImage(t *testing.T) {
 		name, value, _ := strings.Cut(e, "=")
 		env[name] = value
 	}
-	for name, want := range map[string]string{"FROM_IMAGE": "yes", "MINE": "1", "PATH": "/bin", "LD_LIBRARY_PATH": "", "TZ": ":UTC"} {
+	for name, want := range map[string]string{"FROM_IMAGE": "yes", "spring.profiles.active": "prod", "_JAVA_OPTIONS": "-Xss1m", "_HANDLER": "", "MINE": "1", "PATH": "/bin", "LD_LIBRARY_PATH": "", "TZ": ":UTC"} {
 		if env[name] != want {
 			t.Errorf("%s is %q, want %q", name, env[name], want)
 		}
@@ -113,6 +116,37 @@ func TestImageFromRegistry(t *testing.T) {
 	}
 	t.Setenv("DOCKER_CONFIG", home)
 	d := harness.Start(t, "--memory=512", "--image", given)
+	if r := d.Do(script.Step{Op: "read", Path: "here"}); r.Results[0].Text != "in the image" {
+		t.Errorf("%+v", r.Results[0])
+	}
+}
+
+// A compressed archive is decompressed by the process that reads it, which may write to no
+// other file; a tag chooses the image.
+func TestImageCompressedArchive(t *testing.T) {
+	layout := harness.ImageLayout(t, map[string]any{"Entrypoint": []string{"/main"}, "WorkingDir": "/srv/app"})
+	var index map[string]any
+	name := filepath.Join(layout, "index.json")
+	if err := json.Unmarshal(harness.ReadFile(t, name), &index); err != nil {
+		t.Fatal(err)
+	}
+	index["manifests"].([]any)[0].(map[string]any)["annotations"] = map[string]string{"org.opencontainers.image.ref.name": "v1"}
+	text, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteFile(t, name, text, 0o600)
+	archive := filepath.Join(t.TempDir(), "image.tar.gz")
+	file, err := os.Create(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := gzip.NewWriter(file)
+	w := tar.NewWriter(packed)
+	if err := errors.Join(w.AddFS(os.DirFS(layout)), w.Close(), packed.Close(), file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	d := harness.Start(t, "--memory=512", "--image", archive+":v1")
 	if r := d.Do(script.Step{Op: "read", Path: "here"}); r.Results[0].Text != "in the image" {
 		t.Errorf("%+v", r.Results[0])
 	}

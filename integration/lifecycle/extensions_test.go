@@ -114,6 +114,12 @@ func TestACC11ExtensionLaunch(t *testing.T) {
 		wantLaunchError(t, d)
 		d.WaitFor("PermissionDenied")
 	})
+	t.Run("Windows line ends", func(t *testing.T) {
+		dir := t.TempDir()
+		harness.WriteFile(t, dir+"/extensions/ext", []byte("#!/usr/bin/env bash\r\n"), 0o755)
+		d := harness.Start(t, harness.OneCPU, "--layer", dir, harness.Function(t))
+		d.WaitFor("has Windows line ends")
+	})
 }
 
 // wantLaunchError invokes and wants an init that failed before the runtime began.

@@ -185,7 +185,7 @@ func TestPruneBesideDaemons(t *testing.T) {
 	image := harness.StartIn(t, f, "--memory=512", "--ephemeral-storage=600", "--image", layout)
 	first.Stop()
 
-	inUse := "image:" + filepath.Base(layout) + " tmp:/tmp of 512.0 MiB tmp:/tmp of 600.0 MiB zip:function.zip zip:function.zip"
+	inUse := "image:" + filepath.Base(layout) + " layer:" + filepath.Base(layout) + " tmp:/tmp of 512.0 MiB tmp:/tmp of 600.0 MiB zip:function.zip zip:function.zip"
 	before := sums(t, filepath.Join(f.State, "packages"))
 	if p := prune(t, f, "--dry-run"); !p.DryRun || names(p.Removed) != "zip:old.zip" || names(p.InUse) != inUse {
 		t.Errorf("planned: %+v", p)
@@ -219,7 +219,7 @@ func TestPruneBesideDaemons(t *testing.T) {
 	}
 
 	zipped.Crash()
-	if p := prune(t, f); names(p.Removed) != "tmp:/tmp of 512.0 MiB zip:function.zip zip:function.zip" || len(p.InUse) != 2 {
+	if p := prune(t, f); names(p.Removed) != "tmp:/tmp of 512.0 MiB zip:function.zip zip:function.zip" || len(p.InUse) != 3 {
 		t.Errorf("after the kill of one: %+v", p)
 	}
 	harness.StartIn(t, f, "--memory=512", "--layer", layer, code).Do() // made anew

@@ -25,6 +25,8 @@ type Bounds struct {
 	Entries   int    // files, directories and links
 	Depth     int    // path components of an entry
 	HardLinks bool   // whether a file may have several names, all of them in the folder
+	// Progress, if not nil, is told how many bytes there are, whenever Watch has looked.
+	Progress func(bytes int64)
 }
 
 const (
@@ -44,8 +46,12 @@ var errOver = errors.New("there is more than the limits allow")
 // Watch returns when fill has returned. Its error is that of fill, or of what ended it: if
 // there was too much, an [invalid.Error] of kind invalid.ErrTooLarge.
 func (b Bounds) Watch(ctx context.Context, root *os.Root, fill func(context.Context) error) error {
+	return run(ctx, root, fill, b.watch, b.watchSpace)
+}
+
+// run runs fill until one of the watchers has an error.
+func run(ctx context.Context, root *os.Root, fill func(context.Context) error, watchers ...func(context.Context, *os.Root) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
-	watchers := []func(context.Context, *os.Root) error{b.watch, b.watchSpace}
 	watched := make(chan error, len(watchers))
 	for _, watch := range watchers {
 		go func() {
@@ -58,10 +64,11 @@ func (b Bounds) Watch(ctx context.Context, root *os.Root, fill func(context.Cont
 	}
 	err := fill(ctx)
 	stop(nil)
-	if over := cmp.Or(<-watched, <-watched); over != nil {
-		return over
+	var over error
+	for range watchers {
+		over = cmp.Or(over, <-watched)
 	}
-	return err
+	return cmp.Or(over, err)
 }
 
 // watch returns nil once ctx has ended.
@@ -100,12 +107,21 @@ func (b Bounds) look(ctx context.Context, root *os.Root) error {
 	if err != nil && ctx.Err() == nil {
 		return b.unseen(err)
 	}
+	if b.Progress != nil {
+		b.Progress(c.bytes)
+	}
 	return nil
 }
 
 // unseen is the error of what cannot be looked at.
 func (b Bounds) unseen(err error) error {
 	return fmt.Errorf("the extraction of %s was stopped, because what it makes cannot be counted: %w; see whether the file system of --state-dir is sound", b.File, err)
+}
+
+// WatchSpace is Watch for a process that writes to files without a name on the file system of
+// root: of the bounds it knows only what is left there.
+func (b Bounds) WatchSpace(ctx context.Context, root *os.Root, fill func(context.Context) error) error {
+	return run(ctx, root, fill, b.watchSpace)
 }
 
 // watchSpace is watch for the file system. Looking at it costs nothing, so it is looked

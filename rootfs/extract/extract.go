@@ -9,6 +9,9 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -49,12 +52,22 @@ func (p *zipPlan) extract(ctx context.Context, root *os.Root, progress func(done
 			return err
 		}
 	}
-	for name, perm := range p.dirs { // implied ones too: the umask counted when they were made
-		if err := root.Chmod(name, perm|0o700); err != nil {
+	for name, dir := range p.dirs { // implied ones too: the umask counted when they were made
+		err := root.Chmod(name, dir.perm|0o700)
+		if err == nil && !dir.modified.IsZero() {
+			err = root.Chtimes(name, time.Time{}, SaneTime(dir.modified))
+		}
+		if err != nil {
 			return fmt.Errorf("extract %s: %w", p.file, err)
 		}
 	}
 	return nil
+}
+
+// SaneTime returns t in the range of times that all file systems have.
+func SaneTime(t time.Time) time.Time {
+	const last = 1<<32 - 1
+	return time.Unix(min(max(t.Unix(), 0), last), int64(t.Nanosecond()))
 }
 
 // makeParents makes the directories above an entry that the zip does not list, or
@@ -83,7 +96,11 @@ func (p *zipPlan) extractFile(ctx context.Context, root *os.Root, e zipEntry, co
 	if err := p.copyEntry(ctx, f, e, count); err != nil {
 		return err
 	}
-	if err := f.Chmod(e.perm); err != nil { // not at creation: the umask would count
+	err = f.Chmod(e.perm) // not at creation: the umask would count
+	if err == nil {
+		err = root.Chtimes(e.name, time.Time{}, SaneTime(e.zf.Modified))
+	}
+	if err != nil {
 		return fmt.Errorf("extract %s: %w", p.file, err)
 	}
 	return nil
@@ -94,14 +111,29 @@ func (p *zipPlan) extractLink(root *os.Root, e zipEntry) error {
 	if err := p.copyEntry(context.Background(), &target, e, func(int64) {}); err != nil {
 		return err
 	}
-	if reason := checkLinkTarget(e.name, target.String()); reason != "" {
-		return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: e.name, Reason: reason,
-			Fix: "link inside the package, or to an absolute path of the sandbox such as /opt/…"}
+	if reason := checkLinkTarget(target.String()); reason != "" {
+		return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: e.name, Reason: reason, Fix: "make the zip anew with zip -ry"}
 	}
-	if err := root.Symlink(target.String(), e.name); err != nil {
+	err := root.Symlink(target.String(), e.name)
+	if err == nil {
+		err = setLinkTime(root, e.name, SaneTime(e.zf.Modified))
+	}
+	if err != nil {
 		return fmt.Errorf("extract %s: %w", p.file, err)
 	}
 	return nil
+}
+
+// setLinkTime sets the modification time of a link itself, which no method of os.Root does.
+func setLinkTime(root *os.Root, name string, modified time.Time) error {
+	dir, err := root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(modified.UnixNano())}
+	err = unix.UtimesNanoAt(int(dir.Fd()), path.Base(name), times, unix.AT_SYMLINK_NOFOLLOW)
+	return os.NewSyscallError("utimensat", err)
 }
 
 // copyEntry writes an entry's content and checks size and CRC against what the

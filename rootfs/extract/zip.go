@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -31,8 +32,14 @@ const (
 type zipPlan struct {
 	file    string // for messages
 	entries []zipEntry
-	dirs    map[string]fs.FileMode // permissions of every directory, listed or only implied
-	bytes   int64                  // declared, uncompressed
+	dirs    map[string]dirMeta // every directory, listed or only implied
+	bytes   int64              // declared, uncompressed
+}
+
+// dirMeta is what a directory gets once its files are made.
+type dirMeta struct {
+	perm     fs.FileMode
+	modified time.Time // zero for a directory that is only implied
 }
 
 // zipEntry is one thing to make.
@@ -45,7 +52,8 @@ type zipEntry struct {
 
 // planZip reads the list of entries and refuses a zip that is not safe or over the
 // limits. Names are compared byte by byte: names that differ in case only are
-// different files, as they are on Lambda. A directory may be listed twice.
+// different files, as they are on Lambda. Of several entries with the same name the last
+// one is extracted, as unzip does it; the others count towards no limit but that of entries.
 func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, error) {
 	bounded := &boundedReaderAt{r: r, left: maxDirectoryBytes}
 	zr, err := zip.NewReader(bounded, size)
@@ -62,10 +70,11 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 		return nil, &invalid.Error{Kind: invalid.ErrTooLarge, File: file,
 			Reason: fmt.Sprintf("has %d entries, %d are allowed", len(zr.File), limits.Entries), Fix: invalid.FixLeaveOut}
 	}
-	p := &zipPlan{file: file, dirs: map[string]fs.FileMode{}}
+	p := &zipPlan{file: file, dirs: map[string]dirMeta{}}
 	kinds := map[string]fs.FileMode{".": fs.ModeDir}
+	at := map[string]int{} // of files and links, in p.entries
 	for _, zf := range zr.File {
-		if err := p.add(zf, kinds, limits); err != nil {
+		if err := p.add(zf, kinds, at, limits); err != nil {
 			return nil, err
 		}
 		if len(kinds)-1 > limits.Entries { // directories that are only implied count too
@@ -76,8 +85,9 @@ func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, e
 	return p, p.checkOverlap()
 }
 
-// add checks one entry and appends it.
-func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits) error {
+// add checks one entry and appends it, or puts it in the place of an earlier one of the
+// same name.
+func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, at map[string]int, limits Limits) error {
 	unsafe := func(reason, fix string) error {
 		return &invalid.Error{Kind: invalid.ErrUnsafe, File: p.file, Entry: zf.Name, Reason: reason, Fix: fix}
 	}
@@ -97,6 +107,10 @@ func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits)
 	case typ == fs.ModeSymlink && zf.UncompressedSize64 > maxTargetBytes:
 		return unsafe("is a link with a target that is too long", "")
 	}
+	earlier, twice := at[name]
+	if twice {
+		p.bytes -= int64(p.entries[earlier].zf.UncompressedSize64)
+	}
 	if zf.UncompressedSize64 > uint64(limits.UnzippedBytes-p.bytes) {
 		return TooLarge(p.file, limits.UnzippedBytes)
 	}
@@ -107,21 +121,28 @@ func (p *zipPlan) add(zf *zip.File, kinds map[string]fs.FileMode, limits Limits)
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		if kind, seen := kinds[dir]; !seen {
 			kinds[dir] = fs.ModeDir
-			p.dirs[dir] = 0o755
+			p.dirs[dir] = dirMeta{perm: 0o755}
 		} else if kind != fs.ModeDir {
 			return unsafe(fmt.Sprintf("lies below %q, which is no directory", invalid.Shorten(dir)), "remove one of the two")
 		} else {
 			break // and so its parents have been checked
 		}
 	}
-	if kind, seen := kinds[name]; seen && (kind != fs.ModeDir || typ != fs.ModeDir) {
-		return unsafe("is there twice", "remove one of the two")
+	if kind, seen := kinds[name]; seen && (kind == fs.ModeDir) != (typ == fs.ModeDir) {
+		return unsafe("is there twice, as a directory and as something else", "remove one of the two")
 	}
 	kinds[name] = typ
-	if typ == fs.ModeDir {
-		p.dirs[name] = perm
+	e := zipEntry{zf: zf, name: name, typ: typ, perm: perm}
+	switch {
+	case typ == fs.ModeDir:
+		p.dirs[name] = dirMeta{perm, zf.Modified}
+	case twice:
+		p.entries[earlier] = e
+		return nil
+	default:
+		at[name] = len(p.entries)
 	}
-	p.entries = append(p.entries, zipEntry{zf: zf, name: name, typ: typ, perm: perm})
+	p.entries = append(p.entries, e)
 	return nil
 }
 
@@ -218,22 +239,16 @@ func entryMode(zf *zip.File) (typ, perm fs.FileMode) {
 	return mode.Type(), mode.Perm()
 }
 
-// checkLinkTarget says why a link's target is refused, "" if it is not. Relative
-// targets must stay in the folder, chains of links aside. Absolute ones are kept:
-// they are followed inside the sandbox only, where /opt and /var/task are what they
-// say, and never by this package on the host.
-func checkLinkTarget(name, target string) (reason string) {
+// checkLinkTarget says why a link cannot be made, "" if it can. Its target may be anywhere:
+// links are followed inside the sandbox only, where /var/task/../../opt is /opt, and never by
+// this package on the host. What leads nowhere there is warned of when the function is
+// prepared.
+func checkLinkTarget(target string) (reason string) {
 	switch {
 	case target == "":
 		return "is a link without a target"
 	case strings.IndexByte(target, 0) >= 0:
 		return "is a link with a NUL byte in its target"
-	case path.IsAbs(target):
-		return ""
-	}
-	joined := path.Join(path.Dir(name), target)
-	if joined == ".." || strings.HasPrefix(joined, "../") {
-		return fmt.Sprintf("is a link to %q, outside of the folder", invalid.Shorten(target))
 	}
 	return ""
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
@@ -50,6 +52,64 @@ func openArchive(given string) (_ *os.File, err error) {
 	return nil, err
 }
 
+// plainArchive gives the archive itself, or, of a compressed one, spool with what it holds:
+// the files of an image are read in any order.
+func (j ReadJob) plainArchive(ctx context.Context, archive, spool *os.File) (*os.File, error) {
+	bad := func(kind error, reason, fix string, err error) error {
+		return &invalid.Error{Kind: kind, File: j.Image, Reason: reason, Fix: fix, Err: err}
+	}
+	head := make([]byte, 6)
+	n, err := archive.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: %w", j.Image, err)
+	}
+	switch head = head[:n]; {
+	case bytes.Equal(head, []byte("\xfd7zXZ\x00")):
+		return nil, bad(invalid.ErrImage, "is compressed with xz, which is not known here", "decompress it with xz -d, or compress it with gzip or zstd", nil)
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return nil, bad(invalid.ErrImage, "is compressed with bzip2, which is not known here", "decompress it with bzip2 -d, or compress it with gzip or zstd", nil)
+	case !compressed(head):
+		return archive, nil
+	}
+	count, err := newVerifier(ctx, archive, v1.Hash{}, -1, func(int64) {})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", j.Image, err)
+	}
+	plain, done, err := decompress(count)
+	if err != nil {
+		return nil, bad(invalid.ErrImage, "is damaged", fixBuild, err)
+	}
+	defer done()
+	out := &spoolWriter{f: spool}
+	switch size, err := io.Copy(out, io.LimitReader(plain, j.Spool+1)); {
+	case out.err != nil:
+		return nil, fmt.Errorf("decompress %s: %w", j.Image, out.err)
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("decompress %s: %w", j.Image, ctx.Err())
+	case err != nil:
+		return nil, bad(invalid.ErrImage, "is damaged", fixBuild, err)
+	case size > j.Spool:
+		return nil, bad(invalid.ErrTooLarge, "has more than "+invalid.Megabytes(j.Spool)+" once it is decompressed", invalid.FixLeaveOut, nil)
+	}
+	if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("decompress %s: %w", j.Image, err)
+	}
+	return spool, nil
+}
+
+// spoolWriter keeps the error of the disk apart from those of the archive.
+type spoolWriter struct {
+	f   *os.File
+	err error
+}
+
+func (w *spoolWriter) Write(p []byte) (n int, err error) {
+	if n, err = w.f.Write(p); err != nil {
+		w.err = err
+	}
+	return n, err
+}
+
 // listArchive lists the files of an archive. It reads f, which stays the caller's.
 func listArchive(ctx context.Context, given string, f *os.File) (files, error) {
 	info, err := f.Stat()
@@ -64,7 +124,7 @@ func listArchive(ctx context.Context, given string, f *os.File) (files, error) {
 func (a *archiveFiles) list(ctx context.Context, given string, size int64) error {
 	bad := func(kind error, entry, reason string, err error) error {
 		return &invalid.Error{Kind: kind, File: given, Entry: entry, Reason: reason, Err: err,
-			Fix: "make it with docker save, or as a tar of an OCI layout, uncompressed"}
+			Fix: "make it with docker save, or as a tar of an OCI layout"}
 	}
 	tr := tar.NewReader(a.f)
 	for n := 0; ; n++ {

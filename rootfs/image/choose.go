@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,7 +29,8 @@ type chooser struct {
 	given  string
 	arch   string
 	blobs  blobs
-	unique bool // the outermost index lists images to choose from, not forms of one image
+	unique bool   // the outermost index lists images to choose from, not forms of one image
+	want   string // the name of one of these; "" if there must be one only
 }
 
 // manifestForm tells manifests and indexes apart where a media type is not given.
@@ -57,7 +57,13 @@ func (c *chooser) image(ctx context.Context, data []byte) (*image, error) {
 		if err != nil {
 			return nil, c.invalid(invalid.ErrImage, "has a damaged index", fixBuild, err)
 		}
-		d, err := c.choose(index.Manifests, c.unique && depth == 0)
+		list := index.Manifests
+		if c.want != "" && depth == 0 {
+			if list, err = c.named(list); err != nil {
+				return nil, err
+			}
+		}
+		d, err := c.choose(list, c.unique && depth == 0)
 		if err != nil {
 			return nil, err
 		}
@@ -66,6 +72,35 @@ func (c *chooser) image(ctx context.Context, data []byte) (*image, error) {
 		}
 	}
 	return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("has more than %d indexes in one another", maxIndexes), fixBuild, nil)
+}
+
+// namesOf returns the names that a layout has for an image.
+func namesOf(d v1.Descriptor) (names []string) {
+	for _, annotation := range []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"} { // the second is often but a tag
+		if s := d.Annotations[annotation]; s != "" {
+			names = append(names, s)
+		}
+	}
+	return names
+}
+
+// named returns those of the list that have the wanted name.
+func (c *chooser) named(list []v1.Descriptor) ([]v1.Descriptor, error) {
+	var found []v1.Descriptor
+	var offers []string
+	for _, d := range list {
+		names := append(namesOf(d), d.Digest.String())
+		if isNamed(c.want, names) {
+			found = append(found, d)
+		}
+		if s := names[0]; !slices.Contains(offers, s) {
+			offers = append(offers, s)
+		}
+	}
+	if len(found) == 0 {
+		return nil, c.invalid(invalid.ErrImage, fmt.Sprintf("has no image %q; it has %s", invalid.Shorten(c.want), few(offers)), fixName, nil)
+	}
+	return found, nil
 }
 
 // choose picks the entry of an index that is for our platform, or else one that does
@@ -100,10 +135,9 @@ func (c *chooser) choose(list []v1.Descriptor, unique bool) (v1.Descriptor, erro
 	if unique && slices.ContainsFunc(exact, func(d v1.Descriptor) bool { return d.Digest != exact[0].Digest }) {
 		var names []string
 		for _, d := range exact {
-			names = append(names, cmp.Or(d.Annotations["org.opencontainers.image.ref.name"], d.Digest.String()))
+			names = append(names, append(namesOf(d), d.Digest.String())[0])
 		}
-		return v1.Descriptor{}, c.invalid(invalid.ErrImage, fmt.Sprintf("holds %d images (%s)", len(exact), few(names)),
-			"give a layout or archive with the one that is wanted", nil)
+		return v1.Descriptor{}, c.invalid(invalid.ErrImage, fmt.Sprintf("holds %d images (%s)", len(exact), few(names)), fixName, nil)
 	}
 	return exact[0], nil // the first of several is the one to take, says the image-spec
 }

@@ -109,6 +109,7 @@ func TestTree(t *testing.T) {
 	e := newEnv(t)
 	img := makeImage(t, mainConfig, baseLayer(t, file("etc/passwd", "evil:x:0:0::/:/bin/sh\n"), file("etc/app.conf", "1"), dir("empty"), dir("opt/extensions"),
 		fileMode("opt/extensions/ext", 0o755, "#!/bin/sh\n"), file("var/task/app", "1"), fileMode("var/task/hidden", 0o600, "1"), file("var/lib/x", "1"), link("var/run", "/run"),
+		fileMode("app/hidden", 0o700, "1"), fileMode("root/hidden", 0o600, "1"),
 		link("lib", "usr/lib"), file("proc/x", ""), file("tmp/x", ""), file("dev/x", ""), file("sys/x", "")))
 	f, err := e.prepare(t, Options{Image: writeLayout(t, indexOf(img))})
 	if err != nil {
@@ -118,7 +119,7 @@ func TestTree(t *testing.T) {
 	var got []string
 	for _, m := range f.Mounts {
 		if m.Target == "/etc" {
-			if passwd, err := os.ReadFile(filepath.Join(m.Sources[0], "passwd")); err != nil || strings.Contains(string(passwd), "evil") {
+			if passwd, err := os.ReadFile(filepath.Join(m.Sources[0], "passwd")); err != nil || !strings.HasPrefix(string(passwd), "sbx_user1051:x:993:") || !strings.Contains(string(passwd), "\nevil:") {
 				t.Errorf("passwd is %q, %v", passwd, err)
 			}
 			if _, err := os.Stat(filepath.Join(m.Sources[0], "app.conf")); err != nil {
@@ -132,7 +133,7 @@ func TestTree(t *testing.T) {
 		got = append(got, m.Target)
 	}
 	slices.Sort(got)
-	if want := []string{"/bin", "/main", "/opt", "/var/lib", "/var/task"}; !slices.Equal(got, want) {
+	if want := []string{"/app", "/bin", "/main", "/opt", "/root", "/var/lib", "/var/task"}; !slices.Equal(got, want) {
 		t.Errorf("mounts are %q, want %q", got, want)
 	}
 	if want := []rootfs.Link{{Path: "/lib", Target: "usr/lib"}, {Path: "/var/run", Target: "/run"}}; !slices.Equal(f.Links, want) {
@@ -144,13 +145,14 @@ func TestTree(t *testing.T) {
 	if !slices.Equal(f.Extensions, []string{"ext"}) {
 		t.Errorf("extensions are %q", f.Extensions)
 	}
-	if len(f.Warnings) != 1 || !strings.Contains(f.Warnings[0], "/var/task/hidden") {
+	if len(f.Warnings) != 2 || !strings.Contains(f.Warnings[0], "/app/hidden") || !strings.Contains(f.Warnings[1], "/var/task/hidden") {
 		t.Errorf("warnings are %q", f.Warnings)
 	}
 }
 
 // TestHostileRootTree (security requirements, Starting a sandbox on a hostile root
-// tree): links in the places that the engine needs are refused, or not looked at.
+// tree): links in the places that the engine needs are refused, or not looked at, or links of
+// the sandbox that nothing is mounted at or below.
 func TestHostileRootTree(t *testing.T) {
 	for _, name := range []string{"proc", "sys", "dev", "tmp", "etc", "var", "var/task", "var/runtime", "opt"} {
 		for _, target := range []string{"/", "/etc", "../../../..", "main"} {
@@ -166,9 +168,38 @@ func TestHostileRootTree(t *testing.T) {
 						t.Errorf("%s -> %s became a link of the sandbox", name, target)
 					}
 				}
+			} else if slices.Contains([]string{"var/task", "var/runtime", "opt"}, name) {
+				if err != nil {
+					t.Errorf("%s -> %s: %v", name, target, err)
+					continue
+				}
+				at := func(path string) bool { return path == "/"+name || strings.HasPrefix(path, "/"+name+"/") }
+				if !slices.Contains(f.Links, rootfs.Link{Path: "/" + name, Target: target}) || slices.ContainsFunc(f.Dirs, at) ||
+					slices.ContainsFunc(f.Mounts, func(m rootfs.Mount) bool { return at(m.Target) }) {
+					t.Errorf("%s -> %s: %+v", name, target, f.Tree)
+				}
 			} else if !errors.Is(err, invalid.ErrBase) {
 				t.Errorf("%s -> %s: got %v", name, target, err)
 			}
+		}
+	}
+}
+
+// Code that the sandbox user cannot read is warned of, wherever an image has it: in the working
+// directory, in folders that no system has, and among the program's arguments.
+func TestUnreadableCode(t *testing.T) {
+	e := newEnv(t)
+	cfg := mainConfig
+	cfg.WorkingDir, cfg.Cmd = "/usr/src/app", []string{"main.py", "/usr/lib/tool.py", "/usr/src/app/ok.py", "--flag"}
+	img := makeImage(t, cfg, baseLayer(t, fileMode("usr/src/app/main.py", 0o600, "1"), file("usr/src/app/ok.py", "1"), fileMode("usr/lib/tool.py", 0o640, "1"),
+		fileMode("usr/lib/other.py", 0o600, "1"), fileMode("home/me/secret", 0o400, "1"), fileMode("etc/shadow", 0o600, "1")))
+	f, err := e.prepare(t, Options{Image: writeLayout(t, indexOf(img))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"/usr/lib/tool.py", "/home/me/secret", "/usr/src/app/main.py"} {
+		if len(f.Warnings) != 3 || !strings.Contains(f.Warnings[i], `"`+want+`" cannot be read by the sandbox user`) {
+			t.Fatalf("warnings are %q, want one for %s", f.Warnings, want)
 		}
 	}
 }
@@ -203,7 +234,7 @@ func TestLimitsHoldForKeptTrees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.wantInUse(t, 1)
+	e.wantInUse(t, 2) // the tree and its layer
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
@@ -220,9 +251,15 @@ func TestOrigin(t *testing.T) {
 	if _, err := e.prepare(t, Options{Image: layout}); err != nil {
 		t.Fatal(err)
 	}
-	want := store.Origin{Kind: store.KindImage, From: filepath.Base(layout)}
-	if r, err := e.store.Collect(t.Context(), store.Retention{}); err != nil || len(r.InUse) != 1 || r.InUse[0].Origin != want {
-		t.Errorf("%+v, %v; want %v", r, err, want)
+	r, err := e.store.Collect(t.Context(), store.Retention{})
+	if err != nil || len(r.InUse) != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for _, kind := range []store.Kind{store.KindImage, store.KindLayer} {
+		want := store.Origin{Kind: kind, From: filepath.Base(layout)}
+		if !slices.ContainsFunc(r.InUse, func(it store.Item) bool { return it.Origin == want }) {
+			t.Errorf("%+v; want %v", r, want)
+		}
 	}
 }
 

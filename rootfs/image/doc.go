@@ -10,20 +10,23 @@
 // # Who does what
 //
 // [Prepare] parses nothing of an image. A [ReadJob] finds it and decompresses its layers,
-// an [UnpackJob] applies them to a folder, each in a process of its own if Options says how.
-// Prepare opens files for the first, passes on layers to the second, and checks them
-// against the diffIDs by which it keeps the tree.
+// an [UnpackJob] unpacks one of them to a folder, each in a process of its own if Options says
+// how. Prepare opens files for the first, passes on a layer to the second, checks it against the
+// diffIDs by which it keeps the folder, and makes the tree of the folders.
 //
-// # One tree per image
+// # One tree per image, whose files are those of layers
 //
 // A sandbox sees read-only bind mounts, and an overlay only where several sources
 // share a target. Layers could become overlays of that kind, but their whiteouts
 // would have to be character devices 0:0 and overlay's xattrs then, which need root to
 // make and are what must never be taken from a stranger. So the layers are applied to
 // one directory tree, in order, and a whiteout removes what it hides at that moment.
-// The Store keeps the tree by the list of the layers' diffIDs: images that differ in
-// their configuration only share it, as do all daemons on one Store, and no layer of
-// it is read again. Two images that share some layers do not share those files.
+//
+// Each layer is unpacked once, to an entry of the Store by the list of the diffIDs up to it: what
+// its names mean depends on the links of lower layers. The tree of an image, an entry by the
+// list of all diffIDs, gets hard links to the files of these entries, and directories of its
+// own. So images that begin with the same layers share the layers' files, on the disk and in
+// memory, and none of these layers is read again. A tree and its layers are in use together.
 //
 // # What is taken from a layer
 //
@@ -36,8 +39,8 @@
 // sandbox user is none of the image's. Set-id and sticky bits and all extended
 // attributes, file capabilities and overlay's own among them, are dropped.
 //
-// Layers are hostile input. The unpacker knows the whole tree it has made and resolves
-// every name in it by itself, link by link, with the tree's top as /. What it then
+// Layers are hostile input. The unpacker knows the names in the whole tree of lower layers and
+// resolves every name in it by itself, link by link, with the tree's top as /. What it then
 // asks of [os.Root] has no link on the way, so that a mistake here still could not
 // leave the tree. Nothing is followed in the end: a link is replaced, never written
 // through.

@@ -43,35 +43,77 @@ func FuzzLayer(f *testing.F) {
 		root, err := os.OpenRoot(tree)
 		must(t, err)
 		defer root.Close()
-
-		u := newUnpacker("fuzz", root, Limits{Bytes: 8 << 20, Entries: 500})
-		left := u.limits.Bytes
 		for n, l := range [][]byte{lower, data} {
-			from, to := io.Pipe()
-			go func() {
-				r := &layerReader{image: &image{given: "fuzz"}, number: n + 1, count: func(int64) {}, layer: layer{size: int64(len(l)), open: opener(l)}}
-				to.CloseWithError(r.each(t.Context(), func(p []byte) error {
-					if left -= int64(len(p)); left < 0 {
-						return errors.New("too many bytes")
-					}
-					_, err := to.Write(p)
-					return err
-				}))
-			}()
-			err := u.applyLayer(t.Context(), from)
-			from.CloseWithError(errGone)
-			if errors.As(err, new(*hostError)) && !errors.Is(err, unix.EMLINK) {
-				t.Errorf("the unpacker asked the host for something impossible: %v", err)
-			}
+			fuzzLayer(t, filepath.Join(outside, "layer"), root, n+1, l)
 		}
-		must(t, u.finish())
-		if u.bytes > u.limits.Bytes+int64(len(u.buf)) || u.entries > u.limits.Entries+1 {
-			t.Errorf("%d bytes and %d entries", u.bytes, u.entries)
-		}
-		compare(t, tree, u.top)
 		must(t, os.RemoveAll(tree))
 		wantLines(t, listing(t, outside), []string{"secret = host"})
 	})
+}
+
+// fuzzLayer unpacks a layer to the folder dir, and applies it to the tree, if it is not refused.
+func fuzzLayer(t *testing.T, dir string, tree *os.Root, number int, data []byte) {
+	t.Helper()
+	must(t, os.Mkdir(dir, 0o755))
+	defer os.RemoveAll(dir)
+	layerRoot, err := os.OpenRoot(dir)
+	must(t, err)
+	defer layerRoot.Close()
+	job := UnpackJob{Image: "fuzz", Layer: number, Limits: Limits{Bytes: 8 << 20, Entries: 500}}
+	u, err := newUnpacker(job, layerRoot)
+	must(t, err)
+	defer u.root.Close()
+	var known bytes.Buffer
+	must(t, sendLower(&known, tree))
+	must(t, u.readLower(&known))
+	left := u.limits.Bytes
+	from, to := io.Pipe()
+	go func() {
+		r := &layerReader{image: &image{given: "fuzz"}, number: number, count: func(int64) {}, layer: layer{size: int64(len(data)), open: opener(data)}}
+		to.CloseWithError(r.each(t.Context(), func(p []byte) error {
+			if left -= int64(len(p)); left < 0 {
+				return errors.New("too many bytes")
+			}
+			_, err := to.Write(p)
+			return err
+		}))
+	}()
+	refused := u.applyLayer(t.Context(), from)
+	from.CloseWithError(errGone)
+	if errors.As(refused, new(*hostError)) && !errors.Is(refused, unix.EMLINK) {
+		t.Errorf("the unpacker asked the host for something impossible: %v", refused)
+	}
+	must(t, u.finish())
+	if u.bytes > u.limits.Bytes+int64(len(u.buf)) || u.entries > u.limits.Entries+1 {
+		t.Errorf("%d bytes and %d entries", u.bytes, u.entries)
+	}
+	compare(t, filepath.Join(dir, addFolder), u.top)
+	if refused != nil {
+		return
+	}
+	if _, err := job.bounds().Adopt(layerRoot); err != nil {
+		t.Errorf("what was unpacked is not taken over: %v", err)
+	}
+	if err := merge(layerRoot, tree); err != nil {
+		t.Errorf("what was unpacked cannot be applied: %v", err)
+	}
+	wantMerged(t, tree.Name(), u.top)
+}
+
+// wantMerged wants that a directory has what the unpacker has noted, and nothing else.
+func wantMerged(t *testing.T, dir string, n *node) {
+	t.Helper()
+	compare(t, dir, n)
+	list, err := os.ReadDir(dir)
+	must(t, err)
+	if len(list) != len(n.children) {
+		t.Errorf("%s has %d files, noted are %d", dir, len(list), len(n.children))
+	}
+	for _, d := range list {
+		if c := n.children[d.Name()]; c != nil && c.isDir() && d.IsDir() {
+			wantMerged(t, filepath.Join(dir, d.Name()), c)
+		}
+	}
 }
 
 // compare compares a directory with what the unpacker has noted of it. Where an entry
@@ -118,13 +160,20 @@ func FuzzArchive(f *testing.F) {
 	f.Add(tarOf(f, file("manifest.json", `[{"Config":"c","Layers":["a","b"]}]`), file("c", "{}"), file("a", ""), link("b", "a")))
 	f.Add(tarOf(f, file("index.json", `{"schemaVersion":2,"manifests":[{"digest":"sha256:`+strings.Repeat("0", 64)+`","size":1}]}`), file("blobs/sha256/"+strings.Repeat("0", 64), "x")))
 	f.Add(sparseFile(1000))
+	f.Add(gzipped(f, sparseFile(1000)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), "a.tar")
 		must(t, os.WriteFile(path, data, 0o600))
 		archive, err := openArchive(path)
 		must(t, err)
 		defer archive.Close()
-		_, _ = ReadJob{Image: path, Arch: "amd64", Source: Archive}.open(t.Context(), nil, archive)
+		spool, err := os.CreateTemp(t.TempDir(), "")
+		must(t, err)
+		defer spool.Close()
+		_, _ = ReadJob{Image: path, Arch: "amd64", Source: Archive, Spool: 1 << 20}.open(t.Context(), nil, archive, spool)
+		if info, err := spool.Stat(); err != nil || info.Size() > 1<<20+1 {
+			t.Errorf("%v, %v", info, err)
+		}
 		_, err = archive.Seek(0, io.SeekStart)
 		must(t, err)
 		in, err := listArchive(t.Context(), path, archive)

@@ -184,12 +184,20 @@ func (e *env) wantInUse(t testing.TB, want int) {
 	}
 }
 
-// trees are the trees that the store holds.
-func (e *env) trees(t testing.TB) []string {
+// trees are the trees of images that the store holds.
+func (e *env) trees(t testing.TB) []string { return e.entries(t, store.KindImage) }
+
+// entries are the trees of the store's entries of a kind.
+func (e *env) entries(t testing.TB, kind store.Kind) (list []string) {
 	t.Helper()
-	list, err := filepath.Glob(filepath.Join(e.state, "sha256", "*", "tree"))
+	all, err := filepath.Glob(filepath.Join(e.state, "sha256", "*", "entry.json"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range all {
+		if bytes.Contains(readFile(t, name), []byte(`"kind":"`+kind+`"`)) {
+			list = append(list, filepath.Join(filepath.Dir(name), "tree"))
+		}
 	}
 	return list
 }

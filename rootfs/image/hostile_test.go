@@ -17,14 +17,16 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // hostile is a process that an image has taken over.
 type hostile = func(ctx context.Context, c *net.UnixConn) error
 
 // played is Options.Read with other in place of the process.
-func played(other hostile) func(context.Context, ReadJob, *os.File, *os.File) error {
-	return func(ctx context.Context, _ ReadJob, conn, _ *os.File) error {
+func played(other hostile) func(context.Context, ReadJob, *os.File, *os.File, *os.File) error {
+	return func(ctx context.Context, _ ReadJob, conn, _, _ *os.File) error {
 		c, err := unixConn(conn)
 		if err != nil {
 			return err
@@ -201,7 +203,7 @@ func TestHostileEmptyData(t *testing.T) {
 	defer root.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if _, err := r.unpack(ctx, &description{Layers: []layerClaim{{}}}, root, Options{Limits: Limits{}.withDefaults()}); !errors.Is(err, errProtocol) {
+	if _, _, err := r.unpack(ctx, &description{Layers: []layerClaim{{}}}, root, Options{Limits: Limits{}.withDefaults(), Store: newEnv(t).store}); !errors.Is(err, errProtocol) {
 		t.Error(err)
 	}
 }
@@ -220,6 +222,22 @@ func TestHostileUnpacking(t *testing.T) {
 			_, err := io.Copy(io.Discard, layers)
 			return errors.Join(err, os.WriteFile(filepath.Join(tree, "x"), nil, 0o755), os.Chmod(filepath.Join(tree, "x"), 0o755|fs.ModeSetuid))
 		},
+		"nothing": func(_ context.Context, layers *os.File, _ string) error {
+			_, err := io.Copy(io.Discard, layers)
+			return err
+		},
+		"hides the host's": func(_ context.Context, layers *os.File, tree string) error {
+			_, err := io.Copy(io.Discard, layers)
+			return errors.Join(err, folders(tree), os.Symlink("../../../secret", filepath.Join(tree, "hide/1")))
+		},
+		"links to the host's": func(_ context.Context, layers *os.File, tree string) error {
+			_, err := io.Copy(io.Discard, layers)
+			return errors.Join(err, folders(tree), os.Symlink("x", filepath.Join(tree, "link/1.new")), os.Symlink("/etc/shadow", filepath.Join(tree, "link/1.old")))
+		},
+		"half a link": func(_ context.Context, layers *os.File, tree string) error {
+			_, err := io.Copy(io.Discard, layers)
+			return errors.Join(err, folders(tree), os.Symlink("x", filepath.Join(tree, "link/1.new")))
+		},
 		"fills the disk": func(ctx context.Context, _ *os.File, tree string) error {
 			err := errors.Join(os.WriteFile(filepath.Join(tree, "x"), nil, 0o755), os.Truncate(filepath.Join(tree, "x"), 1<<40))
 			<-ctx.Done()
@@ -231,17 +249,22 @@ func TestHostileUnpacking(t *testing.T) {
 			path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(tree.Fd())))
 			return errors.Join(err, make(ctx, layers, path))
 		}})
-		want := map[string]string{"ends at once": "ended at once", "fills the disk": "was stopped"}[name]
+		want := map[string]string{"ends at once": "ended at once", "fills the disk": "was stopped", "nothing": "no such file", "half a link": "no such file",
+			"hides the host's": "out of the image", "links to the host's": "out of the image"}[name]
 		if want == "" {
 			want = "take over"
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if trees := e.trees(t); len(trees) > 0 {
+		if trees := append(e.trees(t), e.entries(t, store.KindLayer)...); len(trees) > 0 {
 			t.Errorf("%s made %q", name, trees)
 		}
 	}
+}
+
+func folders(tree string) error {
+	return errors.Join(os.Mkdir(filepath.Join(tree, addFolder), 0o755), os.Mkdir(filepath.Join(tree, hideFolder), 0o755), os.Mkdir(filepath.Join(tree, linkFolder), 0o755))
 }
 
 // The operator's credentials reach the process that speaks with the registry, those for
@@ -268,10 +291,10 @@ func TestCredentials(t *testing.T) {
 	given := reg.pushImage(t, "a:1", makeImage(t, mainConfig, baseLayer(t)))
 	names = nil
 	var auth string
-	_, err := newEnv(t).prepare(t, Options{Image: given, Read: func(ctx context.Context, job ReadJob, conn, archive *os.File) error {
+	_, err := newEnv(t).prepare(t, Options{Image: given, Read: func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error {
 		auth = fmt.Sprint(job.Auth)
 		os.Unsetenv("DOCKER_CONFIG") // the process has no files
-		return job.Run(ctx, conn, archive)
+		return job.Run(ctx, conn, archive, spool)
 	}})
 	must(t, err)
 	if len(names) == 0 || names[0] != "me" || passwords[len(passwords)-1] != "mine" || strings.Contains(auth, "theirs") {
@@ -282,7 +305,7 @@ func TestCredentials(t *testing.T) {
 // A process that was taken over cannot make its end wait for ours: a descriptor that it
 // has sent, and that we have not received, goes when it has failed.
 func TestHostileKeepsDescriptor(t *testing.T) {
-	r, err := read(t.Context(), Options{Image: t.TempDir(), Read: func(_ context.Context, _ ReadJob, conn, _ *os.File) error {
+	r, err := read(t.Context(), Options{Image: t.TempDir(), Read: func(_ context.Context, _ ReadJob, conn, _, _ *os.File) error {
 		output, w, err := os.Pipe()
 		if err != nil {
 			return err

@@ -23,7 +23,8 @@ import (
 type Options struct {
 	// Image is a directory or archive, if there is a file of that name, or else a
 	// reference into a registry, whose credentials are those that docker login has
-	// left for the daemon's user.
+	// left for the daemon's user. The name of one image of several follows the file's
+	// after a colon, a digest after an @.
 	Image string
 	// Arch is the architecture to choose, by Go's name; "" is the host's.
 	Arch string
@@ -41,8 +42,11 @@ type Options struct {
 	// Read and Unpack run a job in a process of its own, which has ended when they return.
 	// Unpack gives it what it needs of the folder tree; who owns what is made there is of no
 	// interest. nil runs jobs in this process.
-	Read   func(ctx context.Context, job ReadJob, conn, archive *os.File) error
-	Unpack func(ctx context.Context, job UnpackJob, layers, tree *os.File) error
+	Read   func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error
+	Unpack func(ctx context.Context, job UnpackJob, layer, tree *os.File) error
+	// Moved, if not nil, is called now and then while these processes wait for the disk of the
+	// store, so that none counts as stalled.
+	Moved func()
 	// Progress, if not nil, is told how far the unpacking is, in bytes of layers as
 	// they are stored. total is 0 if the image does not say how large they are.
 	Progress func(done, total int64)
@@ -86,7 +90,9 @@ const (
 	lambdaEntrypoint = "lambda-entrypoint.sh"
 	// treeForm names the way in which layers become a tree. Another way needs another
 	// number, or it would find old trees in a Store.
-	treeForm = "image layers, form 1"
+	treeForm = "image layers, form 2"
+	// layerForm is the same for a layer, as it is unpacked on top of those below it.
+	layerForm = "image layer, form 1"
 )
 
 // Prepare makes everything of a function that its sandboxes share. The image's User is
@@ -117,19 +123,26 @@ func Prepare(ctx context.Context, opts Options) (*Function, error) {
 	if path, err := filepath.Abs(opts.Image); err == nil && r.job.Source != Registry {
 		origin.From = filepath.Base(path)
 	}
-	files, err := opts.Store.AddTree(ctx, d.treeName(), origin, func(root *os.Root) (int64, error) {
-		return r.unpack(ctx, d, root, opts)
+	r.from = origin.From
+	var layers store.Refs
+	files, err := opts.Store.AddTree(ctx, d.treeName(), origin, func(root *os.Root) (size int64, err error) {
+		size, layers, err = r.unpack(ctx, d, root, opts)
+		return size, err
 	})
-	if err != nil {
-		return nil, err
+	if err == nil && layers == nil { // the tree was there
+		layers, err = d.holdLayers(ctx, opts.Store)
 	}
-	if files.Size > opts.Limits.Bytes { // added under a wider limit
-		return nil, errors.Join(tooLarge(opts.Image, opts.Limits.Bytes), files.Close())
+	if err == nil && files.Size > opts.Limits.Bytes { // added under a wider limit
+		err = tooLarge(opts.Image, opts.Limits.Bytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, files.Close(), layers.Close())
 	}
 	env := environment(d.Env, opts.Env)
 	f, err := rootfs.PrepareImage(ctx, rootfs.ImageOptions{
-		Image: opts.Image, Files: files, Scratch: opts.Scratch,
+		Image: opts.Image, Files: files, Layers: layers, Scratch: opts.Scratch,
 		Argv: slices.Concat(d.Entrypoint, d.Cmd), SearchPath: env["PATH"], WorkingDir: d.WorkingDir,
+		Wrapper: env["AWS_LAMBDA_EXEC_WRAPPER"],
 	})
 	if err != nil {
 		return nil, err
@@ -164,12 +177,33 @@ func (d *description) handler() string {
 }
 
 // treeName says what the image's tree is made of.
-func (d *description) treeName() string {
-	parts := []string{treeForm}
-	for _, l := range d.Layers {
+func (d *description) treeName() string { return d.name(treeForm, len(d.Layers)) }
+
+// layerName says what is in layer n, from 0, once it is unpacked: names in it are resolved
+// in what the layers below it make.
+func (d *description) layerName(n int) string { return d.name(layerForm, n+1) }
+
+func (d *description) name(form string, layers int) string {
+	parts := []string{form}
+	for _, l := range d.Layers[:layers] {
 		parts = append(parts, l.DiffID.String())
 	}
 	return strings.Join(parts, "\n")
+}
+
+// holdLayers refers to the layers that are in the store: they are in use as long as the tree is,
+// which has their files.
+func (d *description) holdLayers(ctx context.Context, s *store.Store) (refs store.Refs, err error) {
+	for n := range d.Layers {
+		ref, err := s.HoldTree(ctx, d.layerName(n))
+		if err != nil {
+			return nil, errors.Join(err, refs.Close())
+		}
+		if ref != nil {
+			refs = append(refs, ref)
+		}
+	}
+	return refs, nil
 }
 
 // image is an image whose manifest and configuration have been checked.
@@ -217,4 +251,6 @@ const (
 	fixBuild = "build or pull the image anew"
 	// maxLayers bounds the layers of an image; builders make at most 127.
 	maxLayers = 500
+	// maxArchiveMetadata bounds what an archive has besides the contents of layers.
+	maxArchiveMetadata = 64 << 20
 )

@@ -36,27 +36,33 @@ type ReadJob struct {
 	Image  string // as the operator gave it
 	Arch   string // to choose, by Go's name
 	Source Source
+	Name   string           // of the image among several in a layout or archive: a tag, a reference or a digest; "" for the only one
+	Spool  int64            // how many bytes a compressed archive may have once it is decompressed
 	Auth   authn.AuthConfig // for the registry; the zero value is nobody
 }
 
-// UnpackJob is to apply layers to a folder, as it can be given to another process.
+// UnpackJob is to unpack one layer to a folder, as it can be given to another process. What the
+// folder has then, merge applies to a tree.
 type UnpackJob struct {
 	Image  string // for messages
-	Limits Limits // without zero fields
-	Source Source // which the layers come from, and which it may have to wait for
+	Layer  int    // its number, from 1, for messages
+	Limits Limits // of the image, without zero fields
+	Used   int64  // how much of Limits.Bytes lower layers have used
+	Source Source // which the layer comes from, and which it may have to wait for
 }
 
 // Run finds the image and speaks with who gave the job on conn: it describes the image,
-// and sends the layers, uncompressed, if they are asked for. archive is the file, or nil
-// if the source is another. What it says is to be checked: it has read a stranger's bytes.
-func (j ReadJob) Run(ctx context.Context, conn, archive *os.File) error {
+// and sends the layers, uncompressed, if they are asked for. archive is the file, and spool an
+// empty one for what a compressed archive holds; both are nil if the source is another. What
+// it says is to be checked: it has read a stranger's bytes.
+func (j ReadJob) Run(ctx context.Context, conn, archive, spool *os.File) error {
 	c, err := unixConn(conn)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", j.Image, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(longAgo) })()
-	img, err := j.open(ctx, askedFiles{c}, archive)
+	img, err := j.open(ctx, askedFiles{c}, archive, spool)
 	if err != nil {
 		return err
 	}
@@ -67,36 +73,41 @@ func (j ReadJob) Run(ctx context.Context, conn, archive *os.File) error {
 	if err != nil {
 		return err
 	}
-	kind, _, err := readMessage(c, nil)
-	if errors.Is(err, io.EOF) {
-		return nil // the layers are known
-	}
-	if err == nil && kind != msgLayers {
-		err = errProtocol
-	}
-	if err != nil {
-		return err
-	}
-	return img.sendLayers(ctx, c)
-}
-
-func (i *image) sendLayers(ctx context.Context, w io.Writer) error {
-	for n, l := range i.layers {
-		r := &layerReader{image: i, layer: l, number: n + 1}
-		if err := r.send(ctx, w); err != nil {
+	for {
+		kind, body, err := readMessage(c, nil)
+		if errors.Is(err, io.EOF) {
+			return nil // all layers are known
+		}
+		if err == nil && (kind != msgLayer || len(body) != 4) {
+			err = errProtocol
+		}
+		if err == nil {
+			err = img.sendLayer(ctx, c, int(binary.LittleEndian.Uint32(body)))
+		}
+		if err != nil {
 			return err
 		}
 	}
-	return nil
+}
+
+func (i *image) sendLayer(ctx context.Context, w io.Writer, n int) error {
+	if n >= len(i.layers) {
+		return errProtocol
+	}
+	return (&layerReader{image: i, layer: i.layers[n], number: n + 1}).send(ctx, w)
 }
 
 // open finds the image and checks everything of it but its layers.
-func (j ReadJob) open(ctx context.Context, layout files, archive *os.File) (*image, error) {
+func (j ReadJob) open(ctx context.Context, layout files, archive, spool *os.File) (*image, error) {
 	switch j.Source {
 	case Layout:
 		return j.openFiles(ctx, layout)
 	case Archive:
-		list, err := listArchive(ctx, j.Image, archive)
+		plain, err := j.plainArchive(ctx, archive, spool)
+		if err != nil {
+			return nil, err
+		}
+		list, err := listArchive(ctx, j.Image, plain)
 		if err != nil {
 			return nil, err
 		}
@@ -134,9 +145,9 @@ func (r *layerReader) send(ctx context.Context, w io.Writer) error {
 	return err
 }
 
-// Run applies the layers that it reads to tree, an empty folder. It touches nothing
-// else, so it can run as a user that may write the folder and nothing else of the host.
-func (j UnpackJob) Run(ctx context.Context, layers, tree *os.File) error {
+// Run unpacks the layer that it reads to tree, an empty folder. It touches nothing else, so it
+// can run as a user that may write the folder and nothing else of the host.
+func (j UnpackJob) Run(ctx context.Context, layer, tree *os.File) error {
 	var root *os.Root
 	err := descriptor.Use(tree, func(fd int) (err error) {
 		root, err = os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
@@ -146,21 +157,25 @@ func (j UnpackJob) Run(ctx context.Context, layers, tree *os.File) error {
 		return fmt.Errorf("unpack %s: %w", j.Image, err)
 	}
 	defer root.Close()
-	u := newUnpacker(j.Image, root, j.Limits)
-	in := bufio.NewReaderSize(layers, maxData)
-	for {
-		if _, err := in.Peek(1); errors.Is(err, io.EOF) {
-			return u.finish()
-		}
-		if err := u.applyLayer(ctx, &dataReader{r: in, buf: make([]byte, maxData)}); err != nil {
-			return err
-		}
+	u, err := newUnpacker(j, root)
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", j.Image, err)
 	}
+	defer u.root.Close()
+	in := bufio.NewReaderSize(layer, maxData)
+	if err := u.readLower(in); err != nil {
+		return fmt.Errorf("unpack %s: %w", j.Image, err)
+	}
+	if err := u.applyLayer(ctx, &dataReader{r: in, buf: make([]byte, maxData)}); err != nil {
+		return err
+	}
+	return u.finish()
 }
 
-// bounds are those of the folder that is unpacked into.
+// bounds are those of the folder that is unpacked into. An entry of a layer makes three there at
+// most: a hard link to a file of a lower layer, in the place of another one.
 func (j UnpackJob) bounds() extract.Bounds {
-	return extract.Bounds{File: j.Image, Bytes: j.Limits.Bytes, Entries: j.Limits.Entries, Depth: maxDepth + 1, HardLinks: true}
+	return extract.Bounds{File: j.Image, Bytes: j.Limits.Bytes, Entries: 3*j.Limits.Entries + 8, Depth: maxDepth + 2, HardLinks: true}
 }
 
 // description is what a ReadJob says of its image.

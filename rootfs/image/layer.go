@@ -108,6 +108,17 @@ type hostError struct{ err error }
 func (e *hostError) Error() string { return e.err.Error() }
 func (e *hostError) Unwrap() error { return e.err }
 
+// The beginnings of compressed files.
+var (
+	gzipMagic = []byte{0x1f, 0x8b}             // RFC 1952
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd} // RFC 8878
+)
+
+// compressed reports whether decompress knows how a file that begins so is compressed.
+func compressed(head []byte) bool {
+	return bytes.HasPrefix(head, gzipMagic) || bytes.HasPrefix(head, zstdMagic)
+}
+
 // decompress gives the tar stream in r by its first bytes: gzip, zstd or plain.
 func decompress(r io.Reader) (plain io.Reader, done func(), err error) {
 	br := bufio.NewReaderSize(r, 64<<10)
@@ -116,13 +127,13 @@ func decompress(r io.Reader) (plain io.Reader, done func(), err error) {
 		return nil, nil, err
 	}
 	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}): // RFC 1952
+	case bytes.HasPrefix(head, gzipMagic):
 		zr, err := gzip.NewReader(br)
 		if err != nil {
 			return nil, nil, err
 		}
 		return zr, func() {}, nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}): // RFC 8878
+	case bytes.HasPrefix(head, zstdMagic):
 		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, nil, err

@@ -14,18 +14,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
+	reference "github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
+	"github.com/sandboxd/sandboxd/rootfs/store"
 )
 
 // reading is a ReadJob that runs, as seen by who gave it. It parses nothing of the
 // image, and takes nothing that is said of it for true.
 type reading struct {
 	job    ReadJob
+	from   string   // for the store: see store.Origin
 	dir    *os.Root // of a layout; else nil
 	conn   *net.UnixConn
 	in     *bufio.Reader
@@ -43,25 +46,39 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var theirs *os.File
+	var theirs, spool *os.File
+	if archive != nil {
+		if spool, err = opts.Store.TempFile(); err != nil {
+			archive.Close()
+			return nil, fmt.Errorf("read %s: %w", opts.Image, err)
+		}
+		r.job.Spool = opts.Limits.Bytes + maxArchiveMetadata
+	}
 	if r.conn, theirs, err = connected(); err != nil {
 		archive.Close()
+		spool.Close()
 		r.close()
 		return nil, fmt.Errorf("read %s: %w", opts.Image, err)
 	}
 	r.in = bufio.NewReaderSize(r.conn, 2*maxData)
 	run := opts.Read
 	if run == nil {
-		run = func(ctx context.Context, job ReadJob, conn, archive *os.File) error {
-			return job.Run(ctx, conn, archive)
+		run = func(ctx context.Context, job ReadJob, conn, archive, spool *os.File) error {
+			return job.Run(ctx, conn, archive, spool)
 		}
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(r.ended)
-		r.err = run(ctx, r.job, theirs, archive)
+		job := func(ctx context.Context) error { return run(ctx, r.job, theirs, archive, spool) }
+		if spool == nil {
+			r.err = job(ctx)
+		} else {
+			r.err = opts.Store.WatchSpace(ctx, opts.Image, job)
+		}
 		theirs.Close() // we see the end no sooner
 		archive.Close()
+		spool.Close()
 	}()
 	context.AfterFunc(ctx, func() { _ = r.conn.SetDeadline(longAgo) })
 	return r, nil
@@ -70,28 +87,32 @@ func read(ctx context.Context, opts Options) (_ *reading, err error) {
 // find opens the image, unread, or finds out how to ask a registry for it.
 func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err error) {
 	r.job = ReadJob{Image: opts.Image, Arch: opts.Arch}
+	path, name := splitName(opts.Image)
+	r.job.Name = name
 	notFound := func(reason, fix string, err error) error {
 		return &invalid.Error{Kind: invalid.ErrNotFound, File: opts.Image, Reason: reason, Fix: fix, Err: err}
 	}
 	const fix = "give an OCI layout, an archive, or a reference such as repository:tag"
-	info, err := os.Stat(opts.Image)
-	isPath := filepath.IsAbs(opts.Image) || strings.HasPrefix(opts.Image, "./") || strings.HasPrefix(opts.Image, "../")
+	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.IsDir():
-		if r.dir, err = os.OpenRoot(opts.Image); err != nil {
+		if r.dir, err = os.OpenRoot(path); err != nil {
 			return nil, notFound("cannot be opened", "", reason(err))
 		}
 		return nil, nil
 	case err == nil:
 		r.job.Source = Archive
-		return openArchive(opts.Image)
+		return openArchive(path)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("cannot be opened", "", reason(err))
-	case isPath:
+	case isPath(opts.Image):
 		return nil, notFound("does not exist", fix, nil)
 	}
+	if prefix, rest := splitTransport(opts.Image); prefix != "" {
+		return nil, notFound("begins with a transport of skopeo", "leave out "+prefix+": --image "+rest, nil)
+	}
 	r.job.Source = Registry
-	ref, err := name.ParseReference(opts.Image)
+	ref, err := reference.ParseReference(opts.Image)
 	if err != nil {
 		return nil, notFound("is neither a file nor a reference into a registry", fix, err)
 	}
@@ -105,6 +126,55 @@ func (r *reading) find(ctx context.Context, opts Options) (archive *os.File, err
 	}
 	r.job.Auth = *who
 	return nil, nil
+}
+
+// isPath reports whether what was given can only be a file.
+func isPath(given string) bool {
+	return filepath.IsAbs(given) || strings.HasPrefix(given, "./") || strings.HasPrefix(given, "../")
+}
+
+// splitName takes the name of an image in a layout or archive off the path of that. A path that
+// exists is one as it is. What could be a reference into a registry as well is a path only if
+// there is a layout, or a file whose name is that of an archive.
+func splitName(given string) (path, name string) {
+	if _, err := os.Lstat(given); err == nil {
+		return given, ""
+	}
+	for i := len(given) - 1; i > 0; i-- {
+		if given[i] != ':' && given[i] != '@' {
+			continue
+		}
+		path := given[:i]
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			continue
+		case info.IsDir():
+			for _, file := range []string{"index.json", "manifest.json"} {
+				if _, err := os.Lstat(filepath.Join(path, file)); err == nil {
+					return path, given[i+1:]
+				}
+			}
+		case isPath(path) || strings.Contains(filepath.Base(path), ".t"): // .tar, .tgz, .tar.gz
+			return path, given[i+1:]
+		}
+	}
+	return given, ""
+}
+
+// splitTransport takes a transport of skopeo off an image that it is no part of.
+func splitTransport(given string) (prefix, rest string) {
+	for _, t := range []string{"docker://", "oci:", "oci-archive:", "docker-archive:", "dir:"} {
+		rest, ok := strings.CutPrefix(given, t)
+		if !ok {
+			continue
+		}
+		path, _ := splitName(rest)
+		if _, err := os.Stat(path); err == nil || t == "docker://" || isPath(rest) {
+			return t, rest
+		}
+	}
+	return "", ""
 }
 
 // stop ends the job.
@@ -188,47 +258,120 @@ func (r *reading) describe(ctx context.Context) (*description, error) {
 	return d, nil
 }
 
-// unpack has the layers unpacked to root, which is empty, and returns how many bytes
-// they had. What one process reads goes through our hands to the other, so that a tree
-// is known by the diffIDs that we have seen ourselves, whatever became of the two.
-func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, err error) {
-	tree, err := root.Open(".")
-	if err != nil {
-		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
-	}
-	defer tree.Close()
-	if opts.Progress != nil {
-		var done, total int64
-		for _, l := range d.Layers {
-			total += max(l.Size, 0)
+// unpack makes the image's tree in root, which is empty, of its layers, and has those unpacked
+// that are not in the store. It returns how many bytes the layers have, and references to them.
+// What one process reads goes through our hands to the other, so that a layer is known by the
+// diffIDs that we have seen ourselves, whatever became of the two.
+func (r *reading) unpack(ctx context.Context, d *description, root *os.Root, opts Options) (bytes int64, refs store.Refs, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, refs.Close())
+			refs = nil
 		}
-		r.count = func(n int64) {
-			done += n
+	}()
+	var done, total int64
+	for _, l := range d.Layers {
+		total += max(l.Size, 0)
+	}
+	r.count = func(n int64) {
+		if done += n; opts.Progress != nil {
 			opts.Progress(done, total)
 		}
 	}
-	job := UnpackJob{Image: opts.Image, Source: r.job.Source, Limits: opts.Limits}
-	run := opts.Unpack
-	if run == nil {
-		run = func(ctx context.Context, job UnpackJob, layers, tree *os.File) error {
-			return job.Run(ctx, layers, tree)
+	for n, l := range d.Layers {
+		var poured bool
+		idle := func() {}
+		origin := store.Origin{Kind: store.KindLayer, From: r.from}
+		ref, err := opts.Store.AddTree(ctx, d.layerName(n), origin, func(layer *os.Root) (int64, error) {
+			poured = true
+			size, err := r.unpackLayer(ctx, d, n, bytes, root, layer, opts)
+			idle = opts.busy() // the store writes to its disk now, and the reading process waits
+			return size, err
+		})
+		if err == nil {
+			refs = append(refs, ref)
+			if !poured {
+				r.count(max(l.Size, 0))
+			}
+			if bytes += ref.Size; bytes > opts.Limits.Bytes {
+				err = tooLarge(opts.Image, opts.Limits.Bytes)
+			} else {
+				err = r.merge(ref, root)
+			}
+		}
+		idle()
+		if err != nil {
+			return 0, refs, err
 		}
 	}
-	err = job.bounds().Watch(ctx, root, func(ctx context.Context) error {
-		bytes, err = r.pour(ctx, d, func(ctx context.Context, layers *os.File) error { return run(ctx, job, layers, tree) }, opts.Limits.Bytes)
-		return err
-	})
-	if err == nil {
-		_, err = job.bounds().Adopt(root)
-	}
-	return bytes, err
+	return bytes, refs, nil
 }
 
-// errGone says that nobody takes the layers any more.
-var errGone = errors.New("the layers are not read")
+// merge applies a layer of the store to the tree.
+func (r *reading) merge(ref *store.Ref, root *os.Root) error {
+	layer, err := os.OpenRoot(ref.Dir)
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	defer layer.Close()
+	if err := merge(layer, root); err != nil {
+		return fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	return nil
+}
 
-// pour reads all layers and gives them to unpack, which runs meanwhile.
-func (r *reading) pour(ctx context.Context, d *description, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
+// busy calls Moved now and then, until the function that it returns is called.
+func (o *Options) busy() (idle func()) {
+	if o.Moved == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for sleep(ctx, time.Second) == nil {
+			o.Moved()
+		}
+	}()
+	return cancel
+}
+
+// unpackLayer has one layer unpacked to the folder layer, which is empty. tree is what lower
+// layers make, which have used so many bytes.
+func (r *reading) unpackLayer(ctx context.Context, d *description, n int, used int64, tree, layer *os.Root, opts Options) (bytes int64, err error) {
+	folder, err := layer.Open(".")
+	if err != nil {
+		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	}
+	defer folder.Close()
+	job := UnpackJob{Image: opts.Image, Layer: n + 1, Source: r.job.Source, Limits: opts.Limits, Used: used}
+	run := opts.Unpack
+	if run == nil {
+		run = func(ctx context.Context, job UnpackJob, layer, tree *os.File) error {
+			return job.Run(ctx, layer, tree)
+		}
+	}
+	err = job.bounds().Watch(ctx, layer, func(ctx context.Context) error {
+		bytes, err = r.pour(ctx, d, n, used, tree, func(ctx context.Context, from *os.File) error { return run(ctx, job, from, folder) }, opts.Limits.Bytes)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	files, err := job.bounds().Adopt(layer)
+	if err == nil {
+		err = checkMarks(layer)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("unpack layer %d of %s: %w", n+1, r.job.Image, err)
+	}
+	return max(bytes, files), nil
+}
+
+// errGone says that nobody takes the layer any more.
+var errGone = errors.New("the layer is not read")
+
+// pour reads a layer and gives it to unpack, which runs meanwhile, after what is in the tree
+// of lower layers.
+func (r *reading) pour(ctx context.Context, d *description, n int, used int64, tree *os.Root, unpack func(context.Context, *os.File) error, limit int64) (bytes int64, err error) {
 	from, to, err := os.Pipe()
 	if err != nil {
 		return 0, fmt.Errorf("unpack %s: %w", r.job.Image, err)
@@ -242,21 +385,23 @@ func (r *reading) pour(ctx context.Context, d *description, unpack func(context.
 		from.Close() // who writes is told
 		unpacked <- err
 	}()
-	_ = writeMessage(r.conn, msgLayers, nil) // if nobody reads that, nobody sends layers, and says why
-	left := limit
-	for n, l := range d.Layers {
-		if err = r.pourLayer(ctx, n+1, l, to, &left, limit); err != nil {
-			break
-		}
+	_ = writeMessage(r.conn, msgLayer, binary.LittleEndian.AppendUint32(nil, uint32(n))) // if nobody reads that, nobody sends the layer, and says why
+	left := limit - used
+	before := left
+	lower := bufio.NewWriterSize(to, maxData)
+	if err = sendLower(lower, tree); err == nil {
+		err = lower.Flush()
 	}
-	if err != nil && !errors.Is(err, errGone) {
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		err = fmt.Errorf("unpack %s: %w", r.job.Image, err)
+	} else if err = r.pourLayer(ctx, n+1, d.Layers[n], to, &left, limit); err != nil && !errors.Is(err, errGone) {
 		cancel()
 	}
 	to.Close()
 	fault := <-unpacked
 	switch {
 	case err == nil:
-		return limit - left, fault
+		return before - left, fault
 	case errors.Is(err, errGone):
 		return 0, r.explain(ctx, fault, left)
 	}

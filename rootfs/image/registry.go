@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -20,6 +23,10 @@ import (
 // openReference opens an image of a registry, over HTTPS. Private addresses are spoken to
 // in plain HTTP too, where that fails.
 func (j ReadJob) openReference(ctx context.Context) (*image, error) {
+	return j.pull(ctx, defaultPatience)
+}
+
+func (j ReadJob) pull(ctx context.Context, patience patience) (*image, error) {
 	auth := authn.Anonymous
 	if j.Auth != (authn.AuthConfig{}) {
 		auth = authn.FromConfig(j.Auth)
@@ -29,16 +36,15 @@ func (j ReadJob) openReference(ctx context.Context) (*image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", given, err)
 	}
-	puller, err := remote.NewPuller(remote.WithAuth(auth))
+	r, err := openRepository(ctx, given, ref.Context(), auth, patience)
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", given, err)
+		return nil, err
 	}
-	r := &repository{given: given, name: ref.Context(), puller: puller}
-	desc, err := puller.Get(ctx, ref)
+	manifest, err := r.get(ctx, ref)
 	if err != nil {
-		return nil, r.explain(err)
+		return nil, err
 	}
-	data, err := readSmall(ctx, given, "manifest", bytes.NewReader(desc.Manifest), v1.Descriptor{Size: int64(len(desc.Manifest))})
+	data, err := readSmall(ctx, given, "manifest", bytes.NewReader(manifest), v1.Descriptor{Size: int64(len(manifest))})
 	if err != nil {
 		return nil, err
 	}
@@ -53,35 +59,124 @@ func (j ReadJob) openReference(ctx context.Context) (*image, error) {
 // addresses of its own are asked of the repository only: a stranger's manifest does
 // not choose whom the daemon talks to.
 type repository struct {
-	given  string
-	name   name.Repository
-	puller *remote.Puller
+	given    string
+	name     name.Repository
+	patience patience
+	puller   *remote.Puller
+	client   *http.Client // for blobs
+}
+
+// openRepository logs in. What is authorized once is used for all requests; the library does
+// not try these again, since that is left to patient.
+func openRepository(ctx context.Context, given string, repo name.Repository, auth authn.Authenticator, patience patience) (*repository, error) {
+	r := &repository{given: given, name: repo, patience: patience}
+	plain := remote.DefaultTransport.(*http.Transport).Clone()
+	plain.DisableCompression = true // a range is one of the bytes that are sent
+	authorized, err := transport.NewWithContext(ctx, repo.Registry, auth, &patient{patience: patience, inner: plain}, []string{repo.Scope(transport.PullScope)})
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	r.client = &http.Client{Transport: authorized, CheckRedirect: checkRedirect}
+	if r.puller, err = remote.NewPuller(remote.WithTransport(authorized), remote.WithAuth(auth)); err != nil {
+		return nil, fmt.Errorf("pull %s: %w", given, err)
+	}
+	return r, nil
 }
 
 func (r *repository) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	desc, err := r.puller.Get(ctx, r.name.Digest(d.Digest.String()))
+	data, err := r.get(ctx, r.name.Digest(d.Digest.String()))
 	if err != nil {
-		return nil, r.explain(err)
+		return nil, err
 	}
-	return io.NopCloser(bytes.NewReader(desc.Manifest)), nil
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// get gets a manifest, again if its transfer breaks.
+func (r *repository) get(ctx context.Context, ref name.Reference) ([]byte, error) {
+	for cuts := 0; ; cuts++ {
+		desc, err := r.puller.Get(ctx, ref)
+		if err == nil {
+			return desc.Manifest, nil
+		}
+		if !broken(err) || cuts >= r.patience.cuts {
+			return nil, r.explain(err)
+		}
+		if err := sleep(ctx, r.patience.pause<<cuts); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (r *repository) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	l, err := r.puller.Layer(ctx, r.name.Digest(d.Digest.String()))
+	get := func(ctx context.Context, from int64) (*http.Response, error) { return r.getBlob(ctx, d.Digest, from) }
+	resp, err := get(ctx, 0)
 	if err != nil {
+		return nil, err
+	}
+	return &resumed{patience: r.patience, ctx: ctx, size: d.Size, get: get, body: resp.Body}, nil
+}
+
+// getBlob asks for a blob from that byte on. A registry may answer with the whole of it.
+func (r *repository) getBlob(ctx context.Context, digest v1.Hash, from int64) (*http.Response, error) {
+	registry := r.name.Registry
+	address := url.URL{Scheme: registry.Scheme(), Host: registry.RegistryStr(), Path: "/v2/" + r.name.RepositoryStr() + "/blobs/" + digest.String()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", r.given, err)
+	}
+	want := []int{http.StatusOK}
+	if from > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+		want = append(want, http.StatusPartialContent)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		if bad, ok := errors.AsType[*url.Error](err); ok {
+			err = bad.Err // its address may hold a key
+		}
 		return nil, r.explain(err)
 	}
-	rc, err := l.Compressed()
-	if err != nil {
+	if from > 0 && (resp.StatusCode == http.StatusRequestedRangeNotSatisfiable || resp.StatusCode == http.StatusBadRequest) {
+		resp.Body.Close()
+		return r.getBlob(ctx, digest, 0) // it knows ranges of another form only
+	}
+	if err := transport.CheckError(resp, want...); err != nil {
+		resp.Body.Close()
 		return nil, r.explain(err)
 	}
-	return rc, nil
+	if part := resp.Header.Get("Content-Range"); resp.StatusCode == http.StatusPartialContent && !strings.HasPrefix(part, fmt.Sprintf("bytes %d-", from)) {
+		resp.Body.Close()
+		return nil, fmt.Errorf("pull %s: the registry sent the range %q, not one from %d", r.given, part, from)
+	}
+	return resp, nil
+}
+
+// checkRedirect refuses to be sent from a registry to an address of the host or of a private
+// network, unless the registry is at that address itself.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	const most = 10 // as net/http
+	if len(via) >= most {
+		return fmt.Errorf("it was redirected %d times", most)
+	}
+	from, to := via[0].URL.Hostname(), req.URL.Hostname()
+	addr, err := netip.ParseAddr(to)
+	if err != nil || from == to {
+		return nil
+	}
+	addr = addr.Unmap()
+	if addr.IsPrivate() || addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsUnspecified() {
+		return fmt.Errorf("%s redirects to %s, which is an address of a private network", from, to)
+	}
+	return nil
 }
 
 // explain tells what the operator can put right.
 func (r *repository) explain(err error) error {
 	var answer *transport.Error
-	if !errors.As(err, &answer) {
+	switch {
+	case errors.Is(err, errSilent):
+		return fmt.Errorf("there is no file %s, and it cannot be pulled: %w; %s", r.given, err, fixSilent)
+	case !errors.As(err, &answer):
 		return fmt.Errorf("there is no file %s, and it cannot be pulled: %w", r.given, err)
 	}
 	bad := &invalid.Error{Kind: invalid.ErrNotFound, File: r.given, Err: err}
@@ -90,6 +185,8 @@ func (r *repository) explain(err error) error {
 		bad.Reason, bad.Fix = "the registry does not have it", "correct the name"
 	case http.StatusUnauthorized, http.StatusForbidden:
 		bad.Reason, bad.Fix = "the registry does not give it", "correct the name, or log in as the daemon's user with docker login"
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return fmt.Errorf("pull %s: the registry is too busy, or gives this host no more for now: %w; retry later, or log in as the daemon's user with docker login", r.given, err)
 	default:
 		return fmt.Errorf("pull %s: %w", r.given, err)
 	}

@@ -9,8 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
@@ -24,10 +26,10 @@ func (j ReadJob) openFiles(ctx context.Context, in files) (img *image, err error
 	l := &local{given: j.Image, files: in}
 	index, err := l.read(ctx, "index.json")
 	if err == nil {
-		c := &chooser{given: j.Image, arch: j.Arch, blobs: l, unique: true}
+		c := &chooser{given: j.Image, arch: j.Arch, blobs: l, unique: true, want: j.Name}
 		img, err = c.image(ctx, index)
 	} else if errors.Is(err, fs.ErrNotExist) {
-		img, err = l.dockerImage(ctx)
+		img, err = l.dockerImage(ctx, j.Name)
 	}
 	if err != nil {
 		return nil, err
@@ -77,8 +79,8 @@ type dockerManifest struct {
 	Layers   []string `json:"Layers"` // file names
 }
 
-// dockerImage reads what docker save has written.
-func (l *local) dockerImage(ctx context.Context) (*image, error) {
+// dockerImage reads what docker save has written. want is the name of the image among several.
+func (l *local) dockerImage(ctx context.Context, want string) (*image, error) {
 	bad := func(reason, fix string, err error) error {
 		return &invalid.Error{Kind: invalid.ErrImage, File: l.given, Reason: reason, Fix: fix, Err: err}
 	}
@@ -90,23 +92,33 @@ func (l *local) dockerImage(ctx context.Context) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	var form manifestForm
+	if err := json.Unmarshal(data, &form); err == nil && form.SchemaVersion != 0 {
+		return nil, bad("is a directory of skopeo's transport dir:", "copy it to a layout: skopeo copy dir:FOLDER oci:LAYOUT", nil)
+	}
 	var list []dockerManifest
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, bad("has a damaged manifest.json", fixBuild, err)
 	}
-	if len(list) != 1 {
-		var tags []string
-		for _, m := range list {
-			tags = append(tags, m.RepoTags...)
-		}
-		return nil, bad(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), "save the one that is wanted", nil)
+	var tags []string
+	for _, m := range list {
+		tags = append(tags, m.RepoTags...)
 	}
-	name, why := cleanName(list[0].Config)
+	if want != "" {
+		list = slices.DeleteFunc(list, func(m dockerManifest) bool { return !isNamed(want, m.RepoTags) })
+	}
+	switch {
+	case len(list) == 0 && want != "":
+		return nil, bad(fmt.Sprintf("has no image %q; it has %s", invalid.Shorten(want), few(tags)), fixName, nil)
+	case len(list) != 1:
+		return nil, bad(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), fixName, nil)
+	}
+	config, why := cleanName(list[0].Config)
 	if why != "" {
 		return nil, bad("names a configuration that "+why, fixBuild, nil)
 	}
-	if data, err = l.read(ctx, name); errors.Is(err, fs.ErrNotExist) {
-		return nil, bad("has no configuration "+name, fixBuild, nil)
+	if data, err = l.read(ctx, config); errors.Is(err, fs.ErrNotExist) {
+		return nil, bad("has no configuration "+config, fixBuild, nil)
 	} else if err != nil {
 		return nil, err
 	}
@@ -114,9 +126,9 @@ func (l *local) dockerImage(ctx context.Context) (*image, error) {
 	if img.id, _, err = v1.SHA256(bytes.NewReader(data)); err != nil {
 		return nil, fmt.Errorf("%s: %w", l.given, err)
 	}
-	base := strings.TrimSuffix(filepath.Base(name), ".json")
+	base := strings.TrimSuffix(filepath.Base(config), ".json")
 	if len(base) == len(img.id.Hex) && base != img.id.Hex {
-		return nil, &invalid.Error{Kind: invalid.ErrDigest, File: l.given, Entry: name, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
+		return nil, &invalid.Error{Kind: invalid.ErrDigest, File: l.given, Entry: config, Reason: "has the digest " + img.id.String(), Fix: fixBuild}
 	}
 	if img.config, err = v1.ParseConfigFile(bytes.NewReader(data)); err != nil {
 		return nil, bad("has a damaged configuration", fixBuild, err)
@@ -165,6 +177,28 @@ func readSmall(ctx context.Context, given, name string, r io.Reader, d v1.Descri
 		return nil, fmt.Errorf("%s of %s: %w", name, given, err)
 	}
 	return data, nil
+}
+
+// fixName says how to choose one image of several.
+const fixName = "give its name after the path, such as FILE:TAG"
+
+// isNamed reports whether an image that has these names is the one that want names: by one of
+// them, in full or in short, or by its tag alone.
+func isNamed(want string, names []string) bool {
+	return slices.ContainsFunc(names, func(has string) bool {
+		if has == want {
+			return true
+		}
+		full, err := name.ParseReference(has)
+		if err != nil {
+			return false
+		}
+		if tag, ok := full.(name.Tag); ok && strings.Contains(has, ":") && tag.TagStr() == want {
+			return true
+		}
+		wanted, err := name.ParseReference(want)
+		return err == nil && strings.ContainsAny(want, ":/@") && wanted.Name() == full.Name()
+	})
 }
 
 // few lists names for a message.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -81,6 +83,15 @@ func writeFile(t testing.TB, data []byte) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // dockerSave writes what docker save writes of these images.
@@ -192,12 +203,18 @@ func TestSources(t *testing.T) {
 	reg := newRegistry(t, nil)
 	dirLayout := writeLayout(t, indexOf(img))
 	saved := dockerSave(t, map[string]v1.Image{"app:1": img})
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	sources := map[string]string{
 		"layout":                   dirLayout,
 		"layout with nested index": writeLayout(t, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: indexOf(img)})),
 		"archive of a layout":      writeArchive(t, dirLayout),
 		"docker save":              saved,
 		"docker save, unpacked":    untar(t, saved),
+		"docker save, gzip":        writeFile(t, gzipped(t, readFile(t, saved))),
+		"layout, zstd":             writeFile(t, enc.EncodeAll(readFile(t, writeArchive(t, dirLayout)), nil)),
 		"registry, tag":            reg.pushImage(t, "team/app:1", img),
 		"registry, digest":         reg.host + "/team/app@" + digestOf(t, img),
 		"registry, index":          reg.push(t, "team/app:all", indexOf(img)),
@@ -233,6 +250,104 @@ func TestSources(t *testing.T) {
 	}
 	if n := reg.blobs.Load() - before; n != 1 {
 		t.Errorf("%d blobs were fetched of an image that is there: the configuration is enough", n)
+	}
+}
+
+// A compressed archive that is damaged, too large or of another form is an error of its own
+// kind, and leaves nothing on the disk of the store.
+func TestCompressedArchives(t *testing.T) {
+	plain := readFile(t, dockerSave(t, map[string]v1.Image{"app:1": makeImage(t, mainConfig, baseLayer(t))}))
+	packed := gzipped(t, plain)
+	flipped := bytes.Clone(packed)
+	flipped[len(flipped)-6] ^= 1 // of the checksum
+	for name, test := range map[string]struct {
+		data []byte
+		kind error
+		want string
+	}{
+		"cut":       {packed[:len(packed)/2], invalid.ErrImage, "is damaged"},
+		"changed":   {flipped, invalid.ErrImage, "is damaged"},
+		"too large": {gzipped(t, make([]byte, 1<<20+maxArchiveMetadata+1)), invalid.ErrTooLarge, "more than 65.0 MiB once it is decompressed"},
+		"xz":        {[]byte("\xfd7zXZ\x00\x00\x04"), invalid.ErrImage, "xz -d"},
+		"bzip2":     {[]byte("BZh91AY&SY"), invalid.ErrImage, "bzip2 -d"},
+		"no tar":    {gzipped(t, []byte("hello")), invalid.ErrImage, "cannot be read as an archive"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			_, err := e.prepare(t, Options{Image: writeFile(t, test.data), Limits: Limits{Bytes: 1 << 20}})
+			if !errors.Is(err, test.kind) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+			if trees := e.trees(t); len(trees) > 0 {
+				t.Errorf("trees %q", trees)
+			}
+		})
+	}
+}
+
+// One image of several in a layout or an archive is chosen by its name or tag after the path.
+func TestNames(t *testing.T) {
+	tagged := func(names map[string]string) string {
+		var index v1.ImageIndex = empty.Index
+		for _, tag := range slices.Sorted(maps.Keys(names)) {
+			index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", tag))),
+				Descriptor: v1.Descriptor{Annotations: map[string]string{names[tag]: tag}}})
+		}
+		return writeLayout(t, index)
+	}
+	const short, full = "org.opencontainers.image.ref.name", "io.containerd.image.name"
+	byTag := tagged(map[string]string{"v1": short, "v2": short})
+	byName := tagged(map[string]string{"docker.io/me/app:v1": full, "quay.example/me/app:v2": short})
+	saved := dockerSave(t, map[string]v1.Image{"app:v1": makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", "v1"))), "app:v2": makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", "v2")))})
+	skopeo := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(skopeo, "manifest.json"), []byte(`{"schemaVersion":2,"config":{},"layers":[]}`), 0o644))
+	for given, want := range map[string]string{
+		byTag + ":v2": "v2", byTag + ":v1": "v1", byName + ":me/app:v1": "docker.io/me/app:v1", byName + ":v2": "quay.example/me/app:v2",
+		byName + ":quay.example/me/app:v2": "quay.example/me/app:v2", saved + ":app:v2": "v2", saved + ":v1": "v1",
+		byTag:                  "holds 2 images (v1, v2); give its name after the path",
+		byTag + ":v3":          `has no image "v3"; it has v1, v2`,
+		saved:                  "holds 2 images",
+		saved + ":other:v1":    `has no image "other:v1"`,
+		skopeo:                 "skopeo copy dir:",
+		"oci:" + byTag + ":v1": "leave out oci:",
+		"docker://app:v1":      "leave out docker://",
+		"dir:" + skopeo:        "leave out dir:",
+		t.TempDir() + ":v1":    "does not exist",
+	} {
+		e := newEnv(t)
+		_, err := e.prepare(t, Options{Image: given})
+		if err != nil {
+			if !errors.As(err, new(*invalid.Error)) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %q", given, err, want)
+			}
+			continue
+		}
+		if tag := string(readFile(t, filepath.Join(e.trees(t)[0], "tag"))); tag != want {
+			t.Errorf("%s: got %q, want %q", given, tag, want)
+		}
+	}
+	index := readFile(t, filepath.Join(byTag, "index.json"))
+	m, err := v1.ParseIndexManifest(bytes.NewReader(index))
+	must(t, err)
+	if _, err := newEnv(t).prepare(t, Options{Image: byTag + "@" + m.Manifests[1].Digest.String()}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A path that exists is one as it is, and what may be a reference is no path unless it is
+// plain that there is an image.
+func TestSplitName(t *testing.T) {
+	t.Chdir(t.TempDir())
+	must(t, errors.Join(os.Mkdir("layout", 0o755), os.WriteFile("layout/index.json", nil, 0o644), os.Mkdir("myfn", 0o755), os.WriteFile("app", nil, 0o644),
+		os.WriteFile("app.tar.gz", nil, 0o644), os.WriteFile("with:colon", nil, 0o644)))
+	for given, want := range map[string][2]string{
+		"layout:v1": {"layout", "v1"}, "layout@sha256:ab": {"layout", "sha256:ab"}, "layout:me/app:v1": {"layout", "me/app:v1"}, "layout": {"layout", ""},
+		"myfn:v1": {"myfn:v1", ""}, "app:v1": {"app:v1", ""}, "./app:v1": {"./app", "v1"}, "app.tar.gz:v1": {"app.tar.gz", "v1"},
+		"with:colon": {"with:colon", ""}, "none:v1": {"none:v1", ""}, "": {"", ""},
+	} {
+		if path, name := splitName(given); path != want[0] || name != want[1] {
+			t.Errorf("%s: %q, %q, want %q", given, path, name, want)
+		}
 	}
 }
 

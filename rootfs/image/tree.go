@@ -25,13 +25,15 @@ type node struct {
 	children map[string]*node
 	target   string
 	perm     fs.FileMode // of a directory
-	layer    int         // the last one that made it, or made something below it
-	hidden   int         // the last one that hid all that lower layers have in this directory
+	touched  bool        // this layer has made it, or something below it
+	hidden   bool        // this layer has hidden all that lower layers have in this directory
+	lower    bool        // lower layers have something there that this one has not hidden
+	here     bool        // it is in the folder of this layer
+	old      string      // of a hard link to a file of a lower layer, that file
+	number   int         // of such a link, from 1
 }
 
-func newDir(perm fs.FileMode, layer int) *node {
-	return &node{children: map[string]*node{}, perm: perm, layer: layer}
-}
+func newDir(perm fs.FileMode) *node { return &node{children: map[string]*node{}, perm: perm} }
 
 func (n *node) isDir() bool  { return n.children != nil }
 func (n *node) isLink() bool { return n.target != "" }
@@ -110,10 +112,25 @@ func (u *unpacker) put(at *place, name string, n *node) error {
 	if u.nameBytes += len(name) + len(n.target); u.nameBytes > maxNameBytes {
 		return u.invalid(invalid.ErrTooLarge, "", fmt.Sprintf("its names have more than %d MiB", maxNameBytes>>20), nil)
 	}
-	n.layer = u.layer
+	n.touched = true
 	at.dir().children[strings.Clone(name)] = n
 	for _, above := range at.nodes {
-		above.layer = u.layer
+		above.touched = true
+	}
+	return nil
+}
+
+// settle makes the directories down to a place in the folder of this layer, if only lower
+// layers have them.
+func (u *unpacker) settle(at *place) error {
+	for i, n := range at.nodes[1:] {
+		if n.here {
+			continue
+		}
+		if err := u.root.Mkdir(strings.Join(at.names[:i+1], "/"), 0o700); err != nil {
+			return u.host(err)
+		}
+		n.here = true
 	}
 	return nil
 }
@@ -127,24 +144,74 @@ func (u *unpacker) mkdir(at *place, name string, perm fs.FileMode) (*node, error
 	if err := u.countEntry(); err != nil {
 		return nil, err
 	}
-	n := newDir(perm, u.layer)
+	n := newDir(perm)
 	if err := u.put(at, name, n); err != nil {
 		return nil, err
 	}
+	if err := u.settle(at); err != nil {
+		return nil, err
+	}
+	n.here = true
 	return n, u.host(u.root.Mkdir(full, 0o700))
 }
 
-// remove removes what is there by that name, if anything is.
+// remove removes what is there by that name, if anything is, and hides it if lower layers have
+// it.
 func (u *unpacker) remove(at *place, name string) error {
 	n := at.dir().children[name]
 	if n == nil {
 		return nil
 	}
 	delete(at.dir().children, name)
-	if n.isDir() {
+	if n.lower {
+		if err := u.mark(hideFolder, &u.hides, "", at.path(name)); err != nil {
+			return err
+		}
+	}
+	if err := u.dropLinks(n); err != nil {
+		return err
+	}
+	switch {
+	case !n.here:
+		return nil
+	case n.isDir():
 		return u.host(u.root.RemoveAll(at.path(name)))
 	}
 	return u.host(u.root.Remove(at.path(name)))
+}
+
+// dropLinks forgets the hard links to files of lower layers in what is removed.
+func (u *unpacker) dropLinks(n *node) error {
+	if n.number > 0 {
+		at := fmt.Sprintf("%s/%d", linkFolder, n.number)
+		return u.host(errors.Join(u.layerRoot.Remove(at+linkNew), u.layerRoot.Remove(at+linkOld)))
+	}
+	for _, below := range n.children {
+		if below.touched {
+			if err := u.dropLinks(below); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// The folders that a layer is unpacked to. Paths are the targets of symbolic links with numbers
+// for names: so they need no form of their own, and no directories.
+const (
+	addFolder  = "add"  // what the layer has
+	hideFolder = "hide" // paths of lower layers that it hides
+	linkFolder = "link" // hard links to files of lower layers: N.new is one to N.old
+	linkNew    = ".new"
+	linkOld    = ".old"
+)
+
+// mark notes a path in a folder, under the next number if suffix is that of the first note of it.
+func (u *unpacker) mark(folder string, count *int, suffix, path string) error {
+	if suffix != linkOld {
+		*count++
+	}
+	return u.host(u.layerRoot.Symlink(path, fmt.Sprintf("%s/%d%s", folder, *count, suffix)))
 }
 
 // hide removes what lower layers have by that name: what this layer has made there
@@ -154,20 +221,20 @@ func (u *unpacker) hide(at *place, name string) error {
 	switch {
 	case n == nil:
 		return nil
-	case n.layer != u.layer:
+	case !n.touched:
 		return u.remove(at, name)
 	}
 	below := &place{nodes: append(at.nodes[:len(at.nodes):len(at.nodes)], n), names: append(at.names[:len(at.names):len(at.names)], name)}
 	return u.hideAll(below)
 }
 
-// hideAll hides everything in a directory. It does so once a layer, however often a
-// layer asks: what comes later is of the layer itself.
+// hideAll hides everything in a directory. It does so once, however often the layer asks: what
+// comes later is of the layer itself.
 func (u *unpacker) hideAll(at *place) error {
-	if at.dir().hidden == u.layer {
+	if at.dir().hidden {
 		return nil
 	}
-	at.dir().hidden = u.layer
+	at.dir().hidden = true
 	for name := range at.dir().children {
 		if err := u.hide(at, name); err != nil {
 			return err
@@ -182,7 +249,7 @@ func (u *unpacker) finish() error { return u.chmodAll(&place{nodes: []*node{u.to
 
 func (u *unpacker) chmodAll(at *place) error {
 	for name, n := range at.dir().children {
-		if !n.isDir() {
+		if !n.isDir() || !n.here {
 			continue
 		}
 		if err := u.host(u.root.Chmod(at.path(name), n.perm|0o700)); err != nil {

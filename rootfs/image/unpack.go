@@ -12,33 +12,71 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
 
-// unpacker applies the entries of layers to a directory that is private to it.
+// unpacker unpacks a layer to a folder that is private to it. It knows the names of the whole
+// tree that lower layers make, and resolves the layer's names in it.
 type unpacker struct {
-	given  string // the image, for messages
-	root   *os.Root
-	limits Limits
+	given     string   // the image, for messages
+	layer     int      // for messages
+	layerRoot *os.Root // the folder
+	root      *os.Root // addFolder in it
+	limits    Limits
 
 	top       *node // the whole tree so far
-	layer     int   // from 1
 	entries   int
 	nameBytes int
 	bytes     int64 // written
+	hides     int   // paths in hideFolder
+	links     int   // and in linkFolder
 	buf       []byte
 }
 
-func newUnpacker(given string, root *os.Root, limits Limits) *unpacker {
-	return &unpacker{given: given, root: root, limits: limits, top: newDir(0o755, 0), buf: make([]byte, 128<<10)}
+func newUnpacker(j UnpackJob, layerRoot *os.Root) (*unpacker, error) {
+	for _, name := range []string{addFolder, hideFolder, linkFolder} {
+		if err := layerRoot.Mkdir(name, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	root, err := layerRoot.OpenRoot(addFolder)
+	if err != nil {
+		return nil, err
+	}
+	return &unpacker{given: j.Image, layer: j.Layer, layerRoot: layerRoot, root: root, limits: j.Limits, bytes: j.Used,
+		top: newDir(0o755), buf: make([]byte, 128<<10)}, nil
 }
 
-// beginLayer says that the entries to come are those of the next layer.
-func (u *unpacker) beginLayer() { u.layer++ }
+// readLower reads what lower layers have.
+func (u *unpacker) readLower(r io.Reader) error {
+	buf := make([]byte, maxData)
+	for {
+		kind, body, err := readMessage(r, buf)
+		if err != nil || kind == msgLower {
+			return err
+		}
+		n, name, err := decodeNode(body)
+		if err != nil || kind != msgNode {
+			return errors.Join(errProtocol, err)
+		}
+		parent := u.top
+		for part := range strings.SplitSeq(path.Dir(name), "/") {
+			if part == "." {
+				break
+			}
+			if parent = parent.children[part]; parent == nil || !parent.isDir() {
+				return errProtocol
+			}
+		}
+		parent.children[path.Base(name)] = n
+		u.entries++
+		u.nameBytes += len(path.Base(name)) + len(n.target)
+	}
+}
 
-// applyLayer applies the next layer, whose tar stream is r, and reads r to its end.
+// applyLayer unpacks the layer, whose tar stream is r, and reads r to its end.
 func (u *unpacker) applyLayer(ctx context.Context, r io.Reader) error {
-	u.beginLayer()
 	entries := tar.NewReader(r)
 	for {
 		hdr, err := entries.Next()
@@ -135,7 +173,10 @@ func (u *unpacker) applyDir(dir, base string, hdr *tar.Header) error {
 	perm := fs.FileMode(hdr.Mode) & fs.ModePerm
 	if n := at.dir().children[base]; n != nil && n.isDir() {
 		n.perm = perm
-		return u.put(at, base, n)
+		if err := u.put(at, base, n); err != nil {
+			return err
+		}
+		return u.settle(&place{nodes: append(at.nodes, n), names: append(at.names, base)})
 	}
 	if err := u.remove(at, base); err != nil {
 		return err
@@ -173,7 +214,7 @@ func (u *unpacker) applyFile(ctx context.Context, dir, base string, hdr *tar.Hea
 	if err != nil {
 		return err
 	}
-	if err := u.put(at, base, &node{}); err != nil {
+	if err := u.add(at, base, &node{here: true}); err != nil {
 		return err
 	}
 	f, err := u.root.OpenFile(full, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -190,7 +231,7 @@ func (u *unpacker) applyFile(ctx context.Context, dir, base string, hdr *tar.Hea
 	if err != nil {
 		return err
 	}
-	return u.host(u.root.Chtimes(full, time.Time{}, sane(hdr.ModTime)))
+	return u.host(u.root.Chtimes(full, time.Time{}, extract.SaneTime(hdr.ModTime)))
 }
 
 // copyContent copies what the tar reader gives, which is exactly what the header
@@ -214,13 +255,6 @@ func (u *unpacker) copyContent(ctx context.Context, w io.Writer, r io.Reader) er
 	}
 }
 
-// sane keeps times in the range that all file systems have. Interpreters compare them
-// with what they noted in their caches.
-func sane(t time.Time) time.Time {
-	const last = 1<<32 - 1
-	return time.Unix(min(max(t.Unix(), 0), last), int64(t.Nanosecond()))
-}
-
 // applyLink makes a symbolic link as it is: it is followed inside sandboxes only.
 func (u *unpacker) applyLink(dir, base string, hdr *tar.Header) error {
 	return u.makeLink(dir, base, hdr.Name, hdr.Linkname)
@@ -234,7 +268,7 @@ func (u *unpacker) makeLink(dir, base, name, target string) error {
 	if err != nil {
 		return err
 	}
-	if err := u.put(at, base, &node{target: strings.Clone(target)}); err != nil {
+	if err := u.add(at, base, &node{target: strings.Clone(target), here: true}); err != nil {
 		return err
 	}
 	return u.host(u.root.Symlink(target, full))
@@ -276,10 +310,30 @@ func (u *unpacker) applyHardLink(dir, base string, hdr *tar.Header) error {
 	if at, newPath, err = u.vacate(dir, base); err != nil {
 		return err
 	}
-	if err := u.put(at, base, &node{}); err != nil {
+	if n.here {
+		if err := u.add(at, base, &node{here: true}); err != nil {
+			return err
+		}
+		return u.host(u.root.Link(oldPath, newPath))
+	}
+	if n.old != "" {
+		oldPath = n.old
+	}
+	if err := u.put(at, base, &node{old: oldPath, number: u.links + 1}); err != nil {
 		return err
 	}
-	return u.host(u.root.Link(oldPath, newPath))
+	if err := u.mark(linkFolder, &u.links, linkNew, newPath); err != nil {
+		return err
+	}
+	return u.mark(linkFolder, &u.links, linkOld, oldPath)
+}
+
+// add records something that is about to be made in the folder of the layer.
+func (u *unpacker) add(at *place, name string, n *node) error {
+	if err := u.put(at, name, n); err != nil {
+		return err
+	}
+	return u.settle(at)
 }
 
 func (u *unpacker) countEntry() error {

@@ -35,9 +35,16 @@ func unpackAll(t testing.TB, root *os.Root, limits Limits, layers ...[]byte) err
 		img.layers = append(img.layers, layer{diffID: diffID, size: -1, open: opener(data)})
 		d.Layers = append(d.Layers, layerClaim{DiffID: diffID, Size: -1})
 	}
-	r := reads(t, func(ctx context.Context, c *net.UnixConn) error { return img.sendLayers(ctx, c) })
-	_, err := r.unpack(t.Context(), d, root, Options{Image: img.given, Limits: limits})
-	return err
+	r := reads(t, func(ctx context.Context, c *net.UnixConn) error {
+		for n := range img.layers {
+			if err := img.sendLayer(ctx, c, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	_, refs, err := r.unpack(t.Context(), d, root, Options{Image: img.given, Limits: limits, Store: newEnv(t).store})
+	return errors.Join(err, refs.Close())
 }
 
 // reads is a reading of which the other side does that.
@@ -259,7 +266,11 @@ func TestGiantIsInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := newUnpacker("test", root, Limits{}.withDefaults())
+	u, err := newUnpacker(UnpackJob{Image: "test", Limits: Limits{}.withDefaults()}, root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.root.Close()
 	if err := u.apply(ctx, hdr, giant); !errors.Is(err, context.Canceled) || u.bytes > 0 {
 		t.Errorf("got %v after %d bytes", err, u.bytes)
 	}

@@ -26,10 +26,14 @@ const (
 	msgFile     = 'f' // asks for the file of that name
 
 	// To a ReadJob.
-	msgLayers  = 'l' // asks for the layers
+	msgLayer   = 'l' // asks for a layer, by its number from 0 in four bytes
 	msgOpened  = 'o' // the file that was asked for, as a descriptor
 	msgMissing = 'm' // it does not exist
 	msgRefused = 'r' // it cannot be opened, for the reason in the body
+
+	// To an UnpackJob, before the layer's msgData and msgEnd.
+	msgNode  = 'n' // something that lower layers have: see encodeNode
+	msgLower = 't' // that was all of it
 )
 
 const (

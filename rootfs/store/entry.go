@@ -30,6 +30,7 @@ type Kind string
 const (
 	KindZip   Kind = "zip"   // the files of a zip
 	KindImage Kind = "image" // the files of a container image
+	KindLayer Kind = "layer" // one of its layers
 	KindTmp   Kind = "tmp"   // the image behind /tmp
 )
 
@@ -52,7 +53,7 @@ func (o Origin) printable() Origin {
 		return r
 	}, o.From)
 	switch o.Kind {
-	case KindZip, KindImage, KindTmp:
+	case KindZip, KindImage, KindLayer, KindTmp:
 	default:
 		o.Kind = ""
 	}
@@ -66,7 +67,12 @@ type entryMeta struct {
 	Disk   int64  `json:"disk"`   // bytes that the tree took on the disk when it was made
 	Kind   Kind   `json:"kind"`
 	From   string `json:"from"`
+	Form   int    `json:"form"` // entryForm when it was made
 }
+
+// entryForm says what is made of a package: since 2, files have the times that a zip has for
+// them. An entry of another form is made anew.
+const entryForm = 2
 
 const (
 	entryTree = "tree"
@@ -82,7 +88,7 @@ func writeMeta(dir string, size int64, origin Origin) error {
 		return err
 	}
 	origin = origin.printable()
-	text, err := json.Marshal(entryMeta{Size: size, Stored: stored, Disk: disk, Kind: origin.Kind, From: origin.From})
+	text, err := json.Marshal(entryMeta{Size: size, Stored: stored, Disk: disk, Kind: origin.Kind, From: origin.From, Form: entryForm})
 	if err != nil {
 		return err
 	}
@@ -125,6 +131,9 @@ func inspectEntry(dir *os.File, path string, check func(tree string) error) (Ent
 	if err != nil {
 		return Entry{}, err
 	}
+	if meta.Form != entryForm {
+		return Entry{}, damaged(path, errors.New("another version made it, in another form"))
+	}
 	tree := filepath.Join(path, entryTree)
 	stored, _, err := measure(tree)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -146,10 +155,12 @@ func inspectEntry(dir *os.File, path string, check func(tree string) error) (Ent
 const statBlock = 512
 
 // measure adds up what lies in dir: the lengths of files and links, name by name, and the
-// bytes that everything takes on the disk, where a file with several names counts once.
+// bytes that everything takes on the disk, where a file with several names counts once. A file
+// that has names elsewhere too does not count: it is that of a layer, whose entry counts it.
 func measure(dir string) (stored, disk int64, err error) {
 	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
+	type shared struct{ missing, disk int64 }
+	seen := map[inode]shared{}
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -162,15 +173,23 @@ func measure(dir string) (stored, disk int64, err error) {
 			stored += info.Size()
 		}
 		st := info.Sys().(*syscall.Stat_t)
-		if !e.IsDir() && st.Nlink > 1 {
-			id := inode{uint64(st.Dev), st.Ino}
-			if seen[id] {
-				return nil
-			}
-			seen[id] = true
+		if e.IsDir() || st.Nlink == 1 {
+			disk += st.Blocks * statBlock
+			return nil
 		}
-		disk += st.Blocks * statBlock
+		id := inode{uint64(st.Dev), st.Ino}
+		s, known := seen[id]
+		if !known {
+			s = shared{int64(st.Nlink), st.Blocks * statBlock}
+		}
+		s.missing--
+		seen[id] = s
 		return nil
 	})
+	for _, s := range seen {
+		if s.missing == 0 {
+			disk += s.disk
+		}
+	}
 	return stored, disk, err
 }

@@ -77,9 +77,37 @@ func at(dir string) (*Store, error) {
 // nil if all were. The store can be used nevertheless; the next opening tries again.
 func (s *Store) Leftover() error { return s.staging.leftover }
 
+// TempFile makes an empty file on the disk of the store, without a name: it is gone when its
+// last descriptor is closed.
+func (s *Store) TempFile() (f *os.File, err error) {
+	st, err := s.staging.begin()
+	if err != nil {
+		return nil, err
+	}
+	f, err = os.OpenFile(filepath.Join(st.dir, "file"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if cerr := st.close(); err == nil && cerr != nil {
+		err = errors.Join(cerr, f.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make temporary file: %w", err)
+	}
+	return f, nil
+}
+
+// WatchSpace runs fill, which lets another process write to files of TempFile, and ends its
+// context when hardly anything is left of the disk. file is what messages name.
+func (s *Store) WatchSpace(ctx context.Context, file string, fill func(context.Context) error) error {
+	root, err := os.OpenRoot(s.staging.dir)
+	if err != nil {
+		return fmt.Errorf("open staging folder: %w", err)
+	}
+	defer root.Close()
+	return extract.Bounds{File: file}.WatchSpace(ctx, root, fill)
+}
+
 // AddZip extracts the zip at path once and returns a reference to its entry, at once if a
 // zip of the same content is there already. progress, which may be nil, is called with
-// extracted and total bytes. What is wrong with the zip is an [invalid.Error]; after
+// extracted and total bytes; the total is 0 if it is not known. What is wrong with the zip is an [invalid.Error]; after
 // any error nothing of the zip is left.
 func (s *Store) AddZip(ctx context.Context, path string, limits extract.Limits, progress func(done, total int64)) (*Ref, error) {
 	limits = limits.WithDefaults()
@@ -117,10 +145,28 @@ func (s *Store) AddTree(ctx context.Context, name string, origin Origin, fill fu
 	return s.addTree(ctx, name, origin, nil, fill)
 }
 
+// HoldTree returns a reference to the entry of the tree of that name, without a look at its files,
+// or nil if there is none.
+func (s *Store) HoldTree(ctx context.Context, name string) (*Ref, error) {
+	digest := treeDigest(name)
+	h, err := s.acquire(ctx, digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up entry of the store: %w", err)
+	}
+	return &Ref{Entry: Entry{Dir: filepath.Join(s.path(digest), entryTree), Digest: digest}, store: s, hold: h}, nil
+}
+
+func treeDigest(name string) string {
+	sum := sha256.Sum256([]byte("tree\x00" + name))
+	return hex.EncodeToString(sum[:])
+}
+
 // addTree is AddTree with a check as inspectEntry has it.
 func (s *Store) addTree(ctx context.Context, name string, origin Origin, check func(tree string) error, fill func(root *os.Root) (bytes int64, err error)) (*Ref, error) {
-	sum := sha256.Sum256([]byte("tree\x00" + name))
-	digest := hex.EncodeToString(sum[:])
+	digest := treeDigest(name)
 	if ref, err := s.find(ctx, digest, check); !errors.Is(err, fs.ErrNotExist) {
 		return ref, err
 	}
@@ -241,7 +287,11 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 		if s.Unzip == nil {
 			err = job.Run(ctx, zipCopy, tree, progress)
 		} else {
-			err = job.Bounds().Watch(ctx, root, func(ctx context.Context) error {
+			bounds := job.Bounds()
+			if progress != nil {
+				bounds.Progress = func(done int64) { progress(done, 0) } // only that process knows the total
+			}
+			err = bounds.Watch(ctx, root, func(ctx context.Context) error {
 				return s.unzipElsewhere(ctx, job, zipCopy.Name(), tree)
 			})
 		}

@@ -256,3 +256,45 @@ func TestAddTree(t *testing.T) {
 		}
 	}
 }
+
+// What is published is on the disk, and what others have written to the same file system is not
+// waited for.
+func TestPublishWritesOwnFiles(t *testing.T) {
+	dir := t.TempDir()
+	dirty := func(f *os.File) uint64 {
+		var stat unix.Cachestat_t
+		if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &stat, 0); err != nil && !errors.Is(err, unix.ENOSYS) { // new in Linux 6.5
+			t.Fatal(err)
+		}
+		return stat.Dirty + stat.Writeback
+	}
+	other, err := os.Create(filepath.Join(dir, "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.Write(make([]byte, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if dirty(other) == 0 {
+		t.Log("the kernel does not say which pages are on the disk, or this file system has none")
+		return
+	}
+	zipPath := ziptest.Write(t, dir, ziptest.Make(t, ziptest.File{Name: "file", Body: strings.Repeat("x", 1<<20)}))
+	ref, err := openTestStore(t, filepath.Join(dir, "store")).AddZip(t.Context(), zipPath, extract.Limits{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeRef(t, ref)
+	own, err := os.Open(filepath.Join(ref.Dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if n := dirty(own); n != 0 {
+		t.Errorf("%d pages of the entry are not on the disk", n)
+	}
+	if dirty(other) == 0 {
+		t.Error("another program's file was written first")
+	}
+}
