@@ -227,6 +227,16 @@ func (d *Daemon) KillSandboxes() {
 	})
 }
 
+// SandboxCgroups are the cgroup folders of the daemon's only sandbox, in all trees.
+func (d *Daemon) SandboxCgroups() []string {
+	d.T.Helper()
+	inits := d.Inits()
+	if len(inits) == 0 {
+		d.T.Fatal("there is no sandbox")
+	}
+	return sandboxCgroups(d.T, d.Instance, inits[0])
+}
+
 // sandboxCgroups are the existing cgroup folders of the sandbox that a process is in.
 func sandboxCgroups(t *testing.T, instance string, p Process) []string {
 	t.Helper()
