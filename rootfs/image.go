@@ -187,7 +187,7 @@ func findEntrypoint(v *view, opts ImageOptions, dir string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("look for the program of %s: %w", opts.Image, err)
 		}
-		if err = checkProgram(v, opts.Image, n); err == nil {
+		if err = checkProgram(v, opts.Image, c, n); err == nil {
 			return c, nil
 		}
 		if unusable == nil {

@@ -250,7 +250,7 @@ func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, ver
 	f.warnHandler(v, packages[0], opts.Runtime, opts.Handler)
 	f.Bootstrap = runtimeDir + "/bootstrap"
 	if own, err := v.resolve(f.Bootstrap); err == nil { // an image of that runtime
-		return checkProgram(v, opts.Base, own)
+		return checkProgram(v, opts.Base, f.Bootstrap, own)
 	}
 	made, warnings, err := makeBootstrap(v, scratch, packages[0], opts.Runtime, version, lang)
 	if err != nil {

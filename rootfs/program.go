@@ -34,10 +34,19 @@ func archName(m elf.Machine) string {
 	return m.String()
 }
 
-// checkProgram makes sure that the sandbox user can execute what prog was found
-// at: permissions of others count, as every file belongs to root or nobody inside.
-// file is what the operator gave.
-func checkProgram(v *view, file string, prog node) error {
+// checkProgram makes sure that the sandbox user can execute prog: permissions of others
+// count, as every file belongs to root or nobody inside. file is what the operator gave, and
+// name the path at which prog was found, perhaps by links.
+func checkProgram(v *view, file, name string, prog node) error {
+	err := checkFile(v, file, prog)
+	if e, ok := errors.AsType[*invalid.Error](err); ok && name != prog.path {
+		e.Entry, e.Reason = name, fmt.Sprintf("leads to %q, which %s", invalid.Shorten(prog.path), e.Reason)
+	}
+	return err
+}
+
+// checkFile implements checkProgram for the file itself.
+func checkFile(v *view, file string, prog node) error {
 	refuse := func(reason, fix string) error {
 		return &invalid.Error{Kind: invalid.ErrNotExecutable, File: file, Entry: prog.path, Reason: reason, Fix: fix}
 	}
@@ -141,7 +150,7 @@ func (f *Function) warnPrograms(v *view, wrapper string, owner func(node) string
 		case errors.Is(err, fs.ErrNotExist):
 			err = fmt.Errorf("%q does not exist in the sandbox", invalid.Shorten(name))
 		case err == nil:
-			err = checkProgram(v, owner(n), n)
+			err = checkProgram(v, owner(n), name, n)
 		}
 		if err != nil {
 			f.Warnings = append(f.Warnings, fmt.Sprintf("%s cannot be started: %v", what, err))

@@ -208,7 +208,7 @@ func findBootstrap(v *view, code pkg) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("look for the bootstrap of %s: %w", code.given, err)
 		}
-		return dir + "/bootstrap", checkProgram(v, code.given, n)
+		return dir + "/bootstrap", checkProgram(v, code.given, dir+"/bootstrap", n)
 	}
 	missing := &invalid.Error{Kind: invalid.ErrNoBootstrap, File: code.given, Entry: taskDir + "/bootstrap",
 		Reason: "does not exist, nor do /opt/bootstrap and /var/runtime/bootstrap",

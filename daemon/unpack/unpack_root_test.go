@@ -292,7 +292,8 @@ func TestUnpackHangs(t *testing.T) {
 	}
 	var moves atomic.Int64
 	working, release := begin(works, &moves)
-	waiting, _ := begin(hangs, &moves)
+	waiting, releaseWaiting := begin(hangs, &moves)
+	defer releaseWaiting() // not earlier: the garbage collector closes files that nobody has
 	alone, releaseAlone := begin(hangs, new(atomic.Int64))
 	defer releaseAlone()
 	for i := range 2 { // what hangs alone ends first, although it began last; the other after who works

@@ -24,7 +24,7 @@ func TestUnpackPosture(t *testing.T) {
 		wants []string // commands; the last one cannot end once the others are stopped
 	}{
 		"zip":   {[]string{harness.ZipFile(t, "large", 0o644, large(120))}, []string{"sandboxd-unpack zip"}},
-		"image": {[]string{"--image", harness.ImageLayout(t, nil, large(100))}, []string{"sandboxd-unpack layers", "sandboxd-unpack image"}},
+		"image": {[]string{"--image", harness.ImageLayout(t, nil, large(100))}, []string{"sandboxd-unpack layer", "sandboxd-unpack image"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			folders := harness.NewFolders(t)
