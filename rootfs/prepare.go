@@ -258,8 +258,11 @@ func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, ver
 	}
 	f.Warnings = append(f.Warnings, warnings...)
 	f.addMount(runtimeDir, append(f.take(runtimeDir), made)...)
-	if lang == languages["python"] {
+	switch lang {
+	case languages["python"]:
 		f.addPython(v, version)
+	case languages["nodejs"]:
+		f.addNode(v, version)
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package rootfs
 
 import (
+	"errors"
+	"io/fs"
 	"path"
 	"path/filepath"
 )
@@ -47,6 +49,20 @@ func (f *Function) addPython(v *view, version string) {
 				f.Links = append(f.Links, Link{Path: path.Join(langBin, link), Target: path.Join(dir, name)})
 			}
 			return
+		}
+	}
+}
+
+// addNode links folders that Node searches for the modules of every package to the folders of
+// layers. On Lambda ES modules are searched for in the folders of NODE_PATH, where Node by
+// itself looks for CommonJS modules only. Names that the base has stay as they are.
+func (f *Function) addNode(v *view, version string) {
+	for _, link := range []Link{ // in the order of NODE_PATH
+		{Path: "/var/node_modules", Target: "/opt/nodejs/node" + version + "/node_modules"},
+		{Path: "/node_modules", Target: "/opt/nodejs/node_modules"},
+	} {
+		if _, _, err := v.lstat(link.Path); errors.Is(err, fs.ErrNotExist) {
+			f.Links = append(f.Links, link)
 		}
 	}
 }

@@ -117,3 +117,32 @@ func TestPythonLinks(t *testing.T) {
 		})
 	}
 }
+
+// ES modules are found in layers, as by NODE_PATH on Lambda.
+func TestNodeLinks(t *testing.T) {
+	layered, own := Link{"/var/node_modules", "/opt/nodejs/node22/node_modules"}, Link{"/node_modules", "/opt/nodejs/node_modules"}
+	for name, tt := range map[string]struct {
+		dir  string // that the base has
+		want []Link
+	}{
+		"base without them":       {"/run", []Link{layered, own}},
+		"base with one":           {"/var/node_modules", []Link{own}},
+		"base with the other":     {"/node_modules", []Link{layered}},
+		"base with a similar one": {"/var/node", []Link{layered, own}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree, _ := usrTree(t, nil, nil)
+			tree.addDir(tt.dir)
+			f := &Function{Tree: *tree}
+			v, err := newView(tree)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.close()
+			f.addNode(v, "22")
+			if got := f.Links[len(tree.Links):]; !slices.Equal(got, tt.want) {
+				t.Errorf("links %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}

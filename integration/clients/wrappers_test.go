@@ -109,3 +109,26 @@ func TestClientNodeRequireModule(t *testing.T) {
 		t.Errorf("answer %s; want 1", a.Body)
 	}
 }
+
+// ES modules of the function and of /tmp find packages in layers; those for the runtime's version
+// come first.
+func TestClientNodeModulesOfLayers(t *testing.T) {
+	t.Parallel()
+	layer := writeFiles(t, map[string]string{
+		"nodejs/node20/node_modules/both/main.mjs": "export default 'both of node20';\n",
+		"nodejs/node_modules/both/main.mjs":        "export default 'both';\n",
+		"nodejs/node_modules/one/package.json":     `{"exports": "./main.mjs"}`,
+		"nodejs/node_modules/one/main.mjs":         "export {default} from 'deep/main.mjs';\n",
+		"nodejs/node_modules/deep/main.mjs":        "export default 'one';\n",
+	})
+	code := writeFiles(t, map[string]string{"app.mjs": `import { writeFile } from 'node:fs/promises';
+import both from 'both/main.mjs';
+import one from 'one';
+await writeFile('/tmp/late.mjs', "export {default} from 'one';\n");
+export const handler = async () => [both, one, (await import('/tmp/late.mjs')).default];
+`})
+	d := harness.Start(t, "--memory=512", "--timeout=30s", "--runtime=nodejs20.x", "--handler=app.handler", "--layer", clientDir(t, "node3"), "--layer", layer, code)
+	if a := d.Invoke(map[string]string{}); string(a.Body) != `["both of node20","one","one"]` {
+		t.Errorf("answer %s", a.Body)
+	}
+}
