@@ -137,7 +137,9 @@ func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) erro
 		return err
 	}
 	for _, s := range list {
-		if err := flag.Value.Set(s); err != nil {
+		if err := flag.Value.Set(s); err != nil && isSecret(flag.Name) {
+			return err
+		} else if err != nil {
 			return fmt.Errorf("%q %w", s, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -29,7 +30,7 @@ func (v envValue) String() string {
 func (v envValue) Set(s string) error {
 	name, value, ok := strings.Cut(s, "=")
 	if !ok {
-		return fmt.Errorf("must have the form NAME=VALUE")
+		return errors.New("must have the form NAME=VALUE, and one has no \"=\"")
 	}
 	if err := function.CheckVariable(name, value); err != nil {
 		if from := setBy[name]; from != "" {
@@ -42,6 +43,12 @@ func (v envValue) Set(s string) error {
 	}
 	(*v.env)[name] = value
 	return function.CheckEnv(*v.env)
+}
+
+// isSecret reports whether the value of the flag with that name may be a secret, which no
+// message repeats.
+func isSecret(flag string) bool {
+	return slices.Contains([]string{"env", "access-key-id", "secret-access-key", "session-token"}, flag)
 }
 
 // setBy says for reserved variables which flags they come from.

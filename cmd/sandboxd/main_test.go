@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,6 +21,27 @@ func command(t *testing.T, args ...string) (code int, stdout, stderr string) {
 }
 
 // A bad command line is exit code 2, one line on standard error, and nothing else.
+// A message about a variable or a credential does not repeat what may be a secret.
+func TestSecretsAreNotRepeated(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config")
+	for _, args := range [][]string{
+		{"--env", "A-B=hunter2"}, {"--env", "hunter2"}, {"--env", "AWS_REGION=hunter2"}, {"--env", "NAME=hunter2\x00"},
+		{"--secret-access-key", "hunter2"}, {"--access-key-id", "hunter2"}, {"--session-token", "hunter2"},
+		{"env: [A-B=hunter2]"}, {"env: {A-B: hunter2}"}, {"env: [hunter2]"}, {"secret-access-key: hunter2"},
+	} {
+		if len(args) == 1 {
+			if err := os.WriteFile(config, []byte(args[0]+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			args = []string{"--config", config}
+		}
+		var out, stderr bytes.Buffer
+		if code := run(t.Context(), append(append([]string{"run"}, args...), "x"), strings.NewReader(""), &out, &stderr); code != exit.Usage || strings.Contains(stderr.String(), "hunter2") || stderr.Len() == 0 {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr.String())
+		}
+	}
+}
+
 func TestUsageErrors(t *testing.T) {
 	for name, tt := range map[string]struct {
 		args []string
