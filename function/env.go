@@ -61,7 +61,7 @@ func CheckVariable(name, value string) error {
 	case Reserved(name):
 		return fmt.Errorf("%s is reserved: the platform sets it; use another name", name)
 	case !envName.MatchString(name):
-		return fmt.Errorf("name %q must be a letter followed by letters, digits and underscores", name)
+		return fmt.Errorf("name %q must be a letter followed by at least one letter, digit or underscore, and nothing else", name)
 	case strings.Contains(value, "\x00"):
 		return fmt.Errorf("the value of %s holds a NUL byte", name)
 	}

@@ -97,7 +97,7 @@ func TestVariables(t *testing.T) {
 		"AWS_CONTAINER_CREDENTIALS_FULL_URI": "", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "",
 		"AWS_REGION": "reserved", "AWS_DEFAULT_REGION": "reserved", "AWS_SESSION_TOKEN": "reserved", "LAMBDA_TASK_ROOT": "reserved",
 		"AWS_LAMBDA_MAX_CONCURRENCY": "reserved", "_HANDLER": "reserved", "_X_AMZN_TRACE_ID": "reserved", "_MINE": "reserved",
-		"A": "a letter followed by", "1A": "a letter followed by", "a.b": "a letter followed by", "a-b": "a letter followed by", "": "a letter followed by", "A B": "a letter followed by", "A=B": "a letter followed by",
+		"A": "a letter followed by at least one", "1A": "a letter followed by", "a.b": "a letter followed by", "a-b": "a letter followed by", "": "a letter followed by", "A B": "a letter followed by", "A=B": "a letter followed by",
 	} {
 		err := CheckVariable(name, "secret")
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
