@@ -58,6 +58,7 @@ func (p *processes) Thaw(context.Context) error           { return nil }
 func (p *processes) Throttle(context.Context, bool) error { return nil }
 func (p *processes) MemoryUsed() (uint64, error)          { return 0, nil }
 func (p *processes) Lost() <-chan struct{}                { return nil }
+func (p *processes) Usage() (isolation.Usage, error)      { return isolation.Usage{}, nil }
 func (p *processes) OutOfMemory() bool                    { return false }
 
 // A life is a real sandbox whose runtime echoes, and asks for its next event only

@@ -292,7 +292,12 @@ func (m *classicMode) failUnstarted(f *Fault) {
 func (m *classicMode) answerCut(ctx context.Context) wakening {
 	s, c := m.s, m.current
 	s.timer.Reset(min(s.cfg.Settings.ExitGrace, time.Until(c.deadline)))
-	w := s.wait(ctx, func() bool { return s.runtime.State == rtReady })
+	next := func() bool { return s.runtime.State == rtReady }
+	w := s.wait(ctx, next)
+	if w == limitPassed && s.memoryRanOut() { // its processes are being killed, which takes time on a busy host
+		s.timer.Reset(time.Until(c.deadline))
+		w = s.wait(ctx, next)
+	}
 	if w == limitPassed || w == reached {
 		c.answer(c.cut)
 		s.timer.Reset(time.Until(c.deadline))

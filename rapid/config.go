@@ -24,6 +24,7 @@ type Supervisor interface {
 	Thaw(ctx context.Context) error
 	Throttle(ctx context.Context, on bool) error
 	MemoryUsed() (uint64, error)
+	Usage() (isolation.Usage, error)
 	Lost() <-chan struct{}
 	Dial(ctx context.Context, network, addr string) (net.Conn, error) // from inside the sandbox
 	OutOfMemory() bool

@@ -120,6 +120,13 @@ func (s *Sandbox) exitFault(p *process) *Fault {
 	return &Fault{errRuntimeExit, "Runtime exited with error: " + e.String()}
 }
 
+// memoryRanOut reports whether the kernel has killed a process for lack of memory by now, even
+// if no exit was reported yet. The exits of all processes follow then.
+func (s *Sandbox) memoryRanOut() bool {
+	_, _ = s.sup.Usage() // if it fails, what was known before counts
+	return s.sup.OutOfMemory()
+}
+
 // memoryFault returns the fault of a sandbox that has run out of memory (INV-14). It counts as
 // the exit of the runtime, because it ends the whole sandbox, whichever process was killed
 // (docs/decisions/0037). p is the process that exited, or nil if none is known. A runtime may

@@ -368,6 +368,38 @@ func TestOutOfMemoryOfAChild(t *testing.T) {
 	})
 }
 
+// INV-14: a body that ends too early because memory ran out is reported as out of memory,
+// however long the kernel takes to end the processes.
+func TestOutOfMemoryInTheMiddleOfABody(t *testing.T) {
+	for name, options := range map[string][]func(*world) option{"classic": nil, "managed": {managed(1)}} {
+		t.Run(name, func(t *testing.T) {
+			program := func(w *world) fakesup.Program {
+				return func(p *fakesup.Process) supervisor.Exit {
+					c := w.s.NewClient()
+					e, _ := c.Next(p.Ctx)
+					_, _ = c.BeginAnswer(p.Ctx, e.Invocation.ID, AnswerHead{})
+					w.sup.CountOOM()
+					_ = c.FinishAnswer(p.Ctx, e.Invocation.ID, Answer{Seen: 4, Truncated: true})
+					sleep(p, time.Second)
+					go w.sup.KillForMemory()
+					<-p.Ctx.Done()
+					return supervisor.Exit{Signal: syscall.SIGKILL}
+				}
+			}
+			inWorld(t, program, func(w *world) {
+				w.mayFail = true
+				if r := w.invoke("a"); r.ErrorType != errOutOfMemory || !strings.Contains(string(r.Payload), "out of memory, the limit is 128 MB") {
+					t.Errorf("%s %s", r.ErrorType, r.Payload)
+				}
+				<-w.s.dead
+				if name == "classic" {
+					w.wantLogHas("Status: error\tError Type: Runtime.OutOfMemory\t\n")
+				}
+			}, options...)
+		})
+	}
+}
+
 // A host that cannot make the domains: whoever asked is told why, whether the
 // invocation came before the failure or after it (S-04).
 func TestFailedStart(t *testing.T) {

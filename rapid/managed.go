@@ -357,6 +357,11 @@ func (m *managedMode) finishAnswer(msg *finishAnswerMsg) {
 		a.ContentType = "application/octet-stream" // RT-31
 	}
 	refusal := c.complete(a, m.s.BodyLimit(a.Kind))
+	if c.cut != nil && m.s.memoryRanOut() { // the exits that follow answer it
+		c.cut = nil
+		msg.refuse(refusal)
+		return
+	}
 	if c.cut != nil {
 		c.answer(c.cut)
 	}

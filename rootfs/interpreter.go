@@ -93,10 +93,10 @@ func nodeOptions(version, has string) (lines string) {
 	minor, _ := strconv.Atoi(minorText)
 	knows := func(minorOf20 int) bool { return major >= 22 || major == 20 && minor >= minorOf20 }
 	if (version == "20" || version == "22") && knows(17) {
-		lines += "option --experimental-require-module --no-experimental-require-module\n"
+		lines += "option --experimental[-_]require[-_]module --no-experimental-require-module\n"
 	}
 	if version == "22" && knows(10) {
-		lines += "option --experimental-detect-module --no-experimental-detect-module\n"
+		lines += "option --experimental[-_]detect[-_]module --no-experimental-detect-module\n"
 	}
 	return lines
 }

@@ -368,6 +368,8 @@ func TestLanguageBootstrap(t *testing.T) {
 			"import('/opt/nodejs/node_modules/aws-lambda-ric/index.mjs')"},
 		{"node with features enabled again", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"},
 			"NODE_OPTIONS=--experimental-require-module --experimental-detect-module", strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
+		{"node with features enabled again, in its other spelling", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"},
+			"NODE_OPTIONS=--experimental_require_module --experimental_detect_module", strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " /var/runtime/index.mjs", "", "", ""},
 		{"node with features disabled twice", FunctionOptions{Code: node3, Layers: []string{node22}, Runtime: "nodejs22.x"}, "NODE_OPTIONS=--no-experimental-require-module",
 			strings.Replace(node, "/usr/bin", "/opt/bin", 1) + " --no-experimental-require-module --no-experimental-detect-module /var/runtime/index.mjs", "", "", ""},
 		{"node that does not know the options", FunctionOptions{Code: node3, Runtime: "nodejs20.x", Base: older}, "",

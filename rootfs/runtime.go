@@ -91,7 +91,8 @@ $Oset -- '$I' $options /var/runtime/index.mjs
 		clients: underEach([]string{"/var/task", "/opt/python/lib/python$V/site-packages", "/opt/python", "/var/runtime"},
 			"awslambdaric/__main__.py"), // RIC-04
 		install: "pip install awslambdaric -t .",
-		// The function's folder comes first, not that of this file.
+		// The function's folder comes first, not that of this file. A wrapper may have changed
+		// PYTHONPATH, or have Python ignore it (-I, -E); Lambda's Python finds its client then too.
 		launcher: file{"bootstrap.py", `# Starts the runtime client. Made by sandboxd.
 import os
 import runpy
@@ -100,6 +101,9 @@ import sys
 if sys.path[0] == "/var/runtime":
     del sys.path[0]
 sys.path.insert(0, "/var/task")
+for folder in ("/opt/python/lib/python$V/site-packages", "/opt/python", "/var/runtime"):
+    if folder not in sys.path:
+        sys.path.append(folder)
 sys.argv[:] = ["awslambdaric", os.environ["_HANDLER"]]
 runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
 `},

@@ -126,24 +126,33 @@ func readProfile(path, profile string) (map[string]string, error) {
 	defer f.Close()
 	keys := map[string]string{}
 	found, inside := false, false
+	indent := -1 // of the settings of the section; -1 before the first of them
 	lines := bufio.NewScanner(io.LimitReader(f, maxCredentialsFile))
-	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), " ") || strings.HasPrefix(lines.Text(), "\t") {
+	for first := true; lines.Scan(); first = false {
+		text := lines.Text()
+		if first {
+			text = strings.TrimPrefix(text, "\uFEFF") // editors of Windows write it
+		}
+		line := strings.TrimSpace(text)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		depth := len(text) - len(strings.TrimLeft(text, " \t"))
+		if indent >= 0 && depth > indent {
 			continue // part of the setting before
 		}
-		line := strings.TrimSpace(lines.Text())
 		if section, ok := strings.CutPrefix(line, "["); ok {
 			section, _, _ = strings.Cut(section, "]")
-			section = strings.TrimSpace(section)
-			inside = section == profile || section == "profile "+profile // of ~/.aws/config
+			inside = isProfile(strings.TrimSpace(section), profile)
 			found = found || inside
+			indent = -1
 			continue
 		}
+		indent = depth
 		name, value, ok := strings.Cut(line, "=")
-		if !ok || !inside || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
-			continue
+		if ok && inside {
+			keys[strings.ToLower(strings.TrimSpace(name))] = strings.TrimSpace(withoutComment(value))
 		}
-		keys[strings.ToLower(strings.TrimSpace(name))] = strings.TrimSpace(value)
 	}
 	if err := lines.Err(); err != nil {
 		return nil, err
@@ -152,6 +161,30 @@ func readProfile(path, profile string) (map[string]string, error) {
 		return nil, fmt.Errorf("it has no profile %s; choose another one with --profile", profile)
 	}
 	return keys, nil
+}
+
+// isProfile reports whether a section of a shared file is the profile of that name. Sections
+// of ~/.aws/config begin with the word profile, and quote names with spaces.
+func isProfile(section, name string) bool {
+	if section == name {
+		return true
+	}
+	rest, ok := strings.CutPrefix(section, "profile")
+	if !ok || strings.TrimLeft(rest, " \t") == rest {
+		return false
+	}
+	rest = strings.TrimSpace(rest)
+	return rest == name || rest == `"`+name+`"` || rest == "'"+name+"'"
+}
+
+// withoutComment returns a value up to a comment, which begins with # or ; after white space.
+func withoutComment(value string) string {
+	for i := 1; i < len(value); i++ {
+		if (value[i] == '#' || value[i] == ';') && (value[i-1] == ' ' || value[i-1] == '\t') {
+			return value[:i]
+		}
+	}
+	return value
 }
 
 // credentialsChange reports whether the credentials come from a file, which may change.

@@ -95,6 +95,33 @@ func TestCredentialSources(t *testing.T) {
 	}
 }
 
+// Shared files as people have them: what the AWS CLI and SDKs read is read.
+func TestCredentialFileForms(t *testing.T) {
+	want := message.Credentials{AccessKeyID: "A", SecretAccessKey: "b/c+d=#e"}
+	for name, tt := range map[string]struct{ text, profile string }{
+		"line ends of Windows":  {"[default]\r\naws_access_key_id = A\r\naws_secret_access_key = b/c+d=#e\r\n", ""},
+		"byte order mark":       {"\uFEFF[default]\naws_access_key_id = A\naws_secret_access_key = b/c+d=#e\n", ""},
+		"no last line end":      {"[default]\naws_access_key_id=A\naws_secret_access_key=b/c+d=#e", ""},
+		"indented":              {"[default]\n  aws_access_key_id = A\n  aws_secret_access_key = b/c+d=#e\n", ""},
+		"indented with tabs":    {"  [default]\n\n\taws_access_key_id = A\n# comment\n\taws_secret_access_key = b/c+d=#e\n[x]\naws_access_key_id = X\n", ""},
+		"comments after values": {"[default] # of the team\naws_access_key_id = A # old\naws_secret_access_key = b/c+d=#e\t; of May\naws_session_token = # none\n", ""},
+		"nested settings":       {"[default]\naws_access_key_id = A\ns3 =\n  aws_access_key_id = X\n  max_queue_size = 1\naws_secret_access_key = b/c+d=#e\n", ""},
+		"quoted profile":        {"[profile \"my team\"]\naws_access_key_id = A\naws_secret_access_key = b/c+d=#e\n", "my team"},
+		"spaces before profile": {"[profile  team]\naws_access_key_id = A\naws_secret_access_key = b/c+d=#e\n[profileteam]\naws_access_key_id=X\n", "team"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "credentials")
+			if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			a := awsOptions{source: file, profile: tt.profile}
+			if c, _, err := a.read(); err != nil || c != want {
+				t.Errorf("%+v, %v; want %+v", c, err, want)
+			}
+		})
+	}
+}
+
 // A renewal reads the file as it is then.
 func TestCredentialsRenewed(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "credentials")

@@ -81,6 +81,34 @@ def handler(event, context):
 	}
 }
 
+// ENV-26: Python finds the client and the function also if a wrapper sets PYTHONPATH, or has
+// Python ignore it.
+func TestClientWrapperOfPythonPath(t *testing.T) {
+	t.Parallel()
+	python := pythonRuntime(t)
+	layer, code := t.TempDir(), t.TempDir()
+	if err := os.CopyFS(filepath.Join(layer, "python"), os.DirFS(clientDir(t, "python"))); err != nil {
+		t.Fatal(err)
+	}
+	harness.WriteFile(t, filepath.Join(layer, "python", "shared.py"), []byte("value = 7\n"), 0o644)
+	harness.WriteFile(t, filepath.Join(code, "fn.py"), []byte("import shared, sys\ndef handler(event, context):\n    return [shared.value, sys.flags.isolated]\n"), 0o644)
+	for name, tt := range map[string]struct{ script, want string }{
+		"isolated": {`exec "$1" -I "$2"`, "[7, 1]"},
+		"replaced": {`PYTHONPATH=/opt/other exec "$@"`, "[7, 0]"},
+		"removed":  {`unset PYTHONPATH; exec "$@"`, "[7, 0]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wrap := t.TempDir()
+			harness.WriteFile(t, filepath.Join(wrap, "wrap"), []byte("#!/bin/sh\n"+tt.script+"\n"), 0o755)
+			d := harness.Start(t, "--memory=256", "--timeout=30s", "--runtime="+python, "--handler=fn.handler", "--layer", layer, "--layer", wrap,
+				"--env=AWS_LAMBDA_EXEC_WRAPPER=/opt/wrap", code)
+			if a := d.Invoke(map[string]string{}); strings.TrimSpace(string(a.Body)) != tt.want {
+				t.Errorf("answer %s; want %s", a.Body, tt.want)
+			}
+		})
+	}
+}
+
 // RIC-05, RT-72: the hooks of org.crac run before the snapshot and after the restore.
 func TestClientJavaHooks(t *testing.T) {
 	t.Parallel()

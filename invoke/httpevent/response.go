@@ -43,7 +43,9 @@ func ParseResponse(answer []byte) (*Response, error) {
 	for name, value := range members(answer) {
 		switch string(name) {
 		case "body":
-			body = value
+			if body = value; string(value) == "null" {
+				body = nil
+			}
 		case "isBase64Encoded":
 			encoded = value
 		default:

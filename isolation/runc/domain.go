@@ -271,7 +271,8 @@ func (s *Sandbox) attachFiles(ctx context.Context, name string, d *domain) error
 	if err := s.engine.attach(d.pid, s.spec, owners, tmp); err != nil {
 		return err
 	}
-	if len(s.cpus) < len(s.engine.processors.all) {
+	// libcontainer gives an init handler all processors of the host, whatever the daemon may use.
+	if len(s.cpus) < max(len(s.engine.processors.all), len(s.engine.host.CPUInfo)) {
 		if err := setAffinity(d.pid, s.cpus); err != nil {
 			return err
 		}

@@ -47,3 +47,22 @@ func TestProcessorsOfASandbox(t *testing.T) {
 		}
 	}
 }
+
+// ENV-40: a sandbox has no more processors than the daemon, which may be confined to some of
+// the host's.
+func TestProcessorsOfAConfinedDaemon(t *testing.T) {
+	if len(engine.host.CPUInfo) < 2 {
+		t.Fatal("the test needs two processors")
+	}
+	was := engine.processors
+	defer func() { engine.processors = was }()
+	last := was.all[len(was.all)-1]
+	engine.processors = &processors{all: []int{last}, users: map[int]int{}}
+	s := create(t, hostSpec(t, isolation.RuntimeDomain))
+	conn := start(t, s, isolation.RuntimeDomain)
+	got, _ := shell(t, s, conn, "nproc; grep -o 'Cpus_allowed_list.*' /proc/self/status | cut -f2")
+	if want := fmt.Sprintf("1\n%d\n", last); got != want {
+		t.Errorf("the sandbox says %q, want %q", got, want)
+	}
+	closeSandbox(t, s)
+}

@@ -212,6 +212,14 @@ func (s *Supervisor) MemoryUsed() (uint64, error) {
 	return s.Peak, nil
 }
 
+// Usage returns an out-of-memory kill if KillForMemory or CountOOM was called.
+func (s *Supervisor) Usage() (u isolation.Usage, err error) {
+	if s.OutOfMemory() {
+		u.OOMKills = 1
+	}
+	return u, nil
+}
+
 // Looks returns how often MemoryUsed was called.
 func (s *Supervisor) Looks() int { return int(s.looks.Load()) }
 
