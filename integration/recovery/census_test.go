@@ -177,6 +177,10 @@ func atRest(d *harness.Daemon, ready int) census {
 		if ids := sandboxes(d); len(ids) != ready {
 			return fmt.Sprintf("sandboxes %q, want %d", ids, ready)
 		}
+		// One that is being made has a name, but not yet all that it will have.
+		if n := len(d.Inits()); n < ready || ready > 0 && n%ready != 0 {
+			return fmt.Sprintf("%d init handlers in %d sandboxes", n, ready)
+		}
 		before := now
 		if now = takeCensus(d); !maps.Equal(now, before) {
 			return fmt.Sprintf("the census still changes: %v after %v", now, before)

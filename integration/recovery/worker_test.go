@@ -3,9 +3,10 @@
 package recovery
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -120,19 +121,18 @@ func TestStopBeforeSealing(t *testing.T) {
 	harness.WantNothingLeft(t, f.Run)
 }
 
-// stopTwice asks a daemon to end, and then to end at once.
+// stopTwice asks a daemon to end, and then to end at once, and waits until it has.
 func stopTwice(t *testing.T, d *harness.Daemon) {
 	t.Helper()
-	supervisor := harness.Process{PID: d.Cmd.Process.Pid}
-	for range 2 {
-		d.Signal(syscall.SIGTERM)
-		harness.Eventually(t, harness.Patience, func() string { // two at once count as one
-			if pending, err := strconv.ParseUint(supervisor.Status("ShdPnd"), 16, 64); err != nil || pending>>(uint(syscall.SIGTERM)-1)&1 != 0 {
-				return fmt.Sprintf("the signal is pending: %x, %v", pending, err)
-			}
+	harness.Eventually(t, harness.Patience, func() string { // the kernel and Go's runtime take two at once for one
+		switch err := d.Daemon.Signal(syscall.SIGTERM); {
+		case errors.Is(err, os.ErrProcessDone):
 			return ""
-		})
-	}
+		case err != nil:
+			return err.Error()
+		}
+		return "the daemon still runs"
+	})
 }
 
 // A worker that does not come to its end is ended: nobody who has taken it over can keep
