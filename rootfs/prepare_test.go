@@ -464,13 +464,19 @@ func TestScanWarnings(t *testing.T) {
 }
 
 // Links stay links, wherever they lead, in folders and in zips. A warning names those that
-// lead out of the package to nothing that the sandbox has.
+// lead out of the package to nothing that the sandbox has, such as files in the host's /tmp.
 func TestLinksOut(t *testing.T) {
+	inTmp, err := os.MkdirTemp("/tmp", "shared-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(inTmp)
 	files := []ziptest.File{
 		{Name: "bootstrap", Mode: 0o755, Body: shell},
 		{Name: "up", Mode: link, Body: "../../opt/modules"}, {Name: "d/up", Mode: link, Body: "../../../opt/modules/x"},
 		{Name: "absolute", Mode: link, Body: "/opt/modules"}, {Name: "self", Mode: link, Body: "/var/task/bootstrap"},
 		{Name: "tmp", Mode: link, Body: "/tmp/cache"}, {Name: "inside", Mode: link, Body: "missing"}, {Name: "loop", Mode: link, Body: "loop"},
+		{Name: "dead0", Mode: link, Body: inTmp},
 		{Name: "dead1", Mode: link, Body: "../shared"}, {Name: "dead2", Mode: link, Body: "/home/me/x"}, {Name: "dead3", Mode: link, Body: "../../../../../../etc/shadow"},
 	}
 	layer := []ziptest.File{{Name: "modules/x"}, {Name: "dead4", Mode: link, Body: "../elsewhere"}}
@@ -485,7 +491,7 @@ func TestLinksOut(t *testing.T) {
 				t.Errorf("%s: %s is a link to %q, %v", name, file.Name, target, err)
 			}
 		}
-		want := []string{"/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
+		want := []string{"/var/task/dead0", "/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
 		if len(f.Warnings) != len(want) {
 			t.Fatalf("%s: warnings %q", name, f.Warnings)
 		}
