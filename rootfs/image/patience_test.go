@@ -138,6 +138,7 @@ func TestOtherRange(t *testing.T) {
 // says how far it came and what to do.
 func TestCutForEver(t *testing.T) {
 	data, d := randomBlob(1000)
+	asked := 0
 	for name, test := range map[string]struct {
 		serve http.HandlerFunc
 		want  string
@@ -146,6 +147,15 @@ func TestCutForEver(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = w.Write(data[:700])
 		}, "broke off at byte 700, and so did the 4 that resumed it: unexpected EOF; check the network"},
+		"always another range": {func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			if req.Header.Get("Range") != "" || asked > 0 {
+				w.Header().Set("Content-Range", "bytes 705-999/1000")
+				w.WriteHeader(http.StatusPartialContent)
+			}
+			asked++
+			_, _ = w.Write(data[:700])
+		}, `sent the range "bytes 705-999/1000" when the whole blob was asked for`},
 		"gone": {func(w http.ResponseWriter, req *http.Request) {
 			if req.Header.Get("Range") != "" {
 				w.WriteHeader(http.StatusForbidden)

@@ -124,10 +124,8 @@ func (r *repository) getBlob(ctx context.Context, digest v1.Hash, from int64) (*
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", r.given, err)
 	}
-	want := []int{http.StatusOK}
 	if from > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-		want = append(want, http.StatusPartialContent)
 	}
 	resp, err := r.client.Do(req)
 	if err != nil {
@@ -140,9 +138,13 @@ func (r *repository) getBlob(ctx context.Context, digest v1.Hash, from int64) (*
 		resp.Body.Close()
 		return r.getBlob(ctx, digest, 0)
 	}
-	if err := transport.CheckError(resp, want...); err != nil {
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
 		resp.Body.Close()
 		return nil, r.explain(err)
+	}
+	if !resumes(resp, from) {
+		resp.Body.Close()
+		return nil, fmt.Errorf("pull %s: the registry sent the range %q when the whole blob was asked for; check the proxy on the way to it", r.given, resp.Header.Get("Content-Range"))
 	}
 	return resp, nil
 }
