@@ -181,7 +181,7 @@ func TestNamesOfSharedFiles(t *testing.T) {
 	must(t, os.Chtimes(filepath.Join(dir.Name(), "f"), time.Time{}, time.Unix(1, 0)))
 	for n := 0; err == nil; n++ {
 		if n > 70_000 {
-			t.Skip("the file system allows more names than that of ext4")
+			return // such as XFS, where nothing is ever copied
 		}
 		err = unix.Linkat(fd, "f", fd, strconv.Itoa(n), 0)
 	}
