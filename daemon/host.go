@@ -29,6 +29,7 @@ func Become(ctx context.Context, idBase uint32) (runc.Host, error) {
 	if uid := os.Geteuid(); uid != 0 {
 		return runc.Host{}, fmt.Errorf("run needs root, not user %d: sudo sandboxd run …", uid)
 	}
+	syscall.Umask(0o022) // sandboxes use what is made here, whatever umask the administrator works with
 	found, err := runc.DetectHost()
 	if err != nil {
 		return found, err

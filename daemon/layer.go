@@ -57,6 +57,9 @@ func MakeLayer(ctx context.Context, cfg Config, l Layer, terminal *os.File) (err
 	defer func() { err = errors.Join(err, d.Close(ctx)) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, layerTime, fmt.Errorf("the installation took longer than %v", layerTime))
 	defer cancel()
+	if info, err := os.Stat(l.Output); err == nil && info.IsDir() {
+		return fmt.Errorf("--output %s is a directory; give the name of a file in it", l.Output)
+	}
 	output, err := os.CreateTemp(filepath.Dir(l.Output), "."+filepath.Base(l.Output)+"-")
 	if err != nil {
 		return fmt.Errorf("--output: %w", err)

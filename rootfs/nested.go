@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -61,15 +62,23 @@ func (v *view) isDir(name string) bool {
 
 // fixNested says what to do about a package whose files are in folder.
 func fixNested(p pkg, folder string) string {
-	folder = invalid.Printable(invalid.Shorten(folder))
-	if p.digest != "" {
-		return fmt.Sprintf("zip the folder's content, not the folder: cd %s && zip -r ../function.zip .", folder)
+	if p.digest == "" {
+		return "give that folder: " + path.Join(p.given, invalid.Printable(invalid.Shorten(folder)))
 	}
-	return "give that folder: " + path.Join(p.given, folder)
+	if folder != invalid.Printable(invalid.Shorten(folder)) {
+		return "zip the folder's content, not the folder"
+	}
+	if !plainPath.MatchString(folder) { // the name is the zip's, and this is for a shell
+		folder = shellQuote("./" + folder)
+	}
+	return fmt.Sprintf("zip the folder's content, not the folder: cd %s && zip -r ../function.zip .", folder)
 }
 
-// handlerFiles returns the files that a handler of a runtime may be in, relative to /var/task.
-// It returns none for a handler that says nothing about files.
+// plainPath matches paths in which a shell sees nothing but their letters.
+var plainPath = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_./-]*$`)
+
+// handlerFiles returns the files that a handler of a runtime may be in, relative to /var/task;
+// the last part may be a pattern. It returns none for a handler that says nothing about files.
 func handlerFiles(runtime, handler string) (files []string) {
 	under := func(name string, suffixes ...string) []string {
 		if name == "" || path.IsAbs(name) || strings.ContainsAny(name, "*?[\\") {
@@ -96,7 +105,10 @@ func handlerFiles(runtime, handler string) (files []string) {
 		return under(dir+file, ".rb")
 	case strings.HasPrefix(runtime, "java"):
 		class, _, _ := strings.Cut(handler, "::")
-		return under(strings.ReplaceAll(class, ".", "/"), ".class")
+		if under(strings.ReplaceAll(class, ".", "/"), ".class") != nil {
+			files = append(files, "lib/*.jar") // in one of these
+		}
+		return files
 	}
 	return nil
 }
@@ -108,10 +120,19 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
+// nestedHandler returns the folder of the package that has the handler's file, "" if there is
+// none or the file is where it belongs.
+func nestedHandler(v *view, runtime, handler string) string {
+	files := handlerFiles(runtime, handler)
+	if len(files) == 0 {
+		return ""
+	}
+	return nestedFolder(v, files)
+}
+
 // warnHandler warns of a handler whose file is in a folder of the package.
 func (f *Function) warnHandler(v *view, code pkg, runtime, handler string) {
-	files := handlerFiles(runtime, handler)
-	if folder := nestedFolder(v, files); len(files) > 0 && folder != "" {
+	if folder := nestedHandler(v, runtime, handler); folder != "" {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("%s: the file of handler %q is not at the top of the package, but in its folder %q; %s",
 			code.given, invalid.Shorten(handler), invalid.Shorten(folder), fixNested(code, folder)))
 	}
@@ -128,6 +149,7 @@ func (f *Function) warnLayer(p pkg) error {
 	}
 	defer root.Close()
 	top, err := dirNames(root, ".", maxViewNames)
+	top = slices.DeleteFunc(top, func(name string) bool { return name == "__MACOSX" || name == ".DS_Store" }) // which macOS adds
 	if err != nil || slices.ContainsFunc(top, func(name string) bool { return slices.Contains(layerFolders, name) }) {
 		return nil // with too many files to be of that kind, or with some where they belong
 	}

@@ -29,8 +29,18 @@ func TestNestedPackage(t *testing.T) {
 		"Node, client":    {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/node_modules/aws-lambda-ric/index.mjs"}), Runtime: "nodejs20.x", Handler: "index.handler"}, `it is in the package's folder "myfn"`},
 		"Node, handler":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/dist/index.mjs"}), Runtime: "nodejs20.x", Handler: "dist/index.handler"}, `in its folder "myfn"; zip`},
 		"Java, handler":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "target/classes/com/x/App.class"}), Runtime: "java17", Handler: "com.x.App::run"}, `in its folder "target/classes"; zip`},
-		"as it should be": {FunctionOptions{Code: zipOf(ziptest.File{Name: "app.py"}, ziptest.File{Name: "old/app.py"}), Runtime: "python3.11", Handler: "app.handler"}, ""},
-		"in a layer":      {FunctionOptions{Code: zipOf(ziptest.File{Name: "x"}), Runtime: "python3.11", Handler: "vendor.wrapper.handler"}, ""},
+		"Java, jars":      {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/lib/app.jar"}), Runtime: "java17", Handler: "com.x.App::run"}, `in its folder "myfn"; zip`},
+		"Python, no client": {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/app.py"}), Runtime: "python3.11", Handler: "app.handler"},
+			`but in its folder "myfn"; zip the folder's content, not the folder: cd myfn && zip -r ../function.zip .; 'sudo sandboxd layer python3.11'`},
+		"Node, no client":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/index.js"}), Runtime: "nodejs20.x", Handler: "index.handler"}, `but in its folder "myfn"; zip`},
+		"Ruby, no client":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/app.rb"}), Runtime: "ruby3.1", Handler: "app.handler", Base: testBase(t)}, `but in its folder "myfn"; zip`},
+		"Java, no client":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "myfn/lib/app.jar"}), Runtime: "java17", Handler: "com.x.App::run"}, `but in its folder "myfn"; zip`},
+		"name with a space": {FunctionOptions{Code: zipOf(ziptest.File{Name: "my fn/bootstrap", Mode: 0o755, Body: shell})}, `cd './my fn' && zip`},
+		"hostile name":      {FunctionOptions{Code: zipOf(ziptest.File{Name: "a'$(id);/bootstrap", Mode: 0o755, Body: shell})}, `cd './a'\''$(id);' && zip`},
+		"name with control": {FunctionOptions{Code: zipOf(ziptest.File{Name: "a\nb/bootstrap", Mode: 0o755, Body: shell})}, `zip the folder's content, not the folder`},
+		"name with bracket": {FunctionOptions{Code: zipOf(ziptest.File{Name: "fn[1]/bootstrap", Mode: 0o755, Body: shell})}, `"fn[1]/bootstrap"`},
+		"as it should be":   {FunctionOptions{Code: zipOf(ziptest.File{Name: "app.py"}, ziptest.File{Name: "old/app.py"}), Runtime: "python3.11", Handler: "app.handler"}, ""},
+		"in a layer":        {FunctionOptions{Code: zipOf(ziptest.File{Name: "x"}), Runtime: "python3.11", Handler: "vendor.wrapper.handler"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(name, "client") && !strings.Contains(name, "environment") && test.opts.Runtime != "" {
@@ -63,6 +73,7 @@ func TestNestedLayer(t *testing.T) {
 		"opt":             {[]string{"opt/python/x.py"}, "its folder opt, so that they appear in /opt/opt;"},
 		"opt and more":    {[]string{"opt/extensions/x", "README"}, "its folder opt,"},
 		"layer's folder":  {[]string{"mylayer/nodejs/node_modules/x/index.js"}, "its folder mylayer,"},
+		"layer of a Mac":  {[]string{"__MACOSX/mylayer/._x", ".DS_Store", "mylayer/python/x.py"}, "its folder mylayer,"},
 		"other folders":   {[]string{"a/bin/x", "b/lib/y"}, ""},
 		"as it should be": {[]string{"python/x.py", "opt/bin/x"}, ""},
 		"data":            {[]string{"models/a"}, ""},

@@ -252,7 +252,7 @@ func (f *Function) addRuntime(opts FunctionOptions, packages []pkg, scratch, ver
 	if own, err := v.resolve(f.Bootstrap); err == nil { // an image of that runtime
 		return checkProgram(v, opts.Base, f.Bootstrap, own)
 	}
-	made, warnings, err := makeBootstrap(v, scratch, packages[0], opts.Runtime, version, lang)
+	made, warnings, err := makeBootstrap(v, scratch, packages[0], opts.Runtime, version, opts.Handler, lang)
 	if err != nil {
 		return err
 	}

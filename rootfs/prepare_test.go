@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path"
@@ -45,6 +46,50 @@ func program(m elf.Machine, class elf.Class) string {
 	head[elf.EI_CLASS], head[elf.EI_DATA] = byte(class), byte(elf.ELFDATA2LSB)
 	binary.LittleEndian.PutUint16(head[18:], uint16(m))
 	return string(head)
+}
+
+// linked is a program that names a loader.
+func linked(loader string) string {
+	head := []byte(program(machines[runtime.GOARCH], elf.ELFCLASS64))
+	binary.LittleEndian.PutUint64(head[32:], 64)
+	binary.LittleEndian.PutUint16(head[54:], 56)
+	binary.LittleEndian.PutUint16(head[56:], 2)
+	headers := make([]byte, 2*56)
+	binary.LittleEndian.PutUint32(headers, uint32(elf.PT_PHDR))
+	binary.LittleEndian.PutUint32(headers[56:], uint32(elf.PT_INTERP))
+	binary.LittleEndian.PutUint64(headers[56+8:], uint64(len(head)+len(headers)))
+	binary.LittleEndian.PutUint64(headers[56+32:], uint64(len(loader)+1))
+	return string(head) + string(headers) + loader + "\x00"
+}
+
+// Whatever its headers say, a program without a loader that can be read is left to the kernel.
+func TestLoader(t *testing.T) {
+	whole := linked("/lib/ld.so")
+	change := func(at int, to uint64) string {
+		b := []byte(whole)
+		binary.LittleEndian.PutUint64(b[at:], to)
+		return string(b)
+	}
+	code := makeTree(t, ziptest.File{Name: "bootstrap", Mode: 0o755, Body: whole})
+	if _, err := prepareDir(t, FunctionOptions{Code: code, Base: testBase(t, ziptest.File{Name: "lib/ld.so"})}); err != nil {
+		t.Errorf("loader that is there: %v", err)
+	}
+	if got := findLoader(strings.NewReader(whole), []byte(whole)); got != "/lib/ld.so" {
+		t.Errorf("loader %q", got)
+	}
+	for name, body := range map[string]string{
+		"none":               program(machines[runtime.GOARCH], elf.ELFCLASS64),
+		"headers far away":   change(32, math.MaxUint64),
+		"headers at the end": change(32, uint64(len(whole))),
+		"name far away":      change(64+56+8, math.MaxUint64),
+		"long name":          change(64+56+32, math.MaxUint64),
+		"name of no length":  change(64+56+32, 0),
+		"cut":                whole[:len(whole)-3],
+	} {
+		if got := findLoader(strings.NewReader(body), []byte(body)); got != "" {
+			t.Errorf("%s: loader %q", name, got)
+		}
+	}
 }
 
 func prepareDir(t testing.TB, opts FunctionOptions) (*Function, error) {
@@ -257,12 +302,20 @@ func TestPrepareErrors(t *testing.T) {
 		{"bootstrap is a folder", FunctionOptions{Code: code(ziptest.File{Name: "bootstrap/x"})}, invalid.ErrNotExecutable, "is no file"},
 		{"bootstrap is a fifo", FunctionOptions{Code: code(ziptest.File{Name: "bootstrap", Mode: fs.ModeNamedPipe})}, invalid.ErrNotExecutable, "is no file"},
 		{"bootstrap is text", FunctionOptions{Code: boot(0o755, "echo hello\n")}, invalid.ErrNotExecutable, "#!/bin/sh"},
-		{"bootstrap is empty", FunctionOptions{Code: boot(0o755, "")}, invalid.ErrNotExecutable, "#!/bin/sh"},
 		{"Windows line ends", FunctionOptions{Code: boot(0o755, "#!/bin/sh\r\necho\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
 		{"Windows line ends after env", FunctionOptions{Code: boot(0o755, "#!/usr/bin/env python3\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
 		{"Windows line ends after an option", FunctionOptions{Code: boot(0o755, "#!/bin/sh -e\r\n")}, invalid.ErrNotExecutable, "dos2unix"},
 		{"line ends of old Macs", FunctionOptions{Code: boot(0o755, "#!/bin/sh\recho\r")}, invalid.ErrNotExecutable, "dos2unix"},
 		{"byte order mark", FunctionOptions{Code: boot(0o755, "\xef\xbb\xbf#!/bin/sh\n")}, invalid.ErrNotExecutable, "byte order mark"},
+		{"loader that the base lacks", FunctionOptions{Code: boot(0o755, linked("/lib/ld-musl-x86_64.so.1"))}, invalid.ErrNotExecutable, `is linked to be loaded by "/lib/ld-musl-x86_64.so.1", which the base does not have`},
+		{"empty", FunctionOptions{Code: boot(0o755, "")}, invalid.ErrNotExecutable, "is empty"},
+		{"macOS, 32 bits", FunctionOptions{Code: boot(0o755, "\xce\xfa\xed\xfe")}, invalid.ErrNotExecutable, "macOS"},
+		{"macOS, big end first", FunctionOptions{Code: boot(0o755, "\xfe\xed\xfa\xcf")}, invalid.ErrNotExecutable, "macOS"},
+		{"macOS, universal", FunctionOptions{Code: boot(0o755, "\xca\xfe\xba\xbf")}, invalid.ErrNotExecutable, "macOS"},
+		{"no interpreter", FunctionOptions{Code: boot(0o755, "#!\n")}, invalid.ErrNotExecutable, "names no interpreter"},
+		{"interpreter that is not executable", FunctionOptions{Code: code(ziptest.File{Name: "bootstrap", Mode: 0o755, Body: "#!/var/task/run\n"}, ziptest.File{Name: "run", Body: shell})},
+			invalid.ErrNotExecutable, `wants the interpreter "/var/task/run", which the sandbox user cannot execute (mode 0644)`},
+		{"UTF-32", FunctionOptions{Code: boot(0o755, "\xff\xfe\x00\x00#\x00")}, invalid.ErrNotExecutable, "UTF-32"},
 		{"UTF-16 as of Windows", FunctionOptions{Code: boot(0o755, "\xff\xfe#\x00!\x00/\x00")}, invalid.ErrNotExecutable, "UTF-16"},
 		{"UTF-16, big end first", FunctionOptions{Code: boot(0o755, "\xfe\xff\x00#\x00!")}, invalid.ErrNotExecutable, "UTF-16"},
 		{"UTF-16 without mark", FunctionOptions{Code: boot(0o755, "#\x00!\x00/\x00")}, invalid.ErrNotExecutable, "UTF-16"},
@@ -464,13 +517,19 @@ func TestScanWarnings(t *testing.T) {
 }
 
 // Links stay links, wherever they lead, in folders and in zips. A warning names those that
-// lead out of the package to nothing that the sandbox has.
+// lead out of the package to nothing that the sandbox has, such as files in the host's /tmp.
 func TestLinksOut(t *testing.T) {
+	inTmp, err := os.MkdirTemp("/tmp", "shared-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(inTmp)
 	files := []ziptest.File{
 		{Name: "bootstrap", Mode: 0o755, Body: shell},
 		{Name: "up", Mode: link, Body: "../../opt/modules"}, {Name: "d/up", Mode: link, Body: "../../../opt/modules/x"},
 		{Name: "absolute", Mode: link, Body: "/opt/modules"}, {Name: "self", Mode: link, Body: "/var/task/bootstrap"},
 		{Name: "tmp", Mode: link, Body: "/tmp/cache"}, {Name: "inside", Mode: link, Body: "missing"}, {Name: "loop", Mode: link, Body: "loop"},
+		{Name: "dead0", Mode: link, Body: inTmp},
 		{Name: "dead1", Mode: link, Body: "../shared"}, {Name: "dead2", Mode: link, Body: "/home/me/x"}, {Name: "dead3", Mode: link, Body: "../../../../../../etc/shadow"},
 	}
 	layer := []ziptest.File{{Name: "modules/x"}, {Name: "dead4", Mode: link, Body: "../elsewhere"}}
@@ -485,7 +544,7 @@ func TestLinksOut(t *testing.T) {
 				t.Errorf("%s: %s is a link to %q, %v", name, file.Name, target, err)
 			}
 		}
-		want := []string{"/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
+		want := []string{"/var/task/dead0", "/var/task/dead1", "/var/task/dead2", "/var/task/dead3", "/opt/dead4"}
 		if len(f.Warnings) != len(want) {
 			t.Fatalf("%s: warnings %q", name, f.Warnings)
 		}

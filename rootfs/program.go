@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"runtime"
@@ -79,7 +80,18 @@ func checkFile(v *view, file string, prog node) error {
 	head = head[:n]
 	switch {
 	case bytes.HasPrefix(head, []byte(elf.ELFMAG)):
-		return checkMachine(file, prog.path, head)
+		if err := checkMachine(file, prog.path, head); err != nil {
+			return err
+		}
+		loader := findLoader(f, head)
+		if loader == "" {
+			return nil
+		}
+		if _, err := v.resolve(path.Join("/", loader)); err != nil {
+			return refuse(fmt.Sprintf("is linked to be loaded by %q, which the base does not have", invalid.Shorten(loader)),
+				"build it without shared libraries (for Go CGO_ENABLED=0), or for the C library of the base, or give another base")
+		}
+		return nil
 	case !bytes.HasPrefix(head, []byte("#!")):
 		return refuse(describeUnknown(head))
 	case prog.mode.Perm()&0o004 == 0:
@@ -95,9 +107,15 @@ func checkFile(v *view, file string, prog node) error {
 	if !path.IsAbs(interpreter) {
 		from = taskDir
 	}
-	if _, err := v.resolve(from + "/" + interpreter); err != nil || interpreter == "" {
+	switch n, err := v.resolve(from + "/" + interpreter); {
+	case interpreter == "":
+		return refuse("names no interpreter in its first line", "begin it with #!/bin/sh")
+	case err != nil:
 		return refuse(fmt.Sprintf("wants the interpreter %q, which the base does not have", invalid.Shorten(interpreter)),
 			"correct its first line, or give another base")
+	case !isProgram(n):
+		return refuse(fmt.Sprintf("wants the interpreter %q, which the sandbox user cannot execute (mode %04o)", invalid.Shorten(interpreter), n.mode.Perm()),
+			"correct its first line, or chmod 755 the interpreter")
 	}
 	return nil
 }
@@ -105,24 +123,67 @@ func checkFile(v *view, file string, prog node) error {
 // foreign are the beginnings of files that people take for programs of Linux.
 var foreign = []struct{ begins, reason, fix string }{
 	{"\xef\xbb\xbf", "begins with a byte order mark, so that the kernel does not see its first line", "save it as UTF-8 without BOM"},
+	{"\xff\xfe\x00\x00", "is stored as UTF-32", "save it as UTF-8 without BOM"},
 	{"\xff\xfe", "is stored as UTF-16, as PowerShell writes text", "save it as UTF-8 without BOM"},
 	{"\xfe\xff", "is stored as UTF-16", "save it as UTF-8 without BOM"},
 	{"#\x00", "is stored as UTF-16 without byte order mark", "save it as UTF-8"},
 	{"\x00#", "is stored as UTF-16 without byte order mark", "save it as UTF-8"},
 	{"MZ", "is a program for Windows", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
 	{"\xcf\xfa\xed\xfe", "is a program for macOS", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
+	{"\xce\xfa\xed\xfe", "is a program for macOS", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
+	{"\xfe\xed\xfa", "is a program for macOS", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
+	{"\xca\xfe\xba\xbf", "is a program for macOS", "build it for GOOS=linux GOARCH=" + runtime.GOARCH},
 	{"\xca\xfe\xba\xbe", "is a program for macOS or a class of Java", "build it for GOOS=linux GOARCH=" + runtime.GOARCH + ", or begin a script with #!/bin/sh"},
 }
 
 // describeUnknown says what a file is that begins neither as a program nor as a script, and
 // what to do.
 func describeUnknown(head []byte) (reason, fix string) {
+	if len(head) == 0 {
+		return "is empty", "put the program there; look at what has built or copied it"
+	}
 	for _, f := range foreign {
 		if bytes.HasPrefix(head, []byte(f.begins)) {
 			return f.reason, f.fix
 		}
 	}
 	return "is neither a Linux program nor a script", "build it for Linux, or begin the script with #!/bin/sh"
+}
+
+// findLoader returns the path of the loader that a 64-bit program for this host names, "" if it
+// names none or makes no sense. head is the beginning of the program.
+func findLoader(f io.ReaderAt, head []byte) string {
+	const fileHeader, programHeader, maxHeaders, maxPath = 64, 56, 64, 256
+	if len(head) < fileHeader || elf.Data(head[elf.EI_DATA]) != elf.ELFDATA2LSB {
+		return ""
+	}
+	// The fields of Elf64_Ehdr and Elf64_Phdr, by their offsets.
+	at := binary.LittleEndian.Uint64(head[32:])
+	size, number := binary.LittleEndian.Uint16(head[54:]), binary.LittleEndian.Uint16(head[56:])
+	if size != programHeader || at > math.MaxInt64 {
+		return ""
+	}
+	headers := make([]byte, programHeader*min(int(number), maxHeaders))
+	n, err := f.ReadAt(headers, int64(at))
+	if err != nil && err != io.EOF {
+		return ""
+	}
+	for headers = headers[:n]; len(headers) >= programHeader; headers = headers[programHeader:] {
+		if elf.ProgType(binary.LittleEndian.Uint32(headers)) != elf.PT_INTERP {
+			continue
+		}
+		from, length := binary.LittleEndian.Uint64(headers[8:]), binary.LittleEndian.Uint64(headers[32:])
+		if from > math.MaxInt64 || length > maxPath {
+			return ""
+		}
+		name := make([]byte, length)
+		if _, err := f.ReadAt(name, int64(from)); err != nil {
+			return ""
+		}
+		text, _, _ := strings.Cut(string(name), "\x00")
+		return text
+	}
+	return ""
 }
 
 // noExec reports whether the sandbox cannot execute a file because it is mounted so on the

@@ -226,7 +226,7 @@ func findBootstrap(v *view, code pkg) (string, error) {
 
 // makeBootstrap makes a folder below scratch with the bootstrap of a language,
 // from what the view has: interpreter, client and shell.
-func makeBootstrap(v *view, scratch string, code pkg, name, version string, lang *language) (dir string, warnings []string, err error) {
+func makeBootstrap(v *view, scratch string, code pkg, name, version, handler string, lang *language) (dir string, warnings []string, err error) {
 	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
 	if _, err := v.resolve("/bin/sh"); err != nil {
 		return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
@@ -253,6 +253,9 @@ func makeBootstrap(v *view, scratch string, code pkg, name, version string, lang
 		if folder := nestedFolder(v, inPackage); folder != "" {
 			missing.Reason += fmt.Sprintf("; it is in the package's folder %q", invalid.Shorten(folder))
 			missing.Fix = fixNested(code, folder)
+		} else if folder := nestedHandler(v, name, handler); folder != "" {
+			missing.Reason += fmt.Sprintf("; the file of handler %q is not at the top of the package either, but in its folder %q", invalid.Shorten(handler), invalid.Shorten(folder))
+			missing.Fix = fixNested(code, folder) + "; " + missing.Fix
 		}
 		return "", nil, missing
 	}
@@ -295,10 +298,10 @@ func findFile(v *view, pattern string) string {
 		}
 	}
 	for _, name := range names {
-		file := path.Join(path.Dir(pattern), name)
-		if ok, _ := path.Match(pattern, file); !ok {
+		if ok, _ := path.Match(path.Base(pattern), name); !ok && name != path.Base(pattern) {
 			continue
 		}
+		file := path.Join(path.Dir(pattern), name)
 		if n, err := v.resolve(file); err == nil && n.mode.IsRegular() {
 			return file
 		}

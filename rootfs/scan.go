@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandboxd/sandboxd/rootfs/extract"
 	"github.com/sandboxd/sandboxd/rootfs/invalid"
 )
@@ -133,7 +135,7 @@ func (s *scan) visitLink(rel string) error {
 	}
 	full = path.Clean(full)
 	first, _, _ := strings.Cut(full[1:], "/")
-	if below(full, s.pkg.inside) || slices.Contains(engineDirs, first) {
+	if below(full, s.pkg.inside) || slices.Contains(engineDirs, first) && !inHostTmp(full) {
 		return nil
 	}
 	if _, err := s.view.resolve(path.Join(s.pkg.inside, rel)); !errors.Is(err, fs.ErrNotExist) {
@@ -144,6 +146,28 @@ func (s *scan) visitLink(rel string) error {
 			s.pkg.given, invalid.Shorten(path.Join(s.pkg.inside, rel)), invalid.Shorten(target)))
 	}
 	return nil
+}
+
+// inHostTmp reports whether something is at a path in /tmp on the host: a link to it means that
+// and not a file that the function will make in its own /tmp, which begins empty. It follows no
+// link and leaves no file system.
+func inHostTmp(name string) bool {
+	rel, ok := strings.CutPrefix(name, "/tmp/")
+	if !ok {
+		return false
+	}
+	tmp, err := unix.Open("/tmp", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(tmp)
+	fd, err := unix.Openat2(tmp, rel, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
 }
 
 // below reports whether a clean path is dir or lies below it.

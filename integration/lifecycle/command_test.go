@@ -5,6 +5,8 @@ package lifecycle
 import (
 	"encoding/json"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,6 +47,27 @@ func TestEventOnce(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A function runs whatever umask the administrator works with, and has Lambda's.
+func TestUmask(t *testing.T) {
+	zip := harness.ZipFile(t, "bootstrap", 0o755, strings.NewReader(`#!/bin/sh
+api="http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation"
+while id=$(curl -s -D - -o /dev/null "$api/next" | tr -d '\r' | sed -n 's/^Lambda-Runtime-Aws-Request-Id: //ip'); do
+  curl -s -o /dev/null -d "\"$(umask)\"" "$api/$id/response"
+done
+`))
+	dir := t.TempDir() // its folders are made by sandboxd
+	for _, open := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(open, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := []string{"run", "--event", "-", "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run"), zip}
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `umask 077; exec "$0" "$@"`, harness.Sandboxd}, args...)...)
+	if out := harness.Finish(t, "{}", cmd); out.Code != 0 || out.Stdout != `"0022"` {
+		t.Errorf("%+v", out)
 	}
 }
 

@@ -133,9 +133,15 @@ func (c *chooser) choose(list []v1.Descriptor, unique bool) (v1.Descriptor, erro
 			"build it with --platform linux/"+c.arch, nil)
 	}
 	if unique && slices.ContainsFunc(exact, func(d v1.Descriptor) bool { return d.Digest != exact[0].Digest }) {
-		var names []string
-		for _, d := range exact {
-			names = append(names, append(namesOf(d), d.Digest.String())[0])
+		names, count := make([]string, len(exact)), map[string]int{}
+		for i, d := range exact {
+			names[i] = append(namesOf(d), d.Digest.String())[0]
+			count[names[i]]++
+		}
+		for i, d := range exact {
+			if count[names[i]] > 1 { // a name that chooses none
+				names[i] = d.Digest.String()
+			}
 		}
 		return v1.Descriptor{}, c.invalid(invalid.ErrImage, fmt.Sprintf("holds %d images (%s)", len(exact), few(names)), fixName, nil)
 	}

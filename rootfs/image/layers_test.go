@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -166,5 +167,40 @@ func TestLayersAreNotPoisoned(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, addFolder, "bin/sh")); err == nil && string(readFile(t, filepath.Join(dir, addFolder, "lib"))) != "good" {
 			t.Error("the layer has changed")
 		}
+	}
+}
+
+// A file of a shared layer that has as many names as the file system allows, which another image
+// may have given it, is copied once.
+func TestNamesOfSharedFiles(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	must(t, err)
+	defer dir.Close()
+	fd := int(dir.Fd())
+	must(t, os.WriteFile(filepath.Join(dir.Name(), "f"), []byte("base"), 0o640))
+	must(t, os.Chtimes(filepath.Join(dir.Name(), "f"), time.Time{}, time.Unix(1, 0)))
+	for n := 0; err == nil; n++ {
+		if n > 70_000 {
+			return // such as XFS, where nothing is ever copied
+		}
+		err = unix.Linkat(fd, "f", fd, strconv.Itoa(n), 0)
+	}
+	if !errors.Is(err, unix.EMLINK) {
+		t.Fatal(err)
+	}
+	links := newLinker()
+	defer links.close()
+	for _, name := range []string{"a", "b", "c"} {
+		must(t, links.link(dir, "f", dir, name))
+		if err := links.link(dir, "f", dir, name); !errors.Is(err, unix.EEXIST) {
+			t.Errorf("a name that is taken: %v", err)
+		}
+	}
+	if err := links.link(dir, "none", dir, "d"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("no file: %v", err)
+	}
+	a, c := statOf(t, filepath.Join(dir.Name(), "a")), statOf(t, filepath.Join(dir.Name(), "c"))
+	if a.Ino != c.Ino || a.Ino == statOf(t, filepath.Join(dir.Name(), "f")).Ino || a.Mode&0o7777 != 0o640 || a.Mtim.Sec != 1 || string(readFile(t, filepath.Join(dir.Name(), "a"))) != "base" {
+		t.Errorf("copy %+v, its other name %+v", a, c)
 	}
 }

@@ -21,7 +21,9 @@ import (
 // not copies. What is in the layer's folder may be anything that its process has left there:
 // nothing is followed out of the tree, and what cannot be is an error.
 func merge(layer, tree *os.Root) error {
-	held, err := holdLinks(layer, tree)
+	links := newLinker()
+	defer links.close()
+	held, err := holdLinks(layer, tree, links)
 	if err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func merge(layer, tree *os.Root) error {
 		return err
 	}
 	defer to.Close()
-	if err := linkAll(from, to); err != nil {
+	if err := links.linkAll(from, to); err != nil {
 		return err
 	}
 	return held.place(tree)
@@ -104,7 +106,7 @@ type heldLinks struct {
 	names  map[string]string // of the tree, by the name in the folder
 }
 
-func holdLinks(layer, tree *os.Root) (h heldLinks, err error) {
+func holdLinks(layer, tree *os.Root, links *linker) (h heldLinks, err error) {
 	names, err := marks(layer, linkFolder)
 	if err != nil || len(names) == 0 {
 		return h, err
@@ -113,6 +115,11 @@ func holdLinks(layer, tree *os.Root) (h heldLinks, err error) {
 	if err := tree.Mkdir(h.folder, 0o700); err != nil {
 		return h, err
 	}
+	folder, err := tree.Open(h.folder)
+	if err != nil {
+		return h, err
+	}
+	defer folder.Close()
 	for _, name := range names {
 		number, is := strings.CutSuffix(name, linkNew)
 		if !is {
@@ -126,12 +133,22 @@ func holdLinks(layer, tree *os.Root) (h heldLinks, err error) {
 		if err != nil {
 			return h, err
 		}
-		if err := tree.Link(oldPath, path.Join(h.folder, number)); err != nil {
+		if err := holdLink(tree, links, oldPath, folder, number); err != nil {
 			return h, fmt.Errorf("link to a file of a lower layer: %w", err)
 		}
 		h.names[number] = newPath
 	}
 	return h, nil
+}
+
+// holdLink gives the file at oldPath of the tree another name in the folder.
+func holdLink(tree *os.Root, links *linker, oldPath string, folder *os.File, name string) error {
+	dir, err := tree.Open(path.Dir(oldPath))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return links.link(dir, path.Base(oldPath), folder, name)
 }
 
 // place gives the links their names.
@@ -149,11 +166,11 @@ func (h heldLinks) place(tree *os.Root) error {
 
 // linkAll gives everything in the directory from a name in the directory to. Directories are
 // merged, and get the permissions of those in from. It follows no link.
-func linkAll(from, to *os.File) error {
+func (l *linker) linkAll(from, to *os.File) error {
 	for {
 		names, err := from.Readdirnames(1000)
 		for _, name := range names {
-			if err := linkOne(from, to, name); err != nil {
+			if err := l.linkOne(from, to, name); err != nil {
 				return err
 			}
 		}
@@ -166,7 +183,7 @@ func linkAll(from, to *os.File) error {
 	}
 }
 
-func linkOne(from, to *os.File, name string) error {
+func (l *linker) linkOne(from, to *os.File, name string) error {
 	fail := func(op string, err error) error {
 		return &fs.PathError{Op: op, Path: path.Join(to.Name(), name), Err: err}
 	}
@@ -175,10 +192,10 @@ func linkOne(from, to *os.File, name string) error {
 		return fail("look at", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		err := unix.Linkat(int(from.Fd()), name, int(to.Fd()), name, 0)
+		err := l.link(from, name, to, name)
 		if errors.Is(err, unix.EEXIST) { // in the place of a file; a directory has been hidden
 			if err = unix.Unlinkat(int(to.Fd()), name, 0); err == nil {
-				err = unix.Linkat(int(from.Fd()), name, int(to.Fd()), name, 0)
+				err = l.link(from, name, to, name)
 			}
 		}
 		if err != nil {
@@ -200,7 +217,7 @@ func linkOne(from, to *os.File, name string) error {
 		return fail("open", err)
 	}
 	defer target.Close()
-	if err := linkAll(source, target); err != nil {
+	if err := l.linkAll(source, target); err != nil {
 		return err
 	}
 	if err := target.Chmod(fs.FileMode(st.Mode) & fs.ModePerm); err != nil {

@@ -104,10 +104,41 @@ func TestCutTransfer(t *testing.T) {
 	}
 }
 
+// A transfer whose rest comes as another range than was asked for begins anew.
+func TestOtherRange(t *testing.T) {
+	data, d := randomBlob(1000)
+	for _, part := range []string{"", "bytes 0-999/1000", "bytes 705-999/1000", "bytes */1000", "700-999"} {
+		cut := false
+		r := blobsOf(t, hasty, func(w http.ResponseWriter, req *http.Request) {
+			switch {
+			case req.Header.Get("Range") != "":
+				w.Header().Set("Content-Range", part)
+				w.WriteHeader(http.StatusPartialContent)
+				_, _ = w.Write(data[:300])
+			case !cut:
+				cut = true
+				w.Header().Set("Content-Length", "1000")
+				_, _ = w.Write(data[:700])
+			default:
+				_, _ = w.Write(data)
+			}
+		})
+		rc, err := r.blob(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(rc); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("range %q: %d bytes, %v", part, len(got), err)
+		}
+		rc.Close()
+	}
+}
+
 // A transfer that breaks off again and again without a byte more is given up, and the error
-// says how far it came and what to do. So is one that is resumed with other bytes.
+// says how far it came and what to do.
 func TestCutForEver(t *testing.T) {
 	data, d := randomBlob(1000)
+	asked := 0
 	for name, test := range map[string]struct {
 		serve http.HandlerFunc
 		want  string
@@ -116,14 +147,15 @@ func TestCutForEver(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			_, _ = w.Write(data[:700])
 		}, "broke off at byte 700, and so did the 4 that resumed it: unexpected EOF; check the network"},
-		"other range": {func(w http.ResponseWriter, req *http.Request) {
+		"always another range": {func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Content-Length", "1000")
-			if req.Header.Get("Range") != "" {
-				w.Header().Set("Content-Range", "bytes 0-999/1000")
+			if req.Header.Get("Range") != "" || asked > 0 {
+				w.Header().Set("Content-Range", "bytes 705-999/1000")
 				w.WriteHeader(http.StatusPartialContent)
 			}
+			asked++
 			_, _ = w.Write(data[:700])
-		}, `sent the range "bytes 0-999/1000", not one from 700`},
+		}, `sent the range "bytes 705-999/1000" when the whole blob was asked for`},
 		"gone": {func(w http.ResponseWriter, req *http.Request) {
 			if req.Header.Get("Range") != "" {
 				w.WriteHeader(http.StatusForbidden)

@@ -124,10 +124,8 @@ func (r *repository) getBlob(ctx context.Context, digest v1.Hash, from int64) (*
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", r.given, err)
 	}
-	want := []int{http.StatusOK}
 	if from > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
-		want = append(want, http.StatusPartialContent)
 	}
 	resp, err := r.client.Do(req)
 	if err != nil {
@@ -136,19 +134,31 @@ func (r *repository) getBlob(ctx context.Context, digest v1.Hash, from int64) (*
 		}
 		return nil, r.explain(err)
 	}
-	if from > 0 && (resp.StatusCode == http.StatusRequestedRangeNotSatisfiable || resp.StatusCode == http.StatusBadRequest) {
+	if from > 0 && !resumes(resp, from) {
 		resp.Body.Close()
-		return r.getBlob(ctx, digest, 0) // it knows ranges of another form only
+		return r.getBlob(ctx, digest, 0)
 	}
-	if err := transport.CheckError(resp, want...); err != nil {
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
 		resp.Body.Close()
 		return nil, r.explain(err)
 	}
-	if part := resp.Header.Get("Content-Range"); resp.StatusCode == http.StatusPartialContent && !strings.HasPrefix(part, fmt.Sprintf("bytes %d-", from)) {
+	if !resumes(resp, from) {
 		resp.Body.Close()
-		return nil, fmt.Errorf("pull %s: the registry sent the range %q, not one from %d", r.given, part, from)
+		return nil, fmt.Errorf("pull %s: the registry sent the range %q when the whole blob was asked for; check the proxy on the way to it", r.given, resp.Header.Get("Content-Range"))
 	}
 	return resp, nil
+}
+
+// resumes reports whether an answer to a request for a range is of use. A server, or a proxy on
+// the way, may not know ranges of this form, or send another one.
+func resumes(resp *http.Response, from int64) bool {
+	switch resp.StatusCode {
+	case http.StatusRequestedRangeNotSatisfiable, http.StatusBadRequest:
+		return false
+	case http.StatusPartialContent:
+		return strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", from))
+	}
+	return true
 }
 
 // checkRedirect refuses to be sent from a registry to an address of the host or of a private

@@ -110,6 +110,10 @@ func (l *local) dockerImage(ctx context.Context, want string) (*image, error) {
 	switch {
 	case len(list) == 0 && want != "":
 		return nil, bad(fmt.Sprintf("has no image %q; it has %s", invalid.Shorten(want), few(tags)), fixName, nil)
+	case len(list) == 0:
+		return nil, bad("holds no image", fixBuild, nil)
+	case len(tags) == 0 && len(list) != 1:
+		return nil, bad(fmt.Sprintf("holds %d images without a name", len(list)), "save one of them, by its name", nil)
 	case len(list) != 1:
 		return nil, bad(fmt.Sprintf("holds %d images (%s)", len(list), few(tags)), fixName, nil)
 	}
@@ -180,7 +184,7 @@ func readSmall(ctx context.Context, given, name string, r io.Reader, d v1.Descri
 }
 
 // fixName says how to choose one image of several.
-const fixName = "give its name after the path, such as FILE:TAG"
+const fixName = "give its name after the path, such as FILE:TAG or FILE@sha256:…"
 
 // isNamed reports whether an image that has these names is the one that want names: by one of
 // them, in full or in short, or by its tag alone.

@@ -299,12 +299,27 @@ func TestNames(t *testing.T) {
 	byTag := tagged(map[string]string{"v1": short, "v2": short})
 	byName := tagged(map[string]string{"docker.io/me/app:v1": full, "quay.example/me/app:v2": short})
 	saved := dockerSave(t, map[string]v1.Image{"app:v1": makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", "v1"))), "app:v2": makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", "v2")))})
+	twice := tagged(map[string]string{"v1": short, "localhost/app:v1": full}) // both are v1
+	same := func(tag string) v1.Descriptor {
+		return v1.Descriptor{Annotations: map[string]string{short: tag}}
+	}
+	sameName := writeLayout(t, mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: makeImage(t, mainConfig, baseLayer(t)), Descriptor: same("v1")},
+		mutate.IndexAddendum{Add: makeImage(t, mainConfig, baseLayer(t), tarOf(t, file("tag", "x"))), Descriptor: same("v1")}))
+	unnamed := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(unnamed, "manifest.json"), []byte(`[{"Config":"a"},{"Config":"b"}]`), 0o644))
+	none := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(none, "manifest.json"), []byte(`[]`), 0o644))
 	skopeo := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(skopeo, "manifest.json"), []byte(`{"schemaVersion":2,"config":{},"layers":[]}`), 0o644))
 	for given, want := range map[string]string{
 		byTag + ":v2": "v2", byTag + ":v1": "v1", byName + ":me/app:v1": "docker.io/me/app:v1", byName + ":v2": "quay.example/me/app:v2",
 		byName + ":quay.example/me/app:v2": "quay.example/me/app:v2", saved + ":app:v2": "v2", saved + ":v1": "v1",
 		byTag:                  "holds 2 images (v1, v2); give its name after the path",
+		twice + ":v1":          "holds 2 images (localhost/app:v1, v1)",
+		sameName + ":v1":       "holds 2 images (sha256:",
+		unnamed:                "holds 2 images without a name; save one of them",
+		none:                   "holds no image",
 		byTag + ":v3":          `has no image "v3"; it has v1, v2`,
 		saved:                  "holds 2 images",
 		saved + ":other:v1":    `has no image "other:v1"`,
