@@ -3,10 +3,8 @@
 package recovery
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -125,12 +123,10 @@ func TestStopBeforeSealing(t *testing.T) {
 func stopTwice(t *testing.T, d *harness.Daemon) {
 	t.Helper()
 	harness.Eventually(t, harness.Patience, func() string { // the kernel and Go's runtime take two at once for one
-		switch err := d.Daemon.Signal(syscall.SIGTERM); {
-		case errors.Is(err, os.ErrProcessDone):
+		if d.Ended() {
 			return ""
-		case err != nil:
-			return err.Error()
 		}
+		d.Signal(syscall.SIGTERM)
 		return "the daemon still runs"
 	})
 }
