@@ -123,12 +123,13 @@ func (r *Run) one(ctx context.Context, e *environment, c Case) Result {
 	began := time.Now()
 	t := newT(ctx, e)
 	t.run(c.Run)
+	wrong := t.seen()
 	res := Result{ID: c.ID, Status: Passed, Took: time.Since(began)}
 	switch {
 	case t.unsupported != "":
 		res.Status, res.Seen = NotSupported, t.unsupported
-	case len(t.wrong) > 0:
-		res.Status, res.Seen = Failed, join(t.wrong)
+	case len(wrong) > 0:
+		res.Status, res.Seen = Failed, join(wrong)
 		if r.Keep != nil && e.instance != nil {
 			r.Keep(c.ID, e.instance.Log())
 		}
