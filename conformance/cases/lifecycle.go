@@ -28,7 +28,7 @@ var (
 	// badBootstrap fails only when it is executed: what can be seen of a bootstrap before,
 	// a target may refuse before it serves.
 	badBootstrap = &suite.Setup{Name: "bootstrap with a bad interpreter", NoRuntime: true, Files: map[string]suite.File{
-		"function/bootstrap": {Text: "#!/var/task/interpreter\n", Mode: 0o755}, "function/interpreter": {Text: "x", Mode: 0o644}}}
+		"function/bootstrap": {Text: "#!/var/task/interpreter\n", Mode: 0o755}, "function/interpreter": {Text: "x", Mode: 0o755}}}
 )
 
 // initialization is section 4.1.
