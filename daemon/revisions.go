@@ -29,7 +29,7 @@ type Files struct {
 	Tree   rootfs.Tree
 	Tmp    string       // path of the image behind /tmp
 	Prefix string       // of sandbox ids, which are names of cgroups; may be ""
-	Close  func() error // releases the trees; nil if there is nothing to release
+	Close  func() error // releases the trees; may be nil
 }
 
 func (f *Files) close() error {

@@ -12,6 +12,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
 )
 
 // A budget limits the memory for data of clients. The zero value allows none. It is safe for
@@ -31,6 +33,15 @@ func (b *budget) take(n int64) bool {
 }
 
 func (b *budget) give(n int64) { b.used.Add(-n) }
+
+// hold takes the bytes of a response from s.buffered, and returns how long its write may last
+// and how many bytes the caller must give back: none if there were not enough.
+func (s *Server) hold(res *rapid.Result) (patience time.Duration, held int64) {
+	if n := int64(len(res.Payload)); s.buffered.take(n) {
+		return s.cfg.WriteTimeout, n
+	}
+	return min(s.cfg.WriteTimeout, overBudgetTimeout), 0
+}
 
 // Sizes of read.
 const (

@@ -44,9 +44,9 @@ type Config struct {
 	OnError func(error)
 }
 
-// maxHeaderBytes limits request line and headers. Lambda allows 1 MB (ENV-35), but that many
-// small headers take about 20 MB of memory for each connection. The largest header of the API
-// is the client context, with 3,583 bytes.
+// maxHeaderBytes limits request line and headers. Lambda allows 1 MB (ENV-35). In net/http 1 MB
+// of small headers takes about 20 MB of memory for each connection, so the limit is lower here.
+// The largest header of the API is the client context, with 3,583 bytes.
 const maxHeaderBytes = 64 << 10
 
 // overBudgetTimeout replaces WriteTimeout for a response that exceeds MaxBuffered. The
@@ -245,12 +245,8 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 		s.refuse(w, conn, inv.ID, req.arn, err)
 		return
 	}
-	patience := s.cfg.WriteTimeout
-	if n := int64(len(res.Payload)); s.buffered.take(n) {
-		defer s.buffered.give(n)
-	} else {
-		patience = min(patience, overBudgetTimeout)
-	}
+	patience, held := s.hold(res)
+	defer s.buffered.give(held)
 	if req.stream {
 		s.stream(r.Context(), w, conn, req, res, patience)
 		return

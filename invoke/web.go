@@ -186,12 +186,8 @@ func (h *webHandler) invoke(w http.ResponseWriter, r *http.Request, conn *http.R
 		h.refuse(w, conn, inv.ID, inv.FunctionARN, err)
 		return
 	}
-	patience := h.cfg.WriteTimeout
-	if n := int64(len(res.Payload)); h.buffered.take(n) {
-		defer h.buffered.give(n)
-	} else {
-		patience = min(patience, overBudgetTimeout)
-	}
+	patience, held := h.hold(res)
+	defer h.buffered.give(held)
 	a := &webAnswer{h: h, w: w, conn: conn, id: inv.ID, head: r.Method == http.MethodHead, patience: patience}
 	a.write(res)
 }

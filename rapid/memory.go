@@ -7,7 +7,7 @@ import (
 
 const (
 	// lookEvery is the interval in which the memory of a sandbox that works is looked at
-	// (docs/decisions/0044). What is short needs no look but that of its report.
+	// (docs/decisions/0044). An invocation that is shorter is looked at once, for its report.
 	lookEvery = 20 * time.Millisecond
 	// lookSeldom is the interval for work that lasts for seconds.
 	lookSeldom = 100 * time.Millisecond

@@ -150,7 +150,8 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 // Shutdown implements sdktrace.SpanProcessor.
 func (c *coldStarts) Shutdown(ctx context.Context) error { return c.exporter.Shutdown(ctx) }
 
-// ForceFlush implements sdktrace.SpanProcessor. There is nothing to flush.
+// ForceFlush implements sdktrace.SpanProcessor. Every span is written when it ends, so it does
+// nothing.
 func (c *coldStarts) ForceFlush(context.Context) error { return nil }
 
 // close releases the file.

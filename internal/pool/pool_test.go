@@ -292,16 +292,23 @@ func TestPoolCloseDiscardsAll(t *testing.T) {
 	})
 }
 
+// hanging returns a pool whose Make has begun to make 7, and does not return until release is
+// closed.
+func (w *workshop) hanging() (p *Pool[string, int], release chan struct{}) {
+	begun, release := make(chan struct{}), make(chan struct{})
+	cfg := w.config(1)
+	cfg.Make = func(context.Context, string) (int, error) { close(begun); <-release; return 7, nil }
+	p = New(cfg)
+	p.Use("a")
+	<-begun
+	return p, release
+}
+
 // Closing while Make is at work: what it makes in spite of that is discarded too.
 func TestPoolCloseDuringMake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 1}
-		begun, release := make(chan struct{}), make(chan struct{})
-		cfg := w.config(1)
-		cfg.Make = func(context.Context, string) (int, error) { close(begun); <-release; return 7, nil }
-		p := New(cfg)
-		p.Use("a")
-		<-begun
+		p, release := w.hanging()
 		go func() { time.Sleep(time.Second); close(release) }()
 		p.Close(context.Background())
 		if !slices.Equal(w.discarded, []int{7}) {
@@ -310,16 +317,11 @@ func TestPoolCloseDuringMake(t *testing.T) {
 	})
 }
 
-// Who closes a pool whose Make hangs does not hang.
+// Close returns when its context ends, even if Make hangs.
 func TestPoolCloseIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &workshop{ceiling: 1}
-		begun, release := make(chan struct{}), make(chan struct{})
-		cfg := w.config(1)
-		cfg.Make = func(context.Context, string) (int, error) { close(begun); <-release; return 7, nil }
-		p := New(cfg)
-		p.Use("a")
-		<-begun
+		p, release := w.hanging()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := p.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {

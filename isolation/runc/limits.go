@@ -160,7 +160,7 @@ const limitsCgroup = "limits.shown"
 // makeLimitsCgroup creates the cgroup that every domain shows at isolation.CgroupDir, and
 // returns its path; "" if the host is not unified. Only root may read its files. Sandboxes
 // see the files of fillLimits in their place (showLimits).
-func (p *placement) makeLimitsCgroup() (string, error) {
+func (p *placement) makeLimitsCgroup() (_ string, err error) {
 	if p.host.Mode != ModeUnified {
 		return "", nil
 	}
@@ -168,6 +168,11 @@ func (p *placement) makeLimitsCgroup() (string, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(dir))
+		}
+	}()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return "", err

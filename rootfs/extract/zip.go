@@ -53,7 +53,7 @@ type zipEntry struct {
 // planZip reads the list of entries and refuses a zip that is not safe or over the
 // limits. Names are compared byte by byte: names that differ in case only are
 // different files, as they are on Lambda. Of several entries with the same name the last
-// one is extracted, as unzip does it; the others count towards no limit but that of entries.
+// one is extracted, as unzip does it; the others count only towards the limit of entries.
 func planZip(file string, r io.ReaderAt, size int64, limits Limits) (*zipPlan, error) {
 	bounded := &boundedReaderAt{r: r, left: maxDirectoryBytes}
 	zr, err := zip.NewReader(bounded, size)

@@ -288,24 +288,8 @@ func TestExtractLast(t *testing.T) {
 func TestExtractTimes(t *testing.T) {
 	when := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
 	make := func(change func(*zip.FileHeader)) []byte {
-		var buf bytes.Buffer
-		w := zip.NewWriter(&buf)
-		for _, f := range []ziptest.File{{Name: "d/", Mode: 0o755 | fs.ModeDir}, {Name: "d/f", Mode: 0o644, Body: "x"}, {Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "/nowhere"}} {
-			h := &zip.FileHeader{Name: f.Name}
-			h.SetMode(f.Mode)
-			change(h)
-			fw, err := w.CreateHeader(h)
-			if err == nil && f.Body != "" {
-				_, err = io.WriteString(fw, f.Body)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return buf.Bytes()
+		return ziptest.Make(t, ziptest.File{Name: "d/", Mode: 0o755 | fs.ModeDir, Change: change},
+			ziptest.File{Name: "d/f", Body: "x", Change: change}, ziptest.File{Name: "l", Mode: 0o777 | fs.ModeSymlink, Body: "/nowhere", Change: change})
 	}
 	dos := make(func(*zip.FileHeader) {})
 	for n := range 3 {

@@ -12,11 +12,13 @@ import (
 	"testing"
 )
 
-// File is an entry of a test zip. Mode 0 is 0644; links have their target as body.
+// File is an entry of a test zip. Mode 0 is 0644; links have their target as body. Change, if
+// it is not nil, changes the entry's header before it is written.
 type File struct {
-	Name string
-	Mode fs.FileMode
-	Body string
+	Name   string
+	Mode   fs.FileMode
+	Body   string
+	Change func(*zip.FileHeader)
 }
 
 // Make makes an archive with archive/zip, which does not object to any name.
@@ -32,6 +34,9 @@ func Make(t testing.TB, files ...File) []byte {
 		h.SetMode(f.Mode)
 		if f.Body == "" {
 			h.Method = zip.Store
+		}
+		if f.Change != nil {
+			f.Change(h)
 		}
 		fw, err := w.CreateHeader(h)
 		if err == nil && f.Body != "" {
