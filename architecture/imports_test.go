@@ -175,6 +175,9 @@ var allowed = map[string]arrows{
 	"isolation/runc/stage":  {},
 	"isolation/wire":        {"internal/descriptor": ""},
 
+	// The Lambda API.
+	"lambda/sigv4":  {},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},
