@@ -45,7 +45,7 @@ var examples = map[string]example{
 	"not ASCII":       {method: "PUT", target: "/x/%C3%BC%20%E1%88%B4?k%C3%BC=v%20w&%E1%88%B4=1", body: "\x00\xff"},
 	"not escaped":     {method: "GET", target: "/x/a:b@c$d=e,f!(g)*'?q=(a)!*'"},
 	"headers": {method: "POST", target: "/", body: "x", header: http.Header{"X-Amz-Client-Context": {"  a   b  "}, "Content-Type": {"application/json"},
-		"My-Repeated": {"b", " a", ""}, "X-Amz-Empty": {""}, "X-Amz-Security-Token": {"token"}}},
+		"My-Repeated": {"b", " a", ""}, "My-Name": {"ü\u1234"}, "X-Amz-Empty": {""}, "X-Amz-Security-Token": {"token"}}},
 	"presigned":         {method: "POST", target: "/2015-03-31/functions/hello/invocations?Qualifier=1", body: "{}", expires: time.Minute},
 	"presigned headers": {method: "POST", target: "/a", body: "{}", announce: true, expires: 7 * 24 * time.Hour, header: http.Header{"X-Amz-Meta-A": {"b"}}},
 }
