@@ -32,6 +32,7 @@ var ground = map[string]string{
 	"internal/logging":    "log lines on streams that may be slow",
 	"internal/pool":       "things made ahead of need",
 	"internal/runfolder":  "the folder of what runs",
+	"internal/seal":       "secrets are encrypted where they are stored",
 	"internal/testdaemon": "a daemon under test",
 	"internal/testtime":   "the limits of tests on slow machines",
 	"internal/tracing":    "the steps of a cold start",
@@ -175,6 +176,10 @@ var allowed = map[string]arrows{
 	"isolation/runc/stage":  {},
 	"isolation/wire":        {"internal/descriptor": ""},
 
+	// The Lambda API.
+	"lambda/access": {"internal/seal": ""},
+	"lambda/sigv4":  {},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},
@@ -219,6 +224,7 @@ var allowed = map[string]arrows{
 	"internal/logging":    {},
 	"internal/pool":       {},
 	"internal/runfolder":  {},
+	"internal/seal":       {},
 	"internal/testdaemon": {},
 	"internal/testtime":   {},
 	"internal/tracing":    {},
