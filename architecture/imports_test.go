@@ -201,9 +201,11 @@ var allowed = map[string]arrows{
 	},
 
 	// What the control plane must not lose.
-	"state":           {},
-	"state/sqlite":    {"state": "opens one in a folder"},
-	"state/statetest": {"state": "tests one"},
+	"state":                 {},
+	"state/postgres":        {"state": "opens one in PostgreSQL"},
+	"state/postgres/pgtest": {},
+	"state/sqlite":          {"state": "opens one in a folder"},
+	"state/statetest":       {"state": "tests one"},
 
 	// This machine, and the rest of the ground.
 	"host":                {},
@@ -299,6 +301,7 @@ var onlyIn = map[string][]string{
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
 	"github.com/opencontainers/runc/libcontainer":         {"bench/engine", "isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
+	"github.com/jackc/pgx":                                {"state/postgres"},
 	"github.com/mattn/go-sqlite3":                         {"state/sqlite"},
 	"go.opentelemetry.io/otel/sdk":                        {"daemon/worker"},
 	"github.com/spf13/":                                   {"cmd/sandboxd", "internal/cli"},
