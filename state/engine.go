@@ -36,6 +36,9 @@ type Engine struct {
 	// Mark keeps the number of a commit outside of the database; nil if nothing does. It
 	// is called after the commit is on disk, and before it is acknowledged.
 	Mark func(commit uint64) error
+	// Tend is called after commits, between transactions of the session that commits, and
+	// may keep the database in order; nil does nothing.
+	Tend func(run func(statement string) error)
 	// Close closes the database and releases its lock.
 	Close func() error
 }

@@ -11,8 +11,6 @@
 // whenever the row is read; and the store counts and sums the rows of each table, so that
 // rows that vanished are missed when the store is opened. A row that is damaged is never
 // returned. A store with damage is read-only.
-//
-// A lock order: none. The writer holds no lock while an update runs.
 package state
 
 import (
@@ -202,9 +200,9 @@ func (s *Store) writable() error {
 	defer s.mu.Unlock()
 	switch {
 	case s.broken != nil:
-		return fmt.Errorf("%w, since %w: mend that and restart", ErrReadOnly, s.broken)
+		return fmt.Errorf("%w until sandboxd starts again, because of an error before: %w", ErrReadOnly, s.broken)
 	case len(s.damage) > 0:
-		return fmt.Errorf("%w, since %s: restore a backup", ErrReadOnly, s.damage[0])
+		return fmt.Errorf("%w, because it is damaged: %s: restore a backup", ErrReadOnly, s.damage[0])
 	}
 	return nil
 }

@@ -135,6 +135,9 @@ func (s *Store) store(sess *session, batch []*request) *session {
 		}
 		batch, attempt = batch[done:], 0
 	}
+	if sess != nil && s.engine.Tend != nil {
+		s.engine.Tend(func(statement string) error { return sess.run(statement) })
+	}
 	return sess
 }
 

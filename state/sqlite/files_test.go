@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -249,6 +250,61 @@ func TestDiskFull(t *testing.T) {
 	}
 	if got := run(t, "full", t.TempDir(), &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}); got != "<nil>" {
 		t.Error(got)
+	}
+}
+
+var errStop = errors.New("stop")
+
+// TestLogStaysSmall writes while one view or another reads all the time: each ends only
+// when the next has begun.
+func TestLogStaysSmall(t *testing.T) {
+	dir := t.TempDir()
+	s := folder(dir).Open(t)
+	defer s.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := make(chan struct{})
+	defer close(stop)
+	turns := [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)}
+	turns[0] <- struct{}{}
+	for i := range turns {
+		wg.Go(func() {
+			for {
+				err := s.View(context.Background(), func(r *state.Reader) error {
+					if _, err := r.Count(""); err != nil {
+						return err
+					}
+					select {
+					case turns[1-i] <- struct{}{}: // this one reads, that one may end
+					case <-stop:
+						return errStop
+					}
+					time.Sleep(30 * time.Millisecond) // a view of much
+					select {
+					case <-turns[i]:
+						return nil
+					case <-stop:
+						return errStop
+					}
+				})
+				if err != nil {
+					if err != errStop {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	value := strings.Repeat("x", 1<<20)
+	for i := range 400 {
+		if err := s.Update(t.Context(), put(strconv.Itoa(i%10), value+strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := os.Stat(filepath.Join(dir, Log))
+	if err != nil || info.Size() > 3*maxLog {
+		t.Errorf("the log has %d bytes (%v)", info.Size(), err)
 	}
 }
 

@@ -128,8 +128,38 @@ func open(ctx context.Context, o Options, path string) (_ *state.Engine, err err
 		Check:     integrity,
 		Marked:    mark.count,
 		Mark:      mark.set,
+		Tend:      (&tender{log: filepath.Join(o.Folder, Log), limit: maxLog}).tend,
 		Close:     func() error { return errors.Join(first.Close(), db.Close(), mark.Close(), lock.Close()) },
 	}, nil
+}
+
+// maxLog is the size of the log from which on it is emptied although views read it. SQLite
+// begins the log anew by itself when all of it is in the database and nobody reads it, which
+// may never come while views overlap.
+const maxLog = 16 << 20
+
+// tender keeps the log from growing.
+type tender struct {
+	log   string
+	limit int64
+}
+
+// tend empties the log if it is large. New views then read the database alone, so that it
+// has to wait only for those that have begun before. While a long one reads, as a backup
+// does, it is tried again when the log has grown some more.
+func (t *tender) tend(run func(string) error) {
+	info, err := os.Stat(t.log)
+	if err != nil || info.Size() < t.limit {
+		return
+	}
+	// An error leaves the changes in the log, where they are as safe.
+	_ = run("PRAGMA busy_timeout = 300")
+	_ = run("PRAGMA wal_checkpoint(TRUNCATE)")
+	_ = run("PRAGMA busy_timeout = 10000")
+	t.limit = maxLog
+	if info, err := os.Stat(t.log); err == nil && info.Size() >= maxLog {
+		t.limit = info.Size() * 3 / 2
+	}
 }
 
 // takeLock opens the file and locks it until it is closed. The lock is of the open file:
