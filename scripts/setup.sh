@@ -3,7 +3,7 @@
 # and needs no root when all is there.
 #
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
-#   scripts/setup.sh test      build, and what the tests run: shellcheck, PostgreSQL
+#   scripts/setup.sh test      build, and what the tests run: shellcheck, strace, PostgreSQL
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
 #                              Python, Java, Ruby, Rust
 #   scripts/setup.sh extensions   what the extensions of others are made and run with:
@@ -97,7 +97,7 @@ case ${1:-build} in
 build) build ;;
 test)
 	build
-	apt_install shellcheck
+	apt_install shellcheck strace
 	install_postgresql
 	;;
 clients)
