@@ -230,6 +230,9 @@ func TestNegatives(t *testing.T) {
 	for range len(f.faults) {
 		t.Error(<-f.faults)
 	}
+	if f.blobs.pins != 0 {
+		t.Errorf("%d blobs are held", f.blobs.pins)
+	}
 }
 
 // shaped checks that an answer is one that an SDK understands.

@@ -33,6 +33,10 @@ func (s *Service) sign(digest, until string) string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
+// Presigned reports whether a request is for a URL that a [Service] made, which works without a
+// signature of the client.
+func Presigned(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, codePath) }
+
 // serveCode answers a request for such a URL, and reports whether it is one.
 func (s *Service) serveCode(w http.ResponseWriter, r *http.Request) bool {
 	digest, ok := strings.CutPrefix(r.URL.Path, codePath)

@@ -104,18 +104,24 @@ func (t memTx) List(prefix, after string, limit int) ([]Entry, error) {
 type memBlobs struct {
 	mu    sync.Mutex
 	blobs map[[32]byte][]byte
+	pins  int // blobs that were not released
 }
 
-func (m *memBlobs) Put(_ context.Context, r io.Reader) ([32]byte, int64, error) {
+func (m *memBlobs) Put(_ context.Context, r io.Reader) (Blob, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
-		return [32]byte{}, 0, fmt.Errorf("store the code: %w", err)
+		return Blob{}, fmt.Errorf("store the code: %w", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	digest := sha256.Sum256(b)
 	m.blobs[digest] = b
-	return digest, int64(len(b)), nil
+	m.pins++
+	return Blob{digest, int64(len(b)), func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.pins--
+	}}, nil
 }
 
 func (m *memBlobs) Open(_ context.Context, digest [32]byte) (io.ReadCloser, int64, error) {

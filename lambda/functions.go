@@ -232,10 +232,10 @@ func (s *Service) takeCode(c *call, d *definition, in object) error {
 		return badParameter("Please don't provide ImageUri when updating a function with packageType Zip.")
 	case c.upload == nil:
 		return badParameter("Please provide a source for function code.")
-	case c.upload.size == 0:
+	case c.upload.Size == 0:
 		return badParameter("Uploaded file must be a non-empty zip")
 	}
-	d.Code = code{SHA256: hex.EncodeToString(c.upload.digest[:]), Size: c.upload.size}
+	d.Code = code{SHA256: hex.EncodeToString(c.upload.Digest[:]), Size: c.upload.Size}
 	return nil
 }
 

@@ -40,20 +40,20 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 var errZip = errors.New("the zip is too large")
 
 // takeUpload stores the code that comes with a request.
-func (s *Service) takeUpload(ctx context.Context, r io.Reader) (*upload, error) {
+func (s *Service) takeUpload(ctx context.Context, r io.Reader) (*Blob, error) {
 	leave, err := s.uploads.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	digest, size, err := s.cfg.Blobs.Put(ctx, &zipReader{r: r, left: s.cfg.Limits.Zip})
+	blob, err := s.cfg.Blobs.Put(ctx, &zipReader{r: r, left: s.cfg.Limits.Zip})
 	if errors.Is(err, errZip) {
 		return nil, tooLarge("Zipped size must be smaller than %d bytes", s.cfg.Limits.Zip)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &upload{digest, size}, nil
+	return &blob, nil
 }
 
 // A zipReader fails after too many bytes.
@@ -90,8 +90,8 @@ func newRates(perSecond float64, burst int) *rates {
 	return &rates{perSecond: perSecond, burst: float64(burst), keys: map[string]*bucket{}}
 }
 
-// maxRated is how many keys are remembered. Only keys that are known to be right get here, so
-// it is reached by an account with many keys at most.
+// maxRated is how many keys are remembered. Only keys whose requests are verified get here, so
+// only an account with many keys reaches it.
 const maxRated = 1024
 
 // take reports whether a key may send a request now.

@@ -257,8 +257,35 @@ func TestUnsignedBody(t *testing.T) {
 			t.Errorf("%s: %d %s", c.method, a.status, a.raw)
 		}
 	}
-	if rows := f.store.keys(""); len(rows) > 0 {
-		t.Errorf("rows %v", rows)
+	if rows := f.store.keys(""); len(rows) > 0 || f.blobs.pins != 0 {
+		t.Errorf("rows %v, %d blobs held", rows, f.blobs.pins)
+	}
+}
+
+// Who has not signed what it sends learns nothing of how it was read, and costs no key its rate.
+func TestUnsignedTellsNothing(t *testing.T) {
+	bad := &Error{Status: 403, Type: "InvalidSignatureException", Message: "no"}
+	f := newFixture(t, func(c *Config, _ *fixture) {
+		c.Limits.Rate, c.Limits.Burst = 1, 1
+		c.Authenticate = func(r *http.Request) (Caller, error) {
+			if r.Header.Get("Good") == "" {
+				r.Body = io.NopCloser(io.MultiReader(r.Body, failingReader{bad}))
+			}
+			return Caller{Key: "AKID"}, nil
+		}
+	})
+	for _, body := range []string{"{", `{"FunctionName":7}`, `{"Code":{"ZipFile":"!"}}`, `{}`, `{"Description":"` + strings.Repeat("x", maxKept) + `"}`} {
+		if a := f.send("POST", functions, body); a.status != 403 || a.errorType() != bad.Type {
+			t.Errorf("%.50s: %d %s", body, a.status, a.raw)
+		}
+	}
+	if a := f.send("PATCH", "/none", "{}"); a.status != 403 {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	r := httptest.NewRequest("GET", functions, nil)
+	r.Header.Set("Good", "1")
+	if a := f.do(r); a.status != 200 {
+		t.Errorf("%d %s", a.status, a.raw)
 	}
 }
 
@@ -288,7 +315,7 @@ func TestUploadMemory(t *testing.T) {
 // countingBlobs keep nothing.
 type countingBlobs struct{ Blobs }
 
-func (countingBlobs) Put(_ context.Context, r io.Reader) ([32]byte, int64, error) {
+func (countingBlobs) Put(_ context.Context, r io.Reader) (Blob, error) {
 	n, err := io.Copy(io.Discard, r)
-	return [32]byte{1}, n, err
+	return Blob{[32]byte{1}, n, func() {}}, err
 }

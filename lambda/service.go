@@ -36,7 +36,9 @@ type Config struct {
 	Scheme            string   // of URLs that clients get; default http
 
 	// Authenticate returns who sent a request, or an [*Error]. It may replace the body by one
-	// whose end fails if it is not what the caller signed. nil lets everybody do everything.
+	// whose end fails with an [*Error] if the request is not what the caller signed: nothing
+	// is done before the end was read. nil lets everybody do everything. It is not asked about
+	// requests that are [Presigned].
 	Authenticate func(*http.Request) (Caller, error)
 
 	// Room, if not nil, returns an error while the disk has too little room for changes.
@@ -86,11 +88,19 @@ type Call struct {
 
 // Blobs keeps the code of functions.
 type Blobs interface {
-	// Put stores what r has and returns its SHA-256 and its size when it is on disk. An error
-	// of r is in the error that it returns.
-	Put(ctx context.Context, r io.Reader) (digest [32]byte, size int64, err error)
+	// Put stores what r has, and returns when it is on disk. An error of r is in the error that
+	// it returns.
+	Put(ctx context.Context, r io.Reader) (Blob, error)
 	// Open returns the content of a digest and its size.
 	Open(ctx context.Context, digest [32]byte) (content io.ReadCloser, size int64, err error)
+}
+
+// Blob is one of [Blobs]. It stays until Release is called, and after that as long as a function
+// has it.
+type Blob struct {
+	Digest  [32]byte // SHA-256
+	Size    int64
+	Release func()
 }
 
 // Sealer encrypts secrets for the store. context says what they belong to; it is needed to
@@ -152,14 +162,8 @@ type call struct {
 	handler
 	caller Caller
 	in     object
-	upload *upload // of the code that came with it; nil if none did
+	upload *Blob // the code that came with it; nil if none did
 	audit  *Call
-}
-
-// An upload is the code that came with a request, and is in Blobs.
-type upload struct {
-	digest [32]byte
-	size   int64
 }
 
 // Requests of clients have at most this many bytes, as on Lambda.
@@ -175,8 +179,13 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amzn-Requestid", audit.RequestID)
 	status, answer, err := s.serve(r, audit)
 	if err != nil {
-		// A client that still sends would not read the answer.
-		_, _ = io.CopyN(io.Discard, r.Body, 2*maxRequest)
+		// A client that still sends would not read the answer. And who has not signed what it
+		// sends learns nothing else.
+		if _, end := io.CopyN(io.Discard, r.Body, 2*maxRequest); audit.Key != "" {
+			if unsigned, ok := errors.AsType[*Error](end); ok {
+				err = unsigned
+			}
+		}
 		e := failed(err)
 		if e.cause != nil {
 			s.cfg.OnError(fmt.Errorf("request %s, %s: %w", audit.RequestID, audit.Action, e.cause))
@@ -206,11 +215,6 @@ func (s *Service) serve(r *http.Request, audit *Call) (status int, answer any, e
 		}
 		audit.Key = c.caller.Key
 	}
-	if !s.rates.take(c.caller.Key, s.cfg.Now()) {
-		e := refuse("TooManyRequestsException", "Rate exceeded")
-		e.Reason, e.RetryAfter = "CallerRateLimitExceeded", 1
-		return 0, nil, e
-	}
 	m := api()
 	op, path, err := m.route(r)
 	if err != nil {
@@ -234,8 +238,17 @@ func (s *Service) serve(r *http.Request, audit *Call) (status int, answer any, e
 			return 0, nil, &Error{Status: http.StatusServiceUnavailable, Type: "ServiceException", RetryAfter: 10, Message: err.Error()}
 		}
 	}
-	if err := s.readBody(c, &d, input); err != nil {
+	err = s.readBody(c, &d, input)
+	if c.upload != nil {
+		defer c.upload.Release()
+	}
+	if err != nil {
 		return 0, nil, err
+	}
+	if !s.rates.take(c.caller.Key, s.cfg.Now()) { // only now it is sure whose request it is
+		e := refuse("TooManyRequestsException", "Rate exceeded")
+		e.Reason, e.RetryAfter = "CallerRateLimitExceeded", 1
+		return 0, nil, e
 	}
 	if err := m.validate(input, c.in); err != nil {
 		return 0, nil, err
