@@ -128,7 +128,10 @@ var allowed = map[string]arrows{
 	"invoke/httpevent": {},
 
 	// The control plane.
-	"lambda": {"function": "makes settings of requests, and keeps the policy on environment names"},
+	"lambda": {
+		"function": "makes settings of requests, and keeps the policy on environment names",
+		"state":    "keeps functions in a store",
+	},
 
 	"fleet": {"rapid": "runs invocations in sandboxes"},
 	"rapid": {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+
+	"github.com/sandboxd/sandboxd/state"
 )
 
 // Error is a refusal of the API, as clients see it.
@@ -67,8 +69,15 @@ func failed(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	return &Error{Status: http.StatusInternalServerError, Type: "ServiceException",
+	e := &Error{Status: http.StatusInternalServerError, Type: "ServiceException",
 		Message: "An internal error occurred. The log of sandboxd has the cause under this request id.", cause: err}
+	switch {
+	case errors.Is(err, state.ErrReadOnly), errors.Is(err, state.ErrNoSpace):
+		e.Status, e.RetryAfter, e.Message = http.StatusServiceUnavailable, 10, "No change can be stored: "+err.Error()
+	case errors.Is(err, state.ErrDamaged), errors.Is(err, state.ErrUnknown):
+		e.Message = err.Error()
+	}
+	return e
 }
 
 // write sends the error in the form that clients parse: the type in a header, and the text in
