@@ -77,17 +77,26 @@ var allowed = map[string]arrows{
 		"host/doctor":          "refuses a host that lacks a must-have",
 		"host/instance":        "is one",
 		"internal/message":     "sends the worker its configuration, and takes revisions",
+		"internal/registry":    "serves the control process's requests",
 		"isolation":            "makes the Spec of a sandbox",
 		"isolation/egress/dns": "finds the host's name servers",
 		"isolation/runc":       "makes sandboxes",
 		"isolation/wire":       "has an init handler start the program that installs a layer",
 		"layer":                "makes layers of what it names",
 		"rootfs":               "finds a function's files",
+		"rootfs/extract":       "bounds what control has extracted",
 		"rootfs/image":         "finds an image's files",
+		"rootfs/invalid":       "tells control what is wrong with a package",
 		"rootfs/store":         "keeps extracted trees",
 		"supervisor/privsep":   "serves the worker's requests",
-		"host":                 "", "host/memory": "", "host/subid": "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "",
-		"internal/filetable": "", "internal/logging": "", "internal/pool": "", "internal/tracing": "",
+		"host":                 "", "host/memory": "", "host/subid": "", "internal/confine": "", "internal/descriptor": "", "internal/exit": "", "internal/failpoint": "",
+		"internal/filetable": "", "internal/logging": "", "internal/pool": "", "internal/seqpacket": "", "internal/tracing": "",
+	},
+	"daemon/control": {
+		"function":          "passes on what root has found",
+		"internal/message":  "takes its configuration, and answers the worker",
+		"internal/registry": "registers revisions with root",
+		"internal/accept":   "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/logging": "",
 	},
 	"daemon/admin": {
 		"function":        "reports name functions",
@@ -180,6 +189,11 @@ var allowed = map[string]arrows{
 	"function":         {},
 	"layer":            {},
 	"internal/message": {"function": "carries settings", "isolation": "carries network policies"},
+	"internal/registry": {
+		"function":           "carries what root has found in a function's files",
+		"internal/message":   "carries revisions; errors keep their kind",
+		"internal/seqpacket": "",
+	},
 	"rootfs": {
 		"rootfs/extract": "limits of zips",
 		"rootfs/invalid": "says what is wrong with a package",
@@ -276,8 +290,10 @@ var rooms = []struct {
 	never []string
 	why   string
 }{
-	{"daemon", []string{"invoke", "fleet", "rapid"}, "no parser of what strangers say may run as root"},
+	{"daemon", []string{"invoke", "fleet", "rapid", "lambda", "state"}, "no parser of what strangers say may run as root"},
 	{"supervisor/privsep", []string{"invoke", "fleet", "rapid"}, "its server runs as root"},
+	{"internal/registry", []string{"invoke", "fleet", "rapid", "lambda", "state"}, "its server runs as root"},
+	{"daemon/control", []string{"isolation/runc", "rootfs", "fleet", "rapid", "supervisor", "daemon"}, "it has no privilege to use them"},
 	{"daemon/worker", []string{"isolation/runc", "rootfs", "host/doctor", "daemon"}, "it has no privilege to use them"},
 	{"fleet", []string{"invoke", "daemon", "isolation/runc"}, "how requests come in is not its business"},
 	{"rapid", []string{"fleet", "invoke", "daemon", "isolation/runc"}, "one sandbox's life knows no other sandbox"},

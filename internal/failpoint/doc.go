@@ -45,6 +45,9 @@ var Steps = []Point{
 // WorkerStarted is passed by the worker before it reads or says anything.
 const WorkerStarted Point = "worker-started"
 
+// ControlStarted is passed by the control process before it reads or says anything.
+const ControlStarted Point = "control-started"
+
 // Sealing is passed before the daemon executes its sealed copy.
 const Sealing Point = "sealing"
 

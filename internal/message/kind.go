@@ -27,6 +27,10 @@ var (
 	ErrNoWorker = errors.New("the worker is not there")
 	// ErrDigest says that a file has another digest than was announced.
 	ErrDigest = errors.New("the file has another digest than was announced")
+	// ErrTooLarge says that code or a layer exceeds the limits, packed or unpacked.
+	ErrTooLarge = errors.New("the code is larger than allowed")
+	// ErrPackage says that code or a layer is no zip that can be extracted.
+	ErrPackage = errors.New("the code is no zip that can be extracted")
 )
 
 // kinds are the errors that keep their identity across a line, each by its place: a bit of
@@ -35,7 +39,7 @@ var kinds = []error{
 	context.Canceled, context.DeadlineExceeded, errors.ErrUnsupported,
 	ErrUnknownRevision, ErrUnknownSandbox, ErrTooMany, ErrRevision,
 	fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, net.ErrClosed, os.ErrDeadlineExceeded,
-	ErrNoControl, ErrNoWorker, ErrDigest,
+	ErrNoControl, ErrNoWorker, ErrDigest, ErrTooLarge, ErrPackage,
 }
 
 // Kinds says of which kinds an error is, in the form in which that crosses a line: a bit

@@ -62,3 +62,6 @@ type Fault struct {
 	Type    string // such as ResourceNotFoundException
 	Message string
 }
+
+// Error returns the type and the message.
+func (f *Fault) Error() string { return f.Type + ": " + f.Message }
