@@ -23,16 +23,21 @@ type controlFolder struct {
 	uid  uint32   // its owner: a leased id, which nothing else on this host has
 	dir  *os.File // open, for Landlock
 	lock *os.File
+	end  func() error // ends the lease
 }
 
-// close gives up the folder for the next daemon. The lease of the id ends with the daemon's
-// instance.
-func (f *controlFolder) close() {
+// close gives up the folder for the next daemon.
+func (f *controlFolder) close() error {
+	var err error
+	if f.end != nil {
+		err = f.end()
+	}
 	for _, file := range []*os.File{f.dir, f.lock} {
 		if file != nil {
 			file.Close()
 		}
 	}
+	return err
 }
 
 // openControlFolder opens the folder, which it makes if it is missing, and leases the id of
@@ -42,8 +47,7 @@ func (d *Daemon) openControlFolder() (_ *controlFolder, err error) {
 	f := &controlFolder{}
 	defer func() {
 		if err != nil {
-			f.close()
-			err = fmt.Errorf("open the control folder: %w", err)
+			err = fmt.Errorf("open the control folder: %w", errors.Join(err, f.close()))
 		}
 	}()
 	state, err := passable(d.cfg.StateDir)
@@ -70,14 +74,18 @@ func (d *Daemon) openControlFolder() (_ *controlFolder, err error) {
 	f.uid = st.Uid
 	same, err := d.leases.AcquireAt(d.instance.Dir(), st.Uid)
 	if err == nil && !same {
-		if f.uid, err = d.leases.Acquire(d.instance.Dir()); err == nil {
-			err = giveFolder(f.dir, f.path, int(f.uid))
+		f.uid, err = d.leases.Acquire(d.instance.Dir())
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.end = func() error { return d.leases.Release(f.uid) }
+	if !same {
+		if err := giveFolder(f.dir, f.path, int(f.uid)); err != nil {
+			return nil, err
 		}
 	}
-	if err == nil {
-		err = os.NewSyscallError("fchmod", unix.Fchmod(int(f.dir.Fd()), 0o700))
-	}
-	return f, err
+	return f, os.NewSyscallError("fchmod", unix.Fchmod(int(f.dir.Fd()), 0o700))
 }
 
 // passable returns the path of the folder dir without links, which it makes if it is missing.

@@ -69,7 +69,7 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 	if err != nil {
 		return err
 	}
-	defer folder.close()
+	defer func() { err = errors.Join(err, folder.close()) }()
 	if d.registrar, err = d.newRegistrar(ctx, cfg); err != nil {
 		return err
 	}

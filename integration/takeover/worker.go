@@ -77,8 +77,7 @@ func runWorker() error {
 	go http.Serve(l, mux)
 	select {
 	case <-w.client.Stops():
-		w.client.Close()
-		return nil
+		return nil // the end of the process closes the line
 	case <-w.client.Gone():
 		return errors.New("the supervisor has exited")
 	}
