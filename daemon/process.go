@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"os"
@@ -213,7 +214,11 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	if files[message.ConfigFD], err = config.File(); err != nil {
 		return nil, nil, err
 	}
-	control, err := admin.Listen(d.instance.Info().ControlSocket())
+	commands := d.instance.Info().ControlSocket()
+	if err := os.Remove(commands); err != nil && !errors.Is(err, fs.ErrNotExist) { // that of a worker that has died
+		return nil, nil, err
+	}
+	control, err := admin.Listen(commands)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -43,14 +43,14 @@ type Runtime struct {
 // the layers are the operator's, so what is wrong with them is an [invalid.Error], and
 // warnings are sentences for the operator. The caller closes the runtime when no function
 // uses it any more.
-func PrepareRuntime(ctx context.Context, opts RuntimeOptions) (r *Runtime, warnings []string, err error) {
-	r = &Runtime{name: opts.Name, base: opts.Base.clone()}
+func PrepareRuntime(ctx context.Context, opts RuntimeOptions) (_ *Runtime, warnings []string, err error) {
+	r := &Runtime{name: opts.Name, base: opts.Base.clone()}
 	if r.lang, r.version, err = findRuntime(opts.Name); err != nil {
 		return nil, nil, err
 	}
 	defer func() {
 		if err != nil {
-			r, err = nil, errors.Join(err, r.Close())
+			err = errors.Join(err, r.Close())
 		}
 	}()
 	for _, given := range opts.Layers {
@@ -78,13 +78,18 @@ func PrepareRuntime(ctx context.Context, opts RuntimeOptions) (r *Runtime, warni
 	}
 	if own, err := v.resolve(runtimeDir + "/bootstrap"); err == nil { // an image of that runtime
 		r.bootstrap = runtimeDir + "/bootstrap"
-		return r, nil, checkProgram(v, opts.Given, r.bootstrap, own)
+		if err := checkProgram(v, opts.Given, r.bootstrap, own); err != nil {
+			return nil, nil, err
+		}
+		return r, nil, nil
 	}
 	if err := needShell(v, r.name); err != nil {
 		return nil, nil, err
 	}
-	r.interpreter, r.has, warnings, err = findInterpreter(v, r.name, r.version, r.lang)
-	return r, warnings, err
+	if r.interpreter, r.has, warnings, err = findInterpreter(v, r.name, r.version, r.lang); err != nil {
+		return nil, nil, err
+	}
+	return r, warnings, nil
 }
 
 // Name returns Lambda's name of the runtime.
@@ -100,11 +105,11 @@ func (r *Runtime) Close() error { return r.refs.Close() }
 // but one of the start in the sandbox, as on Lambda. A runtime client that is nowhere is an
 // [invalid.Error]. What is made is in a new folder below scratch, which the Function removes
 // when it is closed.
-func (r *Runtime) Function(code *store.Ref, layers store.Refs, scratch string) (f *Function, err error) {
-	f = &Function{Tree: r.base.clone(), WorkingDir: taskDir, Locale: r.locale, Digest: code.Digest, refs: append(store.Refs{code}, layers...)}
+func (r *Runtime) Function(code *store.Ref, layers store.Refs, scratch string) (_ *Function, err error) {
+	f := &Function{Tree: r.base.clone(), WorkingDir: taskDir, Locale: r.locale, Digest: code.Digest, refs: append(store.Refs{code}, layers...)}
 	defer func() {
 		if err != nil {
-			f, err = nil, errors.Join(err, f.Close())
+			err = errors.Join(err, f.Close())
 		}
 	}()
 	packages := append([]pkg{{given: "the code", dir: code.Dir, inside: taskDir, digest: code.Digest}}, r.layers...)
@@ -136,7 +141,10 @@ func (r *Runtime) Function(code *store.Ref, layers store.Refs, scratch string) (
 	if f.Bootstrap = r.bootstrap; f.Bootstrap != "" {
 		return f, nil
 	}
-	return f, r.addBootstrap(f, v, scratch)
+	if err := r.addBootstrap(f, v, scratch); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // addBootstrap makes the bootstrap of the function f for the interpreter of the base.
