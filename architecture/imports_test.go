@@ -32,6 +32,7 @@ var ground = map[string]string{
 	"internal/logging":    "log lines on streams that may be slow",
 	"internal/pool":       "things made ahead of need",
 	"internal/runfolder":  "the folder of what runs",
+	"internal/seal":       "secrets are encrypted where they are stored",
 	"internal/seqpacket":  "messages with open files",
 	"internal/testdaemon": "a daemon under test",
 	"internal/testtime":   "the limits of tests on slow machines",
@@ -185,6 +186,10 @@ var allowed = map[string]arrows{
 	"isolation/runc/stage":  {},
 	"isolation/wire":        {"internal/descriptor": ""},
 
+	// The Lambda API.
+	"lambda/access": {"internal/seal": ""},
+	"lambda/sigv4":  {},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},
@@ -234,6 +239,7 @@ var allowed = map[string]arrows{
 	"internal/logging":    {},
 	"internal/pool":       {},
 	"internal/runfolder":  {},
+	"internal/seal":       {},
 	"internal/seqpacket":  {"internal/descriptor": ""},
 	"internal/testdaemon": {},
 	"internal/testtime":   {},

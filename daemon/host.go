@@ -97,7 +97,8 @@ func DoctorHost(h runc.Host, idBase uint32) doctor.Host {
 		Cgroups: doctor.Cgroups{
 			Mode: h.Mode.String(), Trees: cgroupTrees(h), Missing: h.Missing(), NeedsScope: h.NeedsScope(),
 		},
-		Egress: runc.CheckEgress,
+		Egress:  runc.CheckEgress,
+		Sysinfo: runc.CheckSysinfo,
 		Locale: func() (string, bool, error) {
 			name, err := rootfs.HostLocale()
 			return name, name == rootfs.LambdaLocale, err

@@ -24,6 +24,7 @@ const (
 	Programs         Feature = "programs"          // such as mke2fs
 	Sandboxes        Feature = "sandboxes"         // any of what no sandbox can do without
 	Seccomp          Feature = "seccomp"           // a filter for this architecture
+	Sysinfo          Feature = "sysinfo"           // an answer to sysinfo(2) of the sandbox's own
 	SystemdScope     Feature = "systemd-scope"     // a part of the cgroup tree that systemd hands over
 )
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sandboxd/sandboxd/rapid"
 )
@@ -66,9 +67,31 @@ func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad
 	}
 	if !json.Valid(body) {
 		var v json.RawMessage
-		return nil, held, badContent(fmt.Sprintf("Could not parse request body into json: Could not parse payload into json: %v", json.Unmarshal(body, &v)))
+		return nil, held, notJSON(json.Unmarshal(body, &v))
+	}
+	if i := firstInvalid(body); i >= 0 { // which json.Valid lets pass, and a runtime would stumble over
+		return nil, held, notJSON(fmt.Errorf("invalid UTF-8 start or middle byte 0x%02x at offset %d", body[i], i))
 	}
 	return body, held, nil
+}
+
+// notJSON returns the refusal of a payload that is not JSON because of err (INV-09).
+func notJSON(err error) *refusal {
+	return badContent(fmt.Sprintf("Could not parse request body into json: Could not parse payload into json: %v", err))
+}
+
+// firstInvalid returns the offset of the first byte that is not UTF-8, or -1.
+func firstInvalid(b []byte) int {
+	if utf8.Valid(b) {
+		return -1
+	}
+	for i := 0; ; {
+		r, n := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && n == 1 {
+			return i
+		}
+		i += n
+	}
 }
 
 // errNoBuffer is the error of a body for which the budget has no bytes left.

@@ -212,6 +212,7 @@ func TestRefusals(t *testing.T) {
 		{"INV-08 async", call{body: long(mb + 1), header: h("X-Amz-Invocation-Type", "Event")}, 413, "RequestTooLargeException", lower("User", "1048577 byte payload is too large for the Event invocation type (limit 1048576 bytes)")},
 		{"INV-09", call{body: "hello"}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: Could not parse payload into json: …`},
 		{"INV-09 cut short", call{body: `{"a":`}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: Could not parse payload into json: …`},
+		{"INV-09 not UTF-8", call{body: "{\"a\":\"b\xc3(\"}"}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: Could not parse payload into json: …`},
 		{"INV-09 event", call{body: "hello", header: h("X-Amz-Invocation-Type", "Event")}, 400, "InvalidRequestContentException", `{"Type":"User","message":"Could not parse request body into json: Could not parse payload into json: …`},
 		{"INV-28 Event", call{path: "/2021-11-15/functions/hello/response-streaming-invocations", header: map[string]string{"X-Amz-Invocation-Type": "Event"}}, 400, "InvalidParameterValueException", `{"Type":"User","message":"X-Amz-Invocation-Type must be RequestResponse or DryRun."}`},
 		{"INV-19", call{path: "/2015-03-31/functions/nope/invocations"}, 404, "ResourceNotFoundException", upper("User", "Function not found: arn:aws:lambda:eu-west-1:012345678912:function:nope:$LATEST")},

@@ -65,6 +65,14 @@ rust() {
 		install -D target/debug/function function/bootstrap
 }
 
+# vectors keeps AWS's vectors of signatures and nothing else of the crate that has them.
+vectors() {
+	rm -rf v4
+	cargo vendor --quiet &&
+		mv vendor/aws-sigv4/aws-signing-test-suite/v4 . &&
+		rm -rf vendor
+}
+
 client go go -- env CGO_ENABLED=0 go build -trimpath -o bootstrap "$sources/go"
 client node3 node -- node_layer nodejs20.x
 client node4 node4 node -- npm_install
@@ -77,6 +85,7 @@ client boto3 boto3 -- venv
 client webpython webpython -- pip_install
 client webnode webnode -- npm_install
 client webgo webgo -- env CGO_ENABLED=0 go build -trimpath -o bootstrap "$sources/webgo"
+client vectors vectors -- vectors
 client sdkpython sdkpython -- pip_install
 client sdknode sdknode -- npm_install
 client sdkgo sdkgo -- env CGO_ENABLED=0 go build -trimpath -o bootstrap .

@@ -16,6 +16,8 @@ type handler struct {
 	conn *wire.Conn
 	null *os.File // standard input of every process
 
+	listener int // gets the calls of sysinfo; -1 if there is none, or it has its answerer
+
 	pids map[uint32]int // live main processes, by request
 	ids  map[int]uint32 // the inverse
 
@@ -30,10 +32,11 @@ type request struct {
 	err     error
 }
 
-func newHandler(conn *wire.Conn, null *os.File) *handler {
+func newHandler(conn *wire.Conn, null *os.File, listener int) *handler {
 	return &handler{
 		conn:     conn,
 		null:     null,
+		listener: listener,
 		pids:     make(map[uint32]int),
 		ids:      make(map[int]uint32),
 		requests: make(chan request),
@@ -43,7 +46,7 @@ func newHandler(conn *wire.Conn, null *os.File) *handler {
 }
 
 // loop returns when the socket ends or fails. The process ends then, and with it
-// the two goroutines.
+// the other goroutines.
 func (h *handler) loop() error {
 	go h.receive()
 	go h.watch()
@@ -116,6 +119,10 @@ func (h *handler) exec(m wire.Exec, files []*os.File) error {
 	}
 	if _, live := h.pids[m.ID]; live {
 		return h.conn.Send(wire.Started{ID: m.ID, Errno: int32(unix.EEXIST), Stage: wire.StageExec})
+	}
+	if h.listener >= 0 { // all processes of a domain have the same ids
+		go (&answerer{listener: h.listener}).run(m.UID, m.GID)
+		h.listener = -1
 	}
 	attr := &syscall.ProcAttr{
 		Dir:   m.Dir,

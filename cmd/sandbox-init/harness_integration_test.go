@@ -32,6 +32,10 @@ const (
 	partParent = "part:parent" // starts such a process and waits to be killed
 	partReport = "part:report" // prints what it sees of itself as a report
 	partDaemon = "part:daemon" // leaves a process behind in a session of its own
+	partAsk    = "part:ask"    // prints what sysinfo(2) answers, and to whom it does not
+	partFlood  = "part:flood"  // calls sysinfo(2) on many threads for ever
+	partCanary = "part:canary" // calls sysinfo(2) on many threads and executes itself meanwhile
+	partGrip   = "part:grip"   // tries to get hold of each thread of PID 1, and prints what it reached
 )
 
 // files holds the program under test and a copy of this one, readable for all ids.
@@ -100,7 +104,7 @@ func play(part string, args []string) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		return cmd.Start()
 	}
-	return errors.New("no such part")
+	return playSysinfo(part, args)
 }
 
 // enter does what libcontainer does before PID 1: a procfs, limits, no_new_privs.
@@ -193,12 +197,18 @@ func newBase() int { return 1879048192 + int(ranges.Add(1))*isolation.IDCount }
 
 func newDomain(t testing.TB) *domain {
 	t.Helper()
+	return newDomainWith(t, allowAll)
+}
+
+// newDomainWith makes a domain with another filter.
+func newDomainWith(t testing.TB, filter []unix.SockFilter) *domain {
+	t.Helper()
 	local, remote, err := wire.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &domain{t: t, base: newBase(), conn: local}
-	d.cmd = command(initPath(), d.base, remote, filterFile(t, allowAll))
+	d.cmd = command(initPath(), d.base, remote, filterFile(t, filter))
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -34,14 +34,15 @@ func main() {
 	if os.Getpid() != 1 { // and never get near kill(-1) on a host
 		die(exitUsage, errors.New("this is PID 1 of a sandbox and only sandboxd starts it: use sandboxd run"))
 	}
-	if err := putFilter(filterFD); err != nil { // before anything of the sandbox is touched
+	listener, err := putFilter(filterFD)
+	if err != nil { // before anything of the sandbox is touched
 		die(exitUsage, errors.New("descriptor 4 is no seccomp filter, only sandboxd starts this program: "+err.Error()))
 	}
 	conn, err := openControl()
 	if err != nil {
 		die(exitUsage, errors.New("descriptor 3 is no control socket, only sandboxd starts this program: "+err.Error()))
 	}
-	if err := serve(conn); err != nil {
+	if err := serve(conn, listener); err != nil {
 		die(exitFailed, err)
 	}
 }
@@ -55,8 +56,8 @@ func openControl() (*wire.Conn, error) {
 	return wire.NewConn(os.NewFile(controlFD, "control socket"))
 }
 
-// serve returns nil when the daemon is gone.
-func serve(conn *wire.Conn) error {
+// serve returns nil when the daemon is gone. listener is the result of putFilter.
+func serve(conn *wire.Conn, listener int) error {
 	if err := tieToDaemon(); err != nil {
 		return err
 	}
@@ -77,11 +78,11 @@ func serve(conn *wire.Conn) error {
 	if err := conn.Send(wire.Handshake{Version: wire.Version}); err != nil {
 		return daemonGone(err)
 	}
-	// One for the loop, one that the waiting for children may hold. The daemon starts this
+	// One for the loop, and two that the waits for children and for sysinfo may hold. The daemon starts this
 	// program with one, so that it has few threads while each must give up privileges.
-	runtime.GOMAXPROCS(2)
+	runtime.GOMAXPROCS(3)
 	reserveThreads() // while there is no other process yet
-	return daemonGone(newHandler(conn, null).loop())
+	return daemonGone(newHandler(conn, null, listener).loop())
 }
 
 // replaceNull puts null, the domain's own, in the place of standard input, output and

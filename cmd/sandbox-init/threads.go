@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// spareThreads is more than the handler ever uses at once: two that run Go, and the
-// ones that wait for children, for the socket, and in a fork.
+// spareThreads is more than the handler ever uses at once: three that run Go, and
+// the ones that wait for children, for the socket, for sysinfo, and in a fork.
 const spareThreads = 8
 
 // reserveThreads makes the Go runtime create the threads that it may want later. It

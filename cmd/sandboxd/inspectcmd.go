@@ -86,15 +86,20 @@ error, such as an invalid command line or an unknown sandbox.`,
 	return cmd
 }
 
+// hostSysinfo follows the name of a profile in force if sysinfo(2) tells about the host.
+const hostSysinfo = ", sysinfo of the host"
+
 // seccompProfiles returns the filters that this version of sandboxd installs, by profile.
 func seccompProfiles() (inspect.Profiles, error) {
 	profiles := inspect.Profiles{}
 	for _, name := range isolation.Profiles() {
-		filter, err := runc.Filter(name)
-		if err != nil {
-			return nil, err
+		for shown, sysinfo := range map[string]bool{name: true, name + hostSysinfo: false} {
+			filter, err := runc.Filter(name, sysinfo)
+			if err != nil {
+				return nil, err
+			}
+			profiles[shown] = filter
 		}
-		profiles[name] = filter
 	}
 	return profiles, nil
 }

@@ -90,9 +90,11 @@ var invoke = []suite.Case{
 		refusal(t, t.Invoke(`"`+strings.Repeat("x", 1<<20)+`"`, "X-Amz-Invocation-Type", "Event"), 413, "RequestTooLargeException")
 	}},
 	{ID: "INV-09", Setup: plain, Run: func(t *suite.T) {
-		a := t.Invoke("hello")
-		refusal(t, a, 400, "InvalidRequestContentException")
-		t.Contains("body", string(a.Body), "Could not parse request body into json: Could not parse payload into json: ")
+		for _, payload := range []string{"hello", `{"a":`, "{\"a\":\"\xff\"}"} { // the last is not UTF-8
+			a := t.Invoke(payload)
+			refusal(t, a, 400, "InvalidRequestContentException")
+			t.Contains("body", string(a.Body), "Could not parse request body into json: Could not parse payload into json: ")
+		}
 		suite.Equal(t, "event of an empty payload", string(t.Invoke("").Body), "{}")
 	}},
 	{ID: "INV-10", Setup: plain, Run: func(t *suite.T) {

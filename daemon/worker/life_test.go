@@ -56,6 +56,7 @@ func TestReadEvent(t *testing.T) {
 	}
 	for name, in := range map[string]string{
 		"not valid JSON":        "{",
+		"not UTF-8":             "{\"a\":\"\xff\"}",
 		"larger than the limit": `"` + strings.Repeat("x", maxEventBytes) + `"`,
 	} {
 		if _, err := readEvent("-", strings.NewReader(in)); err == nil || !strings.Contains(err.Error(), name) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
@@ -121,6 +122,8 @@ func readEvent(name string, in io.Reader) ([]byte, error) {
 		return []byte("{}"), nil
 	case !json.Valid(event):
 		return nil, fmt.Errorf("--event %s: the event is not valid JSON", name)
+	case !utf8.Valid(event):
+		return nil, fmt.Errorf("--event %s: the event is not valid JSON: it is not UTF-8", name)
 	}
 	return event, nil
 }

@@ -44,6 +44,7 @@ type Host struct {
 	Cgroups Cgroups
 	IDBase  uint32                                         // first host id for sandboxes
 	Egress  func() error                                   // tries what sandboxes need to reach a network; its error says the fix
+	Sysinfo func() error                                   // tries what lets sysinfo(2) tell the memory of a sandbox; its error says the fix
 	Locale  func() (name string, ofLambda bool, err error) // what functions get as LANG, and whether it is the same as on Lambda
 }
 
@@ -97,6 +98,7 @@ var niceToHaves = []check{
 	{"pressure stall information", lookPressure},
 	{"egress", lookEgress},
 	{"locale", lookLocale},
+	{"sysinfo", lookSysinfo},
 }
 
 // Examine runs every check, must-haves first.

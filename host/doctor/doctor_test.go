@@ -13,7 +13,7 @@ import (
 // fakeHost makes a host whose files are the given ones.
 func fakeHost(t *testing.T, files map[string]string) Host {
 	t.Helper()
-	h := Host{Root: t.TempDir(), IDBase: subid.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}, Egress: func() error { return nil },
+	h := Host{Root: t.TempDir(), IDBase: subid.DefaultIDBase, Cgroups: Cgroups{Mode: "unified"}, Egress: func() error { return nil }, Sysinfo: func() error { return nil },
 		Locale: func() (string, bool, error) { return "en_US.UTF-8", true, nil }}
 	for name, text := range files {
 		path := h.path(name)
@@ -56,6 +56,8 @@ func TestChecksThatReadFiles(t *testing.T) {
 		"legacy":           {byName("freeze and kill"), nil, cgroups(Cgroups{Mode: "legacy"}), true, "v1 freezer"},
 		"egress":           {byName("egress"), nil, nil, false, "forwarding"},
 		"no egress":        {byName("egress"), nil, func(h *Host) { h.Egress = func() error { return errors.New("no veth") } }, true, "not possible, all else is no veth"},
+		"sysinfo":          {byName("sysinfo"), nil, nil, false, "their own memory"},
+		"host's sysinfo":   {byName("sysinfo"), nil, func(h *Host) { h.Sysinfo = func() error { return errors.New("ptrace_scope is 2") } }, true, "memory of the host from sysinfo(2) ptrace_scope is 2"},
 		"no scope needed":  {byName("systemd scope"), nil, nil, false, "not needed"},
 		"ids taken":        {byName("host ids"), map[string]string{"etc/subuid": "ann:1879048192:65536\n"}, nil, true, "ann"},
 		"ids":              {byName("host ids"), nil, nil, false, "4094 free ranges"},

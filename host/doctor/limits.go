@@ -146,6 +146,13 @@ func lookEgress(_ context.Context, h Host) outcome {
 	return has("interfaces, packet filter, forwarding")
 }
 
+func lookSysinfo(_ context.Context, h Host) outcome {
+	if err := h.Sysinfo(); err != nil {
+		return lacks("functions get the memory of the host from sysinfo(2)", err.Error())
+	}
+	return has("functions get their own memory from sysinfo(2)")
+}
+
 // plural joins a number with the fitting noun.
 func plural(n int, one, many string) string {
 	if n == 1 {

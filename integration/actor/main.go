@@ -44,6 +44,7 @@ var operations = map[string]actor.Operation{
 	"fill_inodes": fillInodes, // up to N files in the new folder Path, until that fails: N is how many
 	"watch":       watch,      // up to N inotify instances, until one cannot be had: N is how many
 	"pipes":       pipes,      // fills up to N pipes: N is the bytes that they hold together
+	"sysinfo":     sysinfo,    // N threads, or one, call sysinfo(2) ten times each: N is the memory that each answer told
 	"flood":       flood,      // N letters to standard error, a line ends after every MS of them, or never
 	// connections to the Runtime API
 	"bytes": rawBytes, // sends Data and then N letters: Status is that of the answer, 0 if the connection was closed without one

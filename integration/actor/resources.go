@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +42,31 @@ func cpuTime() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// sysinfo makes the raw calls: no library decides.
+func sysinfo(_ context.Context, _ *actor.Actor, s script.Step, e *script.Entry) {
+	var wg sync.WaitGroup
+	totals := make([]uint64, max(s.N, 1))
+	for i := range totals {
+		wg.Go(func() {
+			runtime.LockOSThread() // never unlocked, so that each has a thread of its own
+			for range 10 {
+				var info unix.Sysinfo_t
+				if _, _, errno := unix.Syscall(unix.SYS_SYSINFO, uintptr(unsafe.Pointer(&info)), 0, 0); errno != 0 {
+					totals[i] = math.MaxUint64
+				}
+				totals[i] = max(totals[i], uint64(info.Totalram)*uint64(info.Unit))
+			}
+		})
+	}
+	wg.Wait()
+	for _, total := range totals {
+		if total != totals[0] {
+			e.Fail(fmt.Errorf("answers tell %d and %d bytes", totals[0], total))
+		}
+	}
+	e.N = int64(totals[0])
 }
 
 // many makes descriptors, at most as many as the step says, until one cannot be had. It

@@ -137,6 +137,9 @@ func callFacts() []fact {
 	}
 	count := func(calls []call) (string, error) {
 		errnos, err := ask(calls)
+		if errors.Is(err, unix.EBUSY) {
+			errnos, err = tryRest(calls)
+		}
 		n := 0
 		for _, e := range errnos {
 			if e == passed {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -133,11 +134,11 @@ func (h *head) response() (*Response, error) {
 	res := &Response{Status: http.StatusOK, Header: http.Header{}}
 	if h.status != nil {
 		code := strings.Trim(string(h.status[:min(len(h.status), 16)]), `"`) // a string is accepted too
-		n, err := strconv.Atoi(code)
-		if err != nil || n < 200 || n > 599 {
+		n, err := strconv.ParseFloat(code, 64)                               // whoever computes it may give 200.0
+		if err != nil || n != math.Trunc(n) || n < 200 || n > 599 {
 			return nil, fmt.Errorf("statusCode %s: must be a number from 200 to 599", h.status[:min(len(h.status), 40)])
 		}
-		res.Status = n
+		res.Status = int(n)
 	}
 	if h.headers != nil {
 		if h.headers[0] != '{' {

@@ -28,6 +28,8 @@ func TestResponse(t *testing.T) {
 		"status and body (recorded)":  {`{"statusCode": 200, "body": "{\"hello\": \"world\"}"}`, 200, plain, `{"hello": "world"}`},
 		"status in text (recorded)":   {`{"statusCode": "418", "body": "i'm a teapot"}`, 418, plain, `i'm a teapot`},
 		"status only":                 {`{"statusCode": 204}`, 204, plain, ``},
+		"status of a calculation":     {`{"statusCode": 404.0}`, 404, plain, ``},
+		"status with an exponent":     {`{"statusCode": 2.01e2}`, 201, plain, ``},
 		"status null":                 {`{"statusCode": null}`, 200, plain, `{"statusCode":null}`},
 		"other case":                  {`{"StatusCode": 500}`, 200, plain, `{"StatusCode":500}`},
 		"escaped name":                {`{"status\u0043ode": 500}`, 500, plain, ``},

@@ -77,6 +77,7 @@ func New(cfg Config) (_ *Engine, err error) {
 	if e.host, err = hostFacts(); err != nil {
 		return nil, err
 	}
+	e.filters.sysinfo = CheckSysinfo() == nil
 	e.processors = &processors{all: e.host.CPUs, users: map[int]int{}}
 	if err := os.MkdirAll(e.fs, 0o711); err != nil {
 		return nil, fmt.Errorf("create the folder for roots: %w", err)

@@ -24,6 +24,8 @@ import (
 // The init handler gets the file and installs the filter on itself (docs/decisions/0016). The
 // files are sealed, so no process can change one for another process.
 type filters struct {
+	sysinfo bool // the init handler answers sysinfo(2), see withSysinfo
+
 	mu    sync.Mutex
 	files map[string]*os.File // by profile
 }
@@ -35,7 +37,7 @@ func (f *filters) file(profile string) (*os.File, error) {
 	if file := f.files[profile]; file != nil {
 		return file, nil
 	}
-	program, err := compile(profile)
+	program, err := Filter(profile, f.sysinfo)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +80,14 @@ func sealed(name string, content []byte) (*os.File, error) {
 }
 
 // Filter returns the named seccomp profile in the form of the kernel, a struct sock_filter
-// array.
-func Filter(profile string) ([]byte, error) { return compile(profile) }
+// array. With sysinfo it is the form for hosts that pass CheckSysinfo.
+func Filter(profile string, sysinfo bool) ([]byte, error) {
+	program, err := compile(profile)
+	if err == nil && sysinfo {
+		program = withSysinfo(program)
+	}
+	return program, err
+}
 
 // compile compiles the named seccomp profile to a BPF program of 8 bytes per instruction. It
 // omits rules for system calls that the linked libseccomp does not know, so that these calls

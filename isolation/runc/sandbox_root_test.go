@@ -355,13 +355,37 @@ func TestMainThreadStaysOutside(t *testing.T) {
 	}
 }
 
+// stopped is how often the kernel has stopped the sandbox at the end of its CPU quota.
+func stopped(t *testing.T, s *Sandbox) int {
+	t.Helper()
+	dir := s.group.core
+	if s.group.v2 == nil {
+		dir = s.group.dirV1("cpu")
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "cpu.stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(text), "nr_throttled ")
+	line, _, _ := strings.Cut(after, "\n")
+	n, err := strconv.Atoi(line)
+	if !found || err != nil {
+		t.Fatalf("cpu.stat has no nr_throttled: %q", text)
+	}
+	return n
+}
+
+// A sandbox that is not throttled is never stopped. One that is gets stopped when it has used its
+// quota, with no less and no more than that. A busy machine only makes it use less, and wait
+// longer for the end of its quota.
 func TestThrottle(t *testing.T) { // docs/decisions/0036
 	spec := hostSpec(t, isolation.RuntimeDomain)
 	spec.Limits.CPU = 0.1
 	s := create(t, spec)
 	conn := start(t, s, isolation.RuntimeDomain)
-	share := func() float64 {
-		begin := time.Now()
+	const period = cpuPeriod * time.Microsecond
+	spin := func() (used, took time.Duration, stops int) {
+		begin, already := time.Now(), stopped(t, s)
 		before, err := s.Usage()
 		if err != nil {
 			t.Fatal(err)
@@ -373,15 +397,34 @@ func TestThrottle(t *testing.T) { // docs/decisions/0036
 		if err != nil {
 			t.Fatal(err)
 		}
-		return float64(after.CPU-before.CPU) / float64(time.Since(begin))
+		return after.CPU - before.CPU, time.Since(begin), stopped(t, s) - already
 	}
-	free := share()
+	free := func(when string) {
+		if used, took, stops := spin(); stops > 0 || used == 0 {
+			t.Errorf("%s: used %v in %v and was stopped %d times, want never", when, used, took, stops)
+		}
+	}
+	free("before")
 	if err := s.SetThrottled(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	if got := share(); got > 0.2 || got > free/2 {
-		t.Errorf("CPU share throttled %.2f, free %.2f; want 0.1", got, free)
+	var all int
+	for late := time.Now().Add(testtime.Limit(30 * time.Second)); all < 5 && time.Now().Before(late); {
+		used, took, stops := spin()
+		all += stops
+		// The kernel takes back in later periods what a process has used beyond the quota.
+		least, most := float64(max(stops-1, 0))*0.75*spec.Limits.CPU*float64(period), 1.5*spec.Limits.CPU*float64(took+period)
+		if got := float64(used); got < least || got > most {
+			t.Fatalf("used %v in %v and was stopped %d times; want %v to %v", used, took, stops, time.Duration(least), time.Duration(most))
+		}
 	}
+	if all < 5 {
+		t.Errorf("stopped %d times, want at least 5", all)
+	}
+	if err := s.SetThrottled(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	free("after")
 }
 
 func TestPIDsAreBounded(t *testing.T) { // ENV-34

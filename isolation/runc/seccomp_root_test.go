@@ -181,6 +181,7 @@ func compareAnswers(t *testing.T, list []probeCall, answers []byte, want func(pr
 // Every rule of every profile, met and missed in every condition, and every call that
 // no rule names. The same calls outside of a sandbox meet no refusal.
 func TestSeccompRuleByRule(t *testing.T) {
+	defer plainFilters()() // the audit program needs to be the listener
 	for _, profile := range isolation.Profiles() {
 		t.Run(profile, func(t *testing.T) {
 			spec := hostSpec(t, isolation.RuntimeDomain)
