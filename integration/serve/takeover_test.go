@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
@@ -214,8 +213,5 @@ func (d *takeover) workerPID() (pid int) {
 	})
 	return pid
 }
-
-// pause is how long the daemon waits at most before it starts a process again.
-const pause = time.Second
 
 func hexOf(d message.Digest) string { return hex.EncodeToString(d[:]) }
