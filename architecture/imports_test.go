@@ -137,7 +137,14 @@ var allowed = map[string]arrows{
 		"internal/accept":  "", "internal/httpfast": "",
 	},
 	"invoke/httpevent": {},
-	"fleet":            {"rapid": "runs invocations in sandboxes"},
+
+	// The control plane.
+	"lambda": {
+		"function": "makes settings of requests, and keeps the policy on environment names",
+		"state":    "keeps functions in a store",
+	},
+
+	"fleet": {"rapid": "runs invocations in sandboxes"},
 	"rapid": {
 		"function":           "the policy on environment names",
 		"isolation":          "names domains",

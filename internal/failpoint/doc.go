@@ -73,3 +73,10 @@ const (
 	RemoveFilter Point = "remove-filter" // what the packet filter has of such a sandbox
 	ReleaseIDs   Point = "release-ids"   // the lease of a sandbox's ids, and with it of its addresses
 )
+
+// The steps of a migration of the state (package state).
+const (
+	StoreBackedUp  Point = "state-backed-up" // the backup before it is whole
+	StoreMigrating Point = "state-migrating" // all is changed in the transaction, which is not committed
+	StoreMigrated  Point = "state-migrated"  // it is committed, and the store not yet open
+)
