@@ -175,6 +175,9 @@ var allowed = map[string]arrows{
 	"isolation/runc/stage":  {},
 	"isolation/wire":        {"internal/descriptor": ""},
 
+	// The state of the control plane.
+	"state/blob": {"internal/failpoint": ""},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},
