@@ -196,6 +196,8 @@ var allowed = map[string]arrows{
 	// The Lambda API.
 	"lambda/access": {"internal/seal": ""},
 	"lambda/sigv4":  {},
+	// The state of the control plane.
+	"state/blob": {"internal/failpoint": ""},
 
 	// What both sides share, and files.
 	"function":         {},
@@ -242,6 +244,7 @@ var allowed = map[string]arrows{
 	"internal/exit":       {"internal/logging": ""},
 	"internal/failpoint":  {},
 	"internal/filetable":  {},
+	"internal/forgetfs":   {},
 	"internal/httpfast":   {},
 	"internal/logging":    {},
 	"internal/pool":       {},
@@ -338,6 +341,7 @@ var onlyIn = map[string][]string{
 	"github.com/containerd/cgroups":                       {"isolation/runc"},
 	"github.com/opencontainers/runc/libcontainer":         {"bench/engine", "isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
+	"github.com/hanwen/go-fuse":                           {"internal/forgetfs"},
 	"go.opentelemetry.io/otel/sdk":                        {"daemon/worker"},
 	"github.com/spf13/":                                   {"cmd/sandboxd", "internal/cli"},
 	"C":                                                   {"isolation/runc/reexec", "isolation/runc/stage"},

@@ -80,3 +80,9 @@ const (
 	StoreMigrating Point = "state-migrating" // all is changed in the transaction, which is not committed
 	StoreMigrated  Point = "state-migrated"  // it is committed, and the store not yet open
 )
+
+// The syncs of a blob, which a test can leave out to see that they are missed.
+const (
+	SyncBlob       Point = "sync-blob"        // of its content
+	SyncBlobFolder Point = "sync-blob-folder" // of the folder with its name
+)
