@@ -94,7 +94,7 @@ func (s *Store) backup(ctx context.Context, sess *session, f *os.File, blobs Blo
 		defer blobs.Hold()()
 	}
 	defer sess.run("ROLLBACK") // if it failed
-	w := &backupWriter{out: bufio.NewWriterSize(f, 1<<20), sum: sha256.New()}
+	w := &backupWriter{out: bufio.NewWriterSize(f, 64<<10), sum: sha256.New()}
 	sum, err := s.writeBackup(ctx, sess, w, blobs, format)
 	if err != nil {
 		return Summary{}, fmt.Errorf("back up the store: %w", err)

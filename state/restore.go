@@ -150,7 +150,7 @@ func cut(err error) error {
 }
 
 func readBackup(ctx context.Context, r io.Reader, v visitor) (sum Summary, err error) {
-	b := &backupReader{in: bufio.NewReaderSize(r, 1<<20), sum: sha256.New()}
+	b := &backupReader{in: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	begin := make([]byte, len(magic))
 	if _, err := io.ReadFull(b.in, begin); err != nil || string(begin) != magic {
 		return sum, errors.Join(fmt.Errorf("%w: it is no backup that this sandboxd knows", ErrInvalid), cut(err))

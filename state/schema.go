@@ -7,9 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
-
-	"github.com/sandboxd/sandboxd/internal/failpoint"
 )
 
 // formats make the format of the store: the first one its first format of nothing, each
@@ -166,11 +163,10 @@ func (s *Store) migrate(ctx context.Context, sess *session, o Options, format in
 	if damage, err := s.verify(ctx, sess, o.Progress); err != nil || len(damage) > 0 {
 		return err // it stays as it is and is read-only
 	}
-	name := filepath.Join(o.Folder, fmt.Sprintf("before-format-%d-%s.backup", len(formats), time.Now().UTC().Format("20060102T150405Z")))
+	name := filepath.Join(o.Folder, fmt.Sprintf("before-format-%d.backup", len(formats)))
 	if err := s.backupTo(ctx, sess, name, format); err != nil {
 		return fmt.Errorf("back it up to %s: %w", name, err)
 	}
-	failpoint.Pass(failpoint.StoreBackedUp)
 	err := sess.transaction(func() error {
 		if _, err := sess.tally(s.engine.Lock); err != nil {
 			return err
@@ -195,30 +191,30 @@ func (s *Store) migrate(ctx context.Context, sess *session, o Options, format in
 		if err := sess.putTally(t); err != nil {
 			return err
 		}
-		failpoint.Pass(failpoint.StoreMigrating)
 		return nil
 	})
 	if err != nil {
 		return s.engine.errorf(err, "change its tables")
 	}
-	failpoint.Pass(failpoint.StoreMigrated)
 	return nil
 }
 
-// backupTo writes a backup of the rows to a new file and syncs its name too.
+// backupTo writes a backup of the rows to a file, which is whole whenever it has its name,
+// and takes the place of an earlier one.
 func (s *Store) backupTo(ctx context.Context, sess *session, name string, format int) error {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	partial := name + ".partial"
+	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = s.backup(ctx, sess, f, nil, format)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = SyncFolder(filepath.Dir(name))
+		err = os.Rename(partial, name)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(name))
+		return errors.Join(err, os.Remove(partial))
 	}
-	return nil
+	return SyncFolder(filepath.Dir(name))
 }
 
 // SyncFolder makes the names in a folder durable.

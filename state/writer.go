@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -78,6 +79,7 @@ func (s *Store) write() {
 	for {
 		select {
 		case r := <-s.requests:
+			runtime.Gosched() // let those go on whom the last commit has woken: half as many fsyncs
 			sess = s.store(sess, s.collect(r))
 		case <-s.closing:
 			if sess != nil {

@@ -97,13 +97,23 @@ func open(ctx context.Context, o Options, path string) (_ *state.Engine, err err
 	if err := notEmptied(path, mark.count); err != nil {
 		return nil, err
 	}
+	// SQLite gives its files the mode of this one.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
 	db := sql.OpenDB(connector{path: path, synchronous: o.Synchronous})
-	// One connection takes the lock of the database, and the pool keeps it.
-	if err := check(ctx, db, o); err != nil {
-		return nil, errors.Join(err, db.Close())
+	// The first connection has its settings verified and stays open: with the last one
+	// SQLite removes the log and gives up its lock.
+	first, err := db.Conn(ctx)
+	if err != nil {
+		return nil, errors.Join(opened(err), db.Close())
 	}
 	if err := state.SyncFolder(o.Folder); err != nil { // the names of what was made
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, first.Close(), db.Close())
 	}
 	return &state.Engine{
 		Name:      path,
@@ -118,7 +128,7 @@ func open(ctx context.Context, o Options, path string) (_ *state.Engine, err err
 		Check:     integrity,
 		Marked:    mark.count,
 		Mark:      mark.set,
-		Close:     func() error { return errors.Join(db.Close(), mark.Close(), lock.Close()) },
+		Close:     func() error { return errors.Join(first.Close(), db.Close(), mark.Close(), lock.Close()) },
 	}, nil
 }
 
@@ -214,21 +224,16 @@ func ask(conn *sqlite3.SQLiteConn, q string) (string, error) {
 	}
 }
 
-// check opens the first connection, whose settings are verified.
-func check(ctx context.Context, db *sql.DB, o Options) error {
-	err := db.PingContext(ctx)
-	if classify(err) == state.FaultDamage {
+// opened gives the error of the first connection its kind.
+func opened(err error) error {
+	var e sqlite3.Error
+	switch {
+	case classify(err) == state.FaultDamage:
 		return fmt.Errorf("%w: %w: restore a backup", state.ErrDamaged, err)
-	}
-	if busy(err) {
+	case errors.As(err, &e) && (e.Code == sqlite3.ErrBusy || e.Code == sqlite3.ErrLocked):
 		return fmt.Errorf("%w by another process: %w", state.ErrInUse, err)
 	}
 	return err
-}
-
-func busy(err error) bool {
-	var e sqlite3.Error
-	return errors.As(err, &e) && (e.Code == sqlite3.ErrBusy || e.Code == sqlite3.ErrLocked)
 }
 
 // classify says what an error of SQLite means.
