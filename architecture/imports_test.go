@@ -97,6 +97,11 @@ var allowed = map[string]arrows{
 		"function":          "passes on what root has found",
 		"internal/message":  "takes its configuration, and answers the worker",
 		"internal/registry": "registers revisions with root",
+		"lambda":            "answers clients with it",
+		"state":             "keeps functions in a store",
+		"state/blob":        "keeps code",
+		"state/sqlite":      "has a store of its own",
+		"internal/seal":     "",
 		"internal/accept":   "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/logging": "",
 	},
 	"daemon/admin": {

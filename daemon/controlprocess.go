@@ -12,6 +12,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
+	"github.com/sandboxd/sandboxd/isolation"
 )
 
 // controlPatience is how long the control process may take to exit when it is asked to.
@@ -77,8 +78,10 @@ func (s *services) stopControl(ctx context.Context, server *registry.Server, pro
 func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error) {
 	config := s.cfg.Control
 	config.Instance, config.Folder = s.d.instance.ID(), s.folder.path
-	for _, r := range s.cfg.Runtimes {
-		config.Runtimes = append(config.Runtimes, r.Name)
+	config.Profiles, config.FreeBytes = isolation.Profiles(), s.cfg.FreeBytes
+	config.Runtimes, config.Networks = nil, nil
+	for _, r := range s.d.registrar.runtimes {
+		config.Runtimes = append(config.Runtimes, r.Name())
 	}
 	for _, n := range s.cfg.Networks {
 		config.Networks = append(config.Networks, n.Name)

@@ -26,6 +26,8 @@ type Runtime struct {
 	Name   string
 	Base   string   // rootfs.HostBase or a directory
 	Layers []string // directories or zips, below the layers of functions
+	// Optional leaves the runtime out if the base does not have exactly its interpreter.
+	Optional bool
 }
 
 // registrar registers the revisions that the control process names. That process may have
@@ -34,7 +36,7 @@ type Runtime struct {
 type registrar struct {
 	d         *Daemon
 	control   atomic.Pointer[registry.Server] // serves the control process; nil while there is none
-	runtimes  []*rootfs.Runtime               // by their places in ServeConfig.Runtimes
+	runtimes  []*rootfs.Runtime               // a message.Revision has the place
 	scratch   string
 	mostTrees int64         // ServeConfig.TreeBytes
 	leastFree int64         // ServeConfig.FreeBytes
@@ -75,6 +77,16 @@ func (d *Daemon) newRegistrar(ctx context.Context, cfg ServeConfig) (_ *registra
 			bases[r.Base] = base
 		}
 		runtime, warnings, err := rootfs.PrepareRuntime(ctx, rootfs.RuntimeOptions{Name: r.Name, Base: base, Given: r.Base, Layers: r.Layers, Store: d.packages})
+		if r.Optional && (errors.Is(err, invalid.ErrRuntime) || err == nil && len(warnings) > 0) {
+			d.log.WithError(err).WithField("runtime", r.Name).Debug("this host does not have the runtime")
+			if err == nil {
+				err = runtime.Close()
+			}
+			if err != nil && !errors.Is(err, invalid.ErrRuntime) {
+				return nil, err
+			}
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("runtime %s: %w", r.Name, err)
 		}
@@ -265,13 +277,18 @@ func programOf(f *rootfs.Function) function.Program {
 
 // kindOf gives the errors of packages the kinds that the control process knows.
 func kindOf(err error) error {
-	for kind, known := range map[error]error{
-		invalid.ErrDigest: message.ErrDigest, invalid.ErrTooLarge: message.ErrTooLarge,
-		invalid.ErrPackage: message.ErrPackage, invalid.ErrUnsafe: message.ErrPackage,
-	} {
-		if errors.Is(err, kind) {
-			return &message.Error{Text: err.Error(), Kinds: message.KindsOf(known)}
-		}
+	bad, ok := errors.AsType[*invalid.Error](err)
+	if !ok || errors.Is(err, invalid.ErrTool) {
+		return err
 	}
-	return err
+	kind := message.ErrUnusable
+	switch bad.Kind {
+	case invalid.ErrDigest:
+		kind = message.ErrDigest
+	case invalid.ErrTooLarge:
+		kind = message.ErrTooLarge
+	case invalid.ErrPackage, invalid.ErrUnsafe:
+		kind = message.ErrPackage
+	}
+	return &message.Error{Text: err.Error(), Kinds: message.KindsOf(kind)}
 }

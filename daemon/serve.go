@@ -31,8 +31,8 @@ type ServeConfig struct {
 	TreeBytes int64 // most bytes of the extracted code and layers of registered revisions; 0 is no limit
 	FreeBytes int64 // of the disk of StateDir, below which nothing new is extracted
 
-	// Control is the configuration of the control process. The daemon sets Instance, Folder,
-	// Runtimes and Networks itself.
+	// Control is the configuration of the control process. The daemon itself sets Instance,
+	// Folder, Runtimes, Networks, Profiles and FreeBytes.
 	Control message.ControlConfig
 }
 

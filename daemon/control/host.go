@@ -18,12 +18,16 @@ import (
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
+	"github.com/sandboxd/sandboxd/internal/seal"
 )
 
 // Host is what an API gets of the daemon. Its methods are safe for concurrent use.
 type Host struct {
 	Config *message.ControlConfig
 	Log    *logrus.Logger
+
+	// Ring has the host keys, which encrypt what is secret in the store.
+	Ring *seal.Ring
 
 	client *registry.Client
 	once   sync.Once

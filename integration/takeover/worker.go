@@ -144,7 +144,7 @@ func answer(rw http.ResponseWriter, said any, err error) {
 		for name, kind := range map[string]error{
 			"unknown revision": message.ErrUnknownRevision, "too many": message.ErrTooMany, "revision": message.ErrRevision,
 			"no control": message.ErrNoControl, "no worker": message.ErrNoWorker, "digest": message.ErrDigest,
-			"too large": message.ErrTooLarge, "package": message.ErrPackage, "no space": syscall.ENOSPC,
+			"too large": message.ErrTooLarge, "package": message.ErrPackage, "unusable": message.ErrUnusable, "no space": syscall.ENOSPC,
 			"permission": os.ErrPermission,
 		} {
 			if errors.Is(err, kind) {

@@ -20,6 +20,8 @@ type ControlConfig struct {
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same
+	Profiles          []string // of system calls, the same
+	FreeBytes         int64    // of the disk, below which nothing more is stored
 }
 
 // File returns an open file in memory with the configuration, for the control process's

@@ -29,6 +29,9 @@ var (
 	ErrDigest = errors.New("the file has another digest than was announced")
 	// ErrTooLarge says that code or a layer exceeds the limits, packed or unpacked.
 	ErrTooLarge = errors.New("the code is larger than allowed")
+	// ErrUnusable says that code cannot be run here, whatever is tried: the runtime client is
+	// missing, for example.
+	ErrUnusable = errors.New("the code cannot be used")
 	// ErrPackage says that code or a layer is no zip that can be extracted.
 	ErrPackage = errors.New("the code is no zip that can be extracted")
 )
@@ -39,7 +42,7 @@ var kinds = []error{
 	context.Canceled, context.DeadlineExceeded, errors.ErrUnsupported,
 	ErrUnknownRevision, ErrUnknownSandbox, ErrTooMany, ErrRevision,
 	fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, net.ErrClosed, os.ErrDeadlineExceeded,
-	ErrNoControl, ErrNoWorker, ErrDigest, ErrTooLarge, ErrPackage,
+	ErrNoControl, ErrNoWorker, ErrDigest, ErrTooLarge, ErrPackage, ErrUnusable,
 }
 
 // Kinds says of which kinds an error is, in the form in which that crosses a line: a bit
