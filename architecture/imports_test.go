@@ -52,6 +52,7 @@ var allowed = map[string]arrows{
 		"bench/load":       "bench sends requests",
 		"daemon":           "run is its root side",
 		"daemon/admin":     "ps and inspect ask running daemons",
+		"daemon/control":   "the binary is also the control process",
 		"daemon/unpack":    "the binary is also the process that takes apart packages",
 		"daemon/worker":    "the binary is also the worker",
 		"function":         "flags become settings",

@@ -184,21 +184,36 @@ func underEach(dirs []string, files ...string) (paths []string) {
 // findRuntime gives the language and version of a runtime's name; lang is nil for
 // runtimes whose code brings its own bootstrap.
 func findRuntime(name string) (lang *language, version string, err error) {
-	known := []string{"provided", "provided.al2", "provided.al2023"}
-	if name == "" || slices.Contains(known, name) {
+	if name == "" || slices.Contains(providedRuntimes, name) {
 		return nil, "", nil
 	}
-	for _, prefix := range []string{"nodejs", "python", "java", "ruby"} {
+	for _, prefix := range languageNames {
 		for _, v := range languages[prefix].versions {
-			full := prefix + v + languages[prefix].suffix
-			if full == name {
+			if prefix+v+languages[prefix].suffix == name {
 				return languages[prefix], v, nil
 			}
-			known = append(known, full)
 		}
 	}
 	return nil, "", &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "is not known",
-		Fix: "known are " + strings.Join(known, ", ")}
+		Fix: "known are " + strings.Join(RuntimeNames(), ", ")}
+}
+
+// providedRuntimes are the names of runtimes whose code brings its own bootstrap, and
+// languageNames the keys of languages in the order of messages.
+var (
+	providedRuntimes = []string{"provided", "provided.al2", "provided.al2023"}
+	languageNames    = []string{"nodejs", "python", "java", "ruby"}
+)
+
+// RuntimeNames returns the names of all runtimes that are known.
+func RuntimeNames() []string {
+	names := slices.Clone(providedRuntimes)
+	for _, prefix := range languageNames {
+		for _, v := range languages[prefix].versions {
+			names = append(names, prefix+v+languages[prefix].suffix)
+		}
+	}
+	return names
 }
 
 // bootstrapDirs are the folders that may have the bootstrap of a runtime that the code brings
