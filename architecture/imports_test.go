@@ -130,6 +130,7 @@ var allowed = map[string]arrows{
 		"invoke":               "serves the Invoke API",
 		"isolation":            "knows the names of domains and the network's policy",
 		"isolation/egress/dns": "answers the lookups of sandboxes",
+		"lambda/sigv4":         "verifies who invokes",
 		"rapid":                "leads sandboxes",
 		"rapid/api":            "serves the Runtime API",
 		"rapid/telemetry":      "writes what functions log",

@@ -59,6 +59,10 @@ type WorkerConfig struct {
 	Strict, TraceInit         bool
 	WarmMemory                uint64 // bytes that idle sandboxes may hold; 0 is half of the host's
 	IdleTimeout, DrainTimeout time.Duration
+
+	// Only with Control.
+	Memory   uint64 // bytes of all sandboxes together, as their functions may use them; 0 is the host's memory
+	Unsigned bool   // requests without a signature are accepted on loopback (--unsigned-loopback)
 }
 
 // Credentials are what functions get as AWS_ACCESS_KEY_ID and so on (ENV-02). Empty ones
