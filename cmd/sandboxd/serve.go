@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +28,7 @@ type serveOptions struct {
 	options
 	concurrency    int // most sandboxes at once; 0 is what memory allows
 	treeMB, freeMB int
+	unsigned       bool // requests without a signature are taken on loopback
 
 	networks []*namedNetwork
 	runtimes []*daemon.Runtime // nil: what the host has
@@ -112,6 +115,7 @@ func (o *serveOptions) addServeFlags(f *pflag.FlagSet) {
 	for _, name := range sharedFlags {
 		f.AddFlag(all.Lookup(name))
 	}
+	cli.Switch(f, &o.unsigned, "unsigned-loopback", "take requests without a signature, from this host only: --listen must be a loopback address")
 	f.Var(cli.Int(&o.concurrency, 1, function.MaxConcurrency/2, ""), "concurrency", "maximum number of sandboxes of all functions (default: as many as memory allows, up to 1000)")
 }
 
@@ -173,6 +177,9 @@ func (o *serveOptions) completeServe() error {
 			return fmt.Errorf("--config: runtime %s: rootfs must not be empty", r.Name)
 		}
 	}
+	if host, _, err := net.SplitHostPort(o.listen); o.unsigned && (err != nil || !isLoopback(host)) {
+		return fmt.Errorf("--unsigned-loopback: --listen %s is not a loopback address: everybody who can connect could change functions", o.listen)
+	}
 	if o.runtimes == nil {
 		for _, name := range rootfs.RuntimeNames() {
 			o.runtimes = append(o.runtimes, &daemon.Runtime{Name: name, Base: rootfs.HostBase, Optional: true})
@@ -182,6 +189,12 @@ func (o *serveOptions) completeServe() error {
 		return err
 	}
 	return o.completeCredentials()
+}
+
+// isLoopback reports whether only this host can connect to the address.
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // serve runs the daemon until ctx ends.
@@ -202,6 +215,7 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	for _, r := range o.runtimes {
 		cfg.Runtimes = append(cfg.Runtimes, *r)
 	}
+	cfg.Worker.Unsigned = o.unsigned
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
 		return err

@@ -120,7 +120,7 @@ func serve(ctx context.Context, h *Host, open Open) (err error) {
 		return fmt.Errorf("open the functions: %w", err)
 	}
 	defer func() { err = errors.Join(err, api.Close()) }()
-	s.api.Store(&api)
+	s.ready(api)
 	h.Log.WithFields(logrus.Fields{"instance": h.Config.Instance}).Debug("the control process is ready")
 	err = <-served
 	if ctx.Err() != nil {

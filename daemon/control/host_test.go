@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -200,12 +201,27 @@ func TestServer(t *testing.T) {
 		s.ServeHTTP(w, r)
 		return w
 	}
-	for _, host := range []string{message.ControlHost, "127.0.0.1:9000"} {
-		if w := ask(host, "GET", "/resolve?name=a", ""); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), "ServiceException") {
-			t.Errorf("%s before it is open: %d %s", host, w.Code, w.Body)
+	synctest.Test(t, func(t *testing.T) {
+		s = newServer(log)
+		began := time.Now()
+		if w := ask(message.ControlHost, "GET", "/resolve?name=a", ""); w.Code != 503 || w.Header().Get("X-Amzn-Errortype") != "ServiceException" || !strings.Contains(w.Body.String(), `"Status":503`) {
+			t.Errorf("a question before it is open: %d %s", w.Code, w.Body)
 		}
+		if w := ask("127.0.0.1:9000", "GET", "/x", ""); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"Type":"Service"`) {
+			t.Errorf("a client before it is open: %d %v %s", w.Code, w.Header(), w.Body)
+		}
+		if waited := time.Since(began); waited != 2*openTime {
+			t.Errorf("the two waited %v", waited)
+		}
+		time.AfterFunc(openTime/2, func() { s.ready(fakeAPI{}) })
+		if w := ask("127.0.0.1:9000", "GET", "/x", ""); w.Code != 200 {
+			t.Errorf("a client while it opens: %d %s", w.Code, w.Body)
+		}
+	})
+	open := func(a API) {
+		s = newServer(log)
+		s.ready(a)
 	}
-	open := func(a API) { s.api.Store(&a) }
 	open(fakeAPI{})
 	for _, c := range []struct {
 		host, method, target, body string

@@ -41,6 +41,7 @@ const (
 	maxHeader   = 64 << 10         // bytes of a request's head
 	maxQuestion = 64 << 10         // bytes of a body of the worker's own
 	headTime    = 10 * time.Second // for the head of a request
+	openTime    = 5 * time.Second  // for the functions to be open, after which a request is refused
 	idleTime    = 5 * time.Minute  // of a connection; the worker closes its own earlier
 	endTime     = 5 * time.Second  // for running requests when the process stops
 )
@@ -49,12 +50,13 @@ const (
 type server struct {
 	log  *logrus.Logger
 	http *http.Server
-	api  atomic.Pointer[API] // nil until it is open
-	own  http.Handler        // for the worker's own questions
+	own  http.Handler  // for the worker's own questions
+	open chan struct{} // closed when api is set
+	api  API
 }
 
 func newServer(log *logrus.Logger) *server {
-	s := &server{log: log}
+	s := &server{log: log, open: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+message.ResolvePath, answer(s, func(api API, r *http.Request) (any, error) {
 		q := r.URL.Query()
@@ -79,6 +81,31 @@ func newServer(log *logrus.Logger) *server {
 	return s
 }
 
+// ready sets what knows the functions. It is called once.
+func (s *server) ready(api API) {
+	s.api = api
+	close(s.open)
+}
+
+// isOpen waits until the functions are open, but for openTime at most, and reports whether they
+// are.
+func (s *server) isOpen(ctx context.Context) bool {
+	select {
+	case <-s.open:
+		return true
+	default:
+	}
+	timer := time.NewTimer(openTime)
+	defer timer.Stop()
+	select {
+	case <-s.open:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // serve serves connections of l until shutdown.
 func (s *server) serve(l net.Listener) error {
 	err := s.http.Serve(&limited{Listener: accept.Listener(l, nil), free: make(chan struct{}, maxConns)})
@@ -99,22 +126,29 @@ func (s *server) shutdown() {
 
 // ServeHTTP serves one request: a question of the worker's own, or one of a client.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	api := s.api.Load()
-	switch {
-	case api == nil:
-		w.Header().Set("Retry-After", "1")
-		fault(w, &message.Fault{Status: http.StatusServiceUnavailable, Type: "ServiceException", Message: "the server is starting; try again"})
-	case r.Host == message.ControlHost:
+	switch open, own := s.isOpen(r.Context()), r.Host == message.ControlHost; {
+	case open && own:
 		s.own.ServeHTTP(w, r)
+	case open:
+		s.api.ServeHTTP(w, r)
+	case own:
+		fault(w, &message.Fault{Status: http.StatusServiceUnavailable, Type: "ServiceException", Message: starting})
 	default:
-		(*api).ServeHTTP(w, r)
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("X-Amzn-Errortype", "ServiceException")
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_ = json.NewEncoder(w).Encode(map[string]string{"Type": "Service", "Message": starting}) // fails only if the worker has gone
 	}
 }
+
+// starting tells clients why a request is refused before the functions are open.
+const starting = "The server is starting. Try again."
 
 // answer returns a handler that answers with what ask returns, in JSON.
 func answer(s *server, ask func(API, *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		a, err := ask(*s.api.Load(), r)
+		a, err := ask(s.api, r)
 		if err == nil {
 			w.Header().Set("Content-Type", "application/json")
 			_ = json.NewEncoder(w).Encode(a) // fails only if the worker has gone
