@@ -4,8 +4,11 @@
 // untrusted input. The supervisor itself parses only the operator's input and the
 // fixed-form requests of the worker (package supervisor/privsep).
 //
-// [Run] is all that a command needs: it calls [Open], [Daemon.Prepare] and
-// [Daemon.Close] in order. [Become] must have prepared the process before.
+// [Run] is all that a command for one function needs: it calls [Open], [Daemon.Prepare] and
+// [Daemon.Close] in order. [Serve] is that for many functions, which a second unprivileged
+// process knows, the control process (package daemon/control). It registers revisions by the
+// fixed-form requests of package internal/registry. [Become] must have prepared the process
+// before.
 package daemon
 
 import (
@@ -91,7 +94,9 @@ type Daemon struct {
 	packages  *store.Store
 	maker     *maker
 	collector *store.Collector               // of packages; nil before startCollector
-	line      atomic.Pointer[privsep.Server] // serves the worker; nil before Serve
+	line      atomic.Pointer[privsep.Server] // serves the worker; nil while there is none
+	registrar *registrar                     // nil unless there is a control process
+	endpoint  func() (*os.File, error)       // returns the socket of the endpoint for a worker
 
 	concurrency int           // most sandboxes at once; set by Line
 	epoch       uint64        // of all revisions
@@ -114,20 +119,23 @@ func Run(ctx context.Context, cfg Config, fn Function, std Streams) (err error) 
 	if err != nil {
 		return err
 	}
-	defer func() {
-		closeErr := d.Close(ctx)
-		if coded, ok := errors.AsType[*exit.Error](err); ok && closeErr != nil {
-			err = &exit.Error{Code: coded.Code, Err: errors.Join(coded.Err, closeErr)}
-		} else {
-			err = errors.Join(err, closeErr)
-		}
-	}()
+	defer func() { err = d.closeAfter(ctx, err) }()
+	d.endpoint = func() (*os.File, error) { return socketOf(cfg.Listener) }
 	rev, err := d.Prepare(ctx, fn)
 	if err != nil {
 		return err
 	}
 	d.startCollector()
 	return d.work(ctx, rev, std)
+}
+
+// closeAfter closes the daemon after err, and returns both errors with the exit code of err.
+func (d *Daemon) closeAfter(ctx context.Context, err error) error {
+	closeErr := d.Close(ctx)
+	if coded, ok := errors.AsType[*exit.Error](err); ok && closeErr != nil {
+		return &exit.Error{Code: coded.Code, Err: errors.Join(coded.Err, closeErr)}
+	}
+	return errors.Join(err, closeErr)
 }
 
 // lowerOOMScore makes the kernel prefer other processes to the daemon when the host runs

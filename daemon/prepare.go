@@ -59,7 +59,7 @@ func (d *Daemon) Prepare(ctx context.Context, fn Function) (*function.Revision, 
 	if w := localeWarning(rev.Env, prepared.Locale); w != "" {
 		d.log.Warn(w)
 	}
-	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name), Close: prepared.Close}
+	files := Files{Tree: prepared.Tree, Prefix: idPrefix(rev.Name), Close: prepared.Close, Program: rev.Program}
 	tmp, ref, err := d.packages.TmpTemplate(ctx, int64(rev.EphemeralMB)<<20)
 	if err != nil {
 		return nil, errors.Join(err, files.close())
@@ -103,7 +103,7 @@ func (d *Daemon) formOf(rev *function.Revision, prepared *rootfs.Function) ([]by
 	m := message.Revision{
 		ID: rev.ID, MemoryMB: uint32(rev.MemoryMB), TmpMB: uint32(rev.EphemeralMB),
 		MicroCPU: uint32(rev.CPU() * 1e6), PIDs: function.MaxPIDs,
-		Profile: uint16(profile), Network: uint16(network), Extensions: rev.Program.HasExtensions(),
+		Profile: uint16(profile), Network: uint16(network),
 	}
 	var err error
 	if m.Code, err = message.ParseDigest(prepared.Digest); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"os"
@@ -35,9 +36,9 @@ const (
 	// forcedPatience is how long the worker may take to exit after a forced stop: it kills its
 	// sandboxes, and removes each within teardownTime.
 	forcedPatience = teardownTime + 5*time.Second
-	// workerOOMScore makes the kernel prefer other processes of the host to the worker when
-	// memory is short. The score of the supervisor is lower still: the worker may be
-	// compromised.
+	// workerOOMScore makes the kernel prefer other processes of the host to the worker and to
+	// the control process when memory is short. The score of the supervisor is lower still:
+	// these two may be compromised.
 	workerOOMScore = "-450"
 	// hostResolvConf names the host's name servers.
 	hostResolvConf = "/etc/resolv.conf"
@@ -46,18 +47,41 @@ const (
 // work starts the worker, which serves the function rev, and handles its requests until it
 // has exited.
 func (d *Daemon) work(ctx context.Context, rev *function.Revision, std Streams) error {
+	facts, err := d.serveFacts()
+	if err != nil {
+		return err
+	}
+	defer facts.Close()
+	d.concurrency = d.maxSandboxes(&rev.Settings)
+	return d.runWorker(ctx, d.workerConfig(*rev), std)
+}
+
+// serveFacts serves what ps and inspect ask the supervisor for.
+func (d *Daemon) serveFacts() (*admin.FactServer, error) {
+	facts, err := admin.Listen(d.instance.Info().FactSocket())
+	if err != nil {
+		return nil, err
+	}
+	return admin.ServeFacts(facts, d.Facts, func(err error) {
+		d.log.WithError(err).Error("the supervisor's admin socket has failed: ps and inspect will not work")
+	}), nil
+}
+
+// runWorker starts the worker and handles its requests until it has exited, and all that was
+// its is removed.
+func (d *Daemon) runWorker(ctx context.Context, config *message.WorkerConfig, std Streams) error {
 	uid, err := d.leases.Acquire(d.instance.Dir()) // a user that nothing else on this host has
 	if err != nil {
 		return err
 	}
 	defer func() { d.maker.report("end the lease of the worker's user", d.leases.Release(uid)) }()
-	server, line, err := d.Line(uid, d.maxSandboxes(&rev.Settings))
+	server, line, err := d.Line(uid, d.concurrency)
 	if err != nil {
 		return err
 	}
 	defer line.Close()
 	filetable.Grow(filetable.For(message.Sandboxes(d.concurrency))) // on failure a later cold start is slower
-	worker, ended, err := d.startWorker(d.workerConfig(rev), uid, line, std)
+	worker, ended, err := d.startWorker(config, uid, line, std)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the worker: %w", err), server.Close())
 	}
@@ -97,28 +121,20 @@ func (d *Daemon) Line(uid uint32, concurrency int) (*privsep.Server, *os.File, e
 	return server, line, nil
 }
 
-// Serve handles the requests of the worker, and those of commands, until the worker has
-// closed the connection. Then it calls gone, and removes all remaining sandboxes.
+// Serve handles the requests of the worker until the worker has closed the connection. Then
+// it calls gone, and removes all remaining sandboxes.
 func (d *Daemon) Serve(server *privsep.Server, gone func()) error {
 	d.line.Store(server)
+	defer d.line.Store(nil)
 	d.maker.fill() // d.room is positive from now on
-	facts, err := admin.Listen(d.instance.Info().FactSocket())
-	if err != nil {
-		gone()
-		return errors.Join(err, server.Close())
-	}
-	commands := admin.ServeFacts(facts, d.Facts, func(err error) {
-		d.log.WithError(err).Error("the supervisor's admin socket has failed: ps and inspect will not work")
-	})
-	defer commands.Close()
 	return server.Serve(gone)
 }
 
-// workerConfig returns the configuration of the worker that serves rev.
-func (d *Daemon) workerConfig(rev *function.Revision) *message.WorkerConfig {
+// workerConfig returns the configuration of the worker that serves revs from its start on.
+func (d *Daemon) workerConfig(revs ...function.Revision) *message.WorkerConfig {
 	config := d.cfg.Worker
 	config.Instance, config.Concurrency = d.instance.ID(), d.concurrency
-	config.Revisions = []function.Revision{*rev}
+	config.Revisions = revs
 	config.Networks = map[string]isolation.Network{}
 	for _, n := range d.cfg.Networks {
 		config.Networks[n.Name] = n.Network
@@ -132,6 +148,9 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 		Create: d.maker.make, Renew: d.renew, Traced: d.cfg.Worker.TraceInit,
 		OnError:   func(err error) { d.log.WithError(err).Error("sandbox did not end cleanly") },
 		Sandboxes: message.Sandboxes(d.concurrency), Remains: d.maker.quarantine.count, UID: uid,
+	}
+	if d.registrar != nil {
+		config.Connect, config.Retire = d.connectControl, d.maker.revisions.retire
 	}
 	for _, n := range d.cfg.Networks {
 		if n.Mode == isolation.NetworkEgress {
@@ -195,7 +214,11 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	if files[message.ConfigFD], err = config.File(); err != nil {
 		return nil, nil, err
 	}
-	control, err := admin.Listen(d.instance.Info().ControlSocket())
+	commands := d.instance.Info().ControlSocket()
+	if err := os.Remove(commands); err != nil && !errors.Is(err, fs.ErrNotExist) { // that of a worker that has died
+		return nil, nil, err
+	}
+	control, err := admin.Listen(commands)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -207,7 +230,7 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	}
 	last := message.EndpointFD
 	if d.cfg.Event == nil {
-		if files[message.EndpointFD], err = socketOf(d.cfg.Listener); err != nil {
+		if files[message.EndpointFD], err = d.endpoint(); err != nil {
 			return nil, nil, err
 		}
 		last++
@@ -233,12 +256,9 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	if err := failpoint.Share(w); err != nil {
 		return nil, nil, err
 	}
-	ended, err := d.startConfined(w, uid)
+	ended, err := d.startConfined(w, uid, confine.Needs{})
 	if err != nil {
 		return nil, nil, err
-	}
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", w.Process.Pid), []byte(workerOOMScore), 0); err != nil {
-		d.log.WithError(err).Debug("the OOM score of the worker could not be lowered")
 	}
 	return w.Process, ended, nil
 }
@@ -267,9 +287,9 @@ func workerEnv() []string {
 }
 
 // startConfined starts w as the user uid, without supplementary groups and without
-// capabilities, which it cannot regain. The kernel kills it when this process ends. The
-// channel receives the result of w.Wait.
-func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
+// capabilities, which it cannot regain, and with no file to open but those that it needs. The
+// kernel kills it when this process ends. The channel receives the result of w.Wait.
+func (d *Daemon) startConfined(w *exec.Cmd, uid uint32, needs confine.Needs) (<-chan error, error) {
 	w.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
@@ -284,9 +304,9 @@ func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 		runtime.LockOSThread()
 		// The worker inherits no descriptor that the operator's shell has left open.
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
-		err := confine.Thread()
+		err := needs.Thread()
 		if host.Lacks(err, host.Landlock) {
-			d.log.WithError(err).Warn("the worker is confined without it; see 'sandboxd doctor'")
+			d.log.WithError(err).Warnf("%s is confined without it; see 'sandboxd doctor'", w.Args[0])
 			err = nil
 		}
 		if err == nil {
@@ -297,5 +317,11 @@ func (d *Daemon) startConfined(w *exec.Cmd, uid uint32) (<-chan error, error) {
 			ended <- w.Wait()
 		}
 	}()
-	return ended, <-started
+	err := <-started
+	if err == nil {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", w.Process.Pid), []byte(workerOOMScore), 0); err != nil {
+			d.log.WithError(err).Debugf("the OOM score of %s could not be lowered", w.Args[0])
+		}
+	}
+	return ended, err
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -12,15 +13,15 @@ import (
 	"github.com/sandboxd/sandboxd/rootfs"
 )
 
-// registry is a test's revisions, and what became of their files and shapes.
-type registry struct {
+// watched is a test's revisions, and what became of their files and shapes.
+type watched struct {
 	*revisions
 	used, unused int
 	closed       []string
 }
 
-func newRegistry(t *testing.T) *registry {
-	g := &registry{}
+func newWatched(t *testing.T) *watched {
+	g := &watched{}
 	networks := []Network{{Name: "none", Network: isolation.Network{Mode: isolation.NetworkNone}}, {Name: "host", Network: isolation.Network{Mode: isolation.NetworkHost}}}
 	g.revisions = newRevisions(networks, func(shape) func() { g.used++; return func() { g.unused++ } }, func(err error) {
 		if err != nil {
@@ -31,7 +32,7 @@ func newRegistry(t *testing.T) *registry {
 }
 
 // files are named, to see that they are given back.
-func (g *registry) files(name string) Files {
+func (g *watched) files(name string) Files {
 	return Files{Tmp: "/t.ext4", Prefix: name, Close: func() error { g.closed = append(g.closed, name); return nil }}
 }
 
@@ -54,16 +55,15 @@ func TestSpecOf(t *testing.T) {
 		spec.Seccomp != "debug" || spec.Network.Mode != isolation.NetworkHost {
 		t.Errorf("%+v", spec)
 	}
-	m := form(1, 128)
-	m.Extensions = true
-	if spec := specOf(*m, "", network, files); !slices.Equal(spec.Domains, []string{"runtime", "extension"}) {
+	files.Program.Extensions = []string{"watcher"}
+	if spec := specOf(*form(1, 128), "", network, files); !slices.Equal(spec.Domains, []string{"runtime", "extension"}) {
 		t.Errorf("with extensions: domains %v", spec.Domains)
 	}
 }
 
 // A revision is kept as long as it is registered or has sandboxes, and its files with it.
 func TestRevisionsLive(t *testing.T) {
-	g := newRegistry(t)
+	g := newWatched(t)
 	if err := g.register(form(1, 128).Encode(), g.files("a")); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestRevisionsLive(t *testing.T) {
 
 // What is registered again is the same or refused; nothing that is refused keeps its files.
 func TestRevisionsRefuse(t *testing.T) {
-	g := newRegistry(t)
+	g := newWatched(t)
 	first := form(1, 128).Encode()
 	if err := g.register(first, g.files("first")); err != nil {
 		t.Fatal(err)
@@ -121,12 +121,15 @@ func TestRevisionsRefuse(t *testing.T) {
 	other.ID.Epoch = 6
 	network := form(3, 128)
 	network.Network = 2
+	runtime := form(5, 128)
+	runtime.Runtime = 1
 	for name, tt := range map[string]struct {
 		form []byte
 		want string
 	}{
 		"other content":   {form(1, 256).Encode(), "different content"},
 		"other epoch":     {other.Encode(), "does not belong to the epoch"},
+		"no runtime":      {runtime.Encode(), "no runtime 1"},
 		"no network":      {network.Encode(), "no network 2"},
 		"too much memory": {form(4, 1<<31).Encode(), "memory"},
 		"no form":         {first[1:], "bytes"},
@@ -152,6 +155,79 @@ func TestRevisionsRefuse(t *testing.T) {
 	g.close()
 	if len(g.known) != 0 || !slices.Contains(g.closed, "first") {
 		t.Errorf("after close %d are known, and the files of %q given back", len(g.known), g.closed)
+	}
+}
+
+// A revision that was retired and still has a sandbox is taken back by registering it again.
+func TestRevisionsTakenBack(t *testing.T) {
+	g := newWatched(t)
+	one := form(1, 128)
+	files := g.files("one")
+	files.Program.Locale = "C.UTF-8"
+	if _, ok, err := g.again(one.ID, one.Encode()); ok || err != nil {
+		t.Errorf("before it is registered: %v, %v", ok, err)
+	}
+	if err := g.register(one.Encode(), files); err != nil {
+		t.Fatal(err)
+	}
+	held, err := g.acquire(1)
+	if err == nil {
+		err = g.retire(1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if program, ok, err := g.again(one.ID, one.Encode()); !ok || err != nil || program.Locale != "C.UTF-8" {
+		t.Errorf("%+v, %v, %v", program, ok, err)
+	}
+	if _, _, err := g.again(one.ID, form(1, 256).Encode()); !errors.Is(err, message.ErrRevision) {
+		t.Errorf("with other content: %v", err)
+	}
+	g.release(held)
+	if len(g.closed) != 0 || g.used != 2 || g.unused != 1 {
+		t.Fatalf("files of %q are given back; %d shapes in use, %d given up", g.closed, g.used, g.unused)
+	}
+	if held, err = g.acquire(1); err != nil {
+		t.Fatal(err)
+	}
+	g.release(held)
+	if err := g.retire(1); err != nil || !slices.Equal(g.closed, []string{"one"}) {
+		t.Errorf("%v; files of %q are given back", err, g.closed)
+	}
+}
+
+// Revisions with sandboxes stay, and of the others the one goes first that was used least
+// recently.
+func TestRevisionsEvicted(t *testing.T) {
+	g := newWatched(t)
+	for n, name := range []string{"a", "b", "c"} {
+		if err := g.register(form(uint64(n+1), 128).Encode(), g.files(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, ago := range []time.Duration{3, 2, 1} {
+		g.known[uint64(n+1)].used = time.Now().Add(-ago * time.Hour)
+	}
+	a, err := g.acquire(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.forget(1)
+	g.forget(9)
+	if !g.evict() || !slices.Equal(g.closed, []string{"b"}) {
+		t.Errorf("%q are gone, want b", g.closed)
+	}
+	g.release(a)
+	if !g.evict() || !slices.Equal(g.closed, []string{"b", "c"}) {
+		t.Errorf("%q are gone, want b and c", g.closed)
+	}
+	if a, err = g.acquire(1); err != nil || g.evict() {
+		t.Errorf("one with a sandbox is gone; %v", err)
+	}
+	g.release(a)
+	g.forget(1)
+	if g.evict() || len(g.known) != 0 || g.used != g.unused {
+		t.Errorf("%d are left", len(g.known))
 	}
 }
 

@@ -26,6 +26,8 @@ var (
 	// ErrTooMany reports that Max invocations are running. Package invoke answers it with
 	// status 429 (INV-23).
 	ErrTooMany = errors.New("every sandbox is busy")
+	// ErrNoRoom reports that the invocations of all functions together use all of the Budget.
+	ErrNoRoom = errors.New("the sandboxes of all functions are busy")
 	// ErrClosed reports that Shutdown was called before a sandbox was asked to run the
 	// invocation.
 	ErrClosed = errors.New("the function is shut down")
@@ -79,6 +81,10 @@ type Config struct {
 	// IdleTimeout is how long a sandbox may be idle before it is closed; 0 means no limit. It
 	// does not apply to provisioned sandboxes.
 	IdleTimeout time.Duration
+	// Budget, if not nil, limits the sandboxes of this fleet together with those of others.
+	// Memory is what one sandbox takes of it, in bytes.
+	Budget *Budget
+	Memory uint64
 	// OnError, if not nil, receives errors that cannot be returned to a caller, such as those
 	// of sandboxes that did not close cleanly. It must be safe for concurrent use.
 	OnError func(error)
@@ -97,6 +103,7 @@ type Fleet struct {
 	count       [phases]int          // number of members by phase
 	idle        []*member            // members in phase idle, most recently used last
 	waiters     []waiter             // longest waiting first
+	empty       time.Time            // since when there are no members
 	closing     bool
 	drained     chan struct{} // closed when closing and no member is taken or finishing
 	onceDrained sync.Once
@@ -119,8 +126,17 @@ const (
 // A waiter is a request that waits for a sandbox of its tenant.
 type waiter struct {
 	tenant string
-	grant  chan *Lease // capacity 1; receives nil when the fleet closes
+	grant  chan grant // capacity 1
 }
+
+// A grant ends the wait of a request.
+type grant struct {
+	lease *Lease
+	err   error // ErrClosed, or errAgain; then lease is nil
+}
+
+// errAgain tells a waiter that it must wait for room in the Budget.
+var errAgain = errors.New("other functions use the place")
 
 // A member is one sandbox, or the place of one that is being created.
 type member struct {
@@ -132,6 +148,7 @@ type member struct {
 
 	// Guarded by Fleet.mu.
 	phase       phase
+	closes      bool          // the Budget has its room back
 	yields      bool          // discarded to make room, not because of a failure
 	tenant      string        // the only tenant that it serves (INV-05); "" if it has served none
 	stream      *rapid.Stream // answer of a taken member while it is streamed
@@ -149,7 +166,7 @@ func New(cfg Config) *Fleet {
 	life, end := context.WithCancel(context.Background())
 	return &Fleet{
 		cfg: cfg, life: life, endLife: end,
-		members: map[*member]struct{}{}, drained: make(chan struct{}),
+		members: map[*member]struct{}{}, drained: make(chan struct{}), empty: time.Now(),
 	}
 }
 
@@ -162,6 +179,8 @@ func New(cfg Config) *Fleet {
 //
 // A sandbox serves only one tenant in its life (INV-05). At Max an idle sandbox of another
 // tenant is closed to make room. Without tenant isolation tenant must be "".
+//
+// If the Budget has no room for a new sandbox, Reserve does what [Budget] says.
 func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	f.mu.Lock()
 	if f.closing {
@@ -176,15 +195,18 @@ func (f *Fleet) Reserve(ctx context.Context, tenant string) (*Lease, error) {
 	room := len(f.members) < f.cfg.Max
 	soon := f.soon(tenant, room) // the most requests that may wait
 	if warm || room && len(f.waiters) >= soon {
-		l := f.take(tenant)
+		l := f.take(tenant, nil)
 		f.mu.Unlock()
+		if l == nil {
+			return f.cfg.Budget.wait(ctx, f, tenant)
+		}
 		return l, nil
 	}
 	if len(f.waiters) >= soon {
 		f.mu.Unlock()
 		return nil, ErrTooMany
 	}
-	w := waiter{tenant, make(chan *Lease, 1)}
+	w := waiter{tenant, make(chan grant, 1)}
 	f.waiters = append(f.waiters, w)
 	if !room {
 		f.makeRoom()
@@ -202,6 +224,24 @@ func (f *Fleet) Invoke(ctx context.Context, inv *rapid.Invocation) (*rapid.Resul
 	return l.Invoke(inv)
 }
 
+// grab returns a lease of a request with the turn t in the queue of the Budget, or nil if
+// there is no room. If a sandbox of this fleet is idle, it does not matter whose turn it is.
+// The error is ErrClosed, or errFull if there can be no other sandbox.
+func (f *Fleet) grab(tenant string, t *turn) (*Lease, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return nil, ErrClosed
+	}
+	if l := f.take(tenant, t); l != nil {
+		return l, nil
+	}
+	if len(f.members) >= f.cfg.Max {
+		return nil, errFull
+	}
+	return nil, nil
+}
+
 // wait waits until w is granted. After patience it takes a new place if there is room; from
 // then on it also returns when ctx ends. Before that it does not use ctx, because watching a
 // client costs more than most waits.
@@ -211,25 +251,27 @@ func (f *Fleet) wait(ctx context.Context, w waiter) (*Lease, error) {
 	var gone <-chan struct{}
 	for {
 		select {
-		case l := <-w.grant:
-			if l == nil {
-				return nil, ErrClosed
+		case g := <-w.grant:
+			if g.err == errAgain {
+				return f.cfg.Budget.wait(ctx, f, w.tenant)
 			}
-			return l, nil
+			return g.lease, g.err
 		case <-enough.C:
 			f.mu.Lock()
-			if len(f.members) < f.cfg.Max && f.unqueue(w) {
-				l := f.take(w.tenant)
-				f.mu.Unlock()
-				return l, nil
+			if slices.Contains(f.waiters, w) {
+				if l := f.take(w.tenant, nil); l != nil {
+					f.unqueue(w)
+					f.mu.Unlock()
+					return l, nil
+				}
 			}
 			f.mu.Unlock() // there is no room, or w has just been granted: continue to wait
 			gone = ctx.Done()
 		case <-gone:
 			f.mu.Lock()
 			if !f.unqueue(w) {
-				if l := <-w.grant; l != nil {
-					f.giveBack(l.m)
+				if g := <-w.grant; g.lease != nil {
+					f.giveBack(g.lease.m)
 				}
 			}
 			f.mu.Unlock()
@@ -296,18 +338,22 @@ func (f *Fleet) soon(tenant string, room bool) int {
 	return n
 }
 
-// take leases the warmest idle member, or a new place. One of them must be available.
-func (f *Fleet) take(tenant string) *Lease {
+// take leases the warmest idle member, or a new place. It returns nil if there is neither, or
+// if the Budget has no room for a new sandbox; t is as for Budget.take.
+func (f *Fleet) take(tenant string, t *turn) *Lease {
 	if i := f.warmest(tenant); i >= 0 {
 		m := f.idle[i]
 		m.tenant = tenant
 		f.move(m, taken)
 		return &Lease{f: f, m: m}
 	}
+	if len(f.members) >= f.cfg.Max || !f.cfg.Budget.take(f, t) {
+		return nil
+	}
 	return &Lease{f: f, m: f.place(&member{tenant: tenant})}
 }
 
-// place adds m, which has no sandbox yet, to the members.
+// place adds m, which has no sandbox yet, to the members. The Budget has room for it.
 func (f *Fleet) place(m *member) *member {
 	m.done, m.broken = func() { f.done(m) }, make(chan struct{})
 	f.members[m] = struct{}{}
@@ -325,18 +371,35 @@ func (f *Fleet) move(m *member, to phase) {
 	f.count[m.phase]--
 	f.count[to]++
 	m.phase = to
-	if to == idle {
+	switch to {
+	case idle:
 		m.since = time.Now()
 		f.idle = append(f.idle, m)
 		f.serve()
+		f.cfg.Budget.signal()
+	case leaving:
+		f.release(m)
 	}
 	f.noticeDrain()
+}
+
+// release gives the room of m back to the Budget.
+func (f *Fleet) release(m *member) {
+	if !m.closes {
+		m.closes = true
+		f.cfg.Budget.closes(f)
+	}
 }
 
 // remove removes m from the members, which makes its place free.
 func (f *Fleet) remove(m *member) {
 	f.count[m.phase]--
 	delete(f.members, m)
+	if len(f.members) == 0 {
+		f.empty = time.Now()
+	}
+	f.release(m)
+	f.cfg.Budget.closed(f)
 	f.serve()
 	f.noticeDrain()
 }
@@ -356,10 +419,16 @@ func (f *Fleet) giveBack(m *member) {
 // no waiters once closing is set.
 func (f *Fleet) serve() {
 	for i, w := range f.waiters {
-		if f.available(w.tenant) {
+		if l := f.take(w.tenant, nil); l != nil {
 			f.waiters = slices.Delete(f.waiters, i, i+1)
-			w.grant <- f.take(w.tenant)
+			w.grant <- grant{lease: l}
 			return
+		}
+	}
+	if len(f.members) < f.cfg.Max { // the Budget has no room: only a finishing member is worth waiting for
+		for n := len(f.waiters); n > f.count[finishing]; n-- {
+			f.waiters[n-1].grant <- grant{err: errAgain}
+			f.waiters = f.waiters[:n-1]
 		}
 	}
 	f.makeRoom()
@@ -394,11 +463,6 @@ func (f *Fleet) noticeDrain() {
 	if f.closing && f.count[taken]+f.count[finishing] == 0 {
 		f.onceDrained.Do(func() { close(f.drained) })
 	}
-}
-
-// available reports whether take may be called.
-func (f *Fleet) available(tenant string) bool {
-	return len(f.members) < f.cfg.Max || f.warmest(tenant) >= 0
 }
 
 // unqueue removes a waiter. It returns false if the waiter has been granted a lease.

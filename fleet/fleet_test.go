@@ -329,7 +329,7 @@ func TestGrantToAWaiterThatLeaves(t *testing.T) {
 		for _, seesGrant := range []bool{true, false} {
 			time.Sleep(time.Second)
 			ctx, cancel := context.WithCancel(t.Context())
-			w := waiter{"", make(chan *Lease, 1)}
+			w := waiter{"", make(chan grant, 1)}
 			leases := make(chan *Lease)
 			go func() {
 				l, _ := r.wait(ctx, w) // the lease tells
@@ -341,7 +341,7 @@ func TestGrantToAWaiterThatLeaves(t *testing.T) {
 			if !seesGrant {
 				cancel()
 			}
-			w.grant <- r.take("")
+			w.grant <- grant{lease: r.take("", nil)}
 			cancel()
 			r.Fleet.mu.Unlock()
 			l := <-leases

@@ -130,12 +130,12 @@ func (l *Lease) exchange() error {
 		return ErrClosed
 	}
 	tenant := l.m.tenant
-	if f.available(tenant) {
-		*l = *f.take(tenant)
+	if next := f.take(tenant, nil); next != nil {
+		*l = *next
 		f.mu.Unlock()
 		return nil
 	}
-	w := waiter{tenant, make(chan *Lease, 1)}
+	w := waiter{tenant, make(chan grant, 1)}
 	f.waiters = slices.Insert(f.waiters, 0, w)
 	f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), exchangeTime) // the context of the request applied to Reserve only

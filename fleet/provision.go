@@ -31,6 +31,7 @@ func (f *Fleet) Provision(ctx context.Context) error {
 	}
 	members := make([]*member, min(f.cfg.Provisioned, f.cfg.Max))
 	for i := range members {
+		f.cfg.Budget.force(f)
 		members[i] = f.place(&member{provisioned: true, phase: warming})
 	}
 	f.mu.Unlock()
@@ -69,6 +70,7 @@ func (f *Fleet) provision(ctx context.Context, m *member) error {
 // long each time. The caller holds f.mu, and removes the dead member afterwards, so that no
 // request gets the place.
 func (f *Fleet) replace(dead *member) {
+	f.cfg.Budget.force(f)
 	m := f.place(&member{provisioned: true, phase: warming})
 	if !dead.yields && time.Since(dead.made) < longPause {
 		m.pause = min(max(2*dead.pause, firstPause), longPause)

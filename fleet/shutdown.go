@@ -19,11 +19,12 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	f.closing = true
 	for _, w := range f.waiters {
-		w.grant <- nil
+		w.grant <- grant{err: ErrClosed}
 	}
 	f.waiters = nil
 	f.noticeDrain()
 	f.mu.Unlock()
+	f.cfg.Budget.wakeAll()
 
 	select {
 	case <-f.drained:
@@ -35,6 +36,13 @@ func (f *Fleet) Shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return errors.Join(append([]error{f.cut}, f.errs...)...)
+}
+
+// Unused reports whether the fleet has no sandboxes, and since when.
+func (f *Fleet) Unused() (since time.Time, unused bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.empty, len(f.members) == 0
 }
 
 // cutShort records why, if invocations still run that Shutdown does not wait for.

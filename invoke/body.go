@@ -51,8 +51,8 @@ const (
 )
 
 // readBody reads and checks the payload. The caller must give held bytes back to s.buffered,
-// also after a refusal.
-func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad *refusal) {
+// also after an error, which is a *refusal or one of signed.
+func (s *Server) readBody(r *http.Request, k kind, signed BodyCheck) (body []byte, held int64, bad error) {
 	body, held, err := s.read(r, k.limit())
 	switch long, tooLong := errors.AsType[*tooLongError](err); {
 	case tooLong:
@@ -61,6 +61,11 @@ func (s *Server) readBody(r *http.Request, k kind) (body []byte, held int64, bad
 		return nil, held, errBuffers
 	case err != nil:
 		return nil, held, unread(err)
+	}
+	if signed != nil {
+		if err := signed(body); err != nil {
+			return nil, held, err
+		}
 	}
 	if len(body) == 0 {
 		return []byte("{}"), held, nil // INV-09

@@ -19,9 +19,13 @@ type refusal struct {
 var (
 	errRequestID = badContent("The proposed x-amzn-RequestId is not a UUID.")
 
+	errNoEvents = badParameter("Asynchronous invocations are not supported yet: X-Amz-Invocation-Type must be RequestResponse or DryRun.")
 	// The reason is that of a function's reserved concurrency on Lambda.
 	errTooMany = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
 		text: "Rate Exceeded.", reason: "ReservedFunctionConcurrentInvocationLimitExceeded"}
+	// The reason is that of the concurrency of all functions together.
+	errAllBusy = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
+		text: "Rate Exceeded.", reason: "ConcurrentInvocationLimitExceeded"}
 	// The server's memory for request bodies is used up.
 	errBuffers = &refusal{status: http.StatusTooManyRequests, name: "TooManyRequestsException",
 		text: "Rate Exceeded.", reason: "CallerRateLimitExceeded", hangUp: true}
@@ -39,6 +43,32 @@ var (
 	errMethod = &refusal{status: http.StatusMethodNotAllowed, name: "MethodNotAllowedException",
 		text: "This operation takes POST only.", allow: http.MethodPost}
 )
+
+// Error implements error.
+func (e *refusal) Error() string { return e.text }
+
+// Fault is an error response of the Lambda API that [Functions] or [Config.Authorize] have
+// chosen. The caller gets it as it is.
+type Fault struct {
+	Status  int    // of HTTP
+	Type    string // such as ResourceNotFoundException
+	Message string
+}
+
+// Error implements error.
+func (f *Fault) Error() string { return f.Type + ": " + f.Message }
+
+// Write writes the response, in the form of those of a [Server].
+func (f *Fault) Write(w http.ResponseWriter) {
+	if w.Header().Get("X-Amzn-Requestid") == "" {
+		w.Header().Set("X-Amzn-Requestid", newIDs().request)
+	}
+	f.refusal().write(w)
+}
+
+func (f *Fault) refusal() *refusal {
+	return &refusal{status: f.Status, name: f.Type, text: f.Message}
+}
 
 func badContent(text string) *refusal {
 	return &refusal{status: http.StatusBadRequest, name: "InvalidRequestContentException", text: text}
@@ -73,7 +103,9 @@ func (e *refusal) write(w http.ResponseWriter) {
 	}
 	switch e.name { // clients depend on the case of the member's name
 	case "InvalidParameterValueException", "InvalidRequestContentException", "RequestTooLargeException",
-		"UnsupportedMediaTypeException", "TooManyRequestsException", "ValidationException":
+		"UnsupportedMediaTypeException", "TooManyRequestsException", "ValidationException",
+		"MissingAuthenticationTokenException", "IncompleteSignatureException", "InvalidSignatureException",
+		"UnrecognizedClientException":
 		body.Lower = e.text
 	default:
 		body.Capital = e.text
@@ -81,7 +113,7 @@ func (e *refusal) write(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Amzn-Errortype", e.name)
-	if e.status == http.StatusTooManyRequests {
+	if e.status == http.StatusTooManyRequests || e.status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1") // seconds (INV-23)
 	}
 	if e.allow != "" {

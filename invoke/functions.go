@@ -11,20 +11,21 @@ import (
 // concurrent use.
 type Functions interface {
 	// Find returns the properties of the function with that name that are needed to check a
-	// request. ok is false if there is no such function. Find is called for each request, and
-	// must not block.
-	Find(name string) (f Function, ok bool)
+	// request. qualifier is a version or an alias, or "". Find is called for each request, and
+	// must be fast for functions that have been found before; for others it may wait until ctx
+	// ends. The error is ErrNoFunction, a *Fault, that of ctx, or a fault of the platform.
+	Find(ctx context.Context, name, qualifier string) (Function, error)
 
 	// Lease reserves the right to one invocation of the function for a tenant, which is ""
-	// without tenant isolation. It may wait until ctx ends. The error is ErrNoFunction,
-	// ErrTooMany, ErrClosed, that of ctx, or a fault of the platform.
-	Lease(ctx context.Context, name, tenant string) (Lease, error)
+	// without tenant isolation. It may wait until ctx ends. The error is one that Find returns,
+	// or ErrTooMany, ErrAllBusy or ErrClosed.
+	Lease(ctx context.Context, name, qualifier, tenant string) (Lease, error)
 }
 
 // Function has the properties of a function that are needed to check a request.
 type Function struct {
 	ARN     string // unqualified
-	Version string // served version; $LATEST is served too (INV-06)
+	Version string // served version
 	Tenants bool   // tenant isolation: every request must name its tenant (INV-05)
 }
 
@@ -32,8 +33,8 @@ type Function struct {
 type Lease interface {
 	// Invoke runs the invocation and returns when its answer is complete, or has begun if it is
 	// streamed; the caller must read a stream to its end. Failures of the function are Results.
-	// The error is ErrClosed, rapid.ErrUnavailable, rapid.ErrDuplicate, or a fault of the
-	// platform (INV-24).
+	// The error is ErrClosed, rapid.ErrUnavailable, rapid.ErrDuplicate, one that Lease of
+	// Functions returns, or a fault of the platform (INV-24).
 	Invoke(*rapid.Invocation) (*rapid.Result, error)
 	// Version returns the version that runs the invocation. It is valid after Invoke.
 	Version() string
@@ -43,5 +44,6 @@ type Lease interface {
 var (
 	ErrNoFunction = errors.New("the function does not exist")           // or was removed meanwhile
 	ErrTooMany    = errors.New("the function's concurrency is reached") // INV-23
-	ErrClosed     = errors.New("the daemon is shutting down")           // and may have begun the invocation
+	ErrAllBusy    = errors.New("the concurrency of all functions is reached")
+	ErrClosed     = errors.New("the daemon is shutting down") // and may have begun the invocation
 )

@@ -30,7 +30,7 @@ func guard(r *http.Request) *refusal {
 		}
 	}
 	return &refusal{status: http.StatusForbidden, name: "AccessDeniedException", hangUp: true,
-		text: "Requests of web pages from other origins are refused, because this endpoint has no authentication."}
+		text: "Requests of web pages from other origins are refused: any page that the user of a browser visits could send them."}
 }
 
 func isLocalName(host string) bool {

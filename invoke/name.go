@@ -1,6 +1,8 @@
 package invoke
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -31,15 +33,21 @@ var (
 	qualifierPattern = regexp.MustCompile(`^(?:` + qualifierForm + `)$`)
 )
 
-// resolve finds the function of a request (INV-01, INV-19), and sets name and arn of req.
-// encoded is a name or one of the longer forms of nameForm; the query may have a qualifier
-// too.
-func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *refusal) {
-	if u.RawQuery == "" { // the usual case
-		if fn, ok := s.cfg.Functions.Find(encoded); ok {
-			req.name, req.arn = encoded, fn.ARN
-			return fn, nil
-		}
+// A target is the function that a request names.
+type target struct {
+	name      string
+	qualifier string // "" if there is none
+	arn       string // as named, with the qualifier; "" if plain
+	plain     bool   // the request has a mere name, which is the usual case
+	foreign   bool   // it is not of this account
+	whole     bool   // the request has function:NAME, which may be the emulator's name with a version
+}
+
+// targetOf reads the function of a request (INV-01, INV-19). encoded is a name or one of the
+// longer forms of nameForm; the query may have a qualifier too.
+func (s *Server) targetOf(encoded string, u *url.URL) (target, *refusal) {
+	if u.RawQuery == "" && isPlain(encoded) {
+		return target{name: encoded, plain: true}, nil
 	}
 	full, err := url.PathUnescape(encoded)
 	if err != nil { // net/http has refused such a path before
@@ -51,39 +59,75 @@ func (s *Server) resolve(req *request, encoded string, u *url.URL) (Function, *r
 	}
 	m := namePattern.FindStringSubmatch(full)
 	if bad := invalidName(full, m != nil, qualifier); bad != nil {
-		return Function{}, bad
+		return target{}, bad
 	}
 	region := s.cfg.Region
 	if m[inRegion] != "" {
 		region = strings.TrimSuffix(m[inRegion], ":")
 	}
 	if region != s.cfg.Region {
-		return Function{}, &refusal{status: http.StatusNotFound, name: "ResourceNotFoundException",
+		return target{}, &refusal{status: http.StatusNotFound, name: "ResourceNotFoundException",
 			text: fmt.Sprintf("Functions from '%s' are not reachable in this region ('%s')", region, s.cfg.Region)}
 	}
-	name := m[inName]
+	t := target{name: m[inName], qualifier: qualifier, whole: m[0] == "function:"+m[inName]}
 	switch v := m[inQualifier]; {
 	case v == "":
 	case qualifier != "" && qualifier != v:
-		return Function{}, badParameter("The derived qualifier from the function name does not match the specified qualifier.")
+		return target{}, badParameter("The derived qualifier from the function name does not match the specified qualifier.")
 	default:
-		qualifier = v
-	}
-	fn, known := s.cfg.Functions.Find(name)
-	if !known && m[0] == "function:"+name { // the name of AWS's emulator with a version has the form of function:NAME too
-		if f, ok := s.cfg.Functions.Find("function"); ok && f.Version == name {
-			fn, known, name, qualifier = f, true, "function", name
-		}
-	}
-	suffix := ""
-	if qualifier != "" {
-		suffix = ":" + qualifier
+		t.qualifier = v
 	}
 	own := (m[inARN] == "" || m[inPartition] == "aws") && (m[inAccount] == "" || m[inAccount] == s.cfg.AccountID+":")
-	if !own || !known || qualifier != "" && qualifier != "$LATEST" && qualifier != fn.Version {
-		return Function{}, notFound(s.arnOf(m) + name + suffix)
+	t.foreign = !own
+	t.arn = s.arnOf(m) + t.name + t.suffix()
+	return t, nil
+}
+
+// suffix is what the qualifier adds to an ARN.
+func (t *target) suffix() string {
+	if t.qualifier == "" {
+		return ""
 	}
-	req.name, req.arn = name, fn.ARN+suffix
+	return ":" + t.qualifier
+}
+
+// isPlain reports whether s is the name of a function and needs no decoding.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c|0x20 < 'a' || c|0x20 > 'z') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// fullARN returns the ARN as the request names the function.
+func (s *Server) fullARN(t *target) string {
+	if t.plain {
+		return "arn:aws:lambda:" + s.cfg.Region + ":" + s.cfg.AccountID + ":function:" + t.name
+	}
+	return t.arn
+}
+
+// resolve finds the function of a request, and sets name, qualifier and arn of req.
+func (s *Server) resolve(ctx context.Context, req *request, t *target) (Function, error) {
+	if t.foreign {
+		return Function{}, notFound(t.arn)
+	}
+	fn, err := s.cfg.Functions.Find(ctx, t.name, t.qualifier)
+	if err != nil && t.whole && errors.Is(err, ErrNoFunction) { // the name of AWS's emulator with a version has this form too
+		if f, e := s.cfg.Functions.Find(ctx, "function", t.name); e == nil {
+			fn, err = f, nil
+			t.name, t.qualifier = "function", t.name
+		}
+	}
+	if errors.Is(err, ErrNoFunction) {
+		return Function{}, notFound(s.fullARN(t))
+	}
+	if err != nil {
+		return Function{}, err
+	}
+	req.name, req.qualifier, req.arn = t.name, t.qualifier, fn.ARN+t.suffix()
 	return fn, nil
 }
 

@@ -72,6 +72,7 @@ type request struct {
 	stream        bool   // InvokeWithResponseStream
 	tail          bool   // the response has the tail of the log
 	name          string // of the function
+	qualifier     string // "" if the request has none
 	arn           string // as invoked
 	version       string // version that has run the invocation
 	clientContext string // decoded
@@ -86,14 +87,18 @@ const (
 	maxTraceID       = 512  // a CHOICE: root, parent, sampled and a lineage are less than 200
 )
 
-// parse parses and checks a request, except for its body.
-func (s *Server) parse(r *http.Request, op operation, name string) (req request, err *refusal) {
+// parse parses and checks a request, except for its body. The error is a *refusal, or one of
+// Functions.Find.
+func (s *Server) parse(r *http.Request, op operation, t *target) (req request, err error) {
 	h := r.Header
 	if v := h.Get("Content-Encoding"); v != "" && v != "identity" {
 		return req, &refusal{status: http.StatusUnsupportedMediaType, name: "UnsupportedMediaTypeException",
 			text: "The request body has the content encoding " + v + ". Send plain JSON."}
 	}
-	fn, err := s.resolve(&req, name, r.URL)
+	if s.cfg.NoEvents && (op == invokeAsync || h.Get("X-Amz-Invocation-Type") == string(event)) {
+		return req, errNoEvents
+	}
+	fn, err := s.resolve(r.Context(), &req, t)
 	if err != nil {
 		return req, err
 	}
@@ -132,9 +137,12 @@ func (s *Server) parse(r *http.Request, op operation, name string) (req request,
 		return req, badParameter("X-Amz-Log-Type must be None or Tail.")
 	}
 	if req.kind != event { // INV-04: not passed for Event
-		req.clientContext, err = decodeClientContext(h.Get("X-Amz-Client-Context"))
+		var bad *refusal
+		if req.clientContext, bad = decodeClientContext(h.Get("X-Amz-Client-Context")); bad != nil {
+			return req, bad
+		}
 	}
-	return req, err
+	return req, nil
 }
 
 // decodeClientContext returns the JSON of INV-04 on one line, because it becomes the value of

@@ -4,9 +4,10 @@
 // Clients are untrusted. Limits apply to the number of connections, to the bytes of headers,
 // bodies and responses, and to the time to send and to receive them. A client cannot block a
 // sandbox: the server leases one after the last byte of the request has arrived, and the
-// sandbox is free again whether or not the client reads the response. There is no
-// authentication, so listen on loopback. A web page in the operator's browser can connect to
-// loopback too, so the server refuses requests of web pages (see guard.go).
+// sandbox is free again whether or not the client reads the response. Without
+// Config.Authorize there is no authentication, so listen on loopback. A web page in the
+// operator's browser can connect to loopback too, so the server refuses requests of web pages
+// (see guard.go).
 package invoke
 
 import (
@@ -39,10 +40,24 @@ type Config struct {
 	MaxConns      int           // open connections; default 256
 	MaxBuffered   int64         // bytes of all request bodies and responses in memory; default 128 MiB
 
+	// Authorize, if not nil, is called for each request before its body is read, with the ARN of
+	// the function that the request names, which is "" if it names none in a valid form. The
+	// error is a *Fault, that of the request's context, or a fault of the platform. What it
+	// returns is called with the body, unless it is nil, and has errors of the same kinds.
+	Authorize func(r *http.Request, arn string) (BodyCheck, error)
+	// Pass, if not nil, answers requests that are no invocations. It has the deadlines for
+	// reading and writing in its hands.
+	Pass http.Handler
+	// NoEvents refuses asynchronous invocations.
+	NoEvents bool
+
 	// OnError, if not nil, receives errors that the client does not get: the cause of a
 	// ServiceException, and errors of net/http. It must be safe for concurrent use.
 	OnError func(error)
 }
+
+// A BodyCheck reports whether the body of a request is the one that was authorized.
+type BodyCheck func(body []byte) error
 
 // maxHeaderBytes limits request line and headers. Lambda allows 1 MB (ENV-35). In net/http 1 MB
 // of small headers takes about 20 MB of memory for each connection, so the limit is lower here.
@@ -172,6 +187,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = conn.SetReadDeadline(limit)
 	_ = conn.SetWriteDeadline(limit.Add(s.cfg.WriteTimeout)) // for 100 Continue and refusals
 
+	op, name, bad := route(r)
+	if bad == errUnknownPath && s.cfg.Pass != nil {
+		if bad = guard(r); bad != nil {
+			w.Header().Set("X-Amzn-Requestid", newIDs().request)
+			bad.write(w)
+			return
+		}
+		s.cfg.Pass.ServeHTTP(w, r)
+		return
+	}
 	ids := newIDs()
 	id := ids.request
 	proposed := r.Header.Get("X-Amzn-Requestid")
@@ -183,22 +208,30 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err.write(w)
 		return
 	}
-	op, name, err := route(r)
-	if err == nil && proposed != "" && id != proposed {
-		err = errRequestID // INV-07
-	}
-	var req request
-	if err == nil {
-		req, err = s.parse(r, op, name)
-	}
-	if err != nil {
-		err.write(w)
+	if bad != nil {
+		bad.write(w)
 		return
 	}
-	body, held, err := s.readBody(r, req.kind)
+	var req request
+	t, bad := s.targetOf(name, r.URL)
+	signed, err := s.authorize(r, &t, bad == nil)
+	switch {
+	case err != nil:
+	case proposed != "" && id != proposed:
+		err = errRequestID // INV-07
+	case bad != nil:
+		err = bad
+	default:
+		req, err = s.parse(r, op, &t)
+	}
+	if err != nil {
+		s.refuse(w, id, s.fullARN(&t), err)
+		return
+	}
+	body, held, err := s.readBody(r, req.kind, signed)
 	if err != nil { // keep the deadline: net/http reads on before it responds
 		s.buffered.give(held)
-		err.write(w)
+		s.refuse(w, id, req.arn, err)
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
@@ -217,13 +250,26 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.run(w, r, conn, req, inv, held)
 }
 
+// authorize reports whether the caller may invoke t. If t is not valid, it only reports
+// whether the caller is known.
+func (s *Server) authorize(r *http.Request, t *target, valid bool) (BodyCheck, error) {
+	switch {
+	case s.cfg.Authorize == nil:
+		return nil, nil
+	case !valid:
+		return s.cfg.Authorize(r, "")
+	}
+	return s.cfg.Authorize(r, s.fullARN(t))
+}
+
 // run runs the invocation and writes the response. It gives the held bytes back when the body
 // is no longer needed.
 func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.ResponseController, req request, inv *rapid.Invocation, held int64) {
-	lease, err := s.cfg.Functions.Lease(r.Context(), req.name, inv.TenantID)
+	lease, err := s.cfg.Functions.Lease(r.Context(), req.name, req.qualifier, inv.TenantID)
 	if err != nil {
 		s.buffered.give(held)
-		s.refuse(w, conn, inv.ID, req.arn, err)
+		_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+		s.refuse(w, inv.ID, req.arn, err)
 		return
 	}
 	inv.Arrived = time.Now()
@@ -242,7 +288,8 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, conn *http.Response
 	req.version = lease.Version()
 	s.buffered.give(held)
 	if err != nil {
-		s.refuse(w, conn, inv.ID, req.arn, err)
+		_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+		s.refuse(w, inv.ID, req.arn, err)
 		return
 	}
 	patience, held := s.hold(res)
@@ -293,14 +340,23 @@ func (s *Server) accepted(w http.ResponseWriter, req request) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// refuse writes the response to an invocation that failed with err.
-func (s *Server) refuse(w http.ResponseWriter, conn *http.ResponseController, id, arn string, err error) {
-	_ = conn.SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout))
+// refuse writes the response to a request that failed with err.
+func (s *Server) refuse(w http.ResponseWriter, id, arn string, err error) {
+	if bad, ok := errors.AsType[*refusal](err); ok {
+		bad.write(w)
+		return
+	}
+	if fault, ok := errors.AsType[*Fault](err); ok {
+		fault.Write(w)
+		return
+	}
 	switch {
 	case errors.Is(err, ErrNoFunction):
 		notFound(arn).write(w)
 	case errors.Is(err, ErrTooMany):
 		errTooMany.write(w)
+	case errors.Is(err, ErrAllBusy):
+		errAllBusy.write(w)
 	case errors.Is(err, rapid.ErrUnavailable):
 		errUnavailable.write(w)
 	case errors.Is(err, rapid.ErrDuplicate):

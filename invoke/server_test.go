@@ -56,11 +56,14 @@ func serves(f *fleet.Fleet) *single {
 	return &single{Function{ARN: testARN, Version: "$LATEST"}, f}
 }
 
-func (s *single) Find(name string) (Function, bool) {
-	return s.Function, name == "hello" || name == "function"
+func (s *single) Find(_ context.Context, name, qualifier string) (Function, error) {
+	if name != "hello" && name != "function" || qualifier != "" && qualifier != "$LATEST" && qualifier != s.Version {
+		return Function{}, ErrNoFunction
+	}
+	return s.Function, nil
 }
 
-func (s *single) Lease(ctx context.Context, _, tenant string) (Lease, error) {
+func (s *single) Lease(ctx context.Context, _, _, tenant string) (Lease, error) {
 	l, err := s.fleet.Reserve(ctx, tenant)
 	switch {
 	case errors.Is(err, fleet.ErrTooMany):

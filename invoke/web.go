@@ -93,9 +93,9 @@ func (h *webHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err.write(w)
 		return
 	}
-	fn, ok := h.cfg.Functions.Find(h.web.Function)
-	if !ok {
-		notFound(h.web.Function).write(w)
+	fn, err := h.cfg.Functions.Find(r.Context(), h.web.Function, "")
+	if err != nil {
+		h.refuse(w, ids.request, h.web.Function, err)
 		return
 	}
 	body, held, err := h.read(r, httpevent.MaxEvent)
@@ -173,17 +173,19 @@ func refuseBody(err error) *refusal {
 // invoke runs the invocation and writes the response. It gives the held bytes back when the
 // event is no longer needed.
 func (h *webHandler) invoke(w http.ResponseWriter, r *http.Request, conn *http.ResponseController, inv *rapid.Invocation, held int64) {
-	lease, err := h.cfg.Functions.Lease(r.Context(), h.web.Function, "")
+	lease, err := h.cfg.Functions.Lease(r.Context(), h.web.Function, "", "")
 	if err != nil {
 		h.buffered.give(held)
-		h.refuse(w, conn, inv.ID, inv.FunctionARN, err)
+		_ = conn.SetWriteDeadline(time.Now().Add(h.cfg.WriteTimeout))
+		h.refuse(w, inv.ID, inv.FunctionARN, err)
 		return
 	}
 	inv.Arrived = time.Now()
 	res, err := lease.Invoke(inv)
 	h.buffered.give(held)
 	if err != nil {
-		h.refuse(w, conn, inv.ID, inv.FunctionARN, err)
+		_ = conn.SetWriteDeadline(time.Now().Add(h.cfg.WriteTimeout))
+		h.refuse(w, inv.ID, inv.FunctionARN, err)
 		return
 	}
 	patience, held := h.hold(res)

@@ -8,6 +8,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
+	"time"
 )
 
 var pythonName = regexp.MustCompile(`^python(3\.[0-9]{1,3})$`)
@@ -29,7 +32,36 @@ func nodeVersion(_ *view, prog node) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	return scanVersion(f, []byte("/download/release/v"))
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return scanVersion(f, nodeMark)
+	}
+	id := scanned{uint64(st.Dev), st.Ino, info.Size(), info.ModTime()}
+	if version, ok := nodeVersions.Load(id); ok {
+		return version.(string), nil
+	}
+	version, err := scanVersion(f, nodeMark)
+	if err == nil {
+		nodeVersions.Store(id, version)
+	}
+	return version, err
+}
+
+var nodeMark = []byte("/download/release/v")
+
+// nodeVersions has the versions of the Node programs that were scanned, which takes a tenth of a
+// second: several runtimes have the same one. There are as many as the operator's bases have.
+var nodeVersions sync.Map // of scanned
+
+// scanned identifies a file that was scanned.
+type scanned struct {
+	dev, ino uint64
+	size     int64
+	modified time.Time
 }
 
 var javaRelease = regexp.MustCompile(`(?m)^JAVA_VERSION="([0-9]{1,4})\b`)

@@ -63,7 +63,8 @@ type Function struct {
 	// LayerDigests are those of the layers, in order.
 	LayerDigests []string
 
-	refs store.Refs
+	refs    store.Refs
+	scratch string // folder that Close removes; may be ""
 }
 
 // Close gives up the references to the entries of the store. What is in Scratch is left to
@@ -72,7 +73,11 @@ func (f *Function) Close() error {
 	if f == nil {
 		return nil
 	}
-	return f.refs.Close()
+	err := f.refs.Close()
+	if f.scratch != "" {
+		err = errors.Join(err, os.RemoveAll(f.scratch))
+	}
+	return err
 }
 
 // Prepare makes everything of a function that its sandboxes share. The caller closes it

@@ -184,27 +184,46 @@ func underEach(dirs []string, files ...string) (paths []string) {
 // findRuntime gives the language and version of a runtime's name; lang is nil for
 // runtimes whose code brings its own bootstrap.
 func findRuntime(name string) (lang *language, version string, err error) {
-	known := []string{"provided", "provided.al2", "provided.al2023"}
-	if name == "" || slices.Contains(known, name) {
+	if name == "" || slices.Contains(providedRuntimes, name) {
 		return nil, "", nil
 	}
-	for _, prefix := range []string{"nodejs", "python", "java", "ruby"} {
+	for _, prefix := range languageNames {
 		for _, v := range languages[prefix].versions {
-			full := prefix + v + languages[prefix].suffix
-			if full == name {
+			if prefix+v+languages[prefix].suffix == name {
 				return languages[prefix], v, nil
 			}
-			known = append(known, full)
 		}
 	}
 	return nil, "", &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "is not known",
-		Fix: "known are " + strings.Join(known, ", ")}
+		Fix: "known are " + strings.Join(RuntimeNames(), ", ")}
 }
+
+// providedRuntimes are the names of runtimes whose code brings its own bootstrap, and
+// languageNames the keys of languages in the order of messages.
+var (
+	providedRuntimes = []string{"provided", "provided.al2", "provided.al2023"}
+	languageNames    = []string{"nodejs", "python", "java", "ruby"}
+)
+
+// RuntimeNames returns the names of all runtimes that are known.
+func RuntimeNames() []string {
+	names := slices.Clone(providedRuntimes)
+	for _, prefix := range languageNames {
+		for _, v := range languages[prefix].versions {
+			names = append(names, prefix+v+languages[prefix].suffix)
+		}
+	}
+	return names
+}
+
+// bootstrapDirs are the folders that may have the bootstrap of a runtime that the code brings
+// itself, in the order of ENV-23.
+var bootstrapDirs = []string{taskDir, optDir, runtimeDir}
 
 // findBootstrap looks for the bootstrap of a runtime that the code brings itself,
 // in the order of ENV-23.
 func findBootstrap(v *view, code pkg) (string, error) {
-	for _, dir := range []string{taskDir, optDir, runtimeDir} {
+	for _, dir := range bootstrapDirs {
 		n, err := v.resolve(dir + "/bootstrap")
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -227,25 +246,14 @@ func findBootstrap(v *view, code pkg) (string, error) {
 // makeBootstrap makes a folder below scratch with the bootstrap of a language,
 // from what the view has: interpreter, client and shell.
 func makeBootstrap(v *view, scratch string, code pkg, name, version, handler string, lang *language) (dir string, warnings []string, err error) {
-	fill := func(s string) string { return strings.ReplaceAll(s, "$V", version) }
-	if _, err := v.resolve("/bin/sh"); err != nil {
-		return "", nil, &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
-			Fix: "give a base with a shell"}
+	if err := needShell(v, name); err != nil {
+		return "", nil, err
 	}
 	interpreter, has, warnings, err := findInterpreter(v, name, version, lang)
 	if err != nil {
 		return "", nil, err
 	}
-	client := ""
-	var inPackage []string
-	for _, c := range lang.clients {
-		if client = findFile(v, fill(c)); client != "" {
-			break
-		}
-		if rel, ok := strings.CutPrefix(fill(c), taskDir+"/"); ok {
-			inPackage = append(inPackage, rel)
-		}
-	}
+	client, inPackage := lang.findClient(v, version)
 	if client == "" {
 		missing := &invalid.Error{Kind: invalid.ErrClient, File: code.given, Entry: name,
 			Reason: "the runtime client is neither in the package nor in a layer nor in the base",
@@ -264,6 +272,37 @@ func makeBootstrap(v *view, scratch string, code pkg, name, version, handler str
 			warnings = append(warnings, warning)
 		}
 	}
+	dir, err = lang.write(scratch, name, version, interpreter, has, client)
+	return dir, warnings, err
+}
+
+// needShell returns an error if the view has no shell for the bootstrap of the runtime name.
+func needShell(v *view, name string) error {
+	if _, err := v.resolve("/bin/sh"); err != nil {
+		return &invalid.Error{Kind: invalid.ErrRuntime, File: "runtime", Entry: name, Reason: "needs /bin/sh, which the base does not have",
+			Fix: "give a base with a shell"}
+	}
+	return nil
+}
+
+// findClient returns the path of the runtime client, "" if there is none, and the paths below
+// /var/task that it could have there.
+func (lang *language) findClient(v *view, version string) (client string, inPackage []string) {
+	for _, c := range lang.clients {
+		c = strings.ReplaceAll(c, "$V", version)
+		if client = findFile(v, c); client != "" {
+			break
+		}
+		if rel, ok := strings.CutPrefix(c, taskDir+"/"); ok {
+			inPackage = append(inPackage, rel)
+		}
+	}
+	return client, inPackage
+}
+
+// write makes a folder below scratch with the bootstrap of the runtime name. has is the
+// version of the interpreter.
+func (lang *language) write(scratch, name, version, interpreter, has, client string) (dir string, err error) {
 	options := ""
 	if lang.options != nil {
 		options = lang.options(version, has)
@@ -271,17 +310,17 @@ func makeBootstrap(v *view, scratch string, code pkg, name, version, handler str
 	script := "#!/bin/sh\n# Starts the client of " + name + ". Made by sandboxd.\n" + bootstrapStart + lang.script + bootstrapEnd
 	filler := strings.NewReplacer("$V", version, "$O", options, "'$I'", shellQuote(interpreter), "'$C'", shellQuote(client))
 	if dir, err = os.MkdirTemp(scratch, "runtime-"); err != nil {
-		return "", nil, fmt.Errorf("make bootstrap: %w", err)
+		return "", fmt.Errorf("make bootstrap: %w", err)
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
-		return "", nil, fmt.Errorf("make bootstrap: %w", err)
+		return "", fmt.Errorf("make bootstrap: %w", err)
 	}
 	if lang.launcher.name != "" {
 		if err := writeFile(filepath.Join(dir, lang.launcher.name), filler.Replace(lang.launcher.content), 0o644); err != nil {
-			return "", nil, err
+			return "", err
 		}
 	}
-	return dir, warnings, writeFile(filepath.Join(dir, "bootstrap"), filler.Replace(script), 0o755)
+	return dir, writeFile(filepath.Join(dir, "bootstrap"), filler.Replace(script), 0o755)
 }
 
 // findFile gives the regular file of that name, whose last part may be a pattern of

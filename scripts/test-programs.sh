@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program
-# and the examples, all static; and, if asked for, the build of sandboxd that has
+# and the examples, all static; the daemon whose processes are taken over; and, if asked for, the build of sandboxd that has
 # fail-points. What is up to date stays.
 #
 #   scripts/test-programs.sh DIR [fail-points]
@@ -11,6 +11,8 @@ dir=$(mkdir -p "${1:?DIR}" && cd "$1" && pwd)
 
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/" \
 	./integration/actor ./integration/audit ./examples/go-echo ./examples/go-sigterm ./examples/extension-go
+# The root side of sandboxd, with other unprivileged processes.
+go build -trimpath -ldflags '-s -w' -tags seccomp -o "$dir/" ./integration/takeover
 case ${2:-} in
 '') ;;
 fail-points) go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd ;;

@@ -17,11 +17,20 @@ import (
 	"github.com/sandboxd/sandboxd/internal/cli"
 )
 
+// section is what the configuration file has under one key: a mapping of names, each of which
+// has settings of its own. The function makes a new one.
+type section func(name string) (settings *pflag.FlagSet, err error)
+
 // applyConfig reads the YAML file at path and sets every flag and setting in it that the
 // command line did not set. A key is the name of a flag or of a setting. Repeatable flags
 // take a list; env also takes a mapping. The error of a wrong key or value names the key
 // and its line.
 func applyConfig(path string, flags, settings *pflag.FlagSet) error {
+	return applySections(path, flags, settings, nil)
+}
+
+// applySections is applyConfig for a file that has sections too.
+func applySections(path string, flags, settings *pflag.FlagSet, sections map[string]section) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("--config: %w", err)
@@ -54,11 +63,61 @@ func applyConfig(path string, flags, settings *pflag.FlagSet) error {
 			return fmt.Errorf("--config %s:%d: %s is set twice; remove one of the two", path, key.Line, key.Value)
 		}
 		seen[key.Value] = true
-		if err := applyKey(key.Value, value, flags, settings); err != nil {
+		var err error
+		if s := sections[key.Value]; s != nil {
+			err = applySection(value, s)
+		} else {
+			err = applyKey(key.Value, value, flags, settings)
+		}
+		if err != nil {
 			return fmt.Errorf("--config %s:%d: %s: %w", path, key.Line, key.Value, err)
 		}
 	}
 	return nil
+}
+
+// applySection sets what a section has.
+func applySection(node *yaml.Node, s section) error {
+	if node.Kind != yaml.MappingNode {
+		return errors.New("must be a mapping of names to settings")
+	}
+	seen := map[string]bool{}
+	for i := 0; i < len(node.Content); i += 2 {
+		name, entry := node.Content[i], node.Content[i+1]
+		if seen[name.Value] {
+			return fmt.Errorf("line %d: %s is there twice; remove one of the two", name.Line, name.Value)
+		}
+		seen[name.Value] = true
+		settings, err := s(name.Value)
+		if err != nil {
+			return fmt.Errorf("line %d: %q: %w", name.Line, name.Value, err)
+		}
+		if entry.Tag == "!!null" { // a name with the defaults
+			continue
+		}
+		if entry.Kind != yaml.MappingNode {
+			return fmt.Errorf("line %d: %s: must be a mapping of settings", name.Line, name.Value)
+		}
+		set := map[string]bool{}
+		for j := 0; j < len(entry.Content); j += 2 {
+			key, value := entry.Content[j], entry.Content[j+1]
+			if settings.Lookup(key.Value) == nil || set[key.Value] {
+				return fmt.Errorf("line %d: %s: %s is no setting of it, or there twice; it has %s", key.Line, name.Value, key.Value, namesOf(settings))
+			}
+			set[key.Value] = true
+			if err := applyKey(key.Value, value, settings, settings); err != nil {
+				return fmt.Errorf("line %d: %s: %s: %w", key.Line, name.Value, key.Value, err)
+			}
+		}
+	}
+	return nil
+}
+
+// namesOf lists the names of settings.
+func namesOf(settings *pflag.FlagSet) string {
+	var names []string
+	settings.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return strings.Join(names, ", ")
 }
 
 // descriptorPath is the form of a path that names an open file of the process.

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sandboxd/sandboxd/daemon/control"
 	"github.com/sandboxd/sandboxd/daemon/unpack"
 	"github.com/sandboxd/sandboxd/daemon/worker"
 	"github.com/sandboxd/sandboxd/internal/exit"
@@ -27,6 +28,8 @@ func main() {
 		os.Exit(unpack.Main())
 	case worker.IsProcess():
 		os.Exit(worker.Main())
+	case control.IsProcess():
+		os.Exit(control.Main(control.OpenFunctions))
 	case layer.IsProcess(): // in a sandbox
 		os.Exit(layer.Main())
 	}
@@ -77,7 +80,7 @@ configuration, or a feature that the host lacks.`,
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), doctorCommand(), psCommand(), inspectCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
+	root.AddCommand(runCommand(), serveCommand(), doctorCommand(), psCommand(), inspectCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
 	return root
 }
 

@@ -198,13 +198,7 @@ func (o *options) addSettings(f *pflag.FlagSet) {
 // complete checks that the options are consistent with each other, and fills in what
 // follows from them.
 func (o *options) complete() error {
-	if o.source.Base == "" || o.stateDir == "" || o.runDir == "" {
-		return fmt.Errorf("--rootfs, --state-dir and --run-dir must not be empty")
-	}
-	if dir, err := filepath.Abs(o.runDir); err != nil || len(dir) > maxRunDir {
-		return fmt.Errorf("--run-dir %s: the path of a socket would be too long; use a path of at most %d bytes", o.runDir, maxRunDir)
-	}
-	if _, err := subid.NewPool(uint32(o.idBase), "/"); err != nil {
+	if err := o.checkFolders(); err != nil {
 		return err
 	}
 	o.function.Image = o.source.Image != ""
@@ -227,6 +221,18 @@ func (o *options) complete() error {
 		return err
 	}
 	return o.completeSource()
+}
+
+// checkFolders checks what daemons keep where, and with which ids.
+func (o *options) checkFolders() error {
+	if o.source.Base == "" || o.stateDir == "" || o.runDir == "" {
+		return fmt.Errorf("--rootfs, --state-dir and --run-dir must not be empty")
+	}
+	if dir, err := filepath.Abs(o.runDir); err != nil || len(dir) > maxRunDir {
+		return fmt.Errorf("--run-dir %s: the path of a socket would be too long; use a path of at most %d bytes", o.runDir, maxRunDir)
+	}
+	_, err := subid.NewPool(uint32(o.idBase), "/")
+	return err
 }
 
 // completeSource checks that there is exactly one source of code, and that no flag

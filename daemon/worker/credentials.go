@@ -55,9 +55,9 @@ func (w *worker) renewAll(ctx context.Context) error {
 func (f *functions) renew(ctx context.Context, c rapid.Credentials, old *rapid.Credentials) error {
 	f.credentials.Store(&c)
 	var errs []error
-	for name, s := range *f.serving.Load() {
-		if err := f.put(ctx, s.rev); err != nil {
-			errs = append(errs, fmt.Errorf("function %s: %w", name, err))
+	for key, s := range *f.serving.Load() {
+		if err := f.swap(ctx, key, f.newServed(s.rev, s.reserved), s); err != nil {
+			errs = append(errs, fmt.Errorf("function %s: %w", key, err))
 		}
 	}
 	if len(errs) > 0 {

@@ -107,7 +107,7 @@ func newHost(t *testing.T) *host {
 	}
 	drain, stop := context.WithCancel(context.Background())
 	h.worker = &worker{config: &config, client: client, log: log, stderr: logging.NewLineWriter(t.Output()), drain: drain, memory: mem}
-	h.worker.functions = newFunctions(h.worker, nil)
+	h.worker.functions = newFunctions(h.worker, nil, nil)
 	endpoint := httptest.NewServer(invoke.New(invoke.Config{Functions: h.worker.functions, Region: "us-east-1", AccountID: "123456789012",
 		OnError: func(err error) { log.Warn(err) }}))
 	h.url = endpoint.URL
@@ -286,7 +286,7 @@ func TestFunctions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		next, err := h.worker.functions.Lease(t.Context(), "c", "")
+		next, err := h.worker.functions.Lease(t.Context(), "c", "", "")
 		if !errors.Is(err, invoke.ErrTooMany) {
 			t.Fatalf("a second lease of one: %v, %v", next, err)
 		}

@@ -23,9 +23,10 @@ import (
 
 // factory creates the sandboxes of one revision. Its methods are safe for concurrent use.
 type factory struct {
-	client *privsep.Client
-	log    *logrus.Logger
-	forced <-chan struct{} // closed when the daemon must stop at once
+	client  *privsep.Client
+	log     *logrus.Logger
+	forced  <-chan struct{} // closed when the daemon must stop at once
+	starter starter
 
 	rev      *function.Revision
 	life     rapid.Config      // without LogStream, APIAddr, Restore and OnState
@@ -33,21 +34,30 @@ type factory struct {
 	strict   bool              // extensions may not use the runtime's paths
 	longInit time.Duration     // limit of a provisioned sandbox's initialization
 
-	traces *coldStarts // nil without --trace-init
+	traces *coldStarts  // nil without --trace-init
+	env    *environment // nil if the revision has its variables
 
 	mu   sync.Mutex
 	live map[string]*sandbox // by id
 }
 
-func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials, forced <-chan struct{}) *factory {
+// newFactory returns the factory of a revision. With control its variables are there only
+// while it has sandboxes.
+func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials, forced <-chan struct{}, control control) *factory {
 	life := lifeOf(w.config, rev)
 	life.Credentials = credentials
 	life.Sink = newSink(w.stderr, life.Function.LogFormat)
-	return &factory{
+	f := &factory{
 		client: w.client, log: w.log, forced: forced,
 		rev: rev, life: life, network: w.config.Networks[rev.Network], strict: w.config.Strict, longInit: longInit(w.config, rev),
 		traces: w.traces, live: map[string]*sandbox{},
 	}
+	if control != nil {
+		f.env = newEnvironment(func(ctx context.Context) (map[string]string, error) {
+			return control.environment(ctx, rev.ID.Number)
+		})
+	}
+	return f
 }
 
 // renewCredentials requests the current credentials from the supervisor.
@@ -77,22 +87,35 @@ type sandbox struct {
 	err   error              // of the life; valid once ended is closed
 }
 
+// A starter creates a sandbox of a factory with a configuration, and starts its life.
+type starter func(*factory, context.Context, rapid.Config) (fleet.Sandbox, error)
+
 // make creates a sandbox and starts its life.
-func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) { return f.start(ctx, f.life) }
+func (f *factory) make(ctx context.Context) (fleet.Sandbox, error) {
+	return f.starter(f, ctx, f.life)
+}
 
 // provision creates a sandbox that initializes before its first invocation (LC-09).
 func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 	cfg := f.life
 	cfg.Initialization = rapid.Provisioned
 	cfg.Settings.InitTimeout = f.longInit
-	return f.start(ctx, cfg)
+	return f.starter(f, ctx, cfg)
 }
 
 // createTime bounds the creation of a sandbox, which takes some milliseconds, or seconds on a
 // slow machine: a disk that hangs must not hold requests for ever.
 const createTime = time.Minute
 
-func (f *factory) start(ctx context.Context, cfg rapid.Config) (fleet.Sandbox, error) {
+func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox, err error) {
+	if cfg.Function.Env, err = f.env.hold(ctx, cfg.Function.Env); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.env.release()
+		}
+	}()
 	ctx, coldStart := f.traces.begin(ctx)
 	create, cancel := context.WithTimeout(ctx, createTime)
 	box, err := f.client.Create(create, f.rev.ID.Number)
@@ -244,5 +267,6 @@ func (s *sandbox) Close(ctx context.Context) error {
 	s.factory.mu.Lock()
 	delete(s.factory.live, s.id)
 	s.factory.mu.Unlock()
+	s.factory.env.release()
 	return errors.Join(errs...)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/internal/exit"
 	"github.com/sandboxd/sandboxd/invoke"
+	"github.com/sandboxd/sandboxd/lambda/sigv4"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -26,11 +27,15 @@ const maxEventBytes = 6 << 20
 // still run. If one listener fails, it ends the other.
 func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 	c := w.config
-	server := invoke.New(invoke.Config{
+	config := invoke.Config{
 		Functions: w.functions, Region: c.Region, AccountID: c.AccountID,
 		DrainTimeout: c.DrainTimeout + teardownTime,
 		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },
-	})
+	}
+	if c.Control {
+		defer w.serveAPI(&config, l)()
+	}
+	server := invoke.New(config)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	served := make(chan error, 2)
@@ -47,7 +52,9 @@ func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 		fields["function"] = c.Revisions[0].Name
 	}
 	w.log.WithFields(fields).Info("listening")
-	w.warnOfNetwork(l, "--listen", "can invoke the function")
+	if !c.Control {
+		w.warnOfNetwork(l, "--listen", "can invoke the function")
+	}
 	go func() { served <- server.Serve(ctx, l) }()
 	var errs []error
 	drain := w.drain.Done()
@@ -64,6 +71,26 @@ func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 	}
 	return errors.Join(errs...)
 }
+
+// serveAPI changes the configuration of the server on l to that of an endpoint of many
+// functions: callers sign their requests, and the control process answers those that are no
+// invocations. The function that it returns releases what that holds.
+func (w *worker) serveAPI(config *invoke.Config, l net.Listener) (release func()) {
+	a := &authorizer{
+		scope:  sigv4.Scope{Region: w.config.Region, Service: "lambda"},
+		verify: w.control.verify, now: time.Now,
+	}
+	if addr, ok := l.Addr().(*net.TCPAddr); ok {
+		a.unsigned = w.config.Unsigned && addr.IP.IsLoopback()
+	}
+	passer := newPasser(w.client, a.parse, config.OnError)
+	config.Authorize, config.Pass, config.NoEvents = a.invocation, passer, true
+	config.MaxConns = max(minConns, w.config.Concurrency+minConns/2) // each invocation has one
+	return passer.close
+}
+
+// minConns is the least number of connections of clients of an endpoint of many functions.
+const minConns = 256
 
 // warnOfNetwork warns if hosts of the network can connect to the address of a flag.
 func (w *worker) warnOfNetwork(l net.Listener, flag, what string) {

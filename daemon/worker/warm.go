@@ -25,7 +25,7 @@ type idler struct {
 	bytes uint64 // its peak memory
 }
 
-// keep closes surplus idle sandboxes until ctx ends.
+// keep closes surplus idle sandboxes, and forgets functions without any, until ctx ends.
 func (w warmSet) keep(ctx context.Context, f *functions) {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
@@ -36,6 +36,7 @@ func (w warmSet) keep(ctx context.Context, f *functions) {
 			for _, i := range idlers[:w.surplus(idlers)] {
 				i.fleet.CloseIdle(i.Idle)
 			}
+			f.dropUnused(f.w.config.IdleTimeout)
 		case <-ctx.Done():
 			return
 		}
@@ -88,6 +89,16 @@ func (w *worker) warmSet() warmSet {
 		most = total / 2
 	}
 	return warmSet{most: most, short: w.memory.Short}
+}
+
+// memoryForAll returns how much memory the sandboxes of all functions may have together: the
+// operator's choice, or that of the host.
+func (w *worker) memoryForAll() uint64 {
+	if w.config.Memory > 0 {
+		return w.config.Memory
+	}
+	total, _ := w.memory.Read()
+	return total
 }
 
 // memoryPeak returns the peak memory of a sandbox in bytes, or 0 while it is being removed.

@@ -43,6 +43,7 @@ type worker struct {
 	drain  context.Context     // see drainContext
 
 	memory    memory.Info
+	control   *controlClient // nil without a control process
 	traces    *coldStarts
 	functions *functions
 }
@@ -186,7 +187,14 @@ func inherited(fd uintptr) (net.Listener, error) {
 
 // run serves, or invokes once, and then shuts all sandboxes down.
 func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (err error) {
-	w.functions = newFunctions(w, exit.Forced(ctx))
+	if w.config.Control {
+		w.control = newControlClient(w.client, func(err error) { w.log.WithError(err).Error("the control process does not answer a question") })
+		defer w.control.close()
+		w.functions = newFunctions(w, exit.Forced(ctx), w.control)
+		defer listen(w.client.Streams(), w.functions)()
+	} else {
+		w.functions = newFunctions(w, exit.Forced(ctx), nil)
+	}
 	go w.warmSet().keep(ctx, w.functions)
 	commands := admin.ServeReports(control, w.report, func(err error) {
 		w.log.WithError(err).Error("the worker's admin socket has failed: ps and inspect will not know states")

@@ -80,6 +80,22 @@ func (l *Leases) Acquire(owner string) (base uint32, err error) {
 	return 0, fmt.Errorf("ids from %d: %w", l.pool.Base, ErrNoRange)
 }
 
+// AcquireAt leases the range that begins at base, as Acquire does, if it is one of the pool and
+// free, and reports whether it did.
+func (l *Leases) AcquireAt(owner string, base uint32) (bool, error) {
+	if base < l.pool.Base || (base-l.pool.Base)%RangeSize != 0 || (base-l.pool.Base)/RangeSize >= l.pool.Ranges {
+		return false, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	common, err := runfolder.Lock(l.dir, unix.LOCK_EX)
+	if err != nil {
+		return false, err
+	}
+	defer common.Close()
+	return l.take(base, owner)
+}
+
 // take tries to lease the range that begins at base to owner.
 func (l *Leases) take(base uint32, owner string) (bool, error) {
 	link := l.link(base)

@@ -54,6 +54,35 @@ func TestLeasesAreDistinctAndReturn(t *testing.T) {
 	}
 }
 
+// A range that was leased before is leased again if it is one of the pool and free.
+func TestAcquireAt(t *testing.T) {
+	owner := t.TempDir()
+	leases, err := OpenLeases(filepath.Join(t.TempDir(), "ids"), Pool{Base: DefaultIDBase, Ranges: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const second = DefaultIDBase + RangeSize
+	for _, c := range []struct {
+		base uint32
+		want bool
+	}{
+		{second, true}, {second, false}, {DefaultIDBase, true}, {DefaultIDBase + 1, false}, {DefaultIDBase - RangeSize, false}, {DefaultIDBase + 3*RangeSize, false}, {0, false},
+	} {
+		if got, err := leases.AcquireAt(owner, c.base); got != c.want || err != nil {
+			t.Errorf("%d: %v, %v; want %v", c.base, got, err, c.want)
+		}
+	}
+	if base, err := leases.Acquire(owner); err != nil || base != DefaultIDBase+2*RangeSize {
+		t.Errorf("the free one: %d, %v", base, err)
+	}
+	if err := leases.Release(second); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := leases.AcquireAt(owner, second); !got || err != nil {
+		t.Errorf("after its release: %v, %v", got, err)
+	}
+}
+
 func TestNewPool(t *testing.T) {
 	tests := map[string]struct {
 		base           uint32

@@ -54,13 +54,18 @@ func (n Needs) Thread() error {
 // no file, makes no socket, connects to nowhere and starts no process. It makes only the
 // system calls of a server that lives on what it holds. no_new_privs must be on.
 func Process() error {
+	if err := undumpable(); err != nil {
+		return err
+	}
+	return server.filter()
+}
+
+// undumpable keeps the memory of the calling process from others of its user.
+func undumpable() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return os.NewSyscallError("setrlimit", err)
-	}
-	return server.filter()
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
 }
 
 // Files confines the calling process, all threads of it, those to come too, to what it
@@ -68,6 +73,17 @@ func Process() error {
 // which a file takes more of the disk than its size says. What files it may open is
 // [Thread]'s to say. no_new_privs must be on.
 func Files() error { return files.filter() }
+
+// Store confines the calling process, all threads of it, those to come too, to what it takes
+// to keep files and to serve the connections that it is given: no socket of its own, no
+// connection, no other process. What files it may open is [Thread]'s to say. no_new_privs must
+// be on.
+func Store() error {
+	if err := undumpable(); err != nil {
+		return err
+	}
+	return store.filter()
+}
 
 // FilesAndNetwork is [Files] that leaves connections to hosts, and none to what has a path.
 func FilesAndNetwork() error { return connected.filter() }

@@ -44,18 +44,16 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Print(err, "\n", tryCalls(forbiddenServer))
 	case "split":
-		for _, confine := range []func() error{Process, Files, FilesAndNetwork} {
+		for _, confine := range []func() error{Process, Files, FilesAndNetwork, Store} {
 			fmt.Println(confineSplit(confine))
 		}
 	case "waits":
 		err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), Process())
 		fmt.Println(err)
 		_, _ = io.Copy(io.Discard, os.Stdin)
-	case "files", "connected":
-		what, confine := os.Getenv(helper), Files
-		if what == "connected" {
-			confine = FilesAndNetwork
-		}
+	case "files", "connected", "store":
+		what := os.Getenv(helper)
+		confine := map[string]func() error{"files": Files, "connected": FilesAndNetwork, "store": Store}[what]
 		err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), confine())
 		if err == nil {
 			err = useFiles(os.Getenv("DIR"))
@@ -63,7 +61,10 @@ func TestMain(m *testing.M) {
 		if err == nil && what == "connected" {
 			err = useNetwork(os.Getenv("ADDR"))
 		}
-		if what == "files" {
+		if err == nil && what == "store" {
+			err = keepFiles(os.Getenv("DIR"))
+		}
+		if what != "connected" {
 			forbiddenFiles["connect"] = unix.SYS_CONNECT
 		}
 		fmt.Print(err, "\n", tryCalls(forbiddenFiles))
@@ -300,6 +301,23 @@ func useFiles(dir string) error {
 	return errors.Join(err, root.RemoveAll("a"), root.Remove("g"))
 }
 
+// keepFiles does what a database does with files, beside useFiles.
+func keepFiles(dir string) error {
+	f, err := os.Create(filepath.Join(dir, "store"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	var st unix.Statfs_t
+	n, err := unix.Pwritev(fd, [][]byte{[]byte("one"), []byte("two")}, 0)
+	if err == nil && n != 6 {
+		err = fmt.Errorf("%d bytes are written", n)
+	}
+	return errors.Join(err, unix.Fdatasync(fd), unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB), unix.Fstatfs(fd, &st), unix.Statfs(dir, &st),
+		unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}))
+}
+
 // useNetwork does what who asks a registry does: it looks up a name, in vain, and connects.
 func useNetwork(addr string) error {
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -402,7 +420,7 @@ func ownFilter() error {
 func TestThreadWithAnotherFilter(t *testing.T) {
 	out := confined(t, "split", false)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if len(lines) != 3 {
+	if len(lines) != 4 {
 		t.Fatalf("probe: %s", out)
 	}
 	for _, line := range lines {
@@ -477,7 +495,7 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for _, what := range []string{"files", "connected"} {
+	for _, what := range []string{"files", "connected", "store"} {
 		if out := confined(t, what, false, "DIR="+t.TempDir(), "ADDR="+l.Addr().String()); out != "<nil>\n" {
 			t.Errorf("%s: %s", what, out)
 		}

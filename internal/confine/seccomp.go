@@ -41,11 +41,12 @@ const (
 	next    = uint32(unix.SECCOMP_RET_LOG) // is no result that we have
 )
 
-// The profiles: of a server that lives on what it holds, and of an extractor, which
-// Landlock lets use one folder at most, without and with a network.
+// The profiles: of a server that lives on what it holds; of an extractor, which Landlock
+// lets use one folder at most, without and with a network; and of a server with a folder.
 var (
 	server    = profile{[][]group{common}, [][]rule{commonRules, serverRules}}
 	files     = profile{[][]group{common, fileCalls}, [][]rule{commonRules}}
+	store     = profile{[][]group{common, fileCalls, storeCalls}, [][]rule{commonRules}}
 	connected = profile{[][]group{common, fileCalls, networkCalls}, [][]rule{commonRules, networkRules}}
 )
 
@@ -102,6 +103,15 @@ var fileCalls = []group{
 	{"who it is", []uintptr{unix.SYS_GETUID, unix.SYS_GETEUID, unix.SYS_GETGID, unix.SYS_GETEGID}},
 	{"modes and times", []uintptr{unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_UTIMENSAT}},
 	{"the netpoller, which is made when it is needed", []uintptr{unix.SYS_EVENTFD2}},
+}
+
+// storeCalls are those of a database and of files that must survive a power cut.
+var storeCalls = []group{
+	{"what was written is on the disk", []uintptr{unix.SYS_FDATASYNC, unix.SYS_SYNC_FILE_RANGE}},
+	{"one process has the folder", []uintptr{unix.SYS_FLOCK}},
+	{"several buffers at once", []uintptr{unix.SYS_PREADV, unix.SYS_PWRITEV}},
+	{"a map of a file that grows", []uintptr{unix.SYS_MREMAP}},
+	{"how much room is left", []uintptr{unix.SYS_STATFS}},
 }
 
 // networkCalls are those of who looks up names and connects.

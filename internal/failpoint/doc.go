@@ -45,6 +45,9 @@ var Steps = []Point{
 // WorkerStarted is passed by the worker before it reads or says anything.
 const WorkerStarted Point = "worker-started"
 
+// ControlStarted is passed by the control process before it reads or says anything.
+const ControlStarted Point = "control-started"
+
 // Sealing is passed before the daemon executes its sealed copy.
 const Sealing Point = "sealing"
 
@@ -69,4 +72,10 @@ const (
 	RemoveLink   Point = "remove-link"   // the interfaces of a sandbox with egress
 	RemoveFilter Point = "remove-filter" // what the packet filter has of such a sandbox
 	ReleaseIDs   Point = "release-ids"   // the lease of a sandbox's ids, and with it of its addresses
+)
+
+// The syncs of a blob, which a test can leave out to see that they are missed.
+const (
+	SyncBlob       Point = "sync-blob"        // of its content
+	SyncBlobFolder Point = "sync-blob-folder" // of the folder with its name
 )

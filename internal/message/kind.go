@@ -20,6 +20,20 @@ var (
 	ErrUnknownSandbox = errors.New("there is no such sandbox")
 	// ErrTooMany says that there are as many sandboxes as there may be.
 	ErrTooMany = errors.New("there are too many sandboxes")
+	// ErrNoControl says that there is no control process at the moment, or that it does not
+	// take connections. There may be one a moment later.
+	ErrNoControl = errors.New("the control process is not there")
+	// ErrNoWorker says the same of the worker.
+	ErrNoWorker = errors.New("the worker is not there")
+	// ErrDigest says that a file has another digest than was announced.
+	ErrDigest = errors.New("the file has another digest than was announced")
+	// ErrTooLarge says that code or a layer exceeds the limits, packed or unpacked.
+	ErrTooLarge = errors.New("the code is larger than allowed")
+	// ErrUnusable says that code cannot be run here, whatever is tried: the runtime client is
+	// missing, for example.
+	ErrUnusable = errors.New("the code cannot be used")
+	// ErrPackage says that code or a layer is no zip that can be extracted.
+	ErrPackage = errors.New("the code is no zip that can be extracted")
 )
 
 // kinds are the errors that keep their identity across a line, each by its place: a bit of
@@ -28,6 +42,7 @@ var kinds = []error{
 	context.Canceled, context.DeadlineExceeded, errors.ErrUnsupported,
 	ErrUnknownRevision, ErrUnknownSandbox, ErrTooMany, ErrRevision,
 	fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, net.ErrClosed, os.ErrDeadlineExceeded,
+	ErrNoControl, ErrNoWorker, ErrDigest, ErrTooLarge, ErrPackage, ErrUnusable,
 }
 
 // Kinds says of which kinds an error is, in the form in which that crosses a line: a bit

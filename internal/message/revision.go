@@ -30,36 +30,40 @@ func ParseDigest(s string) (d Digest, err error) {
 // and digests and nothing else: no name, no path, no handler, no variable and no secret
 // passes through root.
 type Revision struct {
-	ID         function.ID
-	MemoryMB   uint32
-	TmpMB      uint32
-	MicroCPU   uint32 // millionths of a processor
-	PIDs       uint32
-	Profile    uint16 // of system calls: its place in the list of isolation.Profiles
-	Network    uint16 // its place in the operator's list
-	Extensions bool   // external extensions are to be started
-	Code       Digest
-	Layers     []Digest // at most function.MaxLayers, later ones win
+	ID       function.ID
+	MemoryMB uint32
+	TmpMB    uint32
+	MicroCPU uint32 // millionths of a processor
+	PIDs     uint32
+	Runtime  uint16 // its place in the operator's list
+	Profile  uint16 // of system calls: its place in the list of isolation.Profiles
+	Network  uint16 // its place in the operator's list
+	Code     Digest
+	Layers   []Digest // at most function.MaxLayers, later ones win
 }
 
 // The form of a revision: numbers in little endian.
 //
 //	 0  magic        uint32        24  MemoryMB  uint32     44  layers   uint8
 //	 4  version      uint16        28  TmpMB     uint32     45  zero     3 bytes
-//	 6  flags        uint16        32  MicroCPU  uint32     48  Code     32 bytes
+//	 6  Runtime      uint16        32  MicroCPU  uint32     48  Code     32 bytes
 //	 8  ID.Epoch     uint64        36  PIDs      uint32     80  Layers   5 × 32 bytes, the rest zero
 //	16  ID.Number    uint64        40  Profile   uint16
 //	                               42  Network   uint16
 const (
 	revisionMagic   = 0x72786273 // "sbxr"
-	revisionVersion = 1
+	revisionVersion = 2
 	digestsAt       = 48
 
 	// RevisionSize is how many bytes an encoded revision has.
-	RevisionSize = digestsAt + len(Digest{})*(1+function.MaxLayers)
+	RevisionSize = digestsAt + len(Digest{})*MaxTrees
 
-	flagExtensions = 1 << 0
+	// MaxTrees is how many trees a revision has at most: its code and its layers.
+	MaxTrees = 1 + function.MaxLayers
 )
+
+// Trees returns the digests of the revision's trees: the code, then the layers.
+func (r *Revision) Trees() []Digest { return slices.Concat([]Digest{r.Code}, r.Layers) }
 
 // Encode returns the revision in its form. It panics if there are more layers than the
 // form has room for: the caller has checked that.
@@ -67,15 +71,11 @@ func (r *Revision) Encode() []byte {
 	if len(r.Layers) > function.MaxLayers {
 		panic("a revision with too many layers")
 	}
-	var flags uint16
-	if r.Extensions {
-		flags |= flagExtensions
-	}
 	b := make([]byte, RevisionSize)
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], revisionMagic)
 	le.PutUint16(b[4:], revisionVersion)
-	le.PutUint16(b[6:], flags)
+	le.PutUint16(b[6:], r.Runtime)
 	le.PutUint64(b[8:], r.ID.Epoch)
 	le.PutUint64(b[16:], r.ID.Number)
 	for i, n := range []uint32{r.MemoryMB, r.TmpMB, r.MicroCPU, r.PIDs} {
@@ -84,7 +84,7 @@ func (r *Revision) Encode() []byte {
 	le.PutUint16(b[40:], r.Profile)
 	le.PutUint16(b[42:], r.Network)
 	b[44] = byte(len(r.Layers))
-	for i, d := range slices.Concat([]Digest{r.Code}, r.Layers) {
+	for i, d := range r.Trees() {
 		copy(b[digestsAt+i*len(d):], d[:])
 	}
 	return b
@@ -111,10 +111,6 @@ func DecodeRevision(b []byte) (r Revision, err error) {
 	if v := le.Uint16(b[4:]); v != revisionVersion {
 		return r, badRevision("its form has the version %d, known is %d", v, revisionVersion)
 	}
-	flags := le.Uint16(b[6:])
-	if flags&^flagExtensions != 0 {
-		return r, badRevision("flags %#x", flags)
-	}
 	layers := int(b[44])
 	if layers > function.MaxLayers {
 		return r, badRevision("%d layers, at most %d are allowed", layers, function.MaxLayers)
@@ -126,7 +122,7 @@ func DecodeRevision(b []byte) (r Revision, err error) {
 	r = Revision{
 		ID:       function.ID{Epoch: le.Uint64(b[8:]), Number: le.Uint64(b[16:])},
 		MemoryMB: le.Uint32(b[24:]), TmpMB: le.Uint32(b[28:]), MicroCPU: le.Uint32(b[32:]), PIDs: le.Uint32(b[36:]),
-		Profile: le.Uint16(b[40:]), Network: le.Uint16(b[42:]), Extensions: flags&flagExtensions != 0,
+		Runtime: le.Uint16(b[6:]), Profile: le.Uint16(b[40:]), Network: le.Uint16(b[42:]),
 		Code: Digest(b[digestsAt:]),
 	}
 	for i := range layers {
@@ -136,8 +132,8 @@ func DecodeRevision(b []byte) (r Revision, err error) {
 }
 
 // Check reports the first number of the revision that is out of its range, as an error of
-// the kind [ErrRevision]. profiles and networks are how many the operator has.
-func (r *Revision) Check(profiles, networks int) error {
+// the kind [ErrRevision]. runtimes, profiles and networks are how many there are.
+func (r *Revision) Check(runtimes, profiles, networks int) error {
 	for _, n := range []struct {
 		what            string
 		is, least, most uint64
@@ -152,6 +148,9 @@ func (r *Revision) Check(profiles, networks int) error {
 		if n.is < n.least || n.is > n.most {
 			return badRevision("%s is %d, must be from %d to %d", n.what, n.is, n.least, n.most)
 		}
+	}
+	if int(r.Runtime) >= runtimes {
+		return badRevision("there is no runtime %d", r.Runtime)
 	}
 	if int(r.Profile) >= profiles {
 		return badRevision("there is no profile of system calls %d", r.Profile)

@@ -28,8 +28,18 @@ type Resolved struct {
 	Reserved int               // most invocations at once; -1 if nothing is reserved
 }
 
+// UnsignedHeader marks a client's request that the worker passes to control although it has
+// no signature: it came over loopback, and the operator allows that (--unsigned-loopback).
+// Control must not believe it otherwise. The worker removes every header from the requests of
+// clients whose name begins with HeaderPrefix.
+const (
+	HeaderPrefix   = "Sandboxd-"
+	UnsignedHeader = HeaderPrefix + "Unsigned"
+)
+
 // Verify asks whether a signature is that of an access key, and whether the key may do what
-// the request asks for.
+// the request asks for. Without StringToSign and Signature it asks whether there is such a key:
+// clients may sign a body that has not been read yet.
 type Verify struct {
 	AccessKeyID, Date, Region, Service string // of the scope; Date is like 20261201
 	StringToSign, Signature            string
@@ -38,6 +48,7 @@ type Verify struct {
 
 // Verdict is the answer to Verify.
 type Verdict struct {
+	Exists  bool // there is such an access key, whatever its signature is
 	Known   bool // there is such an access key, and its signature is right
 	Allowed bool // it may do this
 	// Key is the key derived for the scope, from which the worker can verify the next
@@ -62,3 +73,6 @@ type Fault struct {
 	Type    string // such as ResourceNotFoundException
 	Message string
 }
+
+// Error returns the type and the message.
+func (f *Fault) Error() string { return f.Type + ": " + f.Message }

@@ -42,6 +42,7 @@ type WorkerConfig struct {
 	Event    string // how the user calls the event on standard input; "" serves
 
 	Revisions []function.Revision // to serve from the start on, one for each function
+	Control   bool                // there is a control process, from which the worker learns functions on demand
 	Networks  map[string]isolation.Network
 
 	LogLevel    string // least level of the daemon's own messages
@@ -58,6 +59,10 @@ type WorkerConfig struct {
 	Strict, TraceInit         bool
 	WarmMemory                uint64 // bytes that idle sandboxes may hold; 0 is half of the host's
 	IdleTimeout, DrainTimeout time.Duration
+
+	// Only with Control.
+	Memory   uint64 // bytes of all sandboxes together, as their functions may use them; 0 is the host's memory
+	Unsigned bool   // requests without a signature are accepted on loopback (--unsigned-loopback)
 }
 
 // Credentials are what functions get as AWS_ACCESS_KEY_ID and so on (ENV-02). Empty ones
@@ -84,32 +89,40 @@ type Life struct {
 // File returns an open file in memory with the configuration, for the worker's ConfigFD.
 // Whoever starts the worker never waits for it to read: a pipe would hold no more than 64
 // KiB. The caller closes the file.
-func (c *WorkerConfig) File() (_ *os.File, err error) {
-	fd, err := unix.MemfdCreate("worker-config", unix.MFD_CLOEXEC)
+func (c *WorkerConfig) File() (*os.File, error) { return writeConfig("worker", c) }
+
+// ReadWorkerConfig reads what [WorkerConfig.File] has written, and closes f.
+func ReadWorkerConfig(f *os.File) (*WorkerConfig, error) {
+	return readConfig[WorkerConfig]("worker", f)
+}
+
+// writeConfig returns an open file in memory with the configuration of a process.
+func writeConfig(process string, config any) (_ *os.File, err error) {
+	fd, err := unix.MemfdCreate(process+"-config", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), "worker-config")
+	f := os.NewFile(uintptr(fd), process+"-config")
 	defer func() {
 		if err != nil {
 			f.Close()
 		}
 	}()
-	if err := gob.NewEncoder(f).Encode(c); err != nil {
-		return nil, fmt.Errorf("configuration of the worker: %w", err)
+	if err := gob.NewEncoder(f).Encode(config); err != nil {
+		return nil, fmt.Errorf("configuration of the %s: %w", process, err)
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return f, err
 }
 
-// ReadWorkerConfig reads what [WorkerConfig.File] has written, and closes f.
-func ReadWorkerConfig(f *os.File) (*WorkerConfig, error) {
+// readConfig reads what writeConfig has written, and closes f.
+func readConfig[Config any](process string, f *os.File) (*Config, error) {
 	defer f.Close()
-	var c WorkerConfig
-	if err := gob.NewDecoder(f).Decode(&c); err != nil {
-		return nil, fmt.Errorf("configuration of the worker: %w", err)
+	c := new(Config)
+	if err := gob.NewDecoder(f).Decode(c); err != nil {
+		return nil, fmt.Errorf("configuration of the %s: %w", process, err)
 	}
-	return &c, nil
+	return c, nil
 }
 
 // Sandboxes is how many sandboxes the worker may have at once if concurrency is the most

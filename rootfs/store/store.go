@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -123,16 +124,54 @@ func (s *Store) AddZip(ctx context.Context, path string, limits extract.Limits, 
 	ref, err := s.find(ctx, digest, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		ref, err = s.make(ctx, nil, func(st *stage) (string, error) {
-			return s.stageZip(ctx, st, path, f, limits, progress)
+			return s.stageZip(ctx, st, zipSource{path, f, ""}, limits, progress)
 		})
 	}
 	if err != nil {
 		return nil, err
 	}
-	if ref.Size > limits.UnzippedBytes { // added under wider limits
-		return nil, errors.Join(extract.TooLarge(path, limits.UnzippedBytes), ref.Close())
+	return within(ref, path, limits)
+}
+
+// within returns ref, unless it was added under wider limits.
+func within(ref *Ref, about string, limits extract.Limits) (*Ref, error) {
+	if ref.Size > limits.UnzippedBytes {
+		return nil, errors.Join(extract.TooLarge(about, limits.UnzippedBytes), ref.Close())
 	}
 	return ref, nil
+}
+
+// HoldZip returns a reference to the entry of the zip with that digest, or nil if there is
+// none. about names the zip in messages.
+func (s *Store) HoldZip(ctx context.Context, digest, about string, limits extract.Limits) (*Ref, error) {
+	ref, err := s.find(ctx, digest, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return within(ref, about, limits.WithDefaults())
+}
+
+// AddOpenZip is AddZip for an open file whose owner is not trusted. The file may be of any
+// kind and may change meanwhile. Its digest must be the one given, or the error is an
+// [invalid.Error] of kind invalid.ErrDigest. The file's offset is neither used nor changed.
+func (s *Store) AddOpenZip(ctx context.Context, f *os.File, digest, about string, limits extract.Limits) (*Ref, error) {
+	limits = limits.WithDefaults()
+	if ref, err := s.HoldZip(ctx, digest, about, limits); ref != nil || err != nil {
+		return ref, err
+	}
+	if _, err := checkZip(f, about, limits); err != nil {
+		return nil, err
+	}
+	ref, err := s.make(ctx, nil, func(st *stage) (string, error) {
+		return s.stageZip(ctx, st, zipSource{about, io.NewSectionReader(f, 0, math.MaxInt64), digest}, limits, nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return within(ref, about, limits)
 }
 
 // AddTree makes the tree of that name once and returns a reference to its entry, at once if
@@ -259,10 +298,18 @@ func stageTree(st *stage, origin Origin, fill func(root *os.Root) (bytes int64, 
 	return nil
 }
 
+// zipSource is where the bytes of a zip come from.
+type zipSource struct {
+	about  string // its path, or what to call it in messages
+	bytes  io.ReadSeeker
+	digest string // that it must have; "" is any
+}
+
 // stageZip extracts the zip into <stage>/entry. It works on a copy that only we can
 // write: the digest must be that of the bytes which are extracted, whatever the
 // owner of the file does meanwhile.
-func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File, limits extract.Limits, progress func(done, total int64)) (digest string, err error) {
+func (s *Store) stageZip(ctx context.Context, st *stage, zip zipSource, limits extract.Limits, progress func(done, total int64)) (digest string, err error) {
+	path := zip.about
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("stage %s: %w", path, err)
 	}
@@ -271,11 +318,14 @@ func (s *Store) stageZip(ctx context.Context, st *stage, path string, f *os.File
 		return fail(err)
 	}
 	defer zipCopy.Close()
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
+	if _, err := zip.bytes.Seek(0, io.SeekStart); err != nil {
 		return fail(err)
 	}
-	if digest, err = hashCopy(ctx, zipCopy, f, limits.ZipBytes); err != nil {
+	if digest, err = hashCopy(ctx, zipCopy, zip.bytes, limits.ZipBytes); err != nil {
 		return fail(err)
+	}
+	if zip.digest != "" && digest != zip.digest {
+		return "", &invalid.Error{Kind: invalid.ErrDigest, File: path, Reason: fmt.Sprintf("has the digest %s, not %s", digest, zip.digest), Fix: "send it again"}
 	}
 	job := extract.ZipJob{File: path, Limits: limits}
 	err = stageTree(st, Origin{KindZip, filepath.Base(path)}, func(root *os.Root) (int64, error) {
@@ -321,20 +371,27 @@ func openZip(path string, limits extract.Limits) (*os.File, int64, error) {
 		return nil, 0, &invalid.Error{Kind: invalid.ErrNotFound, File: path, Reason: "cannot be opened", Err: invalid.Cause(err),
 			Fix: "give a directory or a zip file"}
 	}
-	info, err := f.Stat()
-	if err == nil {
-		switch {
-		case !info.Mode().IsRegular():
-			err = &invalid.Error{Kind: invalid.ErrPackage, File: path, Reason: "is neither a directory nor a file", Fix: "give a directory or a zip file"}
-		case info.Size() > limits.ZipBytes:
-			err = &invalid.Error{Kind: invalid.ErrTooLarge, File: path,
-				Reason: fmt.Sprintf("is a zip of %s, %s are allowed", invalid.Megabytes(info.Size()), invalid.Megabytes(limits.ZipBytes)), Fix: invalid.FixLeaveOut}
-		default:
-			return f, info.Size(), nil
-		}
+	size, err := checkZip(f, path, limits)
+	if err != nil {
+		f.Close()
+		return nil, 0, err
 	}
-	f.Close()
-	return nil, 0, err
+	return f, size, nil
+}
+
+// checkZip returns the size of f, which must be a regular file of an allowed size.
+func checkZip(f *os.File, about string, limits extract.Limits) (int64, error) {
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return 0, err
+	case !info.Mode().IsRegular():
+		return 0, &invalid.Error{Kind: invalid.ErrPackage, File: about, Reason: "is neither a directory nor a file", Fix: "give a directory or a zip file"}
+	case info.Size() > limits.ZipBytes:
+		return 0, &invalid.Error{Kind: invalid.ErrTooLarge, File: about,
+			Reason: fmt.Sprintf("is a zip of %s, %s are allowed", invalid.Megabytes(info.Size()), invalid.Megabytes(limits.ZipBytes)), Fix: invalid.FixLeaveOut}
+	}
+	return info.Size(), nil
 }
 
 // hashCopy copies r to w until its end, or refuses after most bytes.

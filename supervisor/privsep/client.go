@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sandboxd/sandboxd/internal/message"
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
 )
 
 // errGone reports that the supervisor has exited or has closed the connection.
@@ -18,11 +19,12 @@ var errGone = errors.New("the supervisor has closed the connection")
 
 // Client is the worker's end of the connection. All methods are safe for concurrent use.
 type Client struct {
-	conn  *conn
+	conn  *seqpacket.Conn
 	slots chan struct{} // semaphore of requests without an answer
 	stops chan struct{}
-	gone  chan struct{} // closed when no more answers will come
-	cause error         // why gone is closed; nil if the supervisor closed the connection
+	conns *seqpacket.Streams // that control has opened to the worker
+	gone  chan struct{}      // closed when no more answers will come
+	cause error              // why gone is closed; nil if the supervisor closed the connection
 
 	mu      sync.Mutex
 	last    uint32                 // id of a request
@@ -39,7 +41,7 @@ type answer struct {
 // sandboxes must be the Sandboxes of the server's Config. The client works until the server
 // closes its end.
 func NewClient(f *os.File, sandboxes int) (*Client, error) {
-	conn, err := newConn(f, maxReply)
+	conn, err := seqpacket.NewConn(f, maxReply, maxFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -47,6 +49,7 @@ func NewClient(f *os.File, sandboxes int) (*Client, error) {
 		conn:  conn,
 		slots: make(chan struct{}, inFlight(sandboxes)),
 		stops: make(chan struct{}, 2),
+		conns: seqpacket.NewStreams(),
 		gone:  make(chan struct{}),
 
 		waiting: map[uint32]chan answer{},
@@ -93,11 +96,33 @@ func (c *Client) Upstream(ctx context.Context, network string, server int) (net.
 	return a.conn()
 }
 
+// Connect returns a new connection to the control process. The error is
+// message.ErrNoControl while there is none.
+func (c *Client) Connect(ctx context.Context) (net.Conn, error) {
+	a, err := c.call(ctx, request{op: opConnect})
+	if err != nil {
+		return nil, err
+	}
+	return a.conn()
+}
+
+// Retire ends the revision with that number: the supervisor creates no more sandboxes of it,
+// and forgets it when its last sandbox is gone. The error is message.ErrUnknownRevision if it
+// is not registered.
+func (c *Client) Retire(ctx context.Context, revision uint64) error {
+	_, err := c.call(ctx, request{op: opRetire, value: revision})
+	return err
+}
+
+// Streams returns the listener of the connections that the control process opens to the
+// worker: the same one for every call. The client closes it when Gone is closed.
+func (c *Client) Streams() net.Listener { return c.conns }
+
 // read delivers answers to waiting calls until the connection ends.
 func (c *Client) read() {
 	for {
-		b, files, err := c.conn.receive()
-		lost := errors.Is(err, errFilesLost)
+		b, files, err := c.conn.Receive()
+		lost := errors.Is(err, seqpacket.ErrFilesLost)
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -112,14 +137,10 @@ func (c *Client) read() {
 			break
 		}
 		if lost {
-			r.err, r.kinds = errFilesLost.Error(), message.KindsOf(errFilesLost)
+			r.err, r.kinds = seqpacket.ErrFilesLost.Error(), message.KindsOf(seqpacket.ErrFilesLost)
 		}
 		if r.id == 0 {
-			closeAll(files)
-			select {
-			case c.stops <- struct{}{}:
-			default: // both stops are pending
-			}
+			c.unasked(r, files)
 			continue
 		}
 		c.mu.Lock()
@@ -133,10 +154,26 @@ func (c *Client) read() {
 		w <- answer{r, files}
 	}
 	c.conn.Close()
+	c.conns.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waiting = nil
 	close(c.gone)
+}
+
+// unasked handles a message that is no answer.
+func (c *Client) unasked(r reply, files []*os.File) {
+	if r.n == isStream { // without its file if that was lost: then control reads the end of it
+		for _, f := range files {
+			c.conns.Add(f)
+		}
+		return
+	}
+	closeAll(files)
+	select {
+	case c.stops <- struct{}{}:
+	default: // both stops are pending
+	}
 }
 
 // lateTime is how long call waits for the answer after its context has ended. The supervisor
@@ -161,7 +198,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 	if r.id = c.register(w); r.id == 0 {
 		return answer{}, errGone
 	}
-	if err := c.conn.send(r.encode(), files); err != nil {
+	if err := c.conn.Send(r.encode(), files); err != nil {
 		c.mu.Lock()
 		delete(c.waiting, r.id)
 		c.mu.Unlock()
@@ -175,7 +212,7 @@ func (c *Client) call(ctx context.Context, r request, files ...*os.File) (answer
 		case a = <-w:
 		case <-cancelled:
 			cancelled = nil
-			_ = c.conn.send(request{op: opCancel, arg: r.id}.encode(), nil) // if it fails, c.gone is closed
+			_ = c.conn.Send(request{op: opCancel, arg: r.id}.encode(), nil) // if it fails, c.gone is closed
 			timer := time.NewTimer(lateTime)
 			defer timer.Stop()
 			late = timer.C

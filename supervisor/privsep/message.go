@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 
 	"github.com/sandboxd/sandboxd/internal/message"
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -32,12 +35,17 @@ const (
 	opDomain                  // return the domain whose process created the connection, the message's file
 	opAllow                   // let the sandbox connect to services at addr, for arg seconds
 	opUpstream                // return a socket to a name server of the host; arg is its index, plus streamed for TCP
+	opConnect                 // return a connection to the control process
+	opRetire                  // create no more sandboxes of the revision value, and forget it with its last one
 	opCancel                  // cancel the request with the id arg; has no answer
 	ops                       // number of operations plus one
 )
 
 // domains are the domains that opStart can create.
 var domains = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
+
+// ofNoSandbox are the operations on no sandbox.
+var ofNoSandbox = []op{opCreate, opRenew, opUpstream, opConnect, opRetire, opCancel}
 
 // Arguments of opUpstream.
 const (
@@ -51,7 +59,7 @@ type request struct {
 	op      op
 	sandbox uint32 // number from the answer to opCreate; 0 if op needs no sandbox
 	arg     uint32
-	value   uint64     // opCreate: number of a revision; opAllow: a bit for each service (isolation.Policy.Services)
+	value   uint64     // opCreate, opRetire: number of a revision; opAllow: a bit for each service (isolation.Policy.Services)
 	addr    netip.Addr // opAllow
 }
 
@@ -79,8 +87,8 @@ func decodeRequest(b []byte, files int) (request, error) {
 	if addr := [16]byte(b[24:]); addr != [16]byte{} {
 		r.addr = netip.AddrFrom16(addr).Unmap()
 	}
-	needsSandbox := r.op != opCreate && r.op != opRenew && r.op != opUpstream && r.op != opCancel
-	needsValue := r.op == opCreate || r.op == opAllow
+	needsSandbox := !slices.Contains(ofNoSandbox, r.op)
+	needsValue := r.op == opCreate || r.op == opRetire || r.op == opAllow
 	var ok bool
 	switch r.op {
 	case opStart:
@@ -112,7 +120,7 @@ func decodeRequest(b []byte, files int) (request, error) {
 }
 
 // reply is a message of the supervisor: the answer to a request, or, with the id 0, a
-// request to stop.
+// request to stop, or if n is isStream a connection of the control process, its file.
 type reply struct {
 	id    uint32
 	err   string        // why the request failed; "" if it succeeded
@@ -121,8 +129,16 @@ type reply struct {
 	text  []string
 }
 
+// isStream is n of a reply that brings a connection. A request to stop has 0.
+const isStream = 1
+
 // replyHead is the number of bytes of a reply before its strings.
 const replyHead = 16
+
+// Pair returns the two ends of a new connection, both close-on-exec.
+func Pair() (supervisor, worker *os.File, err error) { return seqpacket.Pair("worker", "supervisor") }
+
+func closeAll(files []*os.File) { seqpacket.CloseAll(files) }
 
 func (r reply) encode() ([]byte, error) {
 	b := binary.LittleEndian.AppendUint32(nil, r.id)

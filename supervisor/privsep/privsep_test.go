@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/internal/message"
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
 	"github.com/sandboxd/sandboxd/internal/tracing"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/cgroup"
@@ -769,18 +770,18 @@ func TestHostileWorker(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := &fakeHost{}
 			line := serve(t, h, 3, c.want)
-			conn, err := newConn(line, maxReply)
+			conn, err := seqpacket.NewConn(line, maxReply, maxFiles)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
 			send := func(b []byte, files ...*os.File) {
-				if err := conn.send(b, files); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+				if err := conn.Send(b, files); err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
 					t.Fatal(err)
 				}
 			}
 			send(request{id: 1, op: opCreate, value: 1}.encode())
-			if _, files, err := conn.receive(); err != nil {
+			if _, files, err := conn.Receive(); err != nil {
 				t.Fatal(err)
 			} else {
 				closeAll(files)
@@ -796,7 +797,7 @@ func TestHostileWorker(t *testing.T) {
 
 // hangUp waits until the other end is closed. It reads nothing: a worker that does not
 // read is what some tests are about, and one that closes first takes back what it wrote.
-func hangUp(t *testing.T, c *conn) {
+func hangUp(t *testing.T, c *seqpacket.Conn) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err == nil {

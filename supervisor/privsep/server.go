@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/internal/message"
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
 	"github.com/sandboxd/sandboxd/isolation"
 	"github.com/sandboxd/sandboxd/isolation/cgroup"
 	"github.com/sandboxd/sandboxd/supervisor"
@@ -64,6 +65,12 @@ type Config struct {
 	// Upstream connects to a name server of the host. server is its index in the host's list,
 	// network is "udp" or "tcp". It is nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
+	// Connect returns a new connection to the control process, or message.ErrNoControl. It is
+	// nil if the daemon has no such process.
+	Connect func(context.Context) (*os.File, error)
+	// Retire ends the revision with that number, which the worker chooses. It is nil if the
+	// worker may not end revisions.
+	Retire func(revision uint64) error
 	// OnError, if not nil, receives the errors of sandboxes that could not be removed after
 	// the worker had closed the connection.
 	OnError func(error)
@@ -83,7 +90,7 @@ type Config struct {
 // use, except for Require and Serve, which are called once and in that order.
 type Server struct {
 	cfg  Config
-	conn *conn
+	conn *seqpacket.Conn
 
 	life    context.Context // of all requests
 	end     context.CancelFunc
@@ -103,7 +110,7 @@ type Server struct {
 // NewServer returns a server on f, the supervisor's end of Pair. It closes f, also on an
 // error. The caller must call Serve or Close.
 func NewServer(f *os.File, cfg Config) (*Server, error) {
-	c, err := newConn(f, requestSize)
+	c, err := seqpacket.NewConn(f, requestSize, maxFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +183,17 @@ func (s *Server) Stop() error {
 	if err != nil {
 		return err
 	}
-	return s.conn.send(b, nil)
+	return s.conn.Send(b, nil)
+}
+
+// Push sends the worker a connection of the control process, which the caller still owns. It
+// does not wait: the error is seqpacket.ErrFull if the worker does not read.
+func (s *Server) Push(stream *os.File) error {
+	b, err := reply{n: isStream}.encode()
+	if err != nil {
+		return err
+	}
+	return s.conn.Push(b, []*os.File{stream})
 }
 
 // Sandboxes returns the sandboxes of the worker, without those that are being created.
@@ -210,7 +227,7 @@ func (s *Server) count() int {
 // read receives requests until the connection ends or the worker violates the protocol.
 func (s *Server) read() error {
 	for {
-		b, files, err := s.conn.receive()
+		b, files, err := s.conn.Receive()
 		if errors.Is(err, io.EOF) {
 			return s.endCause()
 		}
@@ -313,7 +330,7 @@ func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	s.mu.Lock()
 	delete(s.requests, id) // before the worker can use the id again
 	s.mu.Unlock()
-	if err := s.conn.send(b, files); err != nil {
+	if err := s.conn.Send(b, files); err != nil {
 		// The worker has exited, or would wait for this answer for ever: close the connection,
 		// so that both ends read its end.
 		s.mu.Lock()
@@ -359,6 +376,13 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		err = b.Allow(ctx, numbers(r.value), []netip.Addr{r.addr}, time.Duration(r.arg)*time.Second)
 	case opUpstream:
 		give, err = s.upstream(ctx, r.arg)
+	case opConnect:
+		give, err = s.connect(ctx)
+	case opRetire:
+		err = errors.ErrUnsupported
+		if s.cfg.Retire != nil {
+			err = s.cfg.Retire(r.value)
+		}
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}

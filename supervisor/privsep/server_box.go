@@ -76,6 +76,18 @@ func (s *Server) upstream(ctx context.Context, arg uint32) ([]*os.File, error) {
 	return socketsOf(conn)
 }
 
+// connect returns a connection to the control process.
+func (s *Server) connect(ctx context.Context) ([]*os.File, error) {
+	if s.cfg.Connect == nil {
+		return nil, message.ErrNoControl
+	}
+	f, err := s.cfg.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
+}
+
 // socketsOf returns duplicates of the sockets in the list, and closes the originals, so that
 // this process no longer polls them.
 func socketsOf(list ...io.Closer) (files []*os.File, err error) {

@@ -1,4 +1,4 @@
-package privsep
+package seqpacket
 
 import (
 	"bytes"
@@ -25,11 +25,11 @@ func inode(t *testing.T, f *os.File) uint64 {
 	return st.Ino
 }
 
-// waitsToSend reports whether a goroutine waits for room in the socket of a conn.
+// waitsToSend reports whether a goroutine waits for room in the socket of a Conn.
 func waitsToSend() bool {
 	all := make([]byte, 1<<20)
 	for g := range bytes.SplitSeq(all[:runtime.Stack(all, true)], []byte("\n\n")) {
-		if bytes.Contains(g, []byte("[IO wait")) && bytes.Contains(g, []byte("privsep.(*conn).send(")) {
+		if bytes.Contains(g, []byte("[IO wait")) && bytes.Contains(g, []byte("seqpacket.(*Conn).Send(")) {
 			return true
 		}
 	}
@@ -39,16 +39,16 @@ func waitsToSend() bool {
 // A file that is closed while a message with it waits to be sent is the one that arrives:
 // its number may be another file's by then, which the other side must never get.
 func TestFileClosedWhileItIsSent(t *testing.T) {
-	ours, theirs, err := Pair()
+	ours, theirs, err := Pair("theirs", "ours")
 	if err != nil {
 		t.Fatal(err)
 	}
-	sender, err := newConn(ours, requestSize)
+	sender, err := NewConn(ours, messageSize, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sender.Close()
-	receiver, err := newConn(theirs, requestSize)
+	receiver, err := NewConn(theirs, messageSize, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestFileClosedWhileItIsSent(t *testing.T) {
 		return f
 	}
 
-	filler := make([]byte, requestSize)
+	filler := make([]byte, messageSize)
 	filled := 0
 	for err = nil; err == nil; filled++ { // until it has no more room
 		_ = sender.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
@@ -73,7 +73,7 @@ func TestFileClosedWhileItIsSent(t *testing.T) {
 	f := create("sent")
 	want := inode(t, f)
 	sent := make(chan error, 1)
-	go func() { sent <- sender.send([]byte("file"), []*os.File{f}) }()
+	go func() { sent <- sender.Send([]byte("file"), []*os.File{f}) }()
 	for deadline := time.Now().Add(20 * time.Second); !waitsToSend(); runtime.Gosched() {
 		if time.Now().After(deadline) {
 			t.Fatal("the message does not wait: the test shows nothing")
@@ -87,15 +87,15 @@ func TestFileClosedWhileItIsSent(t *testing.T) {
 	}
 	_ = receiver.SetReadDeadline(time.Now().Add(20 * time.Second))
 	for range filled {
-		if _, _, err := receiver.receive(); err != nil {
+		if _, _, err := receiver.Receive(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	_, files, err := receiver.receive()
+	_, files, err := receiver.Receive()
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	defer closeAll(files)
+	defer CloseAll(files)
 	if got := inode(t, files[0]); got != want {
 		t.Errorf("inode %d arrived, want %d", got, want)
 	}

@@ -3,40 +3,14 @@ package privsep
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// S-10: retry waits for memory and for open files, for a limited time, and for nothing else.
-func TestRetry(t *testing.T) {
-	for _, c := range []struct {
-		fails []error // in turn; the last one stays
-		want  error
-		tries int
-	}{
-		{[]error{unix.ENOMEM, unix.ENOBUFS, nil}, nil, 3},
-		{[]error{unix.ENOMEM, io.EOF}, io.EOF, 2},
-		{[]error{unix.EMFILE, os.NewSyscallError("sendmsg", unix.ETOOMANYREFS), nil}, nil, 3},
-		{[]error{unix.EPIPE}, unix.EPIPE, 1},
-		{[]error{unix.ENOMEM}, unix.ENOMEM, 12},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			tries, began := 0, time.Now()
-			err := retry(func() error {
-				tries++
-				return c.fails[min(tries, len(c.fails))-1]
-			})
-			if !errors.Is(err, c.want) || tries != c.tries || time.Since(began) > 5*time.Second {
-				t.Errorf("%v: %v after %d tries, %v; want %v after %d", c.fails, err, tries, time.Since(began), c.want, c.tries)
-			}
-		})
-	}
-}
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
+)
 
 // A sandbox whose files were lost on the way is closed again, also when who wanted it has
 // given up meanwhile: the supervisor would keep it for as long as it runs.
@@ -45,7 +19,7 @@ func TestFilesLostAfterCancel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	supervisor, err := newConn(ours, requestSize)
+	supervisor, err := seqpacket.NewConn(ours, requestSize, maxFiles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +28,7 @@ func TestFilesLostAfterCancel(t *testing.T) {
 	c := client(t, theirs, 1)
 	next := func(want op) request {
 		t.Helper()
-		b, files, err := supervisor.receive()
+		b, files, err := supervisor.Receive()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +42,7 @@ func TestFilesLostAfterCancel(t *testing.T) {
 		t.Helper()
 		b, err := a.encode()
 		if err == nil {
-			err = supervisor.send(b, files)
+			err = supervisor.Send(b, files)
 		}
 		if err != nil {
 			t.Fatal(err)

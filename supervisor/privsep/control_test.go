@@ -1,0 +1,147 @@
+package privsep
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/sandboxd/sandboxd/internal/message"
+	"github.com/sandboxd/sandboxd/internal/seqpacket"
+)
+
+// serveControl starts a server with that configuration, and returns it with its client. Both end
+// with the test.
+func serveControl(t *testing.T, cfg Config) (*Server, *Client) {
+	t.Helper()
+	ours, line, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Sandboxes = 1
+	s, err := NewServer(ours, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(func() {}) }()
+	c, err := NewClient(line, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return s, c
+}
+
+// says writes to one end of a connection and reads it from the other.
+func says(t *testing.T, from, to net.Conn) {
+	t.Helper()
+	_ = to.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := from.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(to, b); err != nil || string(b) != "hello" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// The worker gets connections to the control process, and those that it opens to the worker.
+func TestConnections(t *testing.T) {
+	control := seqpacket.NewStreams()
+	defer control.Close()
+	dead := false
+	s, c := serveControl(t, Config{Connect: func(context.Context) (*os.File, error) {
+		if dead {
+			return nil, message.ErrNoControl
+		}
+		ours, theirs, err := seqpacket.StreamPair()
+		if err == nil {
+			control.Add(theirs)
+		}
+		return ours, err
+	}})
+	out, err := c.Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	in, err := control.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	says(t, out, in)
+	says(t, in, out)
+
+	mine, theirs, err := seqpacket.StreamPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Push(theirs)
+	theirs.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := c.Streams().Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	conn, err := net.FileConn(mine)
+	mine.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	says(t, conn, accepted)
+	if err := s.Stop(); err != nil { // is no connection
+		t.Fatal(err)
+	}
+	<-c.Stops()
+
+	dead = true
+	if _, err := c.Connect(t.Context()); !errors.Is(err, message.ErrNoControl) {
+		t.Errorf("without a control process: %v", err)
+	}
+	c.Close()
+	if _, err := c.Streams().Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after the supervisor has gone: %v", err)
+	}
+}
+
+// The worker ends revisions only where the supervisor lets it.
+func TestRetire(t *testing.T) {
+	var retired []uint64
+	_, c := serveControl(t, Config{Retire: func(n uint64) error {
+		retired = append(retired, n)
+		if n != 7 {
+			return message.ErrUnknownRevision
+		}
+		return nil
+	}})
+	if err := c.Retire(t.Context(), 7); err != nil {
+		t.Error(err)
+	}
+	if err := c.Retire(t.Context(), 1<<63); !errors.Is(err, message.ErrUnknownRevision) {
+		t.Error(err)
+	}
+	if len(retired) != 2 || retired[0] != 7 || retired[1] != 1<<63 {
+		t.Errorf("%d were ended", retired)
+	}
+	_, alone := serveControl(t, Config{})
+	if err := alone.Retire(t.Context(), 7); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("where the worker may not: %v", err)
+	}
+	if _, err := alone.Connect(t.Context()); !errors.Is(err, message.ErrNoControl) {
+		t.Errorf("where there is no control process: %v", err)
+	}
+}
