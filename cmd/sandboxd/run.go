@@ -28,6 +28,9 @@ POST /2015-03-31/functions/function/invocations. To invoke it with an AWS SDK or
 AWS command line, pass --endpoint-url http://127.0.0.1:9000 to them. With --event, run
 invokes the function once, prints the response on standard output, and exits.
 
+An asynchronous invocation (Event) gets 202 and is kept in memory only: it is lost if
+sandboxd is killed or the host fails before the function has run.
+
 With --http, the function also answers HTTP requests, such as those of a browser: each
 request becomes an event of a Lambda function URL. Who can connect to that address can run
 the function; there is no authentication.

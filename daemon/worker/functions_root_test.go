@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,10 +13,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/sirupsen/logrus"
 
@@ -319,6 +323,8 @@ func TestFunctions(t *testing.T) {
 		h.want("function", "{}", "a2") // the only one has a second name
 	})
 
+	t.Run("functions are learned on demand", func(t *testing.T) { onDemand(t, h.in(t)) })
+
 	t.Run("one that cannot start harms no other", func(t *testing.T) {
 		h := h.in(t)
 		broken := *h.prepare("broken", "x", nil)
@@ -338,6 +344,195 @@ func TestFunctions(t *testing.T) {
 		}
 		h.want("a", "{}", "a2")
 	})
+}
+
+// preparedControl answers with revisions that host.prepare has made, whose variables it keeps.
+type preparedControl struct {
+	h *host
+
+	mu      sync.Mutex
+	current map[string]*function.Revision
+	secrets map[uint64]func() map[string]string // makes the variables of a revision
+	retired []uint64
+}
+
+func (c *preparedControl) resolve(_ context.Context, name, _ string) (*message.Resolved, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rev := c.current[name]
+	if rev == nil {
+		return nil, &invoke.Fault{Status: http.StatusNotFound, Type: "ResourceNotFoundException", Message: name}
+	}
+	without := *rev
+	without.Env = nil
+	return &message.Resolved{Revision: without, Reserved: -1}, nil
+}
+
+func (c *preparedControl) environment(_ context.Context, number uint64) (map[string]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.secrets[number](), nil
+}
+
+func (c *preparedControl) retire(_ context.Context, number uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retired = append(c.retired, number)
+	for _, rev := range c.current {
+		if rev.ID.Number == number {
+			return c.h.daemon.Retire(rev.ID)
+		}
+	}
+	return nil
+}
+
+// sandboxGoroutines counts the goroutines of the worker's sandboxes. Others are in this process
+// too: the root side, which makes sandboxes ahead of need.
+func sandboxGoroutines() int {
+	all := make([]byte, 4<<20)
+	n := 0
+	for g := range bytes.SplitSeq(all[:runtime.Stack(all, true)], []byte("\n\n")) {
+		if bytes.Contains(g, []byte("sandboxd/rapid")) || bytes.Contains(g, []byte("sandboxd/fleet")) || bytes.Contains(g, []byte("worker.(*sandbox)")) {
+			n++
+		}
+	}
+	return n
+}
+
+// onDemand tests functions that are learned of a control process, with real sandboxes.
+func onDemand(t *testing.T, h *host) {
+	c := &preparedControl{h: h, current: map[string]*function.Revision{}, secrets: map[uint64]func() map[string]string{}}
+	gone := make(chan string, 10)
+	add := func(name, who string) {
+		rev := h.prepare(name, who, nil)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.current[name] = rev
+		c.secrets[rev.ID.Number] = func() map[string]string {
+			value := strings.Clone(who + strings.Repeat(" ", 64)) // with memory of its own
+			runtime.AddCleanup(unsafe.StringData(value), func(who string) { gone <- who }, who)
+			return map[string]string{"WHO": value}
+		}
+	}
+	w := *h.worker
+	config := *h.worker.config
+	w.config, config.Control, config.Concurrency, config.IdleTimeout = &config, true, 2, time.Hour
+	f := newFunctions(&w, nil, c)
+	w.functions = f
+	run := func(name string) string {
+		l, err := f.Lease(t.Context(), name, "", "")
+		if err != nil {
+			return err.Error()
+		}
+		res, err := l.Invoke(&rapid.Invocation{ID: "n", Payload: []byte("{}"), Arrived: time.Now()})
+		if err != nil {
+			return err.Error()
+		}
+		<-res.Done
+		return strings.TrimSpace(strings.Trim(string(res.Payload), `"`))
+	}
+	want := func(name, want string) {
+		t.Helper()
+		if got := run(name); got != want {
+			t.Errorf("%s answers %q, want %q", name, got, want)
+		}
+	}
+	// nothing waits until no sandbox is left.
+	nothing := func() {
+		t.Helper()
+		for _, s := range f.all() {
+			for _, i := range s.fleet.Idlers() {
+				s.fleet.CloseIdle(i)
+			}
+			waitFor(t, "a sandbox is removed", func() string {
+				if _, unused := s.fleet.Unused(); !unused {
+					return s.rev.Name + " has sandboxes"
+				}
+				return ""
+			})
+		}
+	}
+	add("d1", "one")
+	add("d2", "two")
+	add("d3", "three")
+	want("d1", "one")
+	want("d2", "two")
+	want("d3", "three") // the longest idle one made room
+	names := []string{}
+	for _, s := range f.all() {
+		if _, unused := s.fleet.Unused(); !unused && len(s.fleet.Idlers()) > 0 {
+			names = append(names, s.rev.Name)
+		}
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"d2", "d3"}) {
+		t.Errorf("idle are the sandboxes of %q, want d2 and d3", names)
+	}
+
+	// An update: what is invoked after the switch runs the new code.
+	old := c.current["d2"]
+	add("d2", "new")
+	want("d2", "two")
+	f.switchTo(message.Switch{Name: "d2", Number: c.current["d2"].ID.Number})
+	want("d2", "new")
+
+	// Without sandboxes nothing is left of a function but an entry: no variables, no goroutine.
+	nothing()
+	want("d3", "three")
+	nothing()
+	left := map[string]bool{"one": true, "two": true, "three": true, "new": true}
+	waitFor(t, "the variables are gone", func() string {
+		runtime.GC()
+		for len(gone) > 0 {
+			delete(left, <-gone)
+		}
+		if len(left) > 0 {
+			return fmt.Sprint("left are ", left)
+		}
+		return ""
+	})
+	goroutines := sandboxGoroutines()
+	for i := range 5 {
+		name := fmt.Sprint("idle", i)
+		add(name, name)
+		want(name, name)
+		nothing()
+	}
+	waitFor(t, "idle functions cost nothing", func() string {
+		if n := sandboxGoroutines(); n > goroutines {
+			return fmt.Sprintf("%d goroutines of sandboxes, were %d", n, goroutines)
+		}
+		return ""
+	})
+	f.dropUnused(time.Nanosecond)
+	waitFor(t, "functions are forgotten", func() string {
+		if n := len(f.all()); n > 0 {
+			return fmt.Sprint(n, " are known")
+		}
+		return ""
+	})
+	if err := f.shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Contains(c.retired, old.ID.Number) || len(c.retired) != 9 { // d1, d2 twice, d3, and five
+		t.Errorf("retired are %v, want all of nine with %d", c.retired, old.ID.Number)
+	}
+}
+
+// waitFor waits until check returns "", for which there is no event.
+func waitFor(t *testing.T, what string, check func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		problem := check()
+		if problem == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %s", what, problem)
+		}
+	}
 }
 
 // in is h for a subtest.

@@ -90,7 +90,9 @@ func (p *passer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	delete(r.Header, "Upgrade") // no operation has another protocol
 	conn := http.NewResponseController(w)
 	if r.Body != nil && r.ContentLength != 0 {
-		body := &passedBody{ReadCloser: r.Body, conn: conn}
+		over := make(chan struct{})
+		defer close(over)
+		body := &passedBody{ReadCloser: r.Body, conn: conn, left: r.ContentLength, over: over}
 		r = r.WithContext(r.Context()) // net/http must find the body that it knows: it may expect 100 Continue
 		r.Body = body
 	} else {
@@ -167,19 +169,36 @@ func (b *copyBuffers) Put(p []byte) { b.pool.Put((*copyBuffer)(p)) }
 // passedBody is the body of a client's request, with a time limit for each Read.
 type passedBody struct {
 	io.ReadCloser
-	conn *http.ResponseController
+	conn  *http.ResponseController
+	left  int64           // of a Content-Length; negative if it is not known
+	ended error           // of all further Reads
+	over  <-chan struct{} // closed when the request has its answer
 }
 
-// Read reads a part of the body. Its errors are a *bodyError.
+// Read reads a part of the body. Its errors are a *bodyError. Once the answer has begun,
+// net/http reads what is left of the body by itself. An error would then end the connection
+// to control, from which the answer comes, so Read waits until the answer is over.
 func (b *passedBody) Read(p []byte) (int, error) {
+	if b.ended != nil {
+		return 0, b.ended
+	}
 	_ = b.conn.SetReadDeadline(time.Now().Add(passReadTime)) // if it fails, Read fails too
 	n, err := b.ReadCloser.Read(p)
+	if b.left >= 0 {
+		if b.left -= int64(n); b.left <= 0 {
+			err = io.EOF
+		}
+	}
 	switch {
 	case err == io.EOF:
 		_ = b.conn.SetReadDeadline(time.Time{}) // net/http watches the client from here on
+	case errors.Is(err, http.ErrBodyReadAfterClose):
+		<-b.over
+		err = &bodyError{err}
 	case err != nil:
 		err = &bodyError{err}
 	}
+	b.ended = err
 	return n, err
 }
 

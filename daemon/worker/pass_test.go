@@ -242,6 +242,50 @@ func TestLargeBodies(t *testing.T) {
 	}
 }
 
+// A client gets the answer of control also if control does not read its body.
+func TestAnswerBeforeTheBody(t *testing.T) {
+	answer := strings.Repeat("too large ", 20<<10)
+	addr := newEndpoint(t, newFakeLine(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		for part := range slices.Chunk([]byte(answer), 4<<10) {
+			_, _ = w.Write(part)
+			_ = http.NewResponseController(w).Flush()
+		}
+	})), nil)
+	for _, size := range []int64{1 << 10, 200 << 10, 300 << 10, 20 << 20} {
+		for _, chunked := range []bool{false, true} {
+			body := io.LimitReader(zeros{}, size)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addr+"/a", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if req.ContentLength = size; chunked {
+				req.ContentLength = -1
+			}
+			transport := &http.Transport{}
+			res, err := transport.RoundTrip(req)
+			if err != nil {
+				t.Errorf("%d bytes, chunked %v: %v", size, chunked, err)
+				continue
+			}
+			got, err := io.ReadAll(res.Body)
+			if res.StatusCode != http.StatusRequestEntityTooLarge || string(got) != answer || err != nil {
+				t.Errorf("%d bytes, chunked %v: %s, %d bytes of %d, %v", size, chunked, res.Status, len(got), len(answer), err)
+			}
+			res.Body.Close()
+			transport.CloseIdleConnections()
+		}
+	}
+}
+
+// zeros is a reader of zeros.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 // A client that expects 100 Continue gets it when control reads the body, once, and never if
 // control refuses the request.
 func TestPassedExpectation(t *testing.T) {
