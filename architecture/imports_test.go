@@ -180,6 +180,9 @@ var allowed = map[string]arrows{
 	"lambda/access": {"internal/seal": ""},
 	"lambda/sigv4":  {},
 
+	// The state of the control plane.
+	"state/blob": {"internal/failpoint": ""},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},

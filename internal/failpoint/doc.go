@@ -70,3 +70,9 @@ const (
 	RemoveFilter Point = "remove-filter" // what the packet filter has of such a sandbox
 	ReleaseIDs   Point = "release-ids"   // the lease of a sandbox's ids, and with it of its addresses
 )
+
+// The syncs of a blob, which a test can leave out to see that they are missed.
+const (
+	SyncBlob       Point = "sync-blob"        // of its content
+	SyncBlobFolder Point = "sync-blob-folder" // of the folder with its name
+)
