@@ -169,6 +169,12 @@ func TestPutFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	pin.Release()
+	if err := s.Restore(t.Context(), Digest{1}, strings.NewReader("x")); !errors.Is(err, ErrDigest) {
+		t.Errorf("another digest: %v", err)
+	}
+	if err := s.Restore(t.Context(), sha256.Sum256([]byte("x")), strings.NewReader("x")); err != nil {
+		t.Error(err)
+	}
 }
 
 // endless has no end.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"strconv"
@@ -44,6 +45,16 @@ func (s *Store) Put(ctx context.Context, r io.Reader, limit int64) (*Pin, error)
 // ErrDigest.
 func (s *Store) PutDigest(ctx context.Context, r io.Reader, limit int64, want Digest) (*Pin, error) {
 	return s.put(ctx, r, limit, &want)
+}
+
+// Restore is PutDigest without a bound and without a pin, for what a backup has. No sweep may
+// run meanwhile.
+func (s *Store) Restore(ctx context.Context, d Digest, r io.Reader) error {
+	pin, err := s.PutDigest(ctx, r, math.MaxInt64, d)
+	if err == nil {
+		pin.Release()
+	}
+	return err
 }
 
 func (s *Store) put(ctx context.Context, r io.Reader, limit int64, want *Digest) (pin *Pin, err error) {
