@@ -1,5 +1,5 @@
 // Package forgetfs is a file system for tests that loses what was not synced, as a disk
-// does when the power is cut. Only tests import it.
+// does when the power is cut (docs/decisions/0052). Only tests import it.
 //
 // A folder's content is loaded into memory and served through FUSE. [FS.Stop] cuts the
 // power: from then on every call fails. [FS.Survivors] writes what a disk might hold then

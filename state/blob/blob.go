@@ -1,5 +1,6 @@
 // Package blob keeps content by its SHA-256: the code of functions, layers, large values. A
-// blob is a file, which never changes. Put has returned means that it is on the disk.
+// blob is a file, which never changes; it is on the disk when [Store.Put] returns
+// (docs/decisions/0052).
 //
 // Below the folder that a store is given:
 //
