@@ -39,7 +39,7 @@ setup: ## install what is missing to build, on Debian 12 or 13 as root
 build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(EMBEDDED) ./cmd/sandbox-init
 	CGO_ENABLED=1 go build -trimpath -tags netgo,osusergo,runc_nocriu $(STATIC) -o $(STAGE) ./cmd/sandbox-stage
-	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
+	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo,sqlite_omit_load_extension -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
 demo: build ## run a function and an extension, show their isolation, check that nothing is left

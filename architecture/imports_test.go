@@ -208,6 +208,13 @@ var allowed = map[string]arrows{
 		"internal/failpoint": "",
 	},
 
+	// What the control plane must not lose.
+	"state":                 {},
+	"state/postgres":        {"state": "opens one in PostgreSQL"},
+	"state/postgres/pgtest": {},
+	"state/sqlite":          {"state": "opens one in a folder"},
+	"state/statetest":       {"state": "tests one"},
+
 	// This machine, and the rest of the ground.
 	"host":                {},
 	"host/doctor":         {"host/subid": "", "internal/confine": ""},
@@ -291,6 +298,7 @@ var rooms = []struct {
 	{"rapid", []string{"fleet", "invoke", "daemon", "isolation/runc"}, "one sandbox's life knows no other sandbox"},
 	{"supervisor", []string{"rapid", "isolation/runc"}, "it knows nothing of Lambda, and reaches the kernel through an interface"},
 	{"isolation/runc", []string{"supervisor", "rapid", "function"}, "it makes what a Spec says"},
+	{"state", []string{"function", "daemon"}, "it stores bytes, and does not know what they mean"},
 	{"rootfs", []string{"isolation", "supervisor", "daemon"}, "files know nothing of sandboxes"},
 }
 
@@ -304,6 +312,8 @@ var onlyIn = map[string][]string{
 	"github.com/opencontainers/runc/libcontainer":         {"bench/engine", "isolation", "isolation/runc", "isolation/runc/reexec"},
 	"github.com/google/go-containerregistry":              {"rootfs/image"},
 	"github.com/hanwen/go-fuse":                           {"internal/forgetfs"},
+	"github.com/jackc/pgx":                                {"state/postgres"},
+	"github.com/mattn/go-sqlite3":                         {"state/sqlite"},
 	"go.opentelemetry.io/otel/sdk":                        {"daemon/worker"},
 	"github.com/spf13/":                                   {"cmd/sandboxd", "internal/cli"},
 	"C":                                                   {"isolation/runc/reexec", "isolation/runc/stage"},

@@ -3,7 +3,7 @@
 # and needs no root when all is there.
 #
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
-#   scripts/setup.sh test      build, and what the tests run: shellcheck
+#   scripts/setup.sh test      build, and what the tests run: shellcheck, PostgreSQL
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
 #                              Python, Java, Ruby, Rust
 #   scripts/setup.sh extensions   what the extensions of others are made and run with:
@@ -83,11 +83,22 @@ install_rust() {
 # wherever it came.
 have_command() { [ -x "/usr/bin/$1" ] || [ -x "/usr/local/bin/$1" ] || apt_install "$2"; }
 
+# install_postgresql: the programs alone. Debian's package would start a server on this
+# host, which nothing of ours uses: the tests start servers of their own.
+install_postgresql() {
+	compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null && return 0
+	need_root "installing PostgreSQL"
+	mkdir -p /etc/postgresql-common/createcluster.d
+	echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.d/sandboxd-tests.conf
+	apt_install postgresql
+}
+
 case ${1:-build} in
 build) build ;;
 test)
 	build
 	apt_install shellcheck
+	install_postgresql
 	;;
 clients)
 	have_command node nodejs

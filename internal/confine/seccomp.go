@@ -98,6 +98,7 @@ var fileCalls = []group{
 	{"to make and to remove", []uintptr{
 		unix.SYS_MKDIRAT, unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_FTRUNCATE, unix.SYS_FSYNC,
 	}},
+	{"to remove, by SQLite", libcCalls},
 	{"who it is", []uintptr{unix.SYS_GETUID, unix.SYS_GETEUID, unix.SYS_GETGID, unix.SYS_GETEGID}},
 	{"modes and times", []uintptr{unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHMODAT2, unix.SYS_UTIMENSAT}},
 	{"the netpoller, which is made when it is needed", []uintptr{unix.SYS_EVENTFD2}},
