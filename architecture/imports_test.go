@@ -181,7 +181,8 @@ var allowed = map[string]arrows{
 	"lambda/sigv4":  {},
 
 	// The state of the control plane.
-	"state/blob": {"internal/failpoint": ""},
+	"state/blob":     {"internal/failpoint": ""},
+	"state/powercut": {"state": "changes it", "state/blob": "changes its blobs", "state/sqlite": "opens it", "internal/seal": ""},
 
 	// What both sides share, and files.
 	"function":         {},

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program
-# and the examples, all static; and, if asked for, the build of sandboxd that has
-# fail-points. What is up to date stays.
+# and the examples, all static; and, if asked for, the builds that have fail-points: of
+# sandboxd, and of the program whose power the tests cut. What is up to date stays.
 #
 #   scripts/test-programs.sh DIR [fail-points]
 set -euo pipefail
@@ -13,6 +13,9 @@ CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/" \
 	./integration/actor ./integration/audit ./examples/go-echo ./examples/go-sigterm ./examples/extension-go
 case ${2:-} in
 '') ;;
-fail-points) go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd ;;
+fail-points)
+	go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd
+	go build -trimpath -ldflags '-s -w' -tags failpoint -o "$dir/powercut" ./state/powercut
+	;;
 *) die "unknown: $2; there is fail-points" ;;
 esac
