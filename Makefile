@@ -25,7 +25,7 @@ ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go'
 RESULTS ?= .build/results
 export RESULTS
 # One line per package.
-GOTESTSUM = mkdir -p $(RESULTS) && $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
+GOTESTSUM = $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
 
 .PHONY: help
 help: ## list the targets
@@ -194,6 +194,7 @@ clean: ## remove what was built, machine images too
 .PHONY: tools
 tools:
 	@scripts/setup.sh test
+	@mkdir -p $(RESULTS)
 	@go build -C tools -o ../$(TOOLS)/ tool
 
 # For what only compiles the daemon; `make build` always makes it anew.
