@@ -18,14 +18,14 @@ SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload
 FUZZTIME ?= 60s
 # What the end-to-end tests run in sandboxes, built once for all packages.
 PROGRAMS := .build/test-programs
-integration extensions conformance-clients: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
+integration extensions conformance-clients power: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
 # Where the events of tests are kept for scripts/summary.sh.
 RESULTS ?= .build/results
 export RESULTS
 # One line per package.
-GOTESTSUM = mkdir -p $(RESULTS) && $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
+GOTESTSUM = $(TOOLS)/gotestsum --format pkgname --format-hide-empty-pkg
 
 .PHONY: help
 help: ## list the targets
@@ -60,7 +60,7 @@ test-long: ## what takes longer than CI has: each part that has no result for th
 	@scripts/test-long.sh missing
 
 # A pattern cannot be .PHONY; no file has such a name.
-test-long-%: ## one part of it: attack, fuzz, ledger, soak, vm-plain or vm-systemd
+test-long-%: ## one part of it: attack, fuzz, ledger, power, soak, vm-plain or vm-systemd
 	@scripts/test-long.sh run $*
 
 .PHONY: test-long-page
@@ -181,6 +181,12 @@ soak: tools build ## cycles with random faults; N (10000), SEED; writes docs/rel
 ledger: tools build ## 100,000 invocations with mixed outcomes, of which no record is lost or doubled
 	SOAK_INVOCATIONS=100000 $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/ledger.json -- -tags seccomp,integration -count 1 -timeout 30m -v -run '^TestLedger$$' ./integration/recovery
 
+# POWER_SEED repeats the choices of a run, which prints its seed.
+.PHONY: power
+power: tools build ## cut the power of the store's disk 200 times, kill its process 500 times, damage its files
+	scripts/test-programs.sh $(PROGRAMS) fail-points
+	POWER_CUTS=200 POWER_KILLS=500 POWER_DAMAGES=400 $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/power.json -- -tags seccomp,integration -count 1 -timeout 60m -v -p 1 ./internal/forgetfs ./state/blob ./state/powercut
+
 .PHONY: clean
 clean: ## remove what was built, machine images too
 	rm -rf bin .build $(EMBEDDED)
@@ -188,6 +194,7 @@ clean: ## remove what was built, machine images too
 .PHONY: tools
 tools:
 	@scripts/setup.sh test
+	@mkdir -p $(RESULTS)
 	@go build -C tools -o ../$(TOOLS)/ tool
 
 # For what only compiles the daemon; `make build` always makes it anew.

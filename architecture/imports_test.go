@@ -206,6 +206,10 @@ var allowed = map[string]arrows{
 	// The state of the control plane.
 	"state/blob": {"internal/failpoint": ""},
 
+	// The state of the control plane.
+	"state/blob":     {"internal/failpoint": ""},
+	"state/powercut": {"state": "changes it", "state/blob": "changes its blobs", "state/sqlite": "opens it", "internal/seal": ""},
+
 	// What both sides share, and files.
 	"function":         {},
 	"layer":            {},

@@ -10,14 +10,14 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-parts=(attack fuzz ledger soak vm-plain vm-systemd)
+parts=(attack fuzz ledger power soak vm-plain vm-systemd)
 kept=$project/.build/results-long
 longest=$((90 * 60)) # seconds that a part may take
 
 # arguments PART: those of make. Each target ends by itself before the longest time.
 arguments() {
 	case $1 in
-	attack | ledger) echo "$1" ;;
+	attack | ledger | power) echo "$1" ;;
 	fuzz) echo "fuzz FUZZTIME=10m" ;;
 	soak) echo "soak SOAK_TIMEOUT=85m" ;;
 	vm-plain) echo "vm-test VM_RUN=. VM_TIMEOUT=5100" ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program
-# and the examples, all static; the daemon whose processes are taken over; and, if asked for, the build of sandboxd that has
-# fail-points. What is up to date stays.
+# and the examples, all static; the daemon whose processes are taken over; and, if asked
+# for, the builds that have fail-points: of sandboxd, and of the program whose power the
+# tests cut. What is up to date stays.
 #
 #   scripts/test-programs.sh DIR [fail-points]
 set -euo pipefail

@@ -38,7 +38,8 @@ type FS struct {
 
 	mu      sync.Mutex // of all that follows, and of the nodes
 	down    bool
-	left    int // changes until the cut; negative if none is planned
+	left    int // changes until then is called; negative if it is not to be
+	then    func()
 	nodes   map[uint64]*node
 	lastID  uint64
 	lists   map[uint64][]fuse.DirEntry // of open folders
@@ -132,10 +133,15 @@ func (f *FS) stop() {
 }
 
 // StopAfter cuts the power at the nth change from now on, which does not happen.
-func (f *FS) StopAfter(n int) {
+func (f *FS) StopAfter(n int) { f.At(n, f.stop) }
+
+// At calls then at the nth change from now on, before it happens, and nothing else meanwhile:
+// then must neither use the mount nor call a method of f. A later call replaces an earlier
+// one whose time has not come.
+func (f *FS) At(n int, then func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.left = n - 1
+	f.left, f.then = n-1, then
 }
 
 // Stopped is closed when the power is cut.
@@ -151,13 +157,13 @@ func (f *FS) Counts() Counts {
 // change is called before each change. It reports whether the change may happen.
 func (f *FS) change() bool {
 	if f.left == 0 {
-		f.stop()
+		f.then()
+	}
+	if f.left >= 0 {
+		f.left--
 	}
 	if f.down {
 		return false
-	}
-	if f.left > 0 {
-		f.left--
 	}
 	f.counts.Changes++
 	return true

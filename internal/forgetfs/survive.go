@@ -32,12 +32,37 @@ func (f *FS) Survivors(seed uint64, dir string) (Loss, error) {
 		return Loss{}, errors.New("the power is on: call Stop first")
 	}
 	r := rand.New(rand.NewPCG(seed, 0))
-	disk := survivingNames(r, f.renamed)
 	loss := Loss{Names: len(f.renamed)}
+	err := f.export(dir, survivingNames(r, f.renamed).in, func(n *node) []byte {
+		loss.Writes += len(n.writes)
+		return n.surviving(r)
+	})
+	if err != nil {
+		return Loss{}, fmt.Errorf("write what survives: %w", err)
+	}
+	return loss, nil
+}
+
+// Seen writes what processes see into folder dir, which must be empty: what another process
+// would find if the last one was killed.
+func (f *FS) Seen(dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names := func(n *node) map[string]*node { return n.names }
+	content := func(n *node) []byte { return n.data }
+	if err := f.export(dir, names, content); err != nil {
+		return fmt.Errorf("write what is seen: %w", err)
+	}
+	return nil
+}
+
+// export writes the tree into folder dir: of each folder these names, of each file this
+// content.
+func (f *FS) export(dir string, names func(*node) map[string]*node, content func(*node) []byte) error {
 	seen := map[*node]string{}
 	var folder func(n *node, path string) error
 	folder = func(n *node, path string) error {
-		list := disk.in(n)
+		list := names(n)
 		for _, name := range slices.Sorted(maps.Keys(list)) {
 			child, at := list[name], filepath.Join(path, name)
 			first, again := seen[child]
@@ -51,8 +76,7 @@ func (f *FS) Survivors(seed uint64, dir string) (Loss, error) {
 				continue
 			}
 			seen[child] = at
-			loss.Writes += len(child.writes)
-			if err := child.create(r, at); err != nil {
+			if err := child.create(at, content); err != nil {
 				return err
 			}
 			if child.isDir() {
@@ -66,20 +90,17 @@ func (f *FS) Survivors(seed uint64, dir string) (Loss, error) {
 		}
 		return nil
 	}
-	if err := folder(f.root, dir); err != nil {
-		return Loss{}, fmt.Errorf("write what survives: %w", err)
-	}
-	return loss, nil
+	return folder(f.root, dir)
 }
 
-// create makes what survives of n at path, without what is in a folder.
-func (n *node) create(r *rand.Rand, path string) error {
+// create makes n at path: a file with this content, a folder without what is in it.
+func (n *node) create(path string, content func(*node) []byte) error {
 	var err error
 	switch {
 	case n.isDir():
 		err = os.Mkdir(path, 0o700)
 	case n.isFile():
-		err = os.WriteFile(path, n.surviving(r), 0o600)
+		err = os.WriteFile(path, content(n), 0o600)
 	default:
 		err = os.Symlink(n.target, path)
 	}

@@ -54,7 +54,8 @@ func parseKeys(text []byte) ([][]byte, error) {
 }
 
 // ReadFile reads a file of host keys, such as a systemd credential, without parsing it. The
-// file must belong to this process's user, and nobody else may read or write it.
+// file must belong to this process's user, and nobody else may read or write it. It is on
+// the disk then, with its name: what is encrypted with a key must not outlive the key.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -79,7 +80,21 @@ func ReadFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host key: %w", err)
 	}
+	// Who made or rotated it may have been killed before it came to this.
+	if err := errors.Join(f.Sync(), syncFolder(filepath.Dir(path))); err != nil {
+		return nil, fmt.Errorf("host key %s: %w", path, err)
+	}
 	return text, nil
+}
+
+// syncFolder has the disk keep the names in a folder.
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 // Create makes a file with a new host key, of mode 0600. The error is [fs.ErrExist] if there
@@ -153,12 +168,7 @@ func write(path string, keys [][]byte, place func(from, to string) error) error 
 		}
 		return fmt.Errorf("host key %s: %w", path, err)
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("host key %s: %w", path, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
+	if err := syncFolder(dir); err != nil {
 		return fmt.Errorf("host key %s: %w", path, err)
 	}
 	return nil

@@ -277,6 +277,10 @@ func classify(err error) state.Fault {
 		return state.FaultSpace
 	case sqlite3.ErrCorrupt, sqlite3.ErrNotADB:
 		return state.FaultDamage
+	case sqlite3.ErrError:
+		// The statements are always the same: one that fails does not find the tables that
+		// were made, or a header that was written.
+		return state.FaultDamage
 	case sqlite3.ErrBusy, sqlite3.ErrLocked:
 		return state.FaultRetry
 	case sqlite3.ErrIoErr:
