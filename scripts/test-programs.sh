@@ -16,6 +16,9 @@ CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/" \
 go build -trimpath -ldflags '-s -w' -tags seccomp -o "$dir/" ./integration/takeover
 case ${2:-} in
 '') ;;
-fail-points) go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd ;;
+fail-points)
+	go build -trimpath -ldflags '-s -w' -tags seccomp,failpoint -o "$dir/sandboxd-failpoint" ./cmd/sandboxd
+	go build -trimpath -ldflags '-s -w' -tags failpoint -o "$dir/powercut" ./state/powercut
+	;;
 *) die "unknown: $2; there is fail-points" ;;
 esac
