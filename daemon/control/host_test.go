@@ -185,6 +185,9 @@ func (a fakeAPI) Environment(context.Context, uint64) (map[string]string, error)
 func (a fakeAPI) Verify(_ context.Context, v message.Verify) (message.Verdict, error) {
 	return message.Verdict{Known: v.AccessKeyID == "a"}, a.err
 }
+func (a fakeAPI) Operators() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "operator "+r.RequestURI) })
+}
 func (a fakeAPI) Close() error { return nil }
 
 // The worker's questions are told from the requests of clients by their host, and nothing is
