@@ -78,7 +78,7 @@ func (r *root) known() (list []uint64) {
 func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
-	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
+	h.Config = &message.ControlConfig{Folder: folder, Unsigned: true, Region: "us-east-1", AccountID: "123456789012",
 		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {

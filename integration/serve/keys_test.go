@@ -538,6 +538,7 @@ func TestOperatorsGroup(t *testing.T) {
 func TestVerifyIsNoOracle(t *testing.T) {
 	d := launch(t, harness.NewFolders(t), "--region=us-east-1")
 	d.Listening()
+	d.WaitFor("the control process is ready")
 	k := &keyed{d.Daemon}
 	first := k.first()
 	now := time.Now().UTC()
