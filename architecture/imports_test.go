@@ -203,8 +203,6 @@ var allowed = map[string]arrows{
 	// The Lambda API.
 	"lambda/access": {"internal/seal": ""},
 	"lambda/sigv4":  {},
-	// The state of the control plane.
-	"state/blob": {"internal/failpoint": ""},
 
 	// The state of the control plane.
 	"state/blob":     {"internal/failpoint": ""},
