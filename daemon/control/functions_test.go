@@ -33,6 +33,13 @@ type root struct {
 	refuse    error // of Register
 }
 
+// setRefuse has register refuse with err.
+func (r *root) setRefuse(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refuse = err
+}
+
 func (r *root) register(_ context.Context, form []byte, files []*os.File) (function.Program, uint32, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,28 +238,28 @@ func TestFunctionsRefused(t *testing.T) {
 		{fmt.Errorf("%w: no client is there", message.ErrUnusable), "no client is there", 502, "InvalidRuntimeException"},
 	} {
 		name := fmt.Sprint("f", n)
-		r.refuse = c.refuse
+		r.setRefuse(c.refuse)
 		status, answer := f.call(t, "POST", "", definition(name, zipOf(t, name)))
 		if text := fmt.Sprint(answer["message"], answer["Message"]); status != 400 || !strings.Contains(text, c.text) {
 			t.Errorf("%v: %d %v, want %q", c.refuse, status, answer, c.text)
 		}
-		r.refuse = nil
+		r.setRefuse(nil)
 		if status, answer := f.call(t, "POST", "", definition(name, zipOf(t, name))); status != 201 {
 			t.Fatalf("%d %v", status, answer)
 		}
 		f.settled(t, name)
-		r.refuse = c.refuse
+		r.setRefuse(c.refuse)
 		if _, err := f.Resolve(t.Context(), name, ""); !isFault(err, c.status, c.kind) {
 			t.Errorf("%v: an invocation gets %v", c.refuse, err)
 		}
-		r.refuse = nil
+		r.setRefuse(nil)
 	}
-	r.refuse = message.ErrTooMany
+	r.setRefuse(message.ErrTooMany)
 	var fault *message.Fault
 	if _, err := f.Resolve(t.Context(), "f0", ""); err == nil || errors.As(err, &fault) {
 		t.Errorf("what passes: %v, want an error for the log", err)
 	}
-	r.refuse = nil
+	r.setRefuse(nil)
 	f.host.Config.Runtimes = f.host.Config.Runtimes[:1]
 	if _, err := f.Resolve(t.Context(), "f0", ""); !isFault(err, http.StatusBadGateway, "InvalidRuntimeException") || !strings.Contains(err.Error(), "does not have the runtime provided.al2023") {
 		t.Errorf("without its runtime: %v", err)
