@@ -24,6 +24,7 @@ type controlFolder struct {
 	dir  *os.File // open, for Landlock
 	lock *os.File
 	end  func() error // ends the lease
+	keys rootKeys     // beside the folder
 }
 
 // close gives up the folder for the next daemon.
@@ -42,8 +43,9 @@ func (f *controlFolder) close() error {
 
 // openControlFolder opens the folder, which it makes if it is missing, and leases the id of
 // its owner. If that id is in use, it leases another one, and what is in the folder gets a new
-// owner.
-func (d *Daemon) openControlFolder() (_ *controlFolder, err error) {
+// owner. openKeys returns the keys for the state folder; isNew says that it has no control
+// folder yet.
+func (d *Daemon) openControlFolder(openKeys func(state string, isNew bool) (rootKeys, error)) (_ *controlFolder, err error) {
 	f := &controlFolder{}
 	defer func() {
 		if err != nil {
@@ -59,6 +61,11 @@ func (d *Daemon) openControlFolder() (_ *controlFolder, err error) {
 		return nil, fmt.Errorf("another 'sandboxd serve' uses --state-dir %s; choose another folder, or end that daemon ('sandboxd ps' lists daemons)", state)
 	}
 	if err != nil {
+		return nil, err
+	}
+	// The keys come first: if this start is cut short, the next one finds the folder still new.
+	_, err = os.Lstat(f.path)
+	if f.keys, err = openKeys(state, errors.Is(err, fs.ErrNotExist)); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {

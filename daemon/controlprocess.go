@@ -12,6 +12,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
+	"github.com/sandboxd/sandboxd/internal/seal"
 	"github.com/sandboxd/sandboxd/isolation"
 )
 
@@ -79,6 +80,8 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 	config := s.cfg.Control
 	config.Instance, config.Folder = s.d.instance.ID(), s.folder.path
 	config.Profiles, config.FreeBytes = isolation.Profiles(), s.cfg.FreeBytes
+	s.starts.control++
+	config.Start, config.FirstKey = s.starts.control, s.folder.keys.firstKey
 	config.Runtimes, config.Networks = nil, nil
 	for _, r := range s.d.registrar.runtimes {
 		config.Runtimes = append(config.Runtimes, r.Name())
@@ -91,6 +94,20 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 		return nil, nil, err
 	}
 	defer file.Close()
+	text, err := seal.ReadFile(s.folder.keys.hostKey) // at each start: it may have been rotated
+	if err != nil {
+		return nil, nil, err
+	}
+	hostKey, err := message.MemoryFile("host-keys", text)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer hostKey.Close()
+	commands, err := s.operators.commands.file()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer commands.Close()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, nil, err
@@ -99,7 +116,7 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 	c := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{message.ControlCommand}, Env: workerEnv(), Dir: "/",
 		Stdin: null, Stdout: s.std.Err, Stderr: s.std.Err, // it has nothing to say on standard output
-		ExtraFiles: []*os.File{line, file}, // message.LineFD, message.ConfigFD
+		ExtraFiles: []*os.File{line, file, hostKey, commands}, // from message.LineFD on
 	}
 	if err := failpoint.Share(c); err != nil {
 		return nil, nil, err

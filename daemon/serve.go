@@ -31,8 +31,12 @@ type ServeConfig struct {
 	TreeBytes int64 // most bytes of the extracted code and layers of registered revisions; 0 is no limit
 	FreeBytes int64 // of the disk of StateDir, below which nothing new is extracted
 
+	HostKey  string // file that encrypts secrets in the store; "" is one in StateDir
+	Endpoint string // URL at which clients reach the endpoint, to be told to the operator
+	Group    string // whose members may be operators, beside root
+
 	// Control is the configuration of the control process. The daemon itself sets Instance,
-	// Folder, Runtimes, Networks, Profiles and FreeBytes.
+	// Folder, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
 	Control message.ControlConfig
 }
 
@@ -44,6 +48,9 @@ type services struct {
 	folder  *controlFolder
 	control *atomic.Pointer[registry.Server] // serves the control process; nil while there is none
 	deaths  deaths
+	starts  struct{ control, worker int }
+
+	operators operatorSockets
 }
 
 // Serve runs a daemon that serves the functions that its control process knows, until ctx
@@ -65,7 +72,9 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 	defer func() { err = d.closeAfter(ctx, err) }()
 	d.endpoint = endpoint.file
 	d.concurrency = d.maxServed(cfg.Concurrency)
-	folder, err := d.openControlFolder()
+	folder, err := d.openControlFolder(func(state string, isNew bool) (rootKeys, error) {
+		return openRootKeys(state, cfg.HostKey, cfg.Endpoint, cfg.Control.Region, isNew)
+	})
 	if err != nil {
 		return err
 	}
@@ -82,6 +91,11 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 	defer facts.Close()
 	context.AfterFunc(ctx, endpoint.close) // the worker closes its own when it stops
 	s := &services{d: d, cfg: cfg, std: std, folder: folder, control: &d.registrar.control}
+	if err := s.openOperators(); err != nil {
+		return err
+	}
+	defer s.closeOperators()
+	s.announce(messages)
 	return s.run(ctx)
 }
 
@@ -104,7 +118,7 @@ func (s *services) run(ctx context.Context) error {
 	defer endControl()
 	controlled := make(chan error, 1)
 	go func() {
-		controlled <- s.keep(controlCtx, "control process", s.runControl)
+		controlled <- s.keep(controlCtx, "control process", s.runControls)
 		stop()
 	}()
 	err := s.keep(ctx, "worker", s.runWorker)
@@ -116,6 +130,8 @@ func (s *services) run(ctx context.Context) error {
 func (s *services) runWorker(ctx context.Context) error {
 	config := s.d.workerConfig()
 	config.Control = true
+	s.starts.worker++
+	config.Start = s.starts.worker
 	return s.d.runWorker(ctx, config, s.std)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/sandboxd/sandboxd/daemon"
+	"github.com/sandboxd/sandboxd/daemon/admin"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/cli"
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -29,6 +31,8 @@ type serveOptions struct {
 	concurrency    int // most sandboxes at once; 0 is what memory allows
 	treeMB, freeMB int
 	unsigned       bool // requests without a signature are taken on loopback
+	hostKey        string
+	seriesLimit    int // most functions that have series of their own in the metrics
 
 	networks []*namedNetwork
 	runtimes []*daemon.Runtime // nil: what the host has
@@ -51,7 +55,7 @@ var (
 
 // newServeOptions returns options with their defaults.
 func newServeOptions() *serveOptions {
-	return &serveOptions{options: *newOptions(), freeMB: 1 << 10}
+	return &serveOptions{options: *newOptions(), freeMB: 1 << 10, seriesLimit: 100}
 }
 
 func serveCommand() *cobra.Command {
@@ -116,6 +120,7 @@ func (o *serveOptions) addServeFlags(f *pflag.FlagSet) {
 		f.AddFlag(all.Lookup(name))
 	}
 	cli.Switch(f, &o.unsigned, "unsigned-loopback", "take requests without a signature, from this host only: --listen must be a loopback address")
+	f.StringVar(&o.hostKey, "host-key", "", "`FILE` with the key that encrypts secrets in the store (default: the systemd credential "+hostKeyCredential+", or host.key below --state-dir)")
 	f.Var(cli.Int(&o.concurrency, 1, function.MaxConcurrency/2, ""), "concurrency", "maximum number of sandboxes of all functions (default: as many as memory allows, up to 1000)")
 }
 
@@ -127,6 +132,7 @@ func (o *serveOptions) addServeSettings(f *pflag.FlagSet) {
 		f.AddFlag(all.Lookup(name))
 	}
 	f.Var(cli.IntOrZero(&o.treeMB, 1, 1<<30, " MB"), "extracted-size", "most disk space in MB of the extracted code of functions that are ready to run; 0 is no limit")
+	f.Var(cli.IntOrZero(&o.seriesLimit, 1, 10000, ""), "metrics-functions", "most functions that have series of their own in the metrics; others are in the totals")
 	f.Var(cli.IntOrZero(&o.freeMB, 1, 1<<30, " MB"), "free-space", "disk space in MB that stays free below --state-dir: with less, code is not taken, and functions go on")
 }
 
@@ -202,7 +208,9 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	cfg := daemon.ServeConfig{
 		Config: o.daemonConfig(host), Concurrency: o.concurrency,
 		TreeBytes: int64(o.treeMB) << 20, FreeBytes: int64(o.freeMB) << 20,
-		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID},
+		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID,
+			Unsigned: o.unsigned, SeriesLimit: o.seriesLimit},
+		HostKey: o.hostKeyFile(), Group: admin.DefaultGroup,
 	}
 	cfg.Networks = []daemon.Network{{Name: isolation.NetworkNone, Network: isolation.Network{Mode: isolation.NetworkNone}}}
 	for _, n := range o.networks {
@@ -220,8 +228,37 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
 		return err
 	}
+	if cfg.HostKey != "" { // 'key rotate-host' is told of it, which may run elsewhere
+		if cfg.HostKey, err = filepath.Abs(cfg.HostKey); err != nil {
+			return err
+		}
+	}
 	if cfg.Listener, err = listen("--listen", o.listen); err != nil {
 		return err
 	}
+	cfg.Endpoint = endpointURL(cfg.Listener.Addr())
 	return daemon.Serve(ctx, cfg, std)
+}
+
+// hostKeyCredential is the name of the systemd credential with the host key.
+const hostKeyCredential = "host-key"
+
+// hostKeyFile returns the file of the host key that the operator has chosen: by the flag, or as
+// a systemd credential. "" stands for the one below the state folder.
+func (o *serveOptions) hostKeyFile() string {
+	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); o.hostKey == "" && folder != "" {
+		path := filepath.Join(folder, hostKeyCredential)
+		if _, err := os.Lstat(path); err == nil {
+			return path
+		}
+	}
+	return o.hostKey
+}
+
+// endpointURL returns the URL at which clients on this host reach a listener.
+func endpointURL(addr net.Addr) string {
+	if a, ok := addr.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		addr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: a.Port}
+	}
+	return "http://" + addr.String()
 }

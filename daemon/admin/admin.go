@@ -5,13 +5,15 @@
 // commands find processes by facts only, and ignore reports about sandboxes that the
 // supervisor does not know.
 //
-// [ServeFacts] and [ServeReports] are for daemons, [List] and [Find] for commands.
+// The control process of a daemon that serves many functions has a third one, for its
+// operators: root and the members of a group.
+//
+// [ServeFacts], [ServeReports] and [ServeHostKey] are for daemons, [List], [Find] and [Serving]
+// for commands.
 package admin
 
 import (
 	"fmt"
-	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -110,18 +112,3 @@ const (
 	StateQuarantined = "Quarantined" // it could not be removed
 	StateUnknown     = "Unknown"     // the worker did not report the sandbox
 )
-
-// Listen creates a socket at path that only root can open. Closing it does not remove the
-// file: that goes with the instance's folder.
-func Listen(path string) (*net.UnixListener, error) {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("create the admin socket: %w", err)
-	}
-	l.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("create the admin socket: %w", err)
-	}
-	return l, nil
-}

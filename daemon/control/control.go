@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -23,6 +25,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/logging"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
+	"github.com/sandboxd/sandboxd/internal/seal"
 )
 
 // Open opens what knows the functions. The process is confined by then. It may take long: the
@@ -50,6 +53,14 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	if err != nil {
 		return err
 	}
+	ring, err := readHostKeys(os.NewFile(message.HostKeyFD, "host-keys"))
+	if err != nil {
+		return err
+	}
+	commands, err := listener(os.NewFile(message.OperatorFD, "operators"))
+	if err != nil {
+		return err
+	}
 	if err := bound(); err != nil {
 		return err
 	}
@@ -66,7 +77,8 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, &Host{Config: config, Log: log, client: client}, open) }()
+	h := &Host{Config: config, Ring: ring, Log: log, Lines: messages, client: client}
+	go func() { served <- serve(ctx, h, commands, open) }()
 	select {
 	case err := <-served:
 		return err
@@ -76,6 +88,30 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	case <-client.Gone():
 		return errors.Join(errors.New("the supervisor has exited"), client.Err())
 	}
+}
+
+// readHostKeys reads the host keys, and closes f.
+func readHostKeys(f *os.File) (*seal.Ring, error) {
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("read the host keys: %w", err)
+	}
+	ring, err := seal.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("the file of host keys is not as 'sandboxd serve' makes it: %w", err)
+	}
+	return ring, nil
+}
+
+// listener returns the listener of a socket, and closes f.
+func listener(f *os.File) (net.Listener, error) {
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("open the inherited socket %s: %w", f.Name(), err)
+	}
+	return l, nil
 }
 
 // Resource limits of the process.
@@ -101,17 +137,21 @@ func bound() error {
 	return nil
 }
 
-// serve serves the worker until ctx ends. It opens the API meanwhile.
-func serve(ctx context.Context, h *Host, open Open) (err error) {
+// serve serves the worker, and operators on commands, until ctx ends. It opens the API
+// meanwhile.
+func serve(ctx context.Context, h *Host, commands net.Listener, open Open) (err error) {
 	s := newServer(h.Log)
+	o := newOperators(s)
 	down := make(chan struct{})
 	go func() {
 		defer close(down)
 		<-ctx.Done()
+		o.shutdown()
 		s.shutdown()
 	}()
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- s.serve(h.client.Streams()) }()
+	go func() { served <- o.serve(commands) }()
 	api, err := open(ctx, h)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -12,10 +12,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sandboxd/sandboxd/daemon/admin"
+	"github.com/sandboxd/sandboxd/daemon/control/operator"
+	"github.com/sandboxd/sandboxd/daemon/control/secrets"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
-	"github.com/sandboxd/sandboxd/internal/seal"
 	"github.com/sandboxd/sandboxd/lambda"
+	"github.com/sandboxd/sandboxd/lambda/access"
+	"github.com/sandboxd/sandboxd/lambda/sigv4"
 	"github.com/sandboxd/sandboxd/state"
 	"github.com/sandboxd/sandboxd/state/blob"
 	"github.com/sandboxd/sandboxd/state/sqlite"
@@ -31,6 +35,8 @@ type functions struct {
 	host    *Host
 	deploy  *deployer
 	service *lambda.Service
+	keys    *access.Keys
+	answers *operator.Server // for operators
 
 	end     context.CancelFunc
 	ended   sync.WaitGroup // what works in the background
@@ -49,25 +55,40 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 	if err != nil {
 		return nil, err
 	}
+	hostKeys := f.reseal(ctx, store)
+	if err := f.openKeys(ctx, store); err != nil {
+		return nil, err
+	}
 	blobs, err := f.openBlobs()
 	if err != nil {
 		return nil, err
 	}
+	audit := operator.NewAudit(h.Lines, h.Config.LogFormat == "JSON")
 	f.deploy = &deployer{host: h, blobs: blobs}
 	// The service ends with the functions, not with ctx: requests that run still need it.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	f.end = end
 	architecture := map[string]string{"amd64": "x86_64", "arm64": "arm64"}[runtime.GOARCH]
 	f.service, err = lambda.New(life, lambda.Config{
-		Store: lambda.NewStore(store), Blobs: code{blobs}, Deployer: f.deploy, Sealer: sealer{h.Ring},
+		Store: lambda.NewStore(store), Blobs: code{blobs}, Deployer: f.deploy, Sealer: secrets.Sealer{Ring: h.Ring},
 		Region: h.Config.Region, AccountID: h.Config.AccountID, Architecture: architecture,
 		Runtimes: h.Config.Runtimes, Networks: h.Config.Networks,
+		Authenticate: f.keys.Authenticate,
+		Audit: func(c lambda.Call) {
+			audit.Call(c)
+			f.answers.Count(c)
+		},
 		OnError: func(err error) { h.Log.WithError(err).Error("the Lambda API has failed") },
 	})
 	if err != nil {
 		return nil, err
 	}
 	f.Handler = f.service
+	f.answers = operator.New(operator.Config{
+		Keys: f.keys, Store: store, HostKeys: hostKeys, Audit: audit, Log: h.Log,
+		Start: h.Config.Start, SeriesLimit: h.Config.SeriesLimit,
+		Numbers: h.Numbers, Forget: h.ForgetKey, Uploads: f.service.Uploads,
+	})
 	f.ended.Go(func() { f.sweep(life, blobs) })
 	return f, nil
 }
@@ -87,6 +108,53 @@ func (f *functions) openStore(ctx context.Context) (*state.Store, error) {
 		f.host.Log.WithField("damage", fmt.Sprint(d)).Error("the store is damaged: what is damaged is not served, and nothing is changed; see 'sandboxd restore'")
 	}
 	return store, nil
+}
+
+// reseal encrypts the secrets in the store again if the host key was rotated, and returns what
+// operators are told of the host keys. Without success, the old keys are still needed; all else
+// works.
+func (f *functions) reseal(ctx context.Context, store *state.Store) admin.HostKeys {
+	told := admin.HostKeys{IDs: f.host.Ring.IDs()}
+	if len(told.IDs) == 1 {
+		return told
+	}
+	r, err := secrets.Reseal(ctx, store, f.host.Ring)
+	told.Unreadable = r.Unreadable
+	if err == nil {
+		err = r.Err
+	}
+	log := f.host.Log.WithField("host_key", told.IDs[0]).WithField("encrypted_again", r.Resealed)
+	if err != nil {
+		told.Error = err.Error()
+		log.WithError(err).Error("not all secrets in the store are encrypted with the first host key; keep the others")
+		return told
+	}
+	log.Info("all secrets in the store are encrypted with the first host key; the others are not needed any more")
+	return told
+}
+
+// openKeys opens the access keys, and stores the first one.
+func (f *functions) openKeys(ctx context.Context, store *state.Store) error {
+	c := f.host.Config
+	f.keys = access.NewKeys(access.Config{
+		Store: store, Ring: f.host.Ring, Scope: sigv4.Scope{Region: c.Region, Service: "lambda"}, Unsigned: c.Unsigned,
+		OnError: func(err error) { f.host.Log.WithError(err).Warn("access keys") },
+	})
+	f.closers = append(f.closers, func() error {
+		f.keys.Close()
+		return nil
+	})
+	if c.FirstKey.ID == "" {
+		return nil
+	}
+	first := c.FirstKey
+	c.FirstKey = message.AccessKey{}
+	err := f.keys.Adopt(ctx, first.ID, first.Secret)
+	if errors.Is(err, state.ErrReadOnly) || errors.Is(err, state.ErrNoSpace) {
+		f.host.Log.WithError(err).WithField("key", first.ID).Warn("the first access key could not be stored; the next start tries again")
+		return nil
+	}
+	return err
 }
 
 func (f *functions) openBlobs() (*blob.Store, error) {
@@ -140,9 +208,12 @@ func (f *functions) Environment(ctx context.Context, revision uint64) (map[strin
 }
 
 // Verify implements [API].
-func (f *functions) Verify(context.Context, message.Verify) (message.Verdict, error) {
-	return message.Verdict{}, nil // no access key is known
+func (f *functions) Verify(ctx context.Context, v message.Verify) (message.Verdict, error) {
+	return f.keys.Verify(ctx, v)
 }
+
+// Operators implements [API].
+func (f *functions) Operators() http.Handler { return f.answers }
 
 // faultOf returns the answer of an invocation for an error of the service or of a
 // registration. Errors that are no business of clients stay as they are.
@@ -209,17 +280,4 @@ func (f *functions) sweepOnce(ctx context.Context, blobs *blob.Store) error {
 		f.host.Log.WithField("blobs", swept.Removed).WithField("bytes", swept.Bytes).Info("removed code that no function has")
 	}
 	return err
-}
-
-// sealer encrypts environments. A row is named by its key in the store.
-type sealer struct{ ring *seal.Ring }
-
-func (s sealer) place(context string) seal.Place { return seal.Place{Table: "keys", Key: context} }
-
-func (s sealer) Seal(context string, plain []byte) ([]byte, error) {
-	return s.ring.Seal(plain, s.place(context))
-}
-
-func (s sealer) Open(context string, sealed []byte) ([]byte, error) {
-	return s.ring.Open(sealed, s.place(context))
 }

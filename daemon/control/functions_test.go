@@ -33,6 +33,13 @@ type root struct {
 	refuse    error // of Register
 }
 
+// revision returns what was registered under a number.
+func (r *root) revision(number uint64) message.Revision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.revisions[number]
+}
+
 // setRefuse has register refuse with err.
 func (r *root) setRefuse(err error) {
 	r.mu.Lock()
@@ -85,7 +92,7 @@ func (r *root) known() (list []uint64) {
 func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
-	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
+	h.Config = &message.ControlConfig{Folder: folder, Unsigned: true, Region: "us-east-1", AccountID: "123456789012",
 		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
@@ -113,6 +120,7 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		t.Fatal(err)
 	}
 	r := httptest.NewRequest(method, "/2015-03-31/functions"+path, bytes.NewReader(b))
+	r.Header.Set(message.UnsignedHeader, "1") // as the worker does
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, r)
 	if w.Body.Len() > 0 {
@@ -172,7 +180,7 @@ func TestFunctions(t *testing.T) {
 		t.Fatalf("%v", c)
 	}
 	first, err := f.Resolve(t.Context(), "hello", "")
-	rev := r.revisions[first.Revision.ID.Number]
+	rev := r.revision(first.Revision.ID.Number)
 	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
 		first.Revision.Program.Bootstrap.Path != "/var/task/bootstrap" || first.Revision.Network != "web" || first.Reserved != -1 {
 		t.Errorf("%+v, %v; root knows %+v", first, err, rev)

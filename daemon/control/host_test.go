@@ -46,7 +46,7 @@ func newHost(t *testing.T, cfg registry.Config) *Host {
 	}
 	log := logrus.New()
 	log.SetOutput(t.Output())
-	h := &Host{Config: &message.ControlConfig{}, Log: log, client: client}
+	h := &Host{Config: &message.ControlConfig{}, Log: log, Lines: t.Output(), client: client}
 	t.Cleanup(func() {
 		if h.worker != nil {
 			h.worker.CloseIdleConnections()
@@ -184,6 +184,9 @@ func (a fakeAPI) Environment(context.Context, uint64) (map[string]string, error)
 }
 func (a fakeAPI) Verify(_ context.Context, v message.Verify) (message.Verdict, error) {
 	return message.Verdict{Known: v.AccessKeyID == "a"}, a.err
+}
+func (a fakeAPI) Operators() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "operator "+r.RequestURI) })
 }
 func (a fakeAPI) Close() error { return nil }
 

@@ -30,6 +30,9 @@ type API interface {
 	Environment(ctx context.Context, revision uint64) (map[string]string, error)
 	// Verify checks the signature of an invocation.
 	Verify(ctx context.Context, v message.Verify) (message.Verdict, error)
+	// Operators answers the requests of operators, except for those about the health of the
+	// process.
+	Operators() http.Handler
 
 	// Close ends the API. No other method is called any more.
 	Close() error
@@ -87,15 +90,15 @@ func (s *server) ready(api API) {
 	close(s.open)
 }
 
-// isOpen waits until the functions are open, but for openTime at most, and reports whether they
-// are.
-func (s *server) isOpen(ctx context.Context) bool {
+// isOpen waits until the functions are open, but no longer than patience, and reports whether
+// they are.
+func (s *server) isOpen(ctx context.Context, patience time.Duration) bool {
 	select {
 	case <-s.open:
 		return true
 	default:
 	}
-	timer := time.NewTimer(openTime)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-s.open:
@@ -126,7 +129,7 @@ func (s *server) shutdown() {
 
 // ServeHTTP serves one request: a question of the worker's own, or one of a client.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch open, own := s.isOpen(r.Context()), r.Host == message.ControlHost; {
+	switch open, own := s.isOpen(r.Context(), openTime), r.Host == message.ControlHost; {
 	case open && own:
 		s.own.ServeHTTP(w, r)
 	case open:

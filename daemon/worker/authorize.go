@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -33,6 +34,35 @@ type authorizer struct {
 
 	keys   sigv4.Keys // by what they allow
 	exists sigv4.Keys // access keys that exist; the values have no meaning
+
+	mu      sync.Mutex // held while keys and exists get entries
+	forgets uint64     // how often forget was called
+}
+
+// forget forgets what is known of an access key, with answers of control that are on their way:
+// they may be older than the revocation.
+func (a *authorizer) forget(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.forgets++
+	a.keys.Forget(id)
+	a.exists.Forget(id)
+}
+
+// forgotten returns how often forget was called.
+func (a *authorizer) forgotten() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.forgets
+}
+
+// newAuthorizer returns an authorizer for an endpoint at addr. verify asks control.
+func newAuthorizer(c *message.WorkerConfig, addr net.Addr, verify func(context.Context, message.Verify) (message.Verdict, error)) *authorizer {
+	tcp, ok := addr.(*net.TCPAddr)
+	return &authorizer{
+		scope: sigv4.Scope{Region: c.Region, Service: "lambda"}, unsigned: c.Unsigned && ok && tcp.IP.IsLoopback(),
+		verify: verify, now: time.Now,
+	}
 }
 
 // invocation implements invoke.Config.Authorize.
@@ -88,6 +118,7 @@ func (a *authorizer) check(ctx context.Context, s *sigv4.Signature, arn string) 
 		}
 		return nil
 	}
+	before := a.forgotten()
 	v, err := a.verify(ctx, message.Verify{AccessKeyID: s.AccessKeyID, Date: s.Date, Region: s.Region, Service: s.Service,
 		StringToSign: s.StringToSign(), Signature: s.Hex(), Action: invokeAction, ARN: arn})
 	switch {
@@ -101,12 +132,22 @@ func (a *authorizer) check(ctx context.Context, s *sigv4.Signature, arn string) 
 		return &invoke.Fault{Status: http.StatusForbidden, Type: "AccessDeniedException", Message: fmt.Sprintf(
 			"Access key %s is not authorized to perform: %s on resource: %s", s.AccessKeyID, invokeAction, arn)}
 	}
+	a.remember(s, use, v, before)
+	return nil
+}
+
+// remember remembers what control has answered, unless forget was called since it was asked.
+func (a *authorizer) remember(s *sigv4.Signature, use sigv4.Use, v message.Verdict, before uint64) {
 	now := a.now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.forgets != before {
+		return
+	}
 	a.exists.Put(keyOnly(s), []byte{}, now, now.Add(existTime))
 	if v.Key != nil && v.Allowed {
 		a.keys.Put(use, v.Key, now, v.Until)
 	}
-	return nil
 }
 
 // checkExists checks that there is the access key of a signature.

@@ -147,8 +147,8 @@ func (c *controlClient) askOnce(ctx context.Context, method, target string, body
 
 // listen answers what control asks the worker, on l, until the function that it returns is
 // called.
-func listen(l net.Listener, f *functions) (stop func()) {
-	server := &http.Server{Handler: answers(f), ReadTimeout: askTime, WriteTimeout: askTime, IdleTimeout: 2 * idleConnTime,
+func (w *worker) listen(l net.Listener) (stop func()) {
+	server := &http.Server{Handler: w.answers(), ReadTimeout: askTime, WriteTimeout: askTime, IdleTimeout: 2 * idleConnTime,
 		MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0)} // control learns of a failure itself
 	var served sync.WaitGroup
 	served.Go(func() { _ = server.Serve(l) }) // until stop, or when the supervisor has exited
@@ -159,16 +159,18 @@ func listen(l net.Listener, f *functions) (stop func()) {
 }
 
 // answers returns the handler for what control asks.
-func answers(f *functions) http.Handler {
+func (w *worker) answers() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+message.WorkerHost+message.SwitchPath, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+message.WorkerHost+message.NumbersPath, w.numbers)
+	mux.HandleFunc("POST "+message.WorkerHost+message.ForgetPath, w.forgetKey)
+	mux.HandleFunc("POST "+message.WorkerHost+message.SwitchPath, func(rw http.ResponseWriter, r *http.Request) {
 		var s message.Switch
 		if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(&s); err != nil || s.Name == "" {
-			http.Error(w, "a switch is JSON with a name", http.StatusBadRequest)
+			http.Error(rw, "a switch is JSON with a name", http.StatusBadRequest)
 			return
 		}
-		f.switchTo(s)
-		w.WriteHeader(http.StatusNoContent)
+		w.functions.switchTo(s)
+		rw.WriteHeader(http.StatusNoContent)
 	})
 	return mux
 }

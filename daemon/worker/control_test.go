@@ -180,7 +180,7 @@ func TestAnswersControl(t *testing.T) {
 		t.Fatal(got)
 	}
 	streams := seqpacket.NewStreams()
-	defer listen(streams, f)()
+	defer (&worker{functions: f}).listen(streams)()
 	client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs, err := seqpacket.StreamPair()
 		if err != nil {

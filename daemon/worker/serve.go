@@ -15,7 +15,6 @@ import (
 
 	"github.com/sandboxd/sandboxd/internal/exit"
 	"github.com/sandboxd/sandboxd/invoke"
-	"github.com/sandboxd/sandboxd/lambda/sigv4"
 	"github.com/sandboxd/sandboxd/rapid"
 )
 
@@ -33,7 +32,7 @@ func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 		OnError:      func(err error) { w.log.WithError(err).Error("request failed") },
 	}
 	if c.Control {
-		defer w.serveAPI(&config, l)()
+		defer w.serveAPI(&config)()
 	}
 	server := invoke.New(config)
 	ctx, cancel := context.WithCancel(ctx)
@@ -72,19 +71,12 @@ func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 	return errors.Join(errs...)
 }
 
-// serveAPI changes the configuration of the server on l to that of an endpoint of many
+// serveAPI changes the configuration of a server to that of an endpoint of many
 // functions: callers sign their requests, and the control process answers those that are no
 // invocations. The function that it returns releases what that holds.
-func (w *worker) serveAPI(config *invoke.Config, l net.Listener) (release func()) {
-	a := &authorizer{
-		scope:  sigv4.Scope{Region: w.config.Region, Service: "lambda"},
-		verify: w.control.verify, now: time.Now,
-	}
-	if addr, ok := l.Addr().(*net.TCPAddr); ok {
-		a.unsigned = w.config.Unsigned && addr.IP.IsLoopback()
-	}
-	passer := newPasser(w.client, a.parse, config.OnError)
-	config.Authorize, config.Pass, config.NoEvents = a.invocation, passer, true
+func (w *worker) serveAPI(config *invoke.Config) (release func()) {
+	passer := newPasser(w.client, w.authorizer.parse, config.OnError)
+	config.Functions, config.Authorize, config.Pass, config.NoEvents = w.counted, w.authorizer.invocation, passer, true
 	config.MaxConns = max(minConns, w.config.Concurrency+minConns/2) // each invocation has one
 	return passer.close
 }

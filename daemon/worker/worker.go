@@ -46,6 +46,10 @@ type worker struct {
 	control   *controlClient // nil without a control process
 	traces    *coldStarts
 	functions *functions
+
+	// Without a control process these are nil.
+	authorizer *authorizer
+	counted    *counted
 }
 
 // IsProcess reports whether this process is a worker: then main must call [Main].
@@ -191,7 +195,8 @@ func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (
 		w.control = newControlClient(w.client, func(err error) { w.log.WithError(err).Error("the control process does not answer a question") })
 		defer w.control.close()
 		w.functions = newFunctions(w, exit.Forced(ctx), w.control)
-		defer listen(w.client.Streams(), w.functions)()
+		w.authorizer, w.counted = newAuthorizer(w.config, endpoint.Addr(), w.control.verify), newCounted(w.functions)
+		defer w.listen(w.client.Streams())()
 	} else {
 		w.functions = newFunctions(w, exit.Forced(ctx), nil)
 	}

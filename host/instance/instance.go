@@ -30,6 +30,8 @@ import (
 const (
 	controlName = "control.sock"    // the worker's
 	factName    = "supervisor.sock" // the supervisor's
+	adminName   = "admin.sock"      // the control process's
+	hostKeyName = "host-key.sock"   // the supervisor's
 )
 
 // idPattern is the form of an instance id, and so of an instance folder's name.
@@ -57,6 +59,33 @@ func (i Info) ControlSocket() string { return filepath.Join(i.Dir, controlName) 
 // FactSocket is the path at which the instance's supervisor answers commands. The file need
 // not exist.
 func (i Info) FactSocket() string { return filepath.Join(i.Dir, factName) }
+
+// AdminSocket is the path at which the instance's control process answers operators. The file
+// need not exist.
+func (i Info) AdminSocket() string { return filepath.Join(i.Dir, adminName) }
+
+// HostKeySocket is the path at which the instance's supervisor is told that the host key was
+// rotated. The file need not exist.
+func (i Info) HostKeySocket() string { return filepath.Join(i.Dir, hostKeyName) }
+
+// Candidates returns the instances under runDir without asking whether they are alive, which
+// takes the right to lock them. Alive is false.
+func Candidates(runDir string) ([]Info, error) {
+	entries, err := os.ReadDir(runDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, e := range entries {
+		if e.IsDir() && idPattern.MatchString(e.Name()) {
+			infos = append(infos, Info{ID: e.Name(), Dir: filepath.Join(runDir, e.Name())})
+		}
+	}
+	return infos, nil
+}
 
 // Acquire makes a new instance under runDir, which is made too if it is missing.
 // Others may pass through the folders and not list them (mode 0711): libcontainer

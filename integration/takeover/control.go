@@ -22,13 +22,17 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 )
 
-// functions is a control process that does what requests say.
+// functions is a control process that does what requests say. With --region the control process
+// is that of sandboxd instead, and only the worker has been taken over.
 type functions struct {
 	host *control.Host
 	mux  http.ServeMux
 }
 
-func openControl(_ context.Context, h *control.Host) (control.API, error) {
+func openControl(ctx context.Context, h *control.Host) (control.API, error) {
+	if h.Config.Region != "" {
+		return control.OpenFunctions(ctx, h)
+	}
 	f := &functions{host: h}
 	if err := os.Mkdir(f.blob(""), 0o700); err != nil && !os.IsExist(err) {
 		return nil, err
@@ -73,6 +77,8 @@ func (f *functions) Environment(_ context.Context, revision uint64) (map[string]
 func (f *functions) Verify(_ context.Context, v message.Verify) (message.Verdict, error) {
 	return message.Verdict{Known: v.AccessKeyID == "known"}, nil
 }
+
+func (f *functions) Operators() http.Handler { return http.NotFoundHandler() }
 
 func (f *functions) Close() error { return nil }
 

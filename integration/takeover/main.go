@@ -45,6 +45,10 @@ func serve(ctx context.Context) error {
 	state, run := flag.String("state-dir", "", ""), flag.String("run-dir", "", "")
 	layers := flag.String("layers", "", "of the runtime python3.11, separated by commas")
 	trees, free := flag.Int64("tree-bytes", 0, ""), flag.Int64("free-bytes", 0, "")
+	region := flag.String("region", "", "of access keys; with it, the control process has not been taken over")
+	unsigned := flag.Bool("unsigned", false, "")
+	group := flag.String("group", "", "of operators")
+	hostKey := flag.String("host-key", "", "")
 	flag.Parse()
 	host, err := daemon.Become(ctx, subid.DefaultIDBase)
 	if err != nil {
@@ -65,7 +69,10 @@ func serve(ctx context.Context) error {
 		},
 		Runtimes:    []daemon.Runtime{{Name: "provided.al2023", Base: rootfs.HostBase}},
 		Concurrency: 4, TreeBytes: *trees, FreeBytes: *free,
-		Control: message.ControlConfig{LogLevel: "debug", LogFormat: "Text"},
+		HostKey: *hostKey, Endpoint: "http://" + l.Addr().String(), Group: *group,
+		Control: message.ControlConfig{
+			LogLevel: "debug", LogFormat: "Text", Region: *region, AccountID: "000000000000", Unsigned: *unsigned, SeriesLimit: 2,
+		},
 	}
 	if *layers != "" {
 		config.Runtimes = append(config.Runtimes, daemon.Runtime{Name: "python3.11", Base: rootfs.HostBase, Layers: strings.Split(*layers, ",")})

@@ -6,7 +6,11 @@ import "os"
 const ControlCommand = "sandboxd-control"
 
 // The descriptors that the control process begins with, beside 0, 1 and 2: LineFD, to the
-// supervisor (internal/registry), and ConfigFD, a file with the ControlConfig.
+// supervisor (internal/registry), ConfigFD, a file with the ControlConfig, and these.
+const (
+	HostKeyFD  = ConfigFD + 1 + iota // a file with the text of the host keys (internal/seal)
+	OperatorFD                       // listens for operators and their commands
+)
 
 // ControlConfig is what the supervisor tells the control process at its start: all that it
 // knows of the host and of the operator's choices.
@@ -16,6 +20,11 @@ type ControlConfig struct {
 
 	LogLevel  string // least level of the daemon's own messages
 	LogFormat string // "Text" or "JSON"
+
+	Start       int       // which control process of this daemon it is, from 1 on
+	FirstKey    AccessKey // an administrator's, to be stored unless there is or was one with its id; may be zero
+	Unsigned    bool      // the worker may accept requests without a signature (--unsigned-loopback)
+	SeriesLimit int       // most functions that have series of their own in the metrics
 
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
@@ -31,4 +40,13 @@ func (c *ControlConfig) File() (*os.File, error) { return writeConfig("control p
 // ReadControlConfig reads what [ControlConfig.File] has written, and closes f.
 func ReadControlConfig(f *os.File) (*ControlConfig, error) {
 	return readConfig[ControlConfig]("control process", f)
+}
+
+// MemoryFile returns an open file in memory with text that a process is to read, at its
+// beginning. The caller closes the file.
+func MemoryFile(name string, text []byte) (*os.File, error) {
+	return memoryFile(name, func(f *os.File) error {
+		_, err := f.Write(text)
+		return err
+	})
 }

@@ -42,6 +42,7 @@ type WorkerConfig struct {
 	Event    string // how the user calls the event on standard input; "" serves
 
 	Revisions []function.Revision // to serve from the start on, one for each function
+	Start     int                 // which worker of this daemon it is, from 1 on
 	Control   bool                // there is a control process, from which the worker learns functions on demand
 	Networks  map[string]isolation.Network
 
@@ -97,19 +98,29 @@ func ReadWorkerConfig(f *os.File) (*WorkerConfig, error) {
 }
 
 // writeConfig returns an open file in memory with the configuration of a process.
-func writeConfig(process string, config any) (_ *os.File, err error) {
-	fd, err := unix.MemfdCreate(process+"-config", unix.MFD_CLOEXEC)
+func writeConfig(process string, config any) (*os.File, error) {
+	return memoryFile(process+"-config", func(f *os.File) error {
+		if err := gob.NewEncoder(f).Encode(config); err != nil {
+			return fmt.Errorf("configuration of the %s: %w", process, err)
+		}
+		return nil
+	})
+}
+
+// memoryFile returns an open file in memory with what write writes, at its beginning.
+func memoryFile(name string, write func(*os.File) error) (_ *os.File, err error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), process+"-config")
+	f := os.NewFile(uintptr(fd), name)
 	defer func() {
 		if err != nil {
 			f.Close()
 		}
 	}()
-	if err := gob.NewEncoder(f).Encode(config); err != nil {
-		return nil, fmt.Errorf("configuration of the %s: %w", process, err)
+	if err := write(f); err != nil {
+		return nil, err
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return f, err

@@ -106,21 +106,43 @@ func Create(path string) error {
 // Rotate puts a new host key before those of a file. What is sealed from now on, by who
 // reads the file again, is sealed with it.
 func Rotate(path string) error {
-	keys, err := read(path)
-	if err != nil {
-		return err
-	}
-	return write(path, append([][]byte{newKey()}, keys...), os.Rename)
+	return change(path, func(keys [][]byte) ([][]byte, error) {
+		return append([][]byte{newKey()}, keys...), nil
+	})
 }
 
-// Retire removes all host keys but the first from a file, when everything is sealed again.
-// What is not can never be read again.
-func Retire(path string) error {
+// Retire removes all host keys but the first from a file, when everything is sealed with it,
+// whose id is given. What is sealed with another one can never be read again. It is an error
+// if the first key is another one by now.
+func Retire(path, first string) error {
+	return change(path, func(keys [][]byte) ([][]byte, error) {
+		r, err := New(keys[0])
+		if err == nil && r.IDs()[0] != first {
+			err = fmt.Errorf("its first key is %s and no longer %s: it was rotated again meanwhile", r.IDs()[0], first)
+		}
+		return keys[:1], err
+	})
+}
+
+// change replaces the keys of a file. Calls at the same time, of other processes too, come one
+// after the other.
+func change(path string, f func([][]byte) ([][]byte, error)) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("host key %s: %w", path, err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("host key %s: lock its folder: %w", path, err)
+	}
 	keys, err := read(path)
 	if err != nil {
 		return err
 	}
-	return write(path, keys[:1], os.Rename)
+	if keys, err = f(keys); err != nil {
+		return fmt.Errorf("host key %s: %w", path, err)
+	}
+	return write(path, keys, os.Rename)
 }
 
 func newKey() []byte {

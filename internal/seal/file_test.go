@@ -54,7 +54,10 @@ func TestFileOfKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Retire(path); err != nil {
+	if err := Retire(path, first.IDs()[0]); err == nil || !strings.Contains(err.Error(), "rotated again") {
+		t.Errorf("retire all but a key that is not the first: %v", err)
+	}
+	if err := Retire(path, both.IDs()[0]); err != nil {
 		t.Fatal(err)
 	}
 	last := parseFile(t, path)

@@ -1,9 +1,8 @@
-// Package access is what the store keeps of access keys, and what their holders may do.
+// Package access keeps access keys in the store, verifies who has signed a request, and says
+// what the holder of a key may do.
 package access
 
 import (
-	"crypto/rand"
-	"encoding/base32"
 	"errors"
 	"fmt"
 	"path"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/seal"
 )
 
@@ -27,52 +27,50 @@ const (
 // Key is an access key as it is stored.
 type Key struct {
 	ID        string
-	Secret    []byte // sealed; see Open
+	Secret    []byte `json:",omitempty"` // sealed, see Open; none if revoked
 	Kind      Kind
 	Functions []string  `json:",omitempty"` // of Invoke keys: patterns of names, with * and ?
 	Created   time.Time // in UTC
 	Revoked   time.Time `json:",omitzero"`
+	Used      string    `json:",omitempty"` // the last day of use, such as 2026-12-01, in UTC
 }
 
 // table is the part of the store that access keys are in.
 const table = "key"
-
-// idPrefix begins the ids of access keys. It tells them apart from those of AWS, which begin
-// with AKIA, for people and for scanners that look for leaked ones.
-const idPrefix = "AKSD"
 
 // maxFunctions bounds the patterns of a key.
 const maxFunctions = 100
 
 // New makes an access key, and tells its secret, which nobody can read afterwards. Functions
 // are for Invoke keys, which need at least one pattern; "*" is all.
-func New(kind Kind, functions []string, now time.Time, ring *seal.Ring) (k Key, secret string, err error) {
+func New(kind Kind, functions []string, now time.Time, ring *seal.Ring) (k Key, _ string, err error) {
+	if err := Check(kind, functions); err != nil {
+		return Key{}, "", err
+	}
+	made := message.NewAccessKey()
+	k = Key{ID: made.ID, Kind: kind, Functions: slices.Clone(functions), Created: now.UTC()}
+	k.Secret, err = ring.Seal([]byte(made.Secret), k.place())
+	return k, made.Secret, err
+}
+
+// Check returns an error if there is no access key of that kind for these functions.
+func Check(kind Kind, functions []string) error {
 	switch {
 	case kind != Admin && kind != Invoke:
-		return Key{}, "", fmt.Errorf("unknown kind of access key %q, use %s or %s", kind, Admin, Invoke)
+		return fmt.Errorf("unknown kind of access key %q, use %s or %s", kind, Admin, Invoke)
 	case kind == Admin && len(functions) > 0:
-		return Key{}, "", fmt.Errorf("an access key of kind %s may do everything; leave out the functions, or use %s", Admin, Invoke)
+		return fmt.Errorf("an access key of kind %s may do everything; leave out the functions, or use %s", Admin, Invoke)
 	case kind == Invoke && len(functions) == 0:
-		return Key{}, "", fmt.Errorf("an access key of kind %s needs the functions that it may invoke, such as *", Invoke)
+		return fmt.Errorf("an access key of kind %s needs the functions that it may invoke, such as *", Invoke)
 	case len(functions) > maxFunctions:
-		return Key{}, "", fmt.Errorf("%d patterns of functions, of at most %d; use * or ? in them", len(functions), maxFunctions)
+		return fmt.Errorf("%d patterns of functions, of at most %d; use * or ? in them", len(functions), maxFunctions)
 	}
 	for _, f := range functions {
 		if err := checkPattern(f); err != nil {
-			return Key{}, "", err
+			return err
 		}
 	}
-	secret = random(25)
-	k = Key{ID: idPrefix + random(10), Kind: kind, Functions: slices.Clone(functions), Created: now.UTC()}
-	k.Secret, err = ring.Seal([]byte(secret), k.place())
-	return k, secret, err
-}
-
-// random returns n random bytes in letters and digits, 8 of them for each 5 bytes.
-func random(n int) string {
-	b := make([]byte, n)
-	rand.Read(b) // never fails
-	return base32.StdEncoding.EncodeToString(b)
+	return nil
 }
 
 func (k Key) place() seal.Place { return seal.Place{Table: table, Key: k.ID} }

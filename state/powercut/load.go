@@ -104,7 +104,7 @@ func (s *stores) rotate(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	return seal.Retire(path)
+	return seal.Retire(path, s.keys.IDs()[0])
 }
 
 // close closes what is open.
