@@ -15,7 +15,7 @@ STAGE := daemon/embedded/sandbox-stage
 STATIC := -ldflags '-s -w -linkmode external -extldflags -static'
 TOOLS := .build/tools
 SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload vm/run-tests)
-FUZZTIME ?= 60s
+FUZZTIME ?= 30s
 # What the end-to-end tests run in sandboxes, built once for all packages.
 PROGRAMS := .build/test-programs
 integration extensions conformance-clients power: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
@@ -138,7 +138,7 @@ audit: build ## compare the posture with other runtimes', as root, and write doc
 	go test -tags seccomp,integration -count 1 -run '^TestAudit$$' ./integration/containment -audit ../../docs/security.md
 
 .PHONY: fuzz
-fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (60s)
+fuzz: $(EMBEDDED) ## run every fuzz target for FUZZTIME (30s)
 	scripts/fuzz.sh $(FUZZTIME)
 
 # The suite mostly waits, so that the fuzzing has the CPU meanwhile.
