@@ -80,6 +80,33 @@ func checkPackageLock(t *testing.T, text string) {
 	}
 }
 
+// What needs a compiler is said before anything is installed.
+func TestCompilerIsNeeded(t *testing.T) {
+	r, err := Find("nodejs20.x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	for _, tt := range []struct {
+		programs []string // that the base has got besides
+		want     string
+	}{
+		{nil, "needs node, npm"},
+		{[]string{"node", "npm", "make", "python3", "tar", "xz"}, "a part of aws-lambda-ric is compiled: making the layer of nodejs20.x needs cmake, g++, autoreconf, libtoolize,"},
+		{[]string{"cmake", "g++", "autoreconf", "libtoolize"}, "needs the header files of Node"},
+	} {
+		for _, name := range tt.programs {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("#!"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := (&node{job: &job{runtime: r}}).prepare(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v, want %q", err, tt.want)
+		}
+	}
+}
+
 func TestPack(t *testing.T) {
 	dir := t.TempDir()
 	for name, mode := range map[string]os.FileMode{"a/b.txt": 0o600, "a/run": 0o700} {

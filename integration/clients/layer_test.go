@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
@@ -85,6 +86,39 @@ def handler(event, context):
 	}
 }
 
+// The times of a zip's files are kept: Python takes the bytecode beside a source for valid only
+// if the source has the time that the bytecode has noted.
+func TestClientPythonBytecode(t *testing.T) {
+	t.Parallel()
+	const source = "def handler(event, context):\n    return %q\n"
+	dir := writeFiles(t, map[string]string{"python/fn.py": fmt.Sprintf(source, "bytecode")})
+	file, when := filepath.Join(dir, "python/fn.py"), time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
+	date := func() {
+		if err := os.Chtimes(file, when, when); err != nil {
+			t.Fatal(err)
+		}
+	}
+	date()
+	runtime := pythonRuntime(t)
+	runIn(t, dir, "/usr/bin/"+runtime, "-m", "py_compile", file)
+	harness.WriteFile(t, file, fmt.Appendf(nil, source, "a source"), 0o644) // of the same size, which is noted too
+	date()
+	var b bytes.Buffer
+	archive := zip.NewWriter(&b)
+	if err := archive.AddFS(os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := archive.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer := filepath.Join(t.TempDir(), "layer.zip")
+	harness.WriteFile(t, layer, b.Bytes(), 0o644)
+	d := harness.Start(t, "--memory=512", "--timeout=30s", "--runtime="+runtime, "--handler=fn.handler", "--layer", layer, clientDir(t, "python"))
+	if a := d.Invoke(map[string]string{}); string(a.Body) != `"bytecode"` {
+		t.Errorf("answer %s", a.Body)
+	}
+}
+
 // A source package is not built: its setup.py would run.
 func TestClientLayerPythonWheelsOnly(t *testing.T) {
 	t.Parallel()
@@ -101,6 +135,21 @@ func TestClientLayerPythonWheelsOnly(t *testing.T) {
 	defer index.Close()
 	lock := writeFiles(t, map[string]string{"requirements.txt": "evil==1.0 --hash=sha256:" + sum + "\n"})
 	wantNoLayer(t, "No matching distribution found for evil==1.0", pythonRuntime(t), "--registry", index.URL, "--lock", lock)
+}
+
+// RIC-03: a package of a handler alone, with a callback, has the SDK by require and by import.
+// scripts/clients.sh has made the layer, since its client takes minutes to compile.
+func TestClientLayerNode(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	runIn(t, "/", "cp", "-r", clientDir(t, "node3"), filepath.Join(layer, "nodejs"))
+	code := writeFiles(t, map[string]string{"index.js": `const {DynamoDBClient} = require('@aws-sdk/client-dynamodb');
+exports.handler = (event, context, callback) => import('@aws-sdk/client-s3').then(({S3Client}) => callback(null, [new DynamoDBClient({}), new S3Client({})].map((c) => c.constructor.name)));
+`})
+	d := harness.Start(t, "--memory=512", "--timeout=30s", "--runtime=nodejs20.x", "--handler=index.handler", "--layer", layer, code)
+	if a := d.Invoke(map[string]string{}); string(a.Body) != `["DynamoDBClient","S3Client"]` {
+		t.Errorf("answer %s", a.Body)
+	}
 }
 
 // RIC-05: a package of a handler alone.

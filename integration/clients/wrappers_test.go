@@ -119,6 +119,18 @@ func TestClientJavaHooks(t *testing.T) {
 	}
 }
 
+// ENV-26: for Java the handler is the last argument, as on Lambda, where wrappers replace it.
+func TestClientWrapperOfJava(t *testing.T) {
+	t.Parallel()
+	layer := t.TempDir()
+	harness.WriteFile(t, filepath.Join(layer, "wrap"), []byte("#!/bin/bash\nexec \"${@//$_HANDLER/Hooks}\"\n"), 0o755)
+	d := harness.Start(t, "--memory=512", "--timeout=60s", "--runtime="+javaRuntime(t), "--handler=Handler", "--layer", layer,
+		"--env=AWS_LAMBDA_EXEC_WRAPPER=/opt/wrap", "--snap-start", clientDir(t, "java"))
+	if a := d.Invoke(map[string]string{}); strings.TrimSpace(string(a.Body)) != `["before","after"]` {
+		t.Errorf("answer %s; want that of Hooks", a.Body)
+	}
+}
+
 // A function of nodejs20.x cannot require an ES module, unless NODE_OPTIONS says so, as on
 // Lambda.
 func TestClientNodeRequireModule(t *testing.T) {
