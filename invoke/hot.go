@@ -2,6 +2,8 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -53,8 +55,9 @@ type hotListener struct {
 	net.Listener
 	conns  *conns
 	server *httpfast.Server
-	header time.Duration // time limit for the head of a request that is not hot
-	write  time.Duration // time limit for a response of net/http itself
+	header time.Duration      // time limit for the head of a request that is not hot
+	write  time.Duration      // time limit for a response of net/http itself
+	tls    func() *tls.Config // of the next connection; nil without TLS
 }
 
 // Accept implements net.Listener.
@@ -64,6 +67,10 @@ func (l *hotListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	c := &conn{Conn: nc, l: l, hot: true, unlimited: true}
+	if l.tls != nil {
+		c.secure = newTLSConn(nc, l.tls(), l.write)
+		c.Conn = c.secure
+	}
 	c.life, c.end = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -79,6 +86,7 @@ type conn struct {
 	served    bool // there has been a hot request
 	unlimited bool // no write deadline is set
 	request   *presence
+	secure    *tlsConn // what Conn is, until the handshake is over; nil without TLS
 }
 
 // Read reads for net/http. It serves hot requests first, and returns the bytes that follow
@@ -86,6 +94,12 @@ type conn struct {
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.hot || len(p) < httpfast.MinRead {
 		return c.Conn.Read(p)
+	}
+	if c.secure != nil {
+		if c.secure.handshake(time.Now().Add(c.l.header)) != nil {
+			return 0, io.EOF // net/http would answer, and could not
+		}
+		c.secure = nil
 	}
 	c.hot = false
 	n, err := c.l.server.Serve(c, p)
@@ -208,6 +222,9 @@ func (p *presence) stop() {
 // hungUp waits until the peer of c has closed the connection, and returns true. It returns
 // false if the peer sends something before, or if the read deadline passes.
 func hungUp(c net.Conn) (gone bool) {
+	if c, ok := c.(*tlsConn); ok {
+		return c.hungUp()
+	}
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return false
