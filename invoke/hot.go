@@ -168,23 +168,38 @@ func (c *conn) Last() bool { return c.l.conns.isDraining() }
 
 // presence is the context of a hot request. It ends when the client disconnects. It watches
 // the client only after the first call of Done, because that takes a goroutine, and most
-// requests are answered before Done is called.
+// requests are answered before Done is called. And it watches only when the request has arrived as
+// a whole: whoever reads the rest of it must not have to wait for the watch.
 type presence struct {
 	context.Context // the connection's
 	conn            net.Conn
-	once            sync.Once
 	watched         atomic.Pointer[context.Context] // nil before the first Done
-	gone            context.CancelFunc              // ends watched
-	stopped         chan struct{}                   // closed when the watching goroutine has returned; nil if there is none
+
+	mu      sync.Mutex
+	arrived bool               // see whole
+	over    bool               // the request is answered
+	gone    context.CancelFunc // ends watched
+	stopped chan struct{}      // closed when the watching goroutine has returned; nil if there is none
 }
 
 // Done implements context.Context.
 func (p *presence) Done() <-chan struct{} {
-	p.once.Do(p.watch)
 	if w := p.watched.Load(); w != nil {
 		return (*w).Done()
 	}
-	return p.Context.Done() // the request is over
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.watched.Load(); w != nil {
+		return (*w).Done()
+	}
+	if p.over {
+		return p.Context.Done()
+	}
+	ctx, gone := context.WithCancel(p.Context)
+	p.gone = gone
+	p.watched.Store(&ctx)
+	p.watch()
+	return ctx.Done()
 }
 
 // Err implements context.Context.
@@ -195,11 +210,21 @@ func (p *presence) Err() error {
 	return p.Context.Err()
 }
 
+// whole records that nothing more of the request is to be read.
+func (p *presence) whole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.arrived = true
+	p.watch()
+}
+
+// watch starts to watch the client, if it is time. The caller holds p.mu.
 func (p *presence) watch() {
-	ctx, gone := context.WithCancel(p.Context)
-	p.watched.Store(&ctx)
-	stopped := make(chan struct{})
-	p.gone, p.stopped = gone, stopped
+	if !p.arrived || p.over || p.gone == nil || p.stopped != nil {
+		return
+	}
+	stopped, gone := make(chan struct{}), p.gone
+	p.stopped = stopped
 	go func() {
 		defer close(stopped)
 		if hungUp(p.conn) {
@@ -211,11 +236,22 @@ func (p *presence) watch() {
 // stop ends the watch, if there is one, after the request is answered. It leaves the
 // connection with a read deadline in the past.
 func (p *presence) stop() {
-	p.once.Do(func() {}) // from here on Done starts no watch
+	p.mu.Lock()
+	p.over = true // from here on no watch begins
+	p.mu.Unlock()
 	if p.stopped != nil {
 		_ = p.conn.SetReadDeadline(time.Unix(1, 0))
 		<-p.stopped
+	}
+	if p.gone != nil {
 		p.gone() // releases the context from that of the connection
+	}
+}
+
+// arrivedWhole tells the context of a request that nothing more of it is to be read.
+func arrivedWhole(ctx context.Context) {
+	if p, ok := ctx.(*presence); ok {
+		p.whole()
 	}
 }
 

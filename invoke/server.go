@@ -239,6 +239,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
+	arrivedWhole(r.Context())
 	if req.kind == dryRun { // INV-02
 		s.buffered.give(held)
 		w.WriteHeader(http.StatusNoContent)

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/sandboxd/sandboxd/rapid"
 )
 
 // overTLS makes every rig serve with TLS, and its clients use it. Only TestOverTLS sets it.
@@ -199,7 +201,7 @@ func TestTLSPresence(t *testing.T) {
 			if err := errors.Join(server.secure.handshake(time.Now().Add(time.Minute)), <-shaken); err != nil {
 				t.Fatal(err)
 			}
-			p := &presence{Context: server.life, conn: server.Conn}
+			p := &presence{Context: server.life, conn: server.Conn, arrived: true}
 			if first {
 				tt.do(peer, server)
 			}
@@ -336,5 +338,42 @@ func TestNewCertificate(t *testing.T) {
 	again.Close()
 	if err := end(); err != nil {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// Whoever authorizes a request may wait for something before the body has come: that holds up
+// nobody who reads the body, and afterwards the end of the client is still seen.
+func TestWaitBeforeTheBody(t *testing.T) {
+	for _, withTLS := range []bool{false, true} {
+		asked, ended := make(chan struct{}), make(chan struct{})
+		answered := make(chan *rapid.Invocation, 1)
+		r := newRig(t, 1, func(ctx context.Context, inv *rapid.Invocation) (*rapid.Result, error) {
+			answered <- inv
+			return &rapid.Result{Payload: inv.Payload, Done: ended}, nil
+		}, func(c *Config) {
+			overTLS = withTLS
+			c.Authorize = func(r *http.Request, _ string) (BodyCheck, error) {
+				select {
+				case asked <- struct{}{}:
+				case <-r.Context().Done():
+					t.Error("the client is taken for gone")
+				}
+				return nil, nil
+			}
+		})
+		overTLS = false
+		addr, end := r.serve()
+		c := r.dial(addr)
+		_, _ = io.WriteString(c, requestHead+"X-Amz-Log-Type: Tail\r\nContent-Length: 2\r\n\r\n")
+		<-asked
+		_, _ = io.WriteString(c, "{}")
+		if inv := <-answered; string(inv.Payload) != "{}" {
+			t.Errorf("%s", inv.Payload)
+		}
+		c.Close() // while the request waits for its tail
+		if err := end(); err != nil {
+			t.Errorf("TLS %v: %v", withTLS, err)
+		}
+		close(ended)
 	}
 }
