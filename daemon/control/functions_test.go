@@ -78,7 +78,7 @@ func (r *root) known() (list []uint64) {
 func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
-	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
+	h.Config = &message.ControlConfig{Unsigned: true, Folder: folder, Region: "us-east-1", AccountID: "123456789012",
 		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
@@ -106,6 +106,7 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		t.Fatal(err)
 	}
 	r := httptest.NewRequest(method, "/2015-03-31/functions"+path, bytes.NewReader(b))
+	r.Header.Set(message.UnsignedHeader, "1")
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, r)
 	if w.Body.Len() > 0 {
