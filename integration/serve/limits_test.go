@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +16,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
@@ -128,22 +131,34 @@ func TestLimitOfRate(t *testing.T) {
 }
 
 // With less free disk than the operator wants, nothing is changed. Functions can be read, invoked and
-// deleted.
+// deleted. When there is room again, all goes on.
 func TestLimitOfDisk(t *testing.T) {
 	f := harness.NewFolders(t)
-	d := serveKeyed(t, f)
-	first := d.first()
-	d.create(d.client(first), "f", "x")
-	if got := invoke(t.Context(), d.client(first), "f"); got != `"x"` {
+	if err := os.MkdirAll(f.State, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", f.State, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256m,mode=755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(f.State, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	d := serveKeyed(t, f, harness.Config(t, "free-space: 128\n"))
+	c := d.impatient(d.first())
+	d.create(d.client(d.first()), "f", "x")
+	if got := invoke(t.Context(), c, "f"); got != `"x"` {
 		t.Fatal(got)
 	}
-	d.Stop()
-	const more = 1 << 30 // MB: more than any disk of a test has
-	d = serveKeyed(t, f, harness.Config(t, fmt.Sprintf("free-space: %d\n", more)))
-	c := d.impatient(first)
-	_, updated := c.UpdateFunctionConfiguration(t.Context(), &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), Timeout: aws.Int32(7)})
+	update := func() error {
+		_, err := c.UpdateFunctionConfiguration(t.Context(), &lambda.UpdateFunctionConfigurationInput{FunctionName: aws.String("f"), Timeout: aws.Int32(7)})
+		return err
+	}
+	filler := filepath.Join(f.State, "filler")
+	harness.WriteFile(t, filler, make([]byte, 160<<20), 0o600)
 	_, created := c.CreateFunction(t.Context(), input(t, "g", "#!/bin/sh\n"))
-	for what, err := range map[string]error{"an update": updated, "a new function": created} {
+	for what, err := range map[string]error{"an update": update(), "a new function": created} {
 		var res *awshttp.ResponseError
 		if code(err) != "ServiceException" || !strings.Contains(err.Error(), "free-space") || !errors.As(err, &res) || res.HTTPStatusCode() != http.StatusServiceUnavailable {
 			t.Errorf("%s: %v", what, err)
@@ -155,10 +170,24 @@ func TestLimitOfDisk(t *testing.T) {
 	if got := d.list(c); got != "" {
 		t.Errorf("list: %s", got)
 	}
-	d.wantMetrics("sandboxd_disk_floor_bytes 1.125899906842624e+15")
+	d.wantMetrics("sandboxd_disk_floor_bytes 1.34217728e+08")
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	harness.WriteFile(t, filler, make([]byte, 160<<20), 0o600)
+	if err := lambda.NewFunctionUpdatedV2Waiter(c).Wait(t.Context(), &lambda.GetFunctionInput{FunctionName: aws.String("f")}, harness.Patience); err != nil {
+		t.Error(err)
+	}
+	if got := invoke(t.Context(), c, "f"); got != `"x"` { // in a new sandbox
+		t.Errorf("invoke after the update: %s", got)
+	}
 	if _, err := c.DeleteFunction(t.Context(), &lambda.DeleteFunctionInput{FunctionName: aws.String("f")}); err != nil {
 		t.Errorf("delete: %v", err)
 	}
+	d.Stop()
 }
 
 // The functions of the host share its sandboxes: the longest idle ones make room, whosever they are,

@@ -27,6 +27,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
+	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 )
@@ -144,6 +145,20 @@ func TestTLS(t *testing.T) {
 		if res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "https://") {
 			t.Errorf("without TLS: %s: %s", res.Status, text)
 		}
+	}
+
+	stream, err := c.InvokeWithResponseStream(t.Context(), &lambda.InvokeWithResponseStreamInput{FunctionName: aws.String("f"), Payload: []byte("{}")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	streamed := ""
+	for e := range stream.GetStream().Events() {
+		if chunk, ok := e.(*types.InvokeWithResponseStreamResponseEventMemberPayloadChunk); ok {
+			streamed += string(chunk.Value.Payload)
+		}
+	}
+	if err := stream.GetStream().Close(); err != nil || streamed != `"x"` {
+		t.Errorf("a stream: %s, %v", streamed, err)
 	}
 
 	var load sync.WaitGroup
