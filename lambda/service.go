@@ -230,6 +230,9 @@ func (s *Service) serve(r *http.Request, audit *Call) (status int, answer any, e
 	if err := d.parameters(input, c.in, path, r); err != nil {
 		return 0, nil, err
 	}
+	if ref, ok := function.ParseReference(c.in.text("FunctionName")); ok { // for callers that may not do it, too
+		audit.ARN = s.arn(ref.Name)
+	}
 	if err := s.permit(c, s.anyARN(c.in)); err != nil {
 		return 0, nil, err
 	}
