@@ -31,9 +31,10 @@ type ServeConfig struct {
 	TreeBytes int64 // most bytes of the extracted code and layers of registered revisions; 0 is no limit
 	FreeBytes int64 // of the disk of StateDir, below which nothing new is extracted
 
-	HostKey  string // file that encrypts secrets in the store; "" is one in StateDir
-	Endpoint string // URL at which clients reach the endpoint, to be told to the operator
-	Group    string // whose members may be operators, beside root
+	HostKey  string       // file that encrypts secrets in the store; "" is one in StateDir
+	KeyPair  KeyPairFiles // of the endpoint
+	Endpoint string       // URL at which clients reach the endpoint, to be told to the operator
+	Group    string       // whose members may be operators, beside root
 
 	// Control is the configuration of the control process. The daemon itself sets Instance,
 	// Folder, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
@@ -70,6 +71,9 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 		return err
 	}
 	defer func() { err = d.closeAfter(ctx, err) }()
+	if d.pairs, err = openKeyPairs(cfg.KeyPair, log); err != nil {
+		return err
+	}
 	d.endpoint = endpoint.file
 	d.concurrency = d.maxServed(cfg.Concurrency)
 	folder, err := d.openControlFolder(func(state string, isNew bool) (rootKeys, error) {
@@ -131,7 +135,7 @@ func (s *services) runWorker(ctx context.Context) error {
 	config := s.d.workerConfig()
 	config.Control = true
 	s.starts.worker++
-	config.Start = s.starts.worker
+	config.Start, config.KeyPair = s.starts.worker, s.d.pairs.newest()
 	return s.d.runWorker(ctx, config, s.std)
 }
 

@@ -16,8 +16,8 @@ import (
 // on 127.0.0.1. SDKs and tools send neither Origin nor Sec-Fetch-Site; browsers send Origin
 // with every POST. A page is allowed only if its origin is this server, addressed by IP
 // address or as localhost: the owner of any other name could let it point to 127.0.0.1 (DNS
-// rebinding).
-func guard(r *http.Request) *refusal {
+// rebinding). scheme is that of the server's URLs.
+func guard(r *http.Request, scheme string) *refusal {
 	origin := r.Header.Values("Origin")
 	site := r.Header.Get("Sec-Fetch-Site")
 	if len(origin) == 0 && (site == "" || site == "none") {
@@ -25,7 +25,7 @@ func guard(r *http.Request) *refusal {
 	}
 	if len(origin) == 1 && (site == "" || site == "same-origin") {
 		u, err := url.Parse(origin[0])
-		if err == nil && u.Scheme == "http" && u.Host == r.Host && isLocalName(u.Hostname()) {
+		if err == nil && u.Scheme == scheme && u.Host == r.Host && isLocalName(u.Hostname()) {
 			return nil
 		}
 	}

@@ -40,7 +40,7 @@ func TestBrowsers(t *testing.T) {
 		if tt.site != "" {
 			r.Header.Set("Sec-Fetch-Site", tt.site)
 		}
-		if got := guard(r) == nil; got != tt.ok {
+		if got := guard(r, "http") == nil; got != tt.ok {
 			t.Errorf("%+v: allowed %v", tt, got)
 		}
 	}

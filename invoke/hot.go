@@ -2,6 +2,8 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -53,8 +55,9 @@ type hotListener struct {
 	net.Listener
 	conns  *conns
 	server *httpfast.Server
-	header time.Duration // time limit for the head of a request that is not hot
-	write  time.Duration // time limit for a response of net/http itself
+	header time.Duration      // time limit for the head of a request that is not hot
+	write  time.Duration      // time limit for a response of net/http itself
+	tls    func() *tls.Config // of the next connection; nil without TLS
 }
 
 // Accept implements net.Listener.
@@ -64,6 +67,10 @@ func (l *hotListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	c := &conn{Conn: nc, l: l, hot: true, unlimited: true}
+	if l.tls != nil {
+		c.secure = newTLSConn(nc, l.tls(), l.write)
+		c.Conn = c.secure
+	}
 	c.life, c.end = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -79,6 +86,7 @@ type conn struct {
 	served    bool // there has been a hot request
 	unlimited bool // no write deadline is set
 	request   *presence
+	secure    *tlsConn // what Conn is, until the handshake is over; nil without TLS
 }
 
 // Read reads for net/http. It serves hot requests first, and returns the bytes that follow
@@ -86,6 +94,12 @@ type conn struct {
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.hot || len(p) < httpfast.MinRead {
 		return c.Conn.Read(p)
+	}
+	if c.secure != nil {
+		if c.secure.handshake(time.Now().Add(c.l.header)) != nil {
+			return 0, io.EOF // net/http would answer, and could not
+		}
+		c.secure = nil
 	}
 	c.hot = false
 	n, err := c.l.server.Serve(c, p)
@@ -154,23 +168,38 @@ func (c *conn) Last() bool { return c.l.conns.isDraining() }
 
 // presence is the context of a hot request. It ends when the client disconnects. It watches
 // the client only after the first call of Done, because that takes a goroutine, and most
-// requests are answered before Done is called.
+// requests are answered before Done is called. And it watches only when the request has arrived as
+// a whole: whoever reads the rest of it must not have to wait for the watch.
 type presence struct {
 	context.Context // the connection's
 	conn            net.Conn
-	once            sync.Once
 	watched         atomic.Pointer[context.Context] // nil before the first Done
-	gone            context.CancelFunc              // ends watched
-	stopped         chan struct{}                   // closed when the watching goroutine has returned; nil if there is none
+
+	mu      sync.Mutex
+	arrived bool               // see whole
+	over    bool               // the request is answered
+	gone    context.CancelFunc // ends watched
+	stopped chan struct{}      // closed when the watching goroutine has returned; nil if there is none
 }
 
 // Done implements context.Context.
 func (p *presence) Done() <-chan struct{} {
-	p.once.Do(p.watch)
 	if w := p.watched.Load(); w != nil {
 		return (*w).Done()
 	}
-	return p.Context.Done() // the request is over
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.watched.Load(); w != nil {
+		return (*w).Done()
+	}
+	if p.over {
+		return p.Context.Done()
+	}
+	ctx, gone := context.WithCancel(p.Context)
+	p.gone = gone
+	p.watched.Store(&ctx)
+	p.watch()
+	return ctx.Done()
 }
 
 // Err implements context.Context.
@@ -181,11 +210,21 @@ func (p *presence) Err() error {
 	return p.Context.Err()
 }
 
+// whole records that nothing more of the request is to be read.
+func (p *presence) whole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.arrived = true
+	p.watch()
+}
+
+// watch starts to watch the client, if it is time. The caller holds p.mu.
 func (p *presence) watch() {
-	ctx, gone := context.WithCancel(p.Context)
-	p.watched.Store(&ctx)
-	stopped := make(chan struct{})
-	p.gone, p.stopped = gone, stopped
+	if !p.arrived || p.over || p.gone == nil || p.stopped != nil {
+		return
+	}
+	stopped, gone := make(chan struct{}), p.gone
+	p.stopped = stopped
 	go func() {
 		defer close(stopped)
 		if hungUp(p.conn) {
@@ -197,17 +236,31 @@ func (p *presence) watch() {
 // stop ends the watch, if there is one, after the request is answered. It leaves the
 // connection with a read deadline in the past.
 func (p *presence) stop() {
-	p.once.Do(func() {}) // from here on Done starts no watch
+	p.mu.Lock()
+	p.over = true // from here on no watch begins
+	p.mu.Unlock()
 	if p.stopped != nil {
 		_ = p.conn.SetReadDeadline(time.Unix(1, 0))
 		<-p.stopped
+	}
+	if p.gone != nil {
 		p.gone() // releases the context from that of the connection
+	}
+}
+
+// arrivedWhole tells the context of a request that nothing more of it is to be read.
+func arrivedWhole(ctx context.Context) {
+	if p, ok := ctx.(*presence); ok {
+		p.whole()
 	}
 }
 
 // hungUp waits until the peer of c has closed the connection, and returns true. It returns
 // false if the peer sends something before, or if the read deadline passes.
 func hungUp(c net.Conn) (gone bool) {
+	if c, ok := c.(*tlsConn); ok {
+		return c.hungUp()
+	}
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return false

@@ -195,7 +195,7 @@ func FuzzServing(f *testing.F) {
 		return l.Addr().String()
 	}
 	ours := serve(func(l net.Listener, c *conns) net.Listener {
-		return &hotListener{l, c, &httpfast.Server{Handler: http.HandlerFunc(handlers), Wants: isHot}, time.Minute, time.Minute}
+		return &hotListener{l, c, &httpfast.Server{Handler: http.HandlerFunc(handlers), Wants: isHot}, time.Minute, time.Minute, nil}
 	})
 	theirs := serve(func(l net.Listener, _ *conns) net.Listener { return l })
 	f.Fuzz(func(t *testing.T, b []byte) {

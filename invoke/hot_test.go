@@ -210,7 +210,7 @@ func TestPresence(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := server.(*conn)
-			p := &presence{Context: c.life, conn: c.Conn}
+			p := &presence{Context: c.life, conn: c.Conn, arrived: true}
 			if p.Err() != nil {
 				t.Fatal(p.Err())
 			}

@@ -3,6 +3,7 @@ package invoke
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,13 @@ func (r *rig) dial(addr string) net.Conn {
 	}
 	r.t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second)) // a hang is a failure, not a hung test
+	if r.client != nil && addr != r.http.Listener.Addr().String() {
+		secured := tls.Client(c, r.client)
+		if err := secured.Handshake(); err != nil {
+			r.t.Fatal(err)
+		}
+		return secured
+	}
 	return c
 }
 

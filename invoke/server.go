@@ -12,6 +12,7 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -30,8 +31,11 @@ import (
 // Config configures a server. It must not be changed after New. A zero limit means its
 // default.
 type Config struct {
-	Functions         Functions // runs the invocations; the caller still owns it
-	Region, AccountID string    // in the ARNs of all functions
+	Functions Functions // runs the invocations; the caller still owns it
+	// TLS, if not nil, makes the server expect TLS, with the configuration that it returns for each
+	// connection. See TLSConfig.
+	TLS               func() *tls.Config
+	Region, AccountID string // in the ARNs of all functions
 
 	HeaderTimeout time.Duration // for request line and headers; default 10 s
 	BodyTimeout   time.Duration // for the body; default 60 s
@@ -129,7 +133,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler, hot 
 	}
 	failed := make(chan error, 1)
 	go func() {
-		failed <- srv.Serve(&hotListener{l, conns, &httpfast.Server{Handler: h, Wants: hot}, s.cfg.HeaderTimeout, s.cfg.WriteTimeout})
+		failed <- srv.Serve(&hotListener{l, conns, &httpfast.Server{Handler: h, Wants: hot}, s.cfg.HeaderTimeout, s.cfg.WriteTimeout, s.cfg.TLS})
 	}()
 	select {
 	case err := <-failed:
@@ -189,7 +193,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	op, name, bad := route(r)
 	if bad == errUnknownPath && s.cfg.Pass != nil {
-		if bad = guard(r); bad != nil {
+		if bad = guard(r, s.scheme()); bad != nil {
 			w.Header().Set("X-Amzn-Requestid", newIDs().request)
 			bad.write(w)
 			return
@@ -204,7 +208,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		id = proposed
 	}
 	w.Header().Set("X-Amzn-Requestid", id)
-	if err := guard(r); err != nil {
+	if err := guard(r, s.scheme()); err != nil {
 		err.write(w)
 		return
 	}
@@ -235,6 +239,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
+	arrivedWhole(r.Context())
 	if req.kind == dryRun { // INV-02
 		s.buffered.give(held)
 		w.WriteHeader(http.StatusNoContent)

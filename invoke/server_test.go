@@ -2,6 +2,7 @@ package invoke
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -95,6 +96,8 @@ type rig struct {
 	http *httptest.Server
 	addr string // of the server by Serve, if newStreamRig made it
 
+	client *tls.Config // of clients of the server by Serve; nil without TLS
+
 	mu   sync.Mutex
 	got  []*rapid.Invocation
 	errs []error
@@ -117,6 +120,9 @@ func newRig(t *testing.T, limit int, f function, change func(*Config)) *rig {
 	}}
 	if change != nil {
 		change(&cfg)
+	}
+	if overTLS {
+		r.client = secure(t, &cfg)
 	}
 	r.srv = New(cfg)
 	r.http = httptest.NewServer(r.srv)

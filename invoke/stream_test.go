@@ -52,14 +52,21 @@ func newStreamRig(t *testing.T, timeout time.Duration, handle func(ctx context.C
 // open begins a streaming invocation.
 func (r *rig) open(event string, header ...string) *http.Response {
 	r.t.Helper()
-	req, err := http.NewRequest("POST", "http://"+r.addr+streamPath, strings.NewReader(event))
+	client, scheme := r.http.Client(), "http"
+	if r.client != nil {
+		scheme = "https"
+		transport := &http.Transport{TLSClientConfig: r.client}
+		r.t.Cleanup(transport.CloseIdleConnections)
+		client = &http.Client{Transport: transport}
+	}
+	req, err := http.NewRequest("POST", scheme+"://"+r.addr+streamPath, strings.NewReader(event))
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	res, err := r.http.Client().Do(req)
+	res, err := client.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}

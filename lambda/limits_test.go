@@ -49,6 +49,9 @@ func TestLimitOfCode(t *testing.T) {
 	}
 	f.settled("a")
 	f.create(newFunction("c"))
+	if functions, bytes, err := f.Usage(t.Context()); functions != 3 || bytes != 20 || err != nil {
+		t.Errorf("%d functions, %d bytes, %v", functions, bytes, err)
+	}
 	f.send("DELETE", named("a", "", ""), nil)
 	f.send("DELETE", named("b", "", ""), nil)
 	f.send("DELETE", named("c", "", ""), nil)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -34,6 +33,9 @@ type serveOptions struct {
 	hostKey        string
 	seriesLimit    int // most functions that have series of their own in the metrics
 
+	tls    daemon.KeyPairFiles
+	limits limitOptions
+
 	networks []*namedNetwork
 	runtimes []*daemon.Runtime // nil: what the host has
 }
@@ -55,7 +57,7 @@ var (
 
 // newServeOptions returns options with their defaults.
 func newServeOptions() *serveOptions {
-	return &serveOptions{options: *newOptions(), freeMB: 1 << 10, seriesLimit: 100}
+	return &serveOptions{options: *newOptions(), freeMB: 1 << 10, seriesLimit: 100, limits: newLimitOptions()}
 }
 
 func serveCommand() *cobra.Command {
@@ -120,6 +122,8 @@ func (o *serveOptions) addServeFlags(f *pflag.FlagSet) {
 		f.AddFlag(all.Lookup(name))
 	}
 	cli.Switch(f, &o.unsigned, "unsigned-loopback", "take requests without a signature, from this host only: --listen must be a loopback address")
+	f.StringVar(&o.tls.Certificate, "tls-cert", "", "`FILE` with the certificate of --listen and those of its issuers, in PEM; read again when it changes")
+	f.StringVar(&o.tls.Key, "tls-key", "", "`FILE` of root with the private key of the certificate, in PEM")
 	f.StringVar(&o.hostKey, "host-key", "", "`FILE` with the key that encrypts secrets in the store (default: the systemd credential "+hostKeyCredential+", or host.key below --state-dir)")
 	f.Var(cli.Int(&o.concurrency, 1, function.MaxConcurrency/2, ""), "concurrency", "maximum number of sandboxes of all functions (default: as many as memory allows, up to 1000)")
 }
@@ -131,9 +135,10 @@ func (o *serveOptions) addServeSettings(f *pflag.FlagSet) {
 	for _, name := range sharedSettings {
 		f.AddFlag(all.Lookup(name))
 	}
+	o.limits.add(f)
 	f.Var(cli.IntOrZero(&o.treeMB, 1, 1<<30, " MB"), "extracted-size", "most disk space in MB of the extracted code of functions that are ready to run; 0 is no limit")
 	f.Var(cli.IntOrZero(&o.seriesLimit, 1, 10000, ""), "metrics-functions", "most functions that have series of their own in the metrics; others are in the totals")
-	f.Var(cli.IntOrZero(&o.freeMB, 1, 1<<30, " MB"), "free-space", "disk space in MB that stays free below --state-dir: with less, code is not taken, and functions go on")
+	f.Var(cli.IntOrZero(&o.freeMB, 1, 1<<30, " MB"), "free-space", "disk space in MB that stays free below --state-dir: with less, nothing is changed; functions can be read, deleted and invoked")
 }
 
 // networkName is the form of a network's name: it is part of the id of a subnet.
@@ -183,8 +188,8 @@ func (o *serveOptions) completeServe() error {
 			return fmt.Errorf("--config: runtime %s: rootfs must not be empty", r.Name)
 		}
 	}
-	if host, _, err := net.SplitHostPort(o.listen); o.unsigned && (err != nil || !isLoopback(host)) {
-		return fmt.Errorf("--unsigned-loopback: --listen %s is not a loopback address: everybody who can connect could change functions", o.listen)
+	if err := o.checkEndpoint(); err != nil {
+		return err
 	}
 	if o.runtimes == nil {
 		for _, name := range rootfs.RuntimeNames() {
@@ -197,20 +202,14 @@ func (o *serveOptions) completeServe() error {
 	return o.completeCredentials()
 }
 
-// isLoopback reports whether only this host can connect to the address.
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
-}
-
 // serve runs the daemon until ctx ends.
 func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Streams) (err error) {
 	cfg := daemon.ServeConfig{
 		Config: o.daemonConfig(host), Concurrency: o.concurrency,
 		TreeBytes: int64(o.treeMB) << 20, FreeBytes: int64(o.freeMB) << 20,
 		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID,
-			Unsigned: o.unsigned, SeriesLimit: o.seriesLimit},
-		HostKey: o.hostKeyFile(), Group: admin.DefaultGroup,
+			Unsigned: o.unsigned, SeriesLimit: o.seriesLimit, TLS: o.tls.Key != "", Limits: o.limits.message()},
+		KeyPair: o.tls, HostKey: o.hostKeyFile(), Group: admin.DefaultGroup,
 	}
 	cfg.Networks = []daemon.Network{{Name: isolation.NetworkNone, Network: isolation.Network{Mode: isolation.NetworkNone}}}
 	for _, n := range o.networks {
@@ -223,7 +222,7 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	for _, r := range o.runtimes {
 		cfg.Runtimes = append(cfg.Runtimes, *r)
 	}
-	cfg.Worker.Unsigned = o.unsigned
+	cfg.Worker.Unsigned, cfg.Worker.Memory = o.unsigned, uint64(o.limits.memoryMB)<<20
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
 		return err
@@ -236,7 +235,11 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	if cfg.Listener, err = listen("--listen", o.listen); err != nil {
 		return err
 	}
-	cfg.Endpoint = endpointURL(cfg.Listener.Addr())
+	if err := o.checkListener(cfg.Listener.Addr()); err != nil {
+		cfg.Listener.Close()
+		return err
+	}
+	cfg.Endpoint = o.endpointURL(cfg.Listener.Addr())
 	return daemon.Serve(ctx, cfg, std)
 }
 
@@ -256,9 +259,12 @@ func (o *serveOptions) hostKeyFile() string {
 }
 
 // endpointURL returns the URL at which clients on this host reach a listener.
-func endpointURL(addr net.Addr) string {
+func (o *serveOptions) endpointURL(addr net.Addr) string {
 	if a, ok := addr.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
 		addr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: a.Port}
+	}
+	if o.tls.Key != "" {
+		return "https://" + addr.String()
 	}
 	return "http://" + addr.String()
 }

@@ -73,7 +73,9 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Store: lambda.NewStore(store), Blobs: code{blobs}, Deployer: f.deploy, Sealer: secrets.Sealer{Ring: h.Ring},
 		Region: h.Config.Region, AccountID: h.Config.AccountID, Architecture: architecture,
 		Runtimes: h.Config.Runtimes, Networks: h.Config.Networks,
+		Scheme: scheme(h.Config), Limits: limitsOf(h.Config),
 		Authenticate: f.keys.Authenticate,
+		Room:         func() error { return room(blobs, h.Config.FreeBytes) },
 		Audit: func(c lambda.Call) {
 			audit.Call(c)
 			f.answers.Count(c)
@@ -88,6 +90,7 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Keys: f.keys, Store: store, HostKeys: hostKeys, Audit: audit, Log: h.Log,
 		Start: h.Config.Start, SeriesLimit: h.Config.SeriesLimit,
 		Numbers: h.Numbers, Forget: h.ForgetKey, Uploads: f.service.Uploads,
+		Usage: func(ctx context.Context) (operator.Usage, error) { return f.usage(ctx, blobs) },
 	})
 	f.ended.Go(func() { f.sweep(life, blobs) })
 	return f, nil

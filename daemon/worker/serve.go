@@ -34,9 +34,19 @@ func (w *worker) serve(ctx context.Context, l, web net.Listener) error {
 	if c.Control {
 		defer w.serveAPI(&config)()
 	}
-	server := invoke.New(config)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c.KeyPair != nil {
+		endpoint, err := newCertificates(c.KeyPair)
+		if err != nil {
+			return err
+		}
+		c.KeyPair, config.TLS = nil, endpoint.config.Load
+		go endpoint.keep(ctx, w.client.KeyPair, func(err error) {
+			w.log.WithError(err).Error("the certificate of the endpoint could not be renewed; the one that it has stays")
+		})
+	}
+	server := invoke.New(config)
 	served := make(chan error, 2)
 	running := 1
 	if web != nil {

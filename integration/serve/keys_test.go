@@ -35,11 +35,18 @@ type keyed struct{ *harness.Daemon }
 
 func serveKeyed(t *testing.T, f harness.Folders, args ...string) *keyed {
 	t.Helper()
-	cmd := exec.Command(harness.Sandboxd, append(append([]string{"serve", "--listen=127.0.0.1:0", "--pool=0"}, f.Flags()...), args...)...)
-	d := &harness.Daemon{Daemon: testdaemon.NewDaemon(cmd, f.Folders), T: t, Folders: f}
-	d.Run()
+	d := launchServe(t, f, append([]string{"--listen=127.0.0.1:0"}, args...)...)
 	d.Listening()
 	return &keyed{d}
+}
+
+// launchServe starts `sandboxd serve`, which may fail.
+func launchServe(t *testing.T, f harness.Folders, args ...string) *harness.Daemon {
+	t.Helper()
+	cmd := exec.Command(harness.Sandboxd, append(append([]string{"serve", "--pool=0"}, f.Flags()...), args...)...)
+	d := &harness.Daemon{Daemon: testdaemon.NewDaemon(cmd, f.Folders), T: t, Folders: f}
+	d.Run()
+	return d
 }
 
 // accessKey is an access key with its secret.

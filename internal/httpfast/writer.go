@@ -64,7 +64,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 // WriteChunk sends parts as one chunk of an answer that was flushed, with one system call
-// and no copy.
+// and no copy. A connection that must copy has a method WriteBuffers.
 func (w *Writer) WriteChunk(parts ...[]byte) error {
 	size := 0
 	for _, p := range parts {
@@ -77,7 +77,11 @@ func (w *Writer) WriteChunk(parts ...[]byte) error {
 	vector := make(net.Buffers, 0, 8)
 	vector = append(vector, append(strconv.AppendInt(head[:0], int64(size), 16), crlf...))
 	vector = append(append(vector, parts...), crlf)
-	_, w.err = vector.WriteTo(w.conn)
+	if c, ok := w.conn.(interface{ WriteBuffers(net.Buffers) error }); ok {
+		w.err = c.WriteBuffers(vector)
+	} else {
+		_, w.err = vector.WriteTo(w.conn)
+	}
 	return w.err
 }
 

@@ -25,12 +25,23 @@ type ControlConfig struct {
 	FirstKey    AccessKey // an administrator's, to be stored unless there is or was one with its id; may be zero
 	Unsigned    bool      // the worker may accept requests without a signature (--unsigned-loopback)
 	SeriesLimit int       // most functions that have series of their own in the metrics
+	TLS         bool      // clients reach the endpoint with https
+	Limits      Limits
 
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same
 	Profiles          []string // of system calls, the same
 	FreeBytes         int64    // of the disk, below which nothing more is stored
+}
+
+// Limits are what clients may use together. Zero values mean the defaults of package lambda.
+type Limits struct {
+	Functions int     // that exist
+	CodeBytes int64   // of the code of all functions
+	Uploads   int     // at once
+	Rate      float64 // requests to the API a second, of one access key
+	Burst     int     // the same at once
 }
 
 // File returns an open file in memory with the configuration, for the control process's

@@ -62,8 +62,9 @@ type WorkerConfig struct {
 	IdleTimeout, DrainTimeout time.Duration
 
 	// Only with Control.
-	Memory   uint64 // bytes of all sandboxes together, as their functions may use them; 0 is the host's memory
-	Unsigned bool   // requests without a signature are accepted on loopback (--unsigned-loopback)
+	Memory   uint64   // bytes of all sandboxes together, as their functions may use them; 0 is the host's memory
+	Unsigned bool     // requests without a signature are accepted on loopback (--unsigned-loopback)
+	KeyPair  *KeyPair // of the endpoint, which has TLS then; nil without TLS
 }
 
 // Credentials are what functions get as AWS_ACCESS_KEY_ID and so on (ENV-02). Empty ones

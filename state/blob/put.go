@@ -141,13 +141,22 @@ func fill(r io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// space checks that n more bytes leave enough of the disk.
-func (s *Store) space(n int64) error {
+// Free returns how many bytes of the disk are free for this process.
+func (s *Store) Free() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(s.dir.Fd()), &st); err != nil {
-		return fmt.Errorf("see how much space is left: %w", err)
+		return 0, fmt.Errorf("see how much space is left: %w", err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free-n < s.options.Floor {
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// space checks that n more bytes leave enough of the disk.
+func (s *Store) space(n int64) error {
+	free, err := s.Free()
+	if err != nil {
+		return err
+	}
+	if free-n < s.options.Floor {
 		return fmt.Errorf("store a blob: %w: %d bytes are free, at least %d more are to be written, and %d must stay free; free space on the disk of the state folder", ErrNoSpace, free, n, s.options.Floor)
 	}
 	return nil

@@ -114,6 +114,16 @@ func (c *Client) Retire(ctx context.Context, revision uint64) error {
 	return err
 }
 
+// KeyPair returns the endpoint's current key pair, or nil if its number is the one given.
+func (c *Client) KeyPair(ctx context.Context, number uint64) (*message.KeyPair, error) {
+	a, err := c.call(ctx, request{op: opKeyPair, value: number})
+	if err != nil || len(a.files) == 0 {
+		return nil, err
+	}
+	closeAll(a.files[1:])
+	return message.ReadKeyPair(a.files[0])
+}
+
 // Streams returns the listener of the connections that the control process opens to the
 // worker: the same one for every call. The client closes it when Gone is closed.
 func (c *Client) Streams() net.Listener { return c.conns }

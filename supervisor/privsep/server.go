@@ -71,6 +71,9 @@ type Config struct {
 	// Retire ends the revision with that number, which the worker chooses. It is nil if the
 	// worker may not end revisions.
 	Retire func(revision uint64) error
+	// KeyPair returns a file with the endpoint's current key pair (message.KeyPair), or nil if its
+	// number is the one given. It is nil if the endpoint has no TLS.
+	KeyPair func(number uint64) (*os.File, error)
 	// OnError, if not nil, receives the errors of sandboxes that could not be removed after
 	// the worker had closed the connection.
 	OnError func(error)
@@ -318,6 +321,18 @@ func (s *Server) begin(r request, files []*os.File) error {
 	return nil
 }
 
+// keyPair returns the file of the key pair, or none.
+func (s *Server) keyPair(number uint64) ([]*os.File, error) {
+	if s.cfg.KeyPair == nil {
+		return nil, errors.ErrUnsupported
+	}
+	f, err := s.cfg.KeyPair(number)
+	if f == nil {
+		return nil, err
+	}
+	return []*os.File{f}, err
+}
+
 // answer sends the answer to the request id with files, which it closes.
 func (s *Server) answer(id uint32, a reply, files []*os.File) {
 	defer closeAll(files)
@@ -383,6 +398,8 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		if s.cfg.Retire != nil {
 			err = s.cfg.Retire(r.value)
 		}
+	case opKeyPair:
+		give, err = s.keyPair(r.value)
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}

@@ -61,6 +61,12 @@ var (
 	secretsDesc  = describeSeries("secrets_unreadable", "Secrets in the store that could not be decrypted when this process started.")
 	startsDesc   = describeSeries("process_starts_total", "How often a process of this daemon was started.", "process")
 	uploadsDesc  = describeSeries("uploads", "Uploads of code.", "state")
+	functionDesc = describeSeries("functions", "Functions that exist.")
+	maxFunctions = describeSeries("functions_limit", "Most functions that may exist.")
+	codeDesc     = describeSeries("code_bytes", "Bytes of the code of all functions, as it was uploaded.")
+	maxCode      = describeSeries("code_limit_bytes", "Most bytes of the code of all functions.")
+	freeDesc     = describeSeries("disk_free_bytes", "Free bytes of the disk of the state folder.")
+	floorDesc    = describeSeries("disk_floor_bytes", "Free bytes of the disk below which nothing is changed.")
 	workerDesc   = describeSeries("worker_up", "Whether the worker answers; without it, its series are missing.")
 	sandboxDesc  = describeSeries("sandboxes", "Sandboxes.", "state")
 	memoryDesc   = describeSeries("sandbox_memory_bytes", "Memory that the functions of all sandboxes may use.")
@@ -118,6 +124,16 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		running, waiting := c.cfg.Uploads()
 		gauge(uploadsDesc, float64(running), "running")
 		gauge(uploadsDesc, float64(waiting), "waiting")
+	}
+	if c.cfg.Usage != nil {
+		if u, err := c.cfg.Usage(ctx); err == nil {
+			gauge(functionDesc, float64(u.Functions))
+			gauge(maxFunctions, float64(u.MaxFunctions))
+			gauge(codeDesc, float64(u.CodeBytes))
+			gauge(maxCode, float64(u.MaxCodeBytes))
+			gauge(freeDesc, float64(u.DiskFree))
+			gauge(floorDesc, float64(u.DiskFloor))
+		}
 	}
 	n, err := c.cfg.Numbers(ctx, c.cfg.SeriesLimit)
 	if err != nil {

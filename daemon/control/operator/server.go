@@ -21,7 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/state"
 )
 
-// Config configures a [Server]. All fields but Uploads must be set.
+// Config configures a [Server]. All fields but Uploads and Usage must be set.
 type Config struct {
 	Keys     *access.Keys
 	Store    Store
@@ -40,6 +40,15 @@ type Config struct {
 	Forget func(ctx context.Context, id string) error
 	// Uploads returns how many uploads are under way, and how many wait.
 	Uploads func() (running, waiting int)
+	// Usage returns what of the limits is used.
+	Usage func(context.Context) (Usage, error)
+}
+
+// Usage is what clients use together, and the most that they may.
+type Usage struct {
+	Functions, MaxFunctions int
+	CodeBytes, MaxCodeBytes int64
+	DiskFree, DiskFloor     int64 // bytes; with less free than DiskFloor nothing is changed
 }
 
 // Store is what the metrics tell of a store.
