@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -183,8 +182,8 @@ func (o *serveOptions) completeServe() error {
 			return fmt.Errorf("--config: runtime %s: rootfs must not be empty", r.Name)
 		}
 	}
-	if host, _, err := net.SplitHostPort(o.listen); o.unsigned && (err != nil || !isLoopback(host)) {
-		return fmt.Errorf("--unsigned-loopback: --listen %s is not a loopback address: everybody who can connect could change functions", o.listen)
+	if err := o.checkEndpoint(); err != nil {
+		return err
 	}
 	if o.runtimes == nil {
 		for _, name := range rootfs.RuntimeNames() {
@@ -197,15 +196,9 @@ func (o *serveOptions) completeServe() error {
 	return o.completeCredentials()
 }
 
-// isLoopback reports whether only this host can connect to the address.
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
-}
-
-// serve runs the daemon until ctx ends.
-func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Streams) (err error) {
-	cfg := daemon.ServeConfig{
+// serveConfig returns the configuration of the daemon, but for its listener.
+func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err error) {
+	cfg = daemon.ServeConfig{
 		Config: o.daemonConfig(host), Concurrency: o.concurrency,
 		TreeBytes: int64(o.treeMB) << 20, FreeBytes: int64(o.freeMB) << 20,
 		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID,
@@ -226,14 +219,25 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	cfg.Worker.Unsigned = o.unsigned
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
-		return err
+		return cfg, err
 	}
 	if cfg.HostKey != "" { // 'key rotate-host' is told of it, which may run elsewhere
-		if cfg.HostKey, err = filepath.Abs(cfg.HostKey); err != nil {
-			return err
-		}
+		cfg.HostKey, err = filepath.Abs(cfg.HostKey)
+	}
+	return cfg, err
+}
+
+// serve runs the daemon until ctx ends.
+func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Streams) error {
+	cfg, err := o.serveConfig(host)
+	if err != nil {
+		return err
 	}
 	if cfg.Listener, err = listen("--listen", o.listen); err != nil {
+		return err
+	}
+	if err := o.checkListener(cfg.Listener.Addr()); err != nil {
+		cfg.Listener.Close()
 		return err
 	}
 	cfg.Endpoint = endpointURL(cfg.Listener.Addr())
