@@ -68,7 +68,7 @@ var allowed = map[string]arrows{
 		"rapid":            "flags name the ways to initialize",
 		"rootfs":           "flags name code, layers and base",
 		"rootfs/store":     "prune collects",
-		"host/subid":       "", "internal/seal": "", "internal/runfolder": "",
+		"host/subid":       "", "internal/failpoint": "", "internal/runfolder": "", "internal/seal": "",
 	},
 
 	// The root side.
@@ -123,7 +123,7 @@ var allowed = map[string]arrows{
 		"lambda":        "environments",
 		"lambda/access": "secrets of access keys",
 		"state":         "keeps them in a store",
-		"internal/seal": "",
+		"internal/seal": "", "internal/failpoint": "",
 	},
 	"daemon/admin": {
 		"function":        "reports name functions",

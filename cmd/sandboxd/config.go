@@ -189,7 +189,7 @@ func applyKey(key string, value *yaml.Node, flags, settings *pflag.FlagSet) erro
 		return nil // the command line wins
 	}
 	if flag == nil {
-		return errors.New("unknown key; keys are the names of run's flags, and the settings that 'sandboxd run --help' lists")
+		return errors.New("unknown key; keys are the names of the command's flags, and what its --help lists")
 	}
 	list, err := scalars(value, flag.Value)
 	if err != nil {

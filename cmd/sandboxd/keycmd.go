@@ -16,6 +16,7 @@ import (
 
 	"github.com/sandboxd/sandboxd/daemon/admin"
 	"github.com/sandboxd/sandboxd/internal/cli"
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/internal/seal"
 )
 
@@ -227,28 +228,41 @@ func rotateHostKey(ctx context.Context, w io.Writer, o *admin.Operators) error {
 			return err
 		}
 		ring, err := seal.Parse(text)
-		if err == nil {
-			first = ring.IDs()[0]
+		if err != nil {
+			return err
 		}
-		return err
+		first = ring.IDs()[0]
+		failpoint.Pass(failpoint.HostKeyAdded)
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	has, err := o.HostKeys(ctx)
 	switch {
-	case err != nil:
-	case len(has.IDs) == 0 || has.IDs[0] != first:
-		err = errors.New("the daemon has another host key: it was rotated again meanwhile")
-	case has.Error != "":
-		err = errors.New(has.Error)
+	case err == nil:
+		err = confirmHostKey(ctx, o, first)
+	case first == "": // nothing was changed
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("the new host key is in %s, but the old one is still needed: %w; then run this command again", file, err)
 	}
+	failpoint.Pass(failpoint.HostKeyUnneeded)
 	if err := seal.Retire(file, first); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(w, "%s has a new host key, %s; nothing is encrypted with the old one any more\n", file, first)
 	return err
+}
+
+// confirmHostKey returns nil if a daemon says that all of its secrets are encrypted with the host
+// key of that id.
+func confirmHostKey(ctx context.Context, o *admin.Operators, id string) error {
+	has, err := o.HostKeys(ctx)
+	switch {
+	case err != nil:
+		return err
+	case len(has.IDs) == 0 || has.IDs[0] != id:
+		return errors.New("the daemon has another host key: it was rotated again meanwhile")
+	case has.Error != "":
+		return errors.New(has.Error)
+	}
+	return nil
 }

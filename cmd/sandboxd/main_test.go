@@ -95,6 +95,12 @@ func TestUsageErrors(t *testing.T) {
 		"empty state folder":     {[]string{"run", "--state-dir", "", "x"}, "must not be empty"},
 		"long run folder":        {[]string{"run", "--run-dir", strings.Repeat("/x", 60), "x"}, "at most 80 bytes"},
 		"inspect nothing":        {[]string{"inspect"}, "sandboxd ps"},
+		"serve something":        {[]string{"serve", "x"}, "takes no argument"},
+		"serve for strangers":    {[]string{"serve", "--listen", ":9000"}, "not a loopback address"},
+		"revoke nothing":         {[]string{"key", "revoke"}, "'sandboxd key list'"},
+		"revoke two keys":        {[]string{"key", "revoke", "a", "b"}, "the id of one access key"},
+		"a key for everybody":    {[]string{"key", "create", "x"}, "takes no argument"},
+		"keys of no daemon":      {[]string{"key", "list", "--run-dir", "/nonexistent"}, "no daemon runs 'sandboxd serve' with --run-dir /nonexistent"},
 		"ps of something":        {[]string{"ps", "x"}, "takes no argument"},
 		"layer of nothing":       {[]string{"layer"}, "takes one RUNTIME"},
 		"layer of two":           {[]string{"layer", "python3.11", "java17"}, "takes one RUNTIME"},
@@ -117,7 +123,8 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}, {"layer", "--help"}} {
+	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}, {"layer", "--help"},
+		{"key", "--help"}, {"key", "create", "--help"}, {"key", "list", "--help"}, {"key", "revoke", "--help"}, {"key", "rotate-host", "--help"}} {
 		code, stdout, stderr := command(t, cmd...)
 		if code != exit.OK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {
 			t.Errorf("%v: exit code %d, stderr %q, stdout without examples or exit codes:\n%s", cmd, code, stderr, stdout)

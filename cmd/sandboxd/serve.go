@@ -202,9 +202,9 @@ func (o *serveOptions) completeServe() error {
 	return o.completeCredentials()
 }
 
-// serve runs the daemon until ctx ends.
-func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Streams) (err error) {
-	cfg := daemon.ServeConfig{
+// serveConfig returns the configuration of the daemon, but for its listener.
+func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err error) {
+	cfg = daemon.ServeConfig{
 		Config: o.daemonConfig(host), Concurrency: o.concurrency,
 		TreeBytes: int64(o.treeMB) << 20, FreeBytes: int64(o.freeMB) << 20,
 		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID,
@@ -225,12 +225,19 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	cfg.Worker.Unsigned, cfg.Worker.Memory = o.unsigned, uint64(o.limits.memoryMB)<<20
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
-		return err
+		return cfg, err
 	}
 	if cfg.HostKey != "" { // 'key rotate-host' is told of it, which may run elsewhere
-		if cfg.HostKey, err = filepath.Abs(cfg.HostKey); err != nil {
-			return err
-		}
+		cfg.HostKey, err = filepath.Abs(cfg.HostKey)
+	}
+	return cfg, err
+}
+
+// serve runs the daemon until ctx ends.
+func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Streams) error {
+	cfg, err := o.serveConfig(host)
+	if err != nil {
+		return err
 	}
 	if cfg.Listener, err = listen("--listen", o.listen); err != nil {
 		return err

@@ -77,7 +77,7 @@ func clear(f harness.Faults, t *testing.T) {
 // the names of the points. The other one has, so the test can see them.
 func TestReleaseHasNoFailPoints(t *testing.T) {
 	words := []string{failpoint.Variable, string(failpoint.WorkerStarted)}
-	for _, p := range slices.Concat(failpoint.Steps, failpoint.StoreSteps) {
+	for _, p := range slices.Concat(failpoint.Steps, failpoint.StoreSteps, failpoint.RotationSteps) {
 		if strings.Contains(string(p), "-") { // "idle" may be anybody's
 			words = append(words, string(p))
 		}

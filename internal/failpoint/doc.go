@@ -63,6 +63,16 @@ const (
 // entry of the store.
 var StoreSteps = []Point{ZipStaged, EntryPublished, EntryClaimed, EntrySetAside, EntryHalfRemoved}
 
+// The steps of a rotation of the host key, in their order.
+const (
+	HostKeyAdded    Point = "host-key-added"    // the file has both keys, and the daemon was not told
+	HalfResealed    Point = "half-resealed"     // some rows of the store are encrypted with the new key
+	HostKeyUnneeded Point = "host-key-unneeded" // all rows are, and the file still has the old key
+)
+
+// RotationSteps are the points at which a process may be killed that takes part in a rotation.
+var RotationSteps = []Point{HostKeyAdded, HalfResealed, HostKeyUnneeded}
+
 // What is done with [Do]: a step that can fail, or be forgotten.
 const (
 	RemoveCgroup Point = "remove-cgroup" // rmdir of one cgroup folder of a sandbox

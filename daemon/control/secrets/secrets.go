@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sandboxd/sandboxd/internal/failpoint"
 	"github.com/sandboxd/sandboxd/internal/seal"
 	"github.com/sandboxd/sandboxd/lambda"
 	"github.com/sandboxd/sandboxd/lambda/access"
@@ -69,6 +70,7 @@ func Reseal(ctx context.Context, store *state.Store, ring *seal.Ring) (Result, e
 			if after, more, err = resealPage(ctx, store, ring, rows, after, &all); err != nil {
 				return all, fmt.Errorf("encrypt the secrets in the store again: %w", err)
 			}
+			failpoint.Pass(failpoint.HalfResealed)
 		}
 	}
 	return all, nil
