@@ -21,6 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
 	"github.com/sandboxd/sandboxd/internal/seal"
+	"github.com/sandboxd/sandboxd/lambda"
 )
 
 // root plays root for functions: it wants the file of each tree once.
@@ -114,6 +115,13 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		}
 	}
 	return w.Code, answer
+}
+
+// The worker passes requests for code without a signature of the client.
+func TestCodePath(t *testing.T) {
+	if message.CodePath != lambda.CodePath {
+		t.Errorf("the worker knows %s, the API makes URLs of %s", message.CodePath, lambda.CodePath)
+	}
 }
 
 // settled waits until no change of the function is on its way.
