@@ -35,11 +35,7 @@ type keyed struct{ *harness.Daemon }
 
 func serveKeyed(t *testing.T, f harness.Folders, args ...string) *keyed {
 	t.Helper()
-	cmd := exec.Command(harness.Sandboxd, append(append([]string{"serve", "--listen=127.0.0.1:0", "--pool=0"}, f.Flags()...), args...)...)
-	d := &harness.Daemon{Daemon: testdaemon.NewDaemon(cmd, f.Folders), T: t, Folders: f}
-	d.Run()
-	d.Listening()
-	return &keyed{d}
+	return &keyed{harness.Serve(t, f, args...)}
 }
 
 // accessKey is an access key with its secret.
