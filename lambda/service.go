@@ -187,7 +187,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		e := failed(err)
-		if e.cause != nil {
+		if e.cause != nil && r.Context().Err() == nil { // else the client has gone
 			s.cfg.OnError(fmt.Errorf("request %s, %s: %w", audit.RequestID, audit.Action, e.cause))
 		}
 		audit.Status, audit.Type = e.Status, e.Type
