@@ -42,8 +42,9 @@ build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo,sqlite_omit_load_extension -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
-demo: build ## run a function and an extension, show their isolation, check that nothing is left
+demo: build ## run a function and an extension, show their isolation; serve functions; check that nothing is left
 	@scripts/demo.sh
+	@scripts/demo-serve.sh
 
 TEST_PARTS := lint unit race integration conformance-clients extensions wire vm-test demo bench-quick
 
