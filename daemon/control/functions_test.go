@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,6 +255,13 @@ func TestFunctionsRefused(t *testing.T) {
 			t.Errorf("%v: an invocation gets %v", c.refuse, err)
 		}
 		r.refuse = nil
+	}
+	r.refuse = fmt.Errorf("%w: less than is kept free", syscall.ENOSPC)
+	if status, answer := f.call(t, "POST", "", definition("full", zipOf(t, "full"))); status != http.StatusServiceUnavailable || answer["Message"] != "The disk of this server has no room for more code." {
+		t.Errorf("without room: %d %v", status, answer)
+	}
+	if _, err := f.Resolve(t.Context(), "f0", ""); !isFault(err, http.StatusServiceUnavailable, "ServiceException") {
+		t.Errorf("without room: an invocation gets %v", err)
 	}
 	r.refuse = message.ErrTooMany
 	var fault *message.Fault

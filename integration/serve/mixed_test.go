@@ -446,6 +446,7 @@ func (m *mixed) storm(what string, kill func()) {
 	m.t.Helper()
 	m.storms.Add(1)
 	kill()
+	m.flush()
 	m.storms.Add(1)
 	m.after(what)
 }
@@ -454,6 +455,13 @@ func (m *mixed) storm(what string, kill func()) {
 func (m *mixed) note(format string, args ...any) {
 	m.t.Helper()
 	m.t.Logf("%v: %s", time.Since(m.began).Round(time.Millisecond), fmt.Sprintf(format, args...))
+}
+
+// flush waits for some answers. A request that came when all was mended may still get the error
+// of one that was before it: it waits for the same sandbox.
+func (m *mixed) flush() {
+	m.t.Helper()
+	m.progress(12, 0)
 }
 
 // after wants that the load goes on.
@@ -556,6 +564,7 @@ func (m *mixed) fullDisk(d *keyed, disk string) {
 		m.t.Fatal(err)
 	}
 	m.usable(d)
+	m.flush()
 	m.disk.Store(enough)
 }
 
