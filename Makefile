@@ -189,9 +189,9 @@ power: tools build ## cut the power of the store's disk 200 times, kill its proc
 	POWER_CUTS=200 POWER_KILLS=500 POWER_DAMAGES=400 $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/power.json -- -tags seccomp,integration -count 1 -timeout 60m -v -p 1 ./internal/forgetfs ./state/blob ./state/powercut
 
 # A round takes about half a minute on an idle machine.
-SERVE_ROUNDS ?= 100
+SERVE_ROUNDS ?= 60
 .PHONY: serve-load
-serve-load: tools build ## rounds of deaths and full disks while 24 functions are invoked and changed; SERVE_ROUNDS (100)
+serve-load: tools build ## rounds of deaths and full disks while 24 functions are invoked and changed; SERVE_ROUNDS (60)
 	scripts/test-programs.sh $(PROGRAMS) fail-points
 	SERVE_ROUNDS=$(SERVE_ROUNDS) $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/serve.json -- -tags seccomp,integration -count 1 -timeout 85m -v -run '^TestMixedLoad$$' ./integration/serve
 
