@@ -424,8 +424,8 @@ func TestAudit(t *testing.T) {
 		{call("GET", functions, "", nil), Call{Status: 403, Type: "MissingAuthenticationTokenException"}},
 		{call("POST", functions, "k", bytes.NewReader(b)), Call{Key: "AKID", Action: "lambda:CreateFunction", ARN: ownARN + "f", Status: 201}},
 		{call("GET", named("none", "", ""), "k", nil), Call{Key: "AKID", Action: "lambda:GetFunction", ARN: ownARN + "none", Status: 404, Type: missing}},
-		{call("DELETE", named("f", "", ""), "k", nil), Call{Key: "AKID", Action: "lambda:DeleteFunction", Status: 403, Type: "AccessDeniedException"}},
-		{call("DELETE", named("none", "", ""), "k", nil), Call{Key: "AKID", Action: "lambda:DeleteFunction", Status: 403, Type: "AccessDeniedException"}},
+		{call("DELETE", named("f", "", ""), "k", nil), Call{Key: "AKID", Action: "lambda:DeleteFunction", ARN: ownARN + "f", Status: 403, Type: "AccessDeniedException"}},
+		{call("DELETE", named("none", "", ""), "k", nil), Call{Key: "AKID", Action: "lambda:DeleteFunction", ARN: ownARN + "none", Status: 403, Type: "AccessDeniedException"}},
 		{call("GET", "/none", "k", nil), Call{Key: "AKID", Status: 404, Type: "UnknownOperationException"}},
 	} {
 		got := <-f.calls

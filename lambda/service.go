@@ -230,7 +230,9 @@ func (s *Service) serve(r *http.Request, audit *Call) (status int, answer any, e
 	if err := d.parameters(input, c.in, path, r); err != nil {
 		return 0, nil, err
 	}
-	if err := s.permit(c, s.anyARN(c.in)); err != nil {
+	arn := s.anyARN(c.in)
+	if err := s.permit(c, arn); err != nil {
+		audit.ARN = arn // what was refused is told to the operator, and to nobody else
 		return 0, nil, err
 	}
 	if c.changes && s.cfg.Room != nil {

@@ -23,6 +23,14 @@ const (
 	Freeze = "freeze, until all is frozen"
 	Thaw   = "thaw"
 	Lives  = "sandboxes created and destroyed a second"
+
+	WarmSmall   = "warm invocation, event of 1 KB"
+	WarmLarge   = "warm invocation, event and answer of 6 MB"
+	Start       = "start, until the API answers"
+	Page        = "a page of ListFunctions, 50 functions"
+	AllMemory   = "memory of all processes of serve (PSS)"
+	InTurn      = "warm invocation, every 5 ms"
+	Unavailable = "until callers are answered again"
 )
 
 // Whom it is measured of.
@@ -50,6 +58,21 @@ const (
 	CrunConfined = "crun run, same filter, tmpfs /tmp"
 	Library      = "libcontainer alone, as runc run"
 	Least        = "libcontainer alone, the least there is"
+
+	Run   = "sandboxd run"
+	Serve = "sandboxd serve, signed"
+
+	ServeAdmin = "sandboxd serve, signed by an administrator"
+
+	NoFunctions      = "no function"
+	FewFunctions     = "100 functions"
+	ManyFunctions    = "10,000 functions"
+	OneFunction      = "one function"
+	HundredFunctions = "100 functions in turn"
+
+	PlainStart  = "a plain start"
+	ControlDies = "the control process is killed"
+	WorkerDies  = "the worker is killed"
 )
 
 // Units.

@@ -1,5 +1,5 @@
 // Package result holds what the benchmark has measured, judges it by the targets P1 to
-// P9, and writes the page of the documentation. It measures nothing.
+// P16, and writes the page of the documentation. It measures nothing.
 package result
 
 import (

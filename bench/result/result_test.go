@@ -18,6 +18,7 @@ func good() *Results {
 	add := func(what, unit string, values map[string]float64) {
 		for _, subject := range []string{
 			Floor, Sandboxd, NoLinger, Pooled, Unpooled, Runc, Crun, Tenth, Last, "10", Most, InitHandlers, Daemon, Kernel, WholeHost,
+			Run, Serve, ServeAdmin, NoFunctions, FewFunctions, ManyFunctions, OneFunction, HundredFunctions, PlainStart, ControlDies, WorkerDies,
 		} {
 			if v, ok := values[subject]; ok {
 				for n := range 3 {
@@ -30,7 +31,7 @@ func good() *Results {
 	add(WarmSpaced, MS, map[string]float64{Floor: 0.5, Sandboxd: 0.8})
 	add(WarmRate, PerSecond, map[string]float64{Floor: 2000, Sandboxd: 1800})
 	add(ColdMain, MS, map[string]float64{Floor: 2, Pooled: 3, Unpooled: 20})
-	add(ColdTotal, MS, map[string]float64{Floor: 6, Pooled: 8, Unpooled: 28})
+	add(ColdTotal, MS, map[string]float64{Floor: 6, Pooled: 8, Unpooled: 28, Run: 28, Serve: 30})
 	for _, v := range []float64{10, 10, 10} {
 		r.Add(ColdNext, Floor, MS, v)
 		r.Add(ColdNext, Pooled, MS, v+2)
@@ -45,6 +46,13 @@ func good() *Results {
 	add(OnlyOne, MS, map[string]float64{"10": 1, Most: 1})
 	add(IdleCPU, Percent, map[string]float64{Sandboxd: 0.1})
 	add(FirstByte, MS, map[string]float64{Floor: 0.5, Sandboxd: 1})
+	add(WarmSmall, MS, map[string]float64{Run: 0.5, Serve: 0.6, ServeAdmin: 0.9})
+	add(WarmLarge, MS, map[string]float64{Run: 90, Serve: 100, ServeAdmin: 100})
+	add(Start, MS, map[string]float64{NoFunctions: 200, ManyFunctions: 300})
+	add(Page, MS, map[string]float64{FewFunctions: 2, ManyFunctions: 3})
+	add(AllMemory, MB, map[string]float64{ManyFunctions: 60})
+	add(InTurn, MS, map[string]float64{OneFunction: 1, HundredFunctions: 1.2})
+	add(Unavailable, MS, map[string]float64{PlainStart: 200, ControlDies: 150, WorkerDies: 250})
 	add(StreamRate, MBPerSecond, map[string]float64{Floor: 500, Sandboxd: 450})
 	r.Finish()
 	return r
@@ -85,10 +93,12 @@ func TestJudge(t *testing.T) {
 		t.Errorf("no results miss %v only", missed)
 	}
 	for id, spoil := range map[string]func(*Results){
-		"P1": func(r *Results) { r.find(ColdNext, Pooled).Quantiles[99] = 18.1 },
-		"P4": func(r *Results) { r.find(WarmRate, Sandboxd).Rounds = []float64{1, 1, 1} },
-		"P6": func(r *Results) { r.find(Lives, Runc).Rounds = []float64{100, 100, 100} },
-		"P7": func(r *Results) { r.find(Memory, Kernel).Quantiles[50] = 1.6 },
+		"P1":  func(r *Results) { r.find(ColdNext, Pooled).Quantiles[99] = 18.1 },
+		"P4":  func(r *Results) { r.find(WarmRate, Sandboxd).Rounds = []float64{1, 1, 1} },
+		"P6":  func(r *Results) { r.find(Lives, Runc).Rounds = []float64{100, 100, 100} },
+		"P12": func(r *Results) { r.find(Start, ManyFunctions).Quantiles[50] = 2001 },
+		"P15": func(r *Results) { r.find(InTurn, HundredFunctions).Quantiles[99] = 4 },
+		"P7":  func(r *Results) { r.find(Memory, Kernel).Quantiles[50] = 1.6 },
 	} {
 		r := good()
 		spoil(r)

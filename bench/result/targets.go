@@ -70,6 +70,11 @@ func quotient(what, subject, what2, subject2 string) (func(*Results) float64, fu
 		}
 }
 
+// quotientOf divides the medians of two subjects.
+func quotientOf(what, subject, other string) func(*Results) float64 {
+	return func(r *Results) float64 { return r.P50(what, subject) / r.P50(what, other) }
+}
+
 // figure writes a number with three digits that mean something.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
@@ -87,7 +92,7 @@ func figure(v float64) string {
 // idleMemory are the parts of what an idle sandbox needs beyond the function's own.
 var idleMemory = []string{InitHandlers, Daemon, Kernel}
 
-// targets of the project, P1 to P9.
+// targets of the project, P1 to P16.
 func targets() []target {
 	creation, creationSeen := quotient(Creation, Last, Creation, Tenth)
 	invocation, invocationSeen := quotient(OneOfMany, Most, OnlyOne, Most)
@@ -130,6 +135,33 @@ func targets() []target {
 		{"P9", "streamed response against the floor", []check{
 			{name: "first byte", wanted: "first byte ≤ 1 ms later", limit: 1, value: beyond(FirstByte, Sandboxd, 50), seen: against(FirstByte, Sandboxd, Floor, 50)},
 			{name: "speed", wanted: "100 MB at ≥ 0.7 ×", least: true, limit: 0.7, ratio: true, value: ratioOf(StreamRate, Sandboxd, Floor), seen: against(StreamRate, Sandboxd, Floor, 50)},
+		}},
+		{"P10", "warm invocation of `serve`, signed, against `run`", []check{
+			{name: "1 KB", wanted: "1 KB ≤ 1.3 ×", limit: 1.3, value: ratioOf(WarmSmall, Serve, Run), seen: against(WarmSmall, Serve, Run, 50)},
+			{name: "6 MB", wanted: "6 MB ≤ 1.5 ×", limit: 1.5, value: ratioOf(WarmLarge, Serve, Run), seen: against(WarmLarge, Serve, Run, 50)},
+		}},
+		{"P11", "cold start of `serve`, a function's first invocation, against `run`", []check{
+			{wanted: "≤ 1.3 ×", limit: 1.3, value: quotientOf(ColdTotal, Serve, Run), seen: against(ColdTotal, Serve, Run, 50)},
+		}},
+		{"P12", "start of `serve` with 10,000 functions, against one with none", []check{
+			{wanted: "≤ 10 ×", limit: 10, value: quotientOf(Start, ManyFunctions, NoFunctions), seen: against(Start, ManyFunctions, NoFunctions, 50)},
+		}},
+		{"P13", "a page of ListFunctions at 10,000 functions, against one at 100", []check{
+			{wanted: "≤ 2 ×", limit: 2, value: quotientOf(Page, ManyFunctions, FewFunctions), seen: against(Page, ManyFunctions, FewFunctions, 50)},
+		}},
+		{"P14", "memory of all processes of `serve` with 10,000 functions of 2 KiB", []check{
+			{wanted: "≤ 256 MB", limit: 256, value: func(r *Results) float64 { return r.P50(AllMemory, ManyFunctions) }, seen: alone(AllMemory, ManyFunctions)},
+		}},
+		{"P15", "100 warm functions in turn, against one at the same rate", []check{
+			{wanted: "≤ 2 × p99", limit: 2, value: func(r *Results) float64 {
+				return r.Quantile(InTurn, HundredFunctions, 99) / r.Quantile(InTurn, OneFunction, 99)
+			}, seen: func(r *Results) string {
+				return fmt.Sprintf("%s ms; one function %s ms", figure(r.Quantile(InTurn, HundredFunctions, 99)), figure(r.Quantile(InTurn, OneFunction, 99)))
+			}},
+		}},
+		{"P16", "until callers are answered after a death, against a plain start", []check{
+			{name: "control", wanted: "control process ≤ 2 ×", limit: 2, value: quotientOf(Unavailable, ControlDies, PlainStart), seen: against(Unavailable, ControlDies, PlainStart, 50)},
+			{name: "worker", wanted: "worker ≤ 2 ×", limit: 2, value: quotientOf(Unavailable, WorkerDies, PlainStart), seen: against(Unavailable, WorkerDies, PlainStart, 50)},
 		}},
 	}
 }

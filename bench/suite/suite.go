@@ -47,6 +47,9 @@ var experiments = []struct {
 	{"lives", (*suite).lives},
 	{"blanks", (*suite).blanks},
 	{"density", (*suite).density},
+	{"serve", (*suite).serve},
+	{"functions", (*suite).functions},
+	{"deaths", (*suite).deaths},
 }
 
 // Names lists the experiments.

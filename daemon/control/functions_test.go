@@ -35,6 +35,20 @@ type root struct {
 	refuse    error // of Register
 }
 
+// revision returns what was registered under a number.
+func (r *root) revision(number uint64) message.Revision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.revisions[number]
+}
+
+// setRefuse has register refuse with err.
+func (r *root) setRefuse(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refuse = err
+}
+
 func (r *root) register(_ context.Context, form []byte, files []*os.File) (function.Program, uint32, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,7 +94,7 @@ func (r *root) known() (list []uint64) {
 func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
-	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
+	h.Config = &message.ControlConfig{Folder: folder, Unsigned: true, Region: "us-east-1", AccountID: "123456789012",
 		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
@@ -108,6 +122,7 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		t.Fatal(err)
 	}
 	r := httptest.NewRequest(method, "/2015-03-31/functions"+path, bytes.NewReader(b))
+	r.Header.Set(message.UnsignedHeader, "1") // as the worker does
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, r)
 	if w.Body.Len() > 0 {
@@ -174,7 +189,7 @@ func TestFunctions(t *testing.T) {
 		t.Fatalf("%v", c)
 	}
 	first, err := f.Resolve(t.Context(), "hello", "")
-	rev := r.revisions[first.Revision.ID.Number]
+	rev := r.revision(first.Revision.ID.Number)
 	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
 		first.Revision.Program.Bootstrap.Path != "/var/task/bootstrap" || first.Revision.Network != "web" || first.Reserved != -1 {
 		t.Errorf("%+v, %v; root knows %+v", first, err, rev)
@@ -240,35 +255,35 @@ func TestFunctionsRefused(t *testing.T) {
 		{fmt.Errorf("%w: no client is there", message.ErrUnusable), "no client is there", 502, "InvalidRuntimeException"},
 	} {
 		name := fmt.Sprint("f", n)
-		r.refuse = c.refuse
+		r.setRefuse(c.refuse)
 		status, answer := f.call(t, "POST", "", definition(name, zipOf(t, name)))
 		if text := fmt.Sprint(answer["message"], answer["Message"]); status != 400 || !strings.Contains(text, c.text) {
 			t.Errorf("%v: %d %v, want %q", c.refuse, status, answer, c.text)
 		}
-		r.refuse = nil
+		r.setRefuse(nil)
 		if status, answer := f.call(t, "POST", "", definition(name, zipOf(t, name))); status != 201 {
 			t.Fatalf("%d %v", status, answer)
 		}
 		f.settled(t, name)
-		r.refuse = c.refuse
+		r.setRefuse(c.refuse)
 		if _, err := f.Resolve(t.Context(), name, ""); !isFault(err, c.status, c.kind) {
 			t.Errorf("%v: an invocation gets %v", c.refuse, err)
 		}
-		r.refuse = nil
+		r.setRefuse(nil)
 	}
-	r.refuse = fmt.Errorf("%w: less than is kept free", syscall.ENOSPC)
+	r.setRefuse(fmt.Errorf("%w: less than is kept free", syscall.ENOSPC))
 	if status, answer := f.call(t, "POST", "", definition("full", zipOf(t, "full"))); status != http.StatusServiceUnavailable || answer["Message"] != "The disk of this server has no room for more code." {
 		t.Errorf("without room: %d %v", status, answer)
 	}
 	if _, err := f.Resolve(t.Context(), "f0", ""); !isFault(err, http.StatusServiceUnavailable, "ServiceException") {
 		t.Errorf("without room: an invocation gets %v", err)
 	}
-	r.refuse = message.ErrTooMany
+	r.setRefuse(message.ErrTooMany)
 	var fault *message.Fault
 	if _, err := f.Resolve(t.Context(), "f0", ""); err == nil || errors.As(err, &fault) {
 		t.Errorf("what passes: %v, want an error for the log", err)
 	}
-	r.refuse = nil
+	r.setRefuse(nil)
 	f.host.Config.Runtimes = f.host.Config.Runtimes[:1]
 	if _, err := f.Resolve(t.Context(), "f0", ""); !isFault(err, http.StatusBadGateway, "InvalidRuntimeException") || !strings.Contains(err.Error(), "does not have the runtime provided.al2023") {
 		t.Errorf("without its runtime: %v", err)

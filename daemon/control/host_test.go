@@ -46,7 +46,7 @@ func newHost(t *testing.T, cfg registry.Config) *Host {
 	}
 	log := logrus.New()
 	log.SetOutput(t.Output())
-	h := &Host{Config: &message.ControlConfig{}, Log: log, client: client}
+	h := &Host{Config: &message.ControlConfig{}, Log: log, Lines: t.Output(), client: client}
 	t.Cleanup(func() {
 		if h.worker != nil {
 			h.worker.CloseIdleConnections()

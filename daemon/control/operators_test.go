@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,7 +100,8 @@ func TestReadHostKeys(t *testing.T) {
 // Control asks the worker for its numbers, and tells it of revoked keys until that is confirmed
 // or there is no worker.
 func TestHostAsksWorker(t *testing.T) {
-	fails := 2
+	var fails atomic.Int64
+	fails.Store(2)
 	worker := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Host != message.WorkerHost:
@@ -108,8 +110,7 @@ func TestHostAsksWorker(t *testing.T) {
 			io.WriteString(w, `{"Start":3,"Functions":[{"Name":"a"}]}`)
 		case r.URL.Path == message.NumbersPath:
 			w.Write(make([]byte, maxAnswer+1))
-		case r.URL.Path == message.ForgetPath && fails > 0:
-			fails--
+		case r.URL.Path == message.ForgetPath && fails.Add(-1) >= 0:
 			http.Error(w, "busy", http.StatusServiceUnavailable)
 		case r.URL.Path == message.ForgetPath:
 			if text, _ := io.ReadAll(r.Body); string(text) != `{"AccessKeyID":"AKSD"}` {
@@ -120,9 +121,9 @@ func TestHostAsksWorker(t *testing.T) {
 	}))
 	worker.Start()
 	defer worker.Close()
-	there := true
+	var gone atomic.Bool
 	h := newHost(t, registry.Config{Connect: func(context.Context) (*os.File, error) {
-		if !there {
+		if gone.Load() {
 			return nil, message.ErrNoWorker
 		}
 		c, err := net.Dial("tcp", worker.Listener.Addr().String())
@@ -138,17 +139,17 @@ func TestHostAsksWorker(t *testing.T) {
 	if _, err := h.Numbers(t.Context(), 6); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("an answer without end: %v", err)
 	}
-	if err := h.ForgetKey(t.Context(), "AKSD"); err != nil || fails != 0 {
-		t.Errorf("%v after %d refusals", err, fails)
+	if err := h.ForgetKey(t.Context(), "AKSD"); err != nil || fails.Load() != -1 {
+		t.Errorf("%v with %d refusals left", err, fails.Load())
 	}
-	fails = 1 << 30
+	fails.Store(1 << 30)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := h.ForgetKey(ctx, "AKSD"); err == nil || !strings.Contains(err.Error(), "AKSD") {
 		t.Errorf("a worker that does not confirm: %v", err)
 	}
 	h.worker.CloseIdleConnections()
-	there = false
+	gone.Store(true)
 	if err := h.ForgetKey(t.Context(), "AKSD"); err != nil {
 		t.Errorf("without a worker: %v", err)
 	}

@@ -505,7 +505,7 @@ func TestOperatorsGroup(t *testing.T) {
 	}
 	for who, as := range map[string]*syscall.Credential{"a member": member, "another user": other} {
 		for _, name := range []string{"host-key.sock", "supervisor.sock", "control.sock", "admin.sock"} {
-			cmd := exec.Command("python3", "-c", "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])", filepath.Join(f.Run, d.Instance, name))
+			cmd := exec.Command("/usr/bin/perl", "-MSocket", "-e", `socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!\n"`, filepath.Join(f.Run, d.Instance, name))
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 			if out, err := cmd.CombinedOutput(); (err == nil) != (who == "a member" && name == "admin.sock") || err != nil && !bytes.Contains(out, []byte("Permission denied")) {
 				t.Errorf("%s connects to %s: %v: %s", who, name, err, out)
@@ -534,6 +534,7 @@ func TestOperatorsGroup(t *testing.T) {
 func TestVerifyIsNoOracle(t *testing.T) {
 	d := launch(t, harness.NewFolders(t), "--region=us-east-1")
 	d.Listening()
+	d.WaitFor("the control process is ready")
 	k := &keyed{d.Daemon}
 	first := k.first()
 	now := time.Now().UTC()

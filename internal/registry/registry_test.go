@@ -151,9 +151,12 @@ func TestErrorsAndEnd(t *testing.T) {
 
 // Both sides get connections to each other; requests to stop are told from them.
 func TestStreams(t *testing.T) {
-	var mine *os.File
-	s, line := serve(t, Config{Connect: func(context.Context) (f *os.File, err error) {
-		f, mine, err = seqpacket.StreamPair()
+	made := make(chan *os.File, 1)
+	s, line := serve(t, Config{Connect: func(context.Context) (*os.File, error) {
+		f, mine, err := seqpacket.StreamPair()
+		if err == nil {
+			made <- mine
+		}
 		return f, err
 	}}, "")
 	c := client(t, line)
@@ -183,7 +186,7 @@ func TestStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	says(out, file(mine))
+	says(out, file(<-made))
 	ours, theirs, err := seqpacket.StreamPair()
 	if err != nil {
 		t.Fatal(err)

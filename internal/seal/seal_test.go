@@ -32,12 +32,13 @@ func seal(t testing.TB, r *Ring, plain string) []byte {
 
 func TestSealAndOpen(t *testing.T) {
 	r := ring(t, oldKey)
+	// One byte alone is not looked for: by chance it is among the sealed ones.
 	for _, plain := range []string{"", "a", strings.Repeat("secret", 1000)} {
 		sealed := seal(t, r, plain)
 		if got, err := r.Open(sealed, row); err != nil || string(got) != plain {
 			t.Errorf("opened %d bytes, %v; want those that were sealed", len(got), err)
 		}
-		if plain != "" && bytes.Contains(sealed, []byte(plain)) {
+		if len(plain) > 8 && bytes.Contains(sealed, []byte(plain)) {
 			t.Errorf("the sealed value has the plain one: %x", sealed)
 		}
 		if bytes.Equal(sealed, seal(t, r, plain)) {

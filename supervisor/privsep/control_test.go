@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,9 +59,9 @@ func says(t *testing.T, from, to net.Conn) {
 func TestConnections(t *testing.T) {
 	control := seqpacket.NewStreams()
 	defer control.Close()
-	dead := false
+	var dead atomic.Bool
 	s, c := serveControl(t, Config{Connect: func(context.Context) (*os.File, error) {
-		if dead {
+		if dead.Load() {
 			return nil, message.ErrNoControl
 		}
 		ours, theirs, err := seqpacket.StreamPair()
@@ -108,7 +109,7 @@ func TestConnections(t *testing.T) {
 	}
 	<-c.Stops()
 
-	dead = true
+	dead.Store(true)
 	if _, err := c.Connect(t.Context()); !errors.Is(err, message.ErrNoControl) {
 		t.Errorf("without a control process: %v", err)
 	}
@@ -120,9 +121,9 @@ func TestConnections(t *testing.T) {
 
 // The worker ends revisions only where the supervisor lets it.
 func TestRetire(t *testing.T) {
-	var retired []uint64
+	asked := make(chan uint64, 3)
 	_, c := serveControl(t, Config{Retire: func(n uint64) error {
-		retired = append(retired, n)
+		asked <- n
 		if n != 7 {
 			return message.ErrUnknownRevision
 		}
@@ -134,8 +135,8 @@ func TestRetire(t *testing.T) {
 	if err := c.Retire(t.Context(), 1<<63); !errors.Is(err, message.ErrUnknownRevision) {
 		t.Error(err)
 	}
-	if len(retired) != 2 || retired[0] != 7 || retired[1] != 1<<63 {
-		t.Errorf("%d were ended", retired)
+	if a, b := <-asked, <-asked; a != 7 || b != 1<<63 || len(asked) != 0 {
+		t.Errorf("%d and %d were ended, and %d others", a, b, len(asked))
 	}
 	_, alone := serveControl(t, Config{})
 	if err := alone.Retire(t.Context(), 7); !errors.Is(err, errors.ErrUnsupported) {
