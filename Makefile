@@ -18,7 +18,7 @@ SCRIPTS = $(shell git ls-files '*.sh' .ci/run vm/guest/init vm/guest/run-payload
 FUZZTIME ?= 30s
 # What the end-to-end tests run in sandboxes, built once for all packages.
 PROGRAMS := .build/test-programs
-integration extensions conformance-clients power: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
+integration extensions conformance-clients power serve-load: export SANDBOXD_TESTBIN = $(CURDIR)/$(PROGRAMS)
 # Packages whose tests need root have files with this build tag.
 ROOT_PACKAGES = $(shell grep -rl '^//go:build integration' --include='*_test.go' . | xargs -rn1 dirname | sort -u)
 # Where the events of tests are kept for scripts/summary.sh.
@@ -42,8 +42,9 @@ build: setup ## build bin/sandboxd, with the init handler inside
 	CGO_ENABLED=1 go build -trimpath -tags seccomp,netgo,osusergo,sqlite_omit_load_extension -ldflags '-s -w -linkmode external -extldflags -static -X main.version=$(VERSION)' -o bin/sandboxd ./cmd/sandboxd
 
 .PHONY: demo
-demo: build ## run a function and an extension, show their isolation, check that nothing is left
+demo: build ## run a function and an extension, show their isolation; serve functions; check that nothing is left
 	@scripts/demo.sh
+	@scripts/demo-serve.sh
 
 TEST_PARTS := lint unit race integration conformance-clients extensions wire vm-test demo bench-quick
 
@@ -60,7 +61,7 @@ test-long: ## what takes longer than CI has: each part that has no result for th
 	@scripts/test-long.sh missing
 
 # A pattern cannot be .PHONY; no file has such a name.
-test-long-%: ## one part of it: attack, fuzz, ledger, power, soak, vm-plain or vm-systemd
+test-long-%: ## one part of it: attack, fuzz, ledger, power, serve, soak, vm-plain or vm-systemd
 	@scripts/test-long.sh run $*
 
 .PHONY: test-long-page
@@ -186,6 +187,13 @@ ledger: tools build ## 100,000 invocations with mixed outcomes, of which no reco
 power: tools build ## cut the power of the store's disk 200 times, kill its process 500 times, damage its files
 	scripts/test-programs.sh $(PROGRAMS) fail-points
 	POWER_CUTS=200 POWER_KILLS=500 POWER_DAMAGES=400 $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/power.json -- -tags seccomp,integration -count 1 -timeout 60m -v -p 1 ./internal/forgetfs ./state/blob ./state/powercut
+
+# A round takes about half a minute on an idle machine.
+SERVE_ROUNDS ?= 60
+.PHONY: serve-load
+serve-load: tools build ## rounds of deaths and full disks while 24 functions are invoked and changed; SERVE_ROUNDS (60)
+	scripts/test-programs.sh $(PROGRAMS) fail-points
+	SERVE_ROUNDS=$(SERVE_ROUNDS) $(GOTESTSUM) --format standard-verbose --jsonfile $(RESULTS)/serve.json -- -tags seccomp,integration -count 1 -timeout 85m -v -run '^TestMixedLoad$$' ./integration/serve
 
 .PHONY: clean
 clean: ## remove what was built, machine images too

@@ -323,6 +323,7 @@ var allowed = map[string]arrows{
 	"integration":               {},
 	"integration/actor":         {"conformance/actor": "is it, with more operations", "conformance/script": "adds operations"},
 	"integration/audit":         {},
+	"integration/echo":          {},
 	"integration/clients":       {},
 	"integration/clients/go":    {},
 	"integration/clients/webgo": {},

@@ -13,18 +13,18 @@ import (
 	"time"
 )
 
-// The path of URLs from which clients get the code of a function, and how long one works, as
-// those of Lambda.
-const (
-	codePath  = "/code/"
-	codeValid = 10 * time.Minute
-)
+// CodePath begins the path of URLs from which clients get the code of a function. They have a
+// signature of their own, so requests for them are not authenticated.
+const CodePath = "/code/"
+
+// codeValid is how long such a URL works, as on Lambda.
+const codeValid = 10 * time.Minute
 
 // codeURL returns a URL of the code with a digest that works for a while without a signature of
 // the client. It ends to work with this process, too.
 func (s *Service) codeURL(host, digest string) string {
 	until := strconv.FormatInt(s.cfg.Now().Add(codeValid).Unix(), 10)
-	return fmt.Sprintf("%s://%s%s%s?Expires=%s&Signature=%s", s.cfg.Scheme, host, codePath, digest, until, s.sign(digest, until))
+	return fmt.Sprintf("%s://%s%s%s?Expires=%s&Signature=%s", s.cfg.Scheme, host, CodePath, digest, until, s.sign(digest, until))
 }
 
 func (s *Service) sign(digest, until string) string {
@@ -33,13 +33,9 @@ func (s *Service) sign(digest, until string) string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-// Presigned reports whether a request is for a URL that a [Service] made, which works without a
-// signature of the client.
-func Presigned(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, codePath) }
-
 // serveCode answers a request for such a URL, and reports whether it is one.
 func (s *Service) serveCode(w http.ResponseWriter, r *http.Request) bool {
-	digest, ok := strings.CutPrefix(r.URL.Path, codePath)
+	digest, ok := strings.CutPrefix(r.URL.Path, CodePath)
 	if !ok {
 		return false
 	}

@@ -38,7 +38,7 @@ type Config struct {
 	// Authenticate returns who sent a request, or an [*Error]. It may replace the body by one
 	// whose end fails with an [*Error] if the request is not what the caller signed: nothing
 	// is done before the end was read. nil lets everybody do everything. It is not asked about
-	// requests that are [Presigned].
+	// requests below [CodePath].
 	Authenticate func(*http.Request) (Caller, error)
 
 	// Room, if not nil, returns an error while the disk has too little room for changes.
@@ -187,7 +187,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		e := failed(err)
-		if e.cause != nil {
+		if e.cause != nil && r.Context().Err() == nil { // else the client has gone
 			s.cfg.OnError(fmt.Errorf("request %s, %s: %w", audit.RequestID, audit.Action, e.cause))
 		}
 		audit.Status, audit.Type = e.Status, e.Type

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs the official runtime clients and callers of the clients matrix below
-# .build/clients, from the files of integration/clients, all at once. What is there from
-# the same files stays.
+# .build/clients, from the files of integration/clients, all at once, or those named. What is
+# there from the same files stays.
+#
+#   scripts/clients.sh [CLIENT…]
 # shellcheck disable=SC2317 # functions are called by name
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -12,6 +14,7 @@ target=$project/.build/clients
 MAKEFLAGS=-j$(nproc) # aws-lambda-ric compiles curl
 export MAKEFLAGS
 mkdir -p "$target"
+wanted=" $* "
 
 # client NAME SOURCE… -- COMMAND…: has the files of the SOURCE folders in .build/clients/NAME
 # and runs COMMAND there, in the background.
@@ -19,6 +22,7 @@ clients=()
 client() {
 	local name=$1 from=() sum
 	shift
+	[ "$wanted" = "  " ] || [[ $wanted == *" $name "* ]] || return 0
 	while [ "$1" != -- ]; do
 		from+=("$sources/$1")
 		shift

@@ -3,7 +3,8 @@
 # and needs no root when all is there.
 #
 #   scripts/setup.sh build     compiler, libseccomp, Go, and what sandboxd itself calls
-#   scripts/setup.sh test      build, and what the tests run: shellcheck, strace, PostgreSQL
+#   scripts/setup.sh test      build, and what the tests run: shellcheck, strace, PostgreSQL,
+#                              Python and Node for functions
 #   scripts/setup.sh clients   what the official clients are made and run with: Node,
 #                              Python, Java, Ruby, Rust
 #   scripts/setup.sh extensions   what the extensions of others are made and run with:
@@ -98,6 +99,8 @@ build) build ;;
 test)
 	build
 	apt_install shellcheck strace
+	have_command python3 python3
+	have_command node nodejs
 	install_postgresql
 	;;
 clients)

@@ -10,7 +10,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-parts=(attack fuzz ledger power soak vm-plain vm-systemd)
+parts=(attack fuzz ledger power serve soak vm-plain vm-systemd)
 kept=$project/.build/results-long
 longest=$((90 * 60)) # seconds that a part may take
 
@@ -19,6 +19,7 @@ arguments() {
 	case $1 in
 	attack | ledger | power) echo "$1" ;;
 	fuzz) echo "fuzz FUZZTIME=10m" ;;
+	serve) echo "serve-load" ;;
 	soak) echo "soak SOAK_TIMEOUT=85m" ;;
 	vm-plain) echo "vm-test VM_RUN=. VM_TIMEOUT=5100" ;;
 	vm-systemd) echo "vm-test-systemd VM_RUN=. VM_TIMEOUT=5100" ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program
-# and the examples, all static; the daemon whose processes are taken over; and, if asked
+# Builds what the end-to-end tests run in sandboxes: the scripted actor, the audit program,
+# the echo and the examples, all static; the daemon whose processes are taken over; and, if asked
 # for, the builds that have fail-points: of sandboxd, and of the program whose power the
 # tests cut. What is up to date stays.
 #
@@ -11,7 +11,7 @@ dir=$(mkdir -p "${1:?DIR}" && cd "$1" && pwd)
 . "$(dirname "$0")/lib.sh"
 
 CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$dir/" \
-	./integration/actor ./integration/audit ./examples/go-echo ./examples/go-sigterm ./examples/extension-go
+	./integration/actor ./integration/audit ./integration/echo ./examples/go-echo ./examples/go-sigterm ./examples/extension-go
 # The root side of sandboxd, with other unprivileged processes.
 go build -trimpath -ldflags '-s -w' -tags seccomp -o "$dir/" ./integration/takeover
 case ${2:-} in

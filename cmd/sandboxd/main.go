@@ -67,6 +67,7 @@ Exit codes: 0 success; 1 the function failed, a check of doctor failed, or inspe
 configuration, or a feature that the host lacks.`,
 		Example: `  sudo sandboxd run ./function
   sudo sandboxd run --event event.json function.zip
+  sudo sandboxd serve
   sandboxd doctor`,
 		SilenceUsage:  true,
 		SilenceErrors: true,

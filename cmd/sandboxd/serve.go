@@ -66,9 +66,8 @@ func serveCommand() *cobra.Command {
 	o.addServeFlags(flags)
 	o.addServeSettings(settings)
 	cmd := &cobra.Command{
-		Use:    "serve [flags]",
-		Short:  "Serve many functions, which the Lambda API makes",
-		Hidden: true, // until it is whole
+		Use:   "serve [flags]",
+		Short: "Serve many functions, which the Lambda API makes",
 		Long: `serve is a daemon for many functions. They are made, changed and invoked by the Lambda API,
 as with the AWS command line or an SDK whose endpoint is the address of --listen. The
 functions and their code are kept below --state-dir.
@@ -88,7 +87,11 @@ Without networks there is only the loopback. Without runtimes there are those wh
 interpreter the host has.
 
 Keys that only the file of --config has, with their defaults:
-` + describe(settings),
+` + describe(settings) + `
+
+Exit codes: 0 it ended in order, on SIGTERM or SIGINT; 2 an error.`,
+		Example: `  sudo sandboxd serve
+  sudo sandboxd serve --config sandboxd.yaml --state-dir /srv/functions`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.config != "" {

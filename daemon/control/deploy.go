@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
@@ -71,6 +72,9 @@ func unusable(format string, args ...any) error {
 
 // codeError returns err as a *lambda.CodeError if it says that the code cannot be used.
 func codeError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) { // root keeps some of the disk free, too
+		return noRoom()
+	}
 	for fault, kinds := range map[lambda.CodeFault][]error{
 		lambda.NotAZip:      {message.ErrPackage},
 		lambda.TooLarge:     {message.ErrTooLarge},
@@ -98,6 +102,11 @@ func (d *deployer) Release(ctx context.Context, id function.ID) {
 	}
 }
 
+// noRoom refuses what needs disk space that is not there now.
+func noRoom() error {
+	return &lambda.Error{Status: http.StatusServiceUnavailable, Type: "ServiceException", Message: "The disk of this server has no room for more code.", RetryAfter: 10}
+}
+
 // code keeps the code of functions as blobs. It implements lambda.Blobs.
 type code struct{ blobs *blob.Store }
 
@@ -108,7 +117,7 @@ const maxCode = 256 << 20
 func (c code) Put(ctx context.Context, r io.Reader) (lambda.Blob, error) {
 	pin, err := c.blobs.Put(ctx, r, maxCode)
 	if errors.Is(err, blob.ErrNoSpace) {
-		return lambda.Blob{}, &lambda.Error{Status: http.StatusServiceUnavailable, Type: "ServiceException", Message: "The disk of this server has no room for more code.", RetryAfter: 10}
+		return lambda.Blob{}, noRoom()
 	}
 	if err != nil {
 		return lambda.Blob{}, err

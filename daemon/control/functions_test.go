@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
 	"github.com/sandboxd/sandboxd/internal/seal"
+	"github.com/sandboxd/sandboxd/lambda"
 )
 
 // root plays root for functions: it wants the file of each tree once.
@@ -129,6 +131,13 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		}
 	}
 	return w.Code, answer
+}
+
+// The worker passes requests for code without a signature of the client.
+func TestCodePath(t *testing.T) {
+	if message.CodePath != lambda.CodePath {
+		t.Errorf("the worker knows %s, the API makes URLs of %s", message.CodePath, lambda.CodePath)
+	}
 }
 
 // settled waits until no change of the function is on its way.
@@ -261,6 +270,13 @@ func TestFunctionsRefused(t *testing.T) {
 			t.Errorf("%v: an invocation gets %v", c.refuse, err)
 		}
 		r.setRefuse(nil)
+	}
+	r.setRefuse(fmt.Errorf("%w: less than is kept free", syscall.ENOSPC))
+	if status, answer := f.call(t, "POST", "", definition("full", zipOf(t, "full"))); status != http.StatusServiceUnavailable || answer["Message"] != "The disk of this server has no room for more code." {
+		t.Errorf("without room: %d %v", status, answer)
+	}
+	if _, err := f.Resolve(t.Context(), "f0", ""); !isFault(err, http.StatusServiceUnavailable, "ServiceException") {
+		t.Errorf("without room: an invocation gets %v", err)
 	}
 	r.setRefuse(message.ErrTooMany)
 	var fault *message.Fault

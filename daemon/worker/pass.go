@@ -84,7 +84,7 @@ func (p *passer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			delete(r.Header, name)
 		}
 	}
-	if s == nil {
+	if s == nil && !isCode(r) {
 		r.Header.Set(message.UnsignedHeader, "1")
 	}
 	delete(r.Header, "Upgrade") // no operation has another protocol
@@ -100,6 +100,9 @@ func (p *passer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	p.proxy.ServeHTTP(&passedAnswer{w, conn}, r)
 }
+
+// isCode reports whether a request is for a URL that control has made for it.
+func isCode(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, message.CodePath) }
 
 // checkPassed refuses a request that net/http would not pass on as it is.
 func checkPassed(r *http.Request) *invoke.Fault {

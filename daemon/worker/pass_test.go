@@ -117,6 +117,7 @@ func TestPassedAsItIs(t *testing.T) {
 			got{"PUT", "/a", "localhost", "abc", with(http.Header{})}},
 		{"DELETE /a HTTP/1.1\r\nHost: localhost\r\nConnection: X-One, keep-alive\r\nX-One: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: p\r\nUpgrade: h2c\r\nX-Two: 2\r\n\r\n",
 			got{"DELETE", "/a", "localhost", "", with(http.Header{"X-Two": {"2"}})}},
+		{"GET /code/ab?Expires=1&Signature=x HTTP/1.1\r\nHost: evil.example\r\nSandboxd-Unsigned: 7\r\n\r\n", got{"GET", "/code/ab?Expires=1&Signature=x", "evil.example", "", http.Header{}}},
 		{"GET /a HTTP/1.1\r\nHost: localhost\r\nSandboxd-Unsigned: 7\r\nsandboxd-x: 1\r\n\r\n", got{"GET", "/a", "localhost", "", with(http.Header{})}},
 	} {
 		res, _ := send(t, addr, tt.request)
@@ -145,6 +146,7 @@ func TestNotPassed(t *testing.T) {
 		{addr, "GET /switch HTTP/1.1\r\nHost: control.internal\r\n\r\n", 403, "AccessDeniedException"},
 		{addr, "GET /verify HTTP/1.1\r\nHost: CONTROL.internal.:80\r\n\r\n", 403, "AccessDeniedException"},
 		{addr, "GET / HTTP/1.1\r\nHost: worker.internal\r\n\r\n", 403, "AccessDeniedException"},
+		{signed, "GET /code/../verify HTTP/1.1\r\nHost: control.internal\r\n\r\n", 403, "AccessDeniedException"},
 		{addr, "GET http://control.internal/resolve HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "UnknownOperationException"},
 		{addr, "GET //control.internal/resolve HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "UnknownOperationException"},
 		{addr, "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "UnknownOperationException"},

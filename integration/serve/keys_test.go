@@ -35,9 +35,7 @@ type keyed struct{ *harness.Daemon }
 
 func serveKeyed(t *testing.T, f harness.Folders, args ...string) *keyed {
 	t.Helper()
-	d := launchServe(t, f, append([]string{"--listen=127.0.0.1:0"}, args...)...)
-	d.Listening()
-	return &keyed{d}
+	return &keyed{harness.Serve(t, f, args...)}
 }
 
 // launchServe starts `sandboxd serve`, which may fail.

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -151,12 +152,12 @@ func zipOf(t *testing.T, files map[string]string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)
-	for name, content := range files {
+	for _, name := range slices.Sorted(maps.Keys(files)) { // the same files make the same zip
 		h := &zip.FileHeader{Name: name, Method: zip.Deflate}
 		h.SetMode(0o755)
 		f, err := w.CreateHeader(h)
 		if err == nil {
-			_, err = io.WriteString(f, content)
+			_, err = io.WriteString(f, files[name])
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -37,6 +37,10 @@ const (
 	UnsignedHeader = HeaderPrefix + "Unsigned"
 )
 
+// CodePath begins the path of URLs that control makes for clients, with a signature of its own.
+// The worker passes requests for them without one of the client. It is lambda.CodePath.
+const CodePath = "/code/"
+
 // Verify asks whether a signature is that of an access key, and whether the key may do what
 // the request asks for. Without StringToSign and Signature it asks whether there is such a key:
 // clients may sign a body that has not been read yet.

@@ -165,7 +165,12 @@ func (c *parentCgroup) limit(l isolation.Limits, domains int) error {
 	if c.v2 != nil {
 		err = c.v2.Update(resourcesV2(l, domains))
 	} else {
-		err = c.v1.Update(resourcesV1(l, domains))
+		if was.MemoryBytes > 0 && l.MemoryBytes > was.MemoryBytes { // the limit with swap must not be lower at any time
+			err = c.v1.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: &l.MemoryBytes}})
+		}
+		if err == nil {
+			err = c.v1.Update(resourcesV1(l, domains))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("set the limits of %s: %w", c.path, err)

@@ -4,6 +4,9 @@ package runc
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/sandboxd/sandboxd/isolation"
@@ -45,6 +48,33 @@ func TestProcessorsOfASandbox(t *testing.T) {
 		if n != 0 {
 			t.Errorf("processor %d has %d users after the sandbox", cpu, n)
 		}
+	}
+}
+
+// A prewarmed sandbox becomes one of a function with more memory, or with less, and is confined
+// to that memory.
+func TestAssignOtherMemory(t *testing.T) {
+	for _, change := range [][2]int64{{256, 1024}, {1024, 256}} {
+		spec := hostSpec(t, isolation.RuntimeDomain)
+		spec.Limits.MemoryBytes = change[0] << 20
+		b, err := engine.Prepare(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Limits.MemoryBytes = change[1] << 20
+		s, err := b.Assign(t.Context(), spec)
+		if err != nil {
+			t.Fatalf("from %d to %d MB: %v", change[0], change[1], err)
+		}
+		group := s.group
+		file := filepath.Join(group.core, "memory.max")
+		if group.v2 == nil {
+			file = filepath.Join(group.dirV1("memory"), "memory.limit_in_bytes")
+		}
+		if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != fmt.Sprint(change[1]<<20) {
+			t.Errorf("from %d to %d MB: %s has %s, %v", change[0], change[1], file, got, err)
+		}
+		closeSandbox(t, s)
 	}
 }
 
