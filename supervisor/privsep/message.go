@@ -37,6 +37,7 @@ const (
 	opUpstream                // return a socket to a name server of the host; arg is its index, plus streamed for TCP
 	opConnect                 // return a connection to the control process
 	opRetire                  // create no more sandboxes of the revision value, and forget it with its last one
+	opSegment                 // open the segment value of the logs; arg 1 makes or empties it
 	opCancel                  // cancel the request with the id arg; has no answer
 	ops                       // number of operations plus one
 )
@@ -45,7 +46,7 @@ const (
 var domains = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 
 // ofNoSandbox are the operations on no sandbox.
-var ofNoSandbox = []op{opCreate, opRenew, opUpstream, opConnect, opRetire, opCancel}
+var ofNoSandbox = []op{opCreate, opRenew, opUpstream, opConnect, opRetire, opSegment, opCancel}
 
 // Arguments of opUpstream.
 const (
@@ -59,7 +60,7 @@ type request struct {
 	op      op
 	sandbox uint32 // number from the answer to opCreate; 0 if op needs no sandbox
 	arg     uint32
-	value   uint64     // opCreate, opRetire: number of a revision; opAllow: a bit for each service (isolation.Policy.Services)
+	value   uint64     // opCreate, opRetire: number of a revision; opSegment: of a segment; opAllow: a bit for each service (isolation.Policy.Services)
 	addr    netip.Addr // opAllow
 }
 
@@ -88,12 +89,12 @@ func decodeRequest(b []byte, files int) (request, error) {
 		r.addr = netip.AddrFrom16(addr).Unmap()
 	}
 	needsSandbox := !slices.Contains(ofNoSandbox, r.op)
-	needsValue := r.op == opCreate || r.op == opRetire || r.op == opAllow
+	needsValue := r.op == opCreate || r.op == opRetire || r.op == opSegment || r.op == opAllow
 	var ok bool
 	switch r.op {
 	case opStart:
 		ok = r.arg < uint32(len(domains))
-	case opThrottle:
+	case opThrottle, opSegment:
 		ok = r.arg <= 1
 	case opDial:
 		ok = r.arg >= 1 && r.arg <= 65535

@@ -71,6 +71,9 @@ type Config struct {
 	// Retire ends the revision with that number, which the worker chooses. It is nil if the
 	// worker may not end revisions.
 	Retire func(revision uint64) error
+	// Segment opens a segment of the logs by its number, which the worker chooses. If fresh, it
+	// makes or empties it. It is nil if there are none.
+	Segment func(number uint64, fresh bool) (*os.File, error)
 	// OnError, if not nil, receives the errors of sandboxes that could not be removed after
 	// the worker had closed the connection.
 	OnError func(error)
@@ -383,8 +386,22 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		if s.cfg.Retire != nil {
 			err = s.cfg.Retire(r.value)
 		}
+	case opSegment:
+		give, err = s.segment(r)
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}
 	return a, give, err
+}
+
+// segment opens a segment of the logs.
+func (s *Server) segment(r request) ([]*os.File, error) {
+	if s.cfg.Segment == nil {
+		return nil, errors.ErrUnsupported
+	}
+	f, err := s.cfg.Segment(r.value, r.arg == 1)
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
 }
