@@ -96,6 +96,7 @@ type Daemon struct {
 	collector *store.Collector               // of packages; nil before startCollector
 	line      atomic.Pointer[privsep.Server] // serves the worker; nil while there is none
 	registrar *registrar                     // nil unless there is a control process
+	segments  *segments                      // likewise
 	endpoint  func() (*os.File, error)       // returns the socket of the endpoint for a worker
 
 	concurrency int           // most sandboxes at once; set by Line

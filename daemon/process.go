@@ -152,6 +152,9 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	if d.registrar != nil {
 		config.Connect, config.Retire = d.connectControl, d.maker.revisions.retire
 	}
+	if d.segments != nil {
+		config.Segment = d.segments.open
+	}
 	for _, n := range d.cfg.Networks {
 		if n.Mode == isolation.NetworkEgress {
 			config.Upstream = func(ctx context.Context, network string, server int) (net.Conn, error) {

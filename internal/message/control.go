@@ -26,6 +26,7 @@ type ControlConfig struct {
 	Unsigned    bool      // the worker may accept requests without a signature (--unsigned-loopback)
 	SeriesLimit int       // most functions that have series of their own in the metrics
 
+	Endpoint          string // URL at which clients reach the API
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same
