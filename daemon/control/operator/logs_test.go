@@ -76,7 +76,7 @@ func TestCaller(t *testing.T) {
 	})}
 	go server.Serve(l)
 	defer server.Close()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) }}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", path) }}}
 	res, err := client.Get("http://x/")
 	if err != nil {
 		t.Fatal(err)
