@@ -143,7 +143,8 @@ var allowed = map[string]arrows{
 
 	// The data plane.
 	"daemon/worker": {
-		"daemon/admin":         "tells ps the states of sandboxes",
+		"daemon/admin":         "tells ps the states of sandboxes, and reads logs for commands",
+		"daemon/worker/logs":   "keeps what functions log",
 		"fleet":                "has one for each revision",
 		"function":             "makes configurations of settings",
 		"internal/message":     "takes its configuration, and sends revisions",
@@ -158,6 +159,7 @@ var allowed = map[string]arrows{
 		"supervisor/privsep":   "asks root for sandboxes",
 		"host/memory":          "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/filetable": "", "internal/logging": "", "internal/tracing": "",
 	},
+	"daemon/worker/logs": {},
 	"invoke": {
 		"invoke/httpevent": "makes events of HTTP requests, and responses of answers",
 		"rapid":            "invocations and results",

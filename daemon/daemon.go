@@ -97,6 +97,7 @@ type Daemon struct {
 	line      atomic.Pointer[privsep.Server] // serves the worker; nil while there is none
 	registrar *registrar                     // nil unless there is a control process
 	pairs     *keyPairs                      // of the endpoint; nil without TLS
+	segments  *segments                      // likewise
 	endpoint  func() (*os.File, error)       // returns the socket of the endpoint for a worker
 
 	concurrency int           // most sandboxes at once; set by Line

@@ -155,6 +155,9 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	if d.pairs != nil {
 		config.KeyPair = d.pairs.newer
 	}
+	if d.segments != nil {
+		config.Segment = d.segments.open
+	}
 	for _, n := range d.cfg.Networks {
 		if n.Mode == isolation.NetworkEgress {
 			config.Upstream = func(ctx context.Context, network string, server int) (net.Conn, error) {

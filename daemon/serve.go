@@ -35,6 +35,7 @@ type ServeConfig struct {
 	KeyPair  KeyPairFiles // of the endpoint
 	Endpoint string       // URL at which clients reach the endpoint, to be told to the operator
 	Group    string       // whose members may be operators, beside root
+	Logs     message.LogConfig
 
 	// Control is the configuration of the control process. The daemon itself sets Instance,
 	// Folder, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
@@ -83,6 +84,10 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, folder.close()) }()
+	if d.segments, err = openSegments(cfg.StateDir, cfg.Logs); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.segments.close()) }()
 	if d.registrar, err = d.newRegistrar(ctx, cfg); err != nil {
 		return err
 	}
@@ -136,6 +141,10 @@ func (s *services) runWorker(ctx context.Context) error {
 	config.Control = true
 	s.starts.worker++
 	config.Start, config.KeyPair = s.starts.worker, s.d.pairs.newest()
+	var err error
+	if config.Logs, err = s.d.segments.config(); err != nil {
+		return err
+	}
 	return s.d.runWorker(ctx, config, s.std)
 }
 

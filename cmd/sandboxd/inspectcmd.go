@@ -173,7 +173,7 @@ func printPosture(w io.Writer, r postureReport) error {
 // printInspection writes the tables of inspect: processes with their confinement, cgroups
 // with their limits, and open files in memory.
 func printInspection(w io.Writer, i inspection) error {
-	fmt.Fprintf(w, "sandbox %s of function %s, %s, daemon %s\nnetwork: %v\n\n", cli.Printable(i.ID), cli.Printable(i.Function), cli.Printable(i.State), cli.Printable(i.Instance), i.Network)
+	fmt.Fprintf(w, "sandbox %s of function %s, version %s, revision %d, %s, daemon %s\nnetwork: %v\n\n", cli.Printable(i.ID), cli.Printable(i.Function), cli.Printable(i.Version), i.Revision.Number, cli.Printable(i.State), cli.Printable(i.Instance), i.Network)
 	rows := [][]string{{"DOMAIN", "PROCESS", "PID", "INSIDE", "COMMAND", "UID (INSIDE)", "GID (INSIDE)", "OWN NAMESPACES", "CAPABILITIES", "NO_NEW_PRIVS", "SECCOMP", "ROOT"}}
 	for _, p := range i.Processes {
 		rows = append(rows, []string{

@@ -81,7 +81,7 @@ configuration, or a feature that the host lacks.`,
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), serveCommand(), doctorCommand(), psCommand(), inspectCommand(), keyCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
+	root.AddCommand(runCommand(), serveCommand(), doctorCommand(), psCommand(), inspectCommand(), keyCommand(), deployCommand(), logsCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
 	return root
 }
 

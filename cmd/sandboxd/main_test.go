@@ -123,7 +123,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"serve", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}, {"layer", "--help"},
+	for _, cmd := range [][]string{{"--help"}, {"run", "--help"}, {"serve", "--help"}, {"deploy", "--help"}, {"logs", "--help"}, {"doctor", "--help"}, {"ps", "--help"}, {"inspect", "--help"}, {"prune", "--help"}, {"layer", "--help"},
 		{"key", "--help"}, {"key", "create", "--help"}, {"key", "list", "--help"}, {"key", "revoke", "--help"}, {"key", "rotate-host", "--help"}} {
 		code, stdout, stderr := command(t, cmd...)
 		if code != exit.OK || stderr != "" || !strings.Contains(stdout, "Examples:") || !strings.Contains(stdout, "Exit codes:") {

@@ -60,12 +60,12 @@ Exit codes: 0 success; 2 an error, such as a daemon that does not answer.`,
 	return cmd
 }
 
-// printSandboxes writes the table of ps. now is the time that ages are relative to. now is the time that ages are relative to. now is the time that ages are relative to.
+// printSandboxes writes the table of ps. now is the time that ages are relative to.
 func printSandboxes(w io.Writer, list []admin.Sandbox, now time.Time) error {
-	rows := [][]string{{"SANDBOX", "FUNCTION", "STATE", "PIDS", "MEMORY", "AGE", "INVOCATIONS", "INSTANCE"}}
+	rows := [][]string{{"SANDBOX", "FUNCTION", "VERSION", "REVISION", "STATE", "PIDS", "MEMORY", "AGE", "INVOCATIONS", "INSTANCE"}}
 	for _, s := range list {
 		rows = append(rows, []string{
-			cli.Printable(s.ID), cli.Printable(s.Function), cli.Printable(s.State), fmt.Sprint(s.PIDs), cli.Mebibytes(int64(s.MemoryBytes)),
+			cli.Printable(s.ID), cli.Printable(s.Function), cli.Printable(s.Version), fmt.Sprint(s.Revision.Number), cli.Printable(s.State), fmt.Sprint(s.PIDs), cli.Mebibytes(int64(s.MemoryBytes)),
 			now.Sub(s.Created).Truncate(time.Second).String(), fmt.Sprint(s.Invocations), cli.Printable(s.Instance),
 		})
 	}

@@ -32,6 +32,7 @@ type serveOptions struct {
 	unsigned       bool // requests without a signature are taken on loopback
 	hostKey        string
 	seriesLimit    int // most functions that have series of their own in the metrics
+	logs           logOptions
 
 	tls    daemon.KeyPairFiles
 	limits limitOptions
@@ -57,7 +58,7 @@ var (
 
 // newServeOptions returns options with their defaults.
 func newServeOptions() *serveOptions {
-	return &serveOptions{options: *newOptions(), freeMB: 1 << 10, seriesLimit: 100, limits: newLimitOptions()}
+	return &serveOptions{options: *newOptions(), freeMB: 1 << 10, seriesLimit: 100, limits: newLimitOptions(), logs: defaultLogs}
 }
 
 func serveCommand() *cobra.Command {
@@ -140,6 +141,7 @@ func (o *serveOptions) addServeSettings(f *pflag.FlagSet) {
 	}
 	o.limits.add(f)
 	f.Var(cli.IntOrZero(&o.treeMB, 1, 1<<30, " MB"), "extracted-size", "most disk space in MB of the extracted code of functions that are ready to run; 0 is no limit")
+	o.logs.add(f)
 	f.Var(cli.IntOrZero(&o.seriesLimit, 1, 10000, ""), "metrics-functions", "most functions that have series of their own in the metrics; others are in the totals")
 	f.Var(cli.IntOrZero(&o.freeMB, 1, 1<<30, " MB"), "free-space", "disk space in MB that stays free below --state-dir: with less, nothing is changed; functions can be read, deleted and invoked")
 }
@@ -202,6 +204,9 @@ func (o *serveOptions) completeServe() error {
 	if err := o.checkFolders(); err != nil {
 		return err
 	}
+	if o.logs.functionMB > o.logs.totalMB {
+		return fmt.Errorf("--config: log-function-size %d MB exceeds log-size %d MB: lower the one or raise the other", o.logs.functionMB, o.logs.totalMB)
+	}
 	return o.completeCredentials()
 }
 
@@ -212,7 +217,7 @@ func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err 
 		TreeBytes: int64(o.treeMB) << 20, FreeBytes: int64(o.freeMB) << 20,
 		Control: message.ControlConfig{LogLevel: o.logLevel, LogFormat: o.function.LogFormat, Region: o.settings.region, AccountID: o.settings.accountID,
 			Unsigned: o.unsigned, SeriesLimit: o.seriesLimit, TLS: o.tls.Key != "", Limits: o.limits.message()},
-		KeyPair: o.tls, HostKey: o.hostKeyFile(), Group: admin.DefaultGroup,
+		KeyPair: o.tls, HostKey: o.hostKeyFile(), Group: admin.DefaultGroup, Logs: o.logs.config(),
 	}
 	cfg.Networks = []daemon.Network{{Name: isolation.NetworkNone, Network: isolation.Network{Mode: isolation.NetworkNone}}}
 	for _, n := range o.networks {
@@ -250,6 +255,7 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 		return err
 	}
 	cfg.Endpoint = o.endpointURL(cfg.Listener.Addr())
+	cfg.Control.Endpoint = cfg.Endpoint
 	return daemon.Serve(ctx, cfg, std)
 }
 

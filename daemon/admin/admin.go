@@ -86,6 +86,7 @@ func (n Network) String() string {
 // Report is the worker's description of its sandboxes.
 type Report struct {
 	Functions map[uint64]string `json:"functions"` // names, by the numbers of revisions
+	Versions  map[uint64]string `json:"versions"`  // the same
 	Sandboxes []State           `json:"sandboxes"`
 }
 
@@ -103,6 +104,7 @@ type Sandbox struct {
 	Fact
 	Instance    string `json:"instance"` // id of the daemon
 	Function    string `json:"function"`
+	Version     string `json:"version"`
 	State       string `json:"state"`
 	Invocations uint64 `json:"invocations"`
 }

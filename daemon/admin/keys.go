@@ -10,7 +10,16 @@ const (
 	KeysPath     = "/v1/keys"      // GET, answered with a list of Key; POST of NewKey, answered with CreatedKey
 	RevokePath   = "/v1/revoke"    // POST of RevokeKey, answered with Key
 	HostKeysPath = "/v1/host-keys" // GET, answered with HostKeys
+	EndpointPath = "/v1/endpoint"  // GET, answered with Endpoint
+	APIPath      = "/2015-03-31/"  // the Lambda API, without signatures
 )
+
+// Endpoint is where clients reach the Lambda API of a daemon.
+type Endpoint struct {
+	URL      string `json:"url"`
+	Region   string `json:"region"`
+	Unsigned bool   `json:"unsigned,omitempty"` // requests from this host need no signature
+}
 
 // Key describes an access key.
 type Key struct {

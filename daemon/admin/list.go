@@ -109,7 +109,7 @@ func join(instance string, facts []Fact, report Report) (list []Sandbox) {
 		states[s.ID] = s
 	}
 	for _, f := range facts {
-		s := Sandbox{Fact: f, Instance: instance, Function: report.Functions[f.Revision.Number], State: StateUnknown}
+		s := Sandbox{Fact: f, Instance: instance, Function: report.Functions[f.Revision.Number], Version: report.Versions[f.Revision.Number], State: StateUnknown}
 		if st, ok := states[f.ID]; ok {
 			s.State, s.Invocations = st.State, st.Invocations
 			s.Network.LookupsAnswered, s.Network.LookupsRefused = st.LookupsAnswered, st.LookupsRefused

@@ -74,8 +74,13 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Region: h.Config.Region, AccountID: h.Config.AccountID, Architecture: architecture,
 		Runtimes: h.Config.Runtimes, Networks: h.Config.Networks,
 		Scheme: scheme(h.Config), Limits: limitsOf(h.Config),
-		Authenticate: f.keys.Authenticate,
-		Room:         func() error { return room(blobs, h.Config.FreeBytes) },
+		Room: func() error { return room(blobs, h.Config.FreeBytes) },
+		Authenticate: func(r *http.Request) (lambda.Caller, error) {
+			if c, ok := operator.Caller(r); ok {
+				return c, nil
+			}
+			return f.keys.Authenticate(r)
+		},
 		Audit: func(c lambda.Call) {
 			audit.Call(c)
 			f.answers.Count(c)
@@ -91,6 +96,8 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Start: h.Config.Start, SeriesLimit: h.Config.SeriesLimit,
 		Numbers: h.Numbers, Forget: h.ForgetKey, Uploads: f.service.Uploads,
 		Usage: func(ctx context.Context) (operator.Usage, error) { return f.usage(ctx, blobs) },
+		API:   f.service, Known: f.known, Logs: (&logLines{host: h}).read,
+		Endpoint: admin.Endpoint{URL: h.Config.Endpoint, Region: h.Config.Region, Unsigned: h.Config.Unsigned},
 	})
 	f.ended.Go(func() { f.sweep(life, blobs) })
 	return f, nil
@@ -202,6 +209,15 @@ func (f *functions) Resolve(ctx context.Context, name, qualifier string) (messag
 		Revision: function.Revision{ID: rev.ID, Version: rev.Version, ARN: rev.ARN, Settings: rev.Settings, Program: program},
 		Reserved: -1,
 	}, nil
+}
+
+// known reports whether there is a function of that name.
+func (f *functions) known(ctx context.Context, name string) (bool, error) {
+	_, err := f.service.Resolve(ctx, name, "")
+	if e, ok := errors.AsType[*lambda.Error](err); ok {
+		return e.Type != "ResourceNotFoundException", nil
+	}
+	return err == nil, err
 }
 
 // Environment implements [API].

@@ -23,12 +23,15 @@ const (
 // operators answers the operators' socket. The supervisor holds it as well: commands that come
 // while there is no control process wait in it.
 type operators struct {
-	server *server
-	http   *http.Server
+	server   *server
+	http     *http.Server
+	stopping context.Context // ends when the process stops; those who follow logs would not end
+	stop     context.CancelFunc
 }
 
 func newOperators(s *server) *operators {
 	o := &operators{server: s}
+	o.stopping, o.stop = context.WithCancel(context.Background())
 	o.http = &http.Server{
 		Handler: o, ReadTimeout: operatorTime, WriteTimeout: operatorTime, IdleTimeout: operatorTime, MaxHeaderBytes: maxHeader,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -52,6 +55,7 @@ func (o *operators) serve(l net.Listener) error {
 
 // shutdown ends serve. Requests that run have endTime.
 func (o *operators) shutdown() {
+	o.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), endTime)
 	defer cancel()
 	if o.http.Shutdown(ctx) != nil {
@@ -68,6 +72,11 @@ func (o *operators) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case admin.ReadyPath, admin.MetricsPath:
 		patience = 0
+	case admin.LogsPath:
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(o.stopping, cancel)()
+		r = r.WithContext(ctx)
 	}
 	if !o.server.isOpen(r.Context(), patience) {
 		http.Error(w, "not ready: the functions are being opened", http.StatusServiceUnavailable)

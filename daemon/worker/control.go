@@ -163,6 +163,7 @@ func (w *worker) answers() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+message.WorkerHost+message.NumbersPath, w.numbers)
 	mux.HandleFunc("POST "+message.WorkerHost+message.ForgetPath, w.forgetKey)
+	mux.HandleFunc("GET "+message.WorkerHost+message.LogsPath, w.readLogs)
 	mux.HandleFunc("POST "+message.WorkerHost+message.SwitchPath, func(rw http.ResponseWriter, r *http.Request) {
 		var s message.Switch
 		if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(&s); err != nil || s.Name == "" {

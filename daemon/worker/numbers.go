@@ -167,6 +167,9 @@ func (w *worker) numbers(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n := message.Numbers{Start: w.config.Start, Known: len(*w.functions.serving.Load())}
+	if w.logs != nil {
+		n.Logs.Bytes, n.Logs.Dropped = w.logs.Stats()
+	}
 	n.Total, n.Functions = w.counted.numbers(most)
 	for _, s := range w.functions.all() {
 		stats := s.fleet.Stats()

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/sandboxd/sandboxd/daemon/worker/logs"
 	"github.com/sandboxd/sandboxd/fleet"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/isolation"
@@ -36,6 +37,7 @@ type factory struct {
 
 	traces *coldStarts  // nil without --trace-init
 	env    *environment // nil if the revision has its variables
+	logs   *logs.Logs   // nil if its lines go to standard error
 
 	mu   sync.Mutex
 	live map[string]*sandbox // by id
@@ -46,11 +48,13 @@ type factory struct {
 func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials, forced <-chan struct{}, control control) *factory {
 	life := lifeOf(w.config, rev)
 	life.Credentials = credentials
-	life.Sink = newSink(w.stderr, life.Function.LogFormat)
+	if w.logs == nil {
+		life.Sink = newSink(w.stderr, life.Function.LogFormat)
+	}
 	f := &factory{
 		client: w.client, log: w.log, forced: forced,
 		rev: rev, life: life, network: w.config.Networks[rev.Network], strict: w.config.Strict, longInit: longInit(w.config, rev),
-		traces: w.traces, live: map[string]*sandbox{},
+		traces: w.traces, logs: w.logs, live: map[string]*sandbox{},
 	}
 	if control != nil {
 		f.env = newEnvironment(func(ctx context.Context) (map[string]string, error) {
@@ -80,6 +84,7 @@ type sandbox struct {
 	resolver *dns.Resolver // nil without network egress
 	life     *rapid.Sandbox
 	factory  *factory
+	log      *logs.Function // nil if its lines go to standard error
 
 	end   context.CancelFunc // ends the life
 	ready chan struct{}      // closed when it has initialized
@@ -130,6 +135,10 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox,
 		ready: make(chan struct{}), ended: make(chan struct{})}
 	if udp, _ := box.Lookups(); udp != nil {
 		s.resolver = dns.New(dns.Config{Match: f.network.Policy.Match, Open: box.Allow, Dial: f.client.Upstream})
+	}
+	if f.logs != nil {
+		s.log = f.logs.Hold(f.rev.Name)
+		cfg.Sink = &logSink{log: s.log, format: cfg.Function.LogFormat}
 	}
 	cfg.LogStream, cfg.APIAddr = newLogStream(f.rev), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
@@ -268,5 +277,8 @@ func (s *sandbox) Close(ctx context.Context) error {
 	delete(s.factory.live, s.id)
 	s.factory.mu.Unlock()
 	s.factory.env.release()
+	if s.log != nil {
+		s.log.Release()
+	}
 	return errors.Join(errs...)
 }

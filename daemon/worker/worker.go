@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/daemon/admin"
+	"github.com/sandboxd/sandboxd/daemon/worker/logs"
 	"github.com/sandboxd/sandboxd/host/memory"
 	"github.com/sandboxd/sandboxd/internal/confine"
 	"github.com/sandboxd/sandboxd/internal/exit"
@@ -50,6 +51,8 @@ type worker struct {
 	// Without a control process these are nil.
 	authorizer *authorizer
 	counted    *counted
+	logs       *logs.Logs
+	readers    chan struct{} // of logs; its capacity bounds them
 }
 
 // IsProcess reports whether this process is a worker: then main must call [Main].
@@ -104,6 +107,11 @@ func work(stderr *logging.LineWriter) (err error) {
 	sandboxes := message.Sandboxes(w.config.Concurrency)
 	if err := boundWorker(uint64(sandboxes)); err != nil {
 		return err
+	}
+	if w.config.Control {
+		if err := boundLogFiles(); err != nil {
+			return err
+		}
 	}
 	filetable.Grow(filetable.For(sandboxes)) // on failure a later cold start is slower
 	if err := confine.Process(); err != nil {
@@ -194,6 +202,8 @@ func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (
 	if w.config.Control {
 		w.control = newControlClient(w.client, func(err error) { w.log.WithError(err).Error("the control process does not answer a question") })
 		defer w.control.close()
+		w.logs, w.readers = w.openLogs(), make(chan struct{}, maxLogReaders)
+		defer w.logs.Close()
 		w.functions = newFunctions(w, exit.Forced(ctx), w.control)
 		w.authorizer, w.counted = newAuthorizer(w.config, endpoint.Addr(), w.control.verify), newCounted(w.functions)
 		defer w.listen(w.client.Streams())()

@@ -28,6 +28,7 @@ type ControlConfig struct {
 	TLS         bool      // clients reach the endpoint with https
 	Limits      Limits
 
+	Endpoint          string // URL at which clients reach the API
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same

@@ -19,6 +19,7 @@ type Numbers struct {
 	Idle      int    // of these, those that wait for invocations
 	Bytes     uint64 // of memory that the functions of the sandboxes may use
 	Known     int    // functions that the worker knows
+	Logs      LogNumbers
 
 	Total     FunctionNumbers   // of all functions
 	Functions []FunctionNumbers // those invoked within NumbersAge, the last invoked first

@@ -106,6 +106,24 @@ func (c *Client) Connect(ctx context.Context) (net.Conn, error) {
 	return a.conn()
 }
 
+// Segment opens a segment of the logs by its number, from 1 on, to be read, and to be written at
+// its end. If fresh, it is made or emptied.
+func (c *Client) Segment(ctx context.Context, number int, fresh bool) (*os.File, error) {
+	r := request{op: opSegment, value: uint64(number)}
+	if fresh {
+		r.arg = 1
+	}
+	a, err := c.call(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(a.files) != 1 {
+		closeAll(a.files)
+		return nil, errMalformed
+	}
+	return a.files[0], nil
+}
+
 // Retire ends the revision with that number: the supervisor creates no more sandboxes of it,
 // and forgets it when its last sandbox is gone. The error is message.ErrUnknownRevision if it
 // is not registered.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -144,5 +145,34 @@ func TestRetire(t *testing.T) {
 	}
 	if _, err := alone.Connect(t.Context()); !errors.Is(err, message.ErrNoControl) {
 		t.Errorf("where there is no control process: %v", err)
+	}
+}
+
+// The worker gets segments of the logs by their numbers, where there are logs.
+func TestSegment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "segment")
+	_, c := serveControl(t, Config{Segment: func(n uint64, fresh bool) (*os.File, error) {
+		if n != 7 || !fresh {
+			return nil, os.ErrNotExist
+		}
+		return os.Create(path)
+	}})
+	f, err := c.Segment(t.Context(), 7, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("a line\n"); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "a line\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if f, err := c.Segment(t.Context(), 7, false); err == nil {
+		t.Errorf("one that does not exist is %s", f.Name())
+	}
+	_, alone := serveControl(t, Config{})
+	if _, err := alone.Segment(t.Context(), 7, true); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("where there are none: %v", err)
 	}
 }

@@ -38,6 +38,7 @@ const (
 	opConnect                 // return a connection to the control process
 	opRetire                  // create no more sandboxes of the revision value, and forget it with its last one
 	opKeyPair                 // return the endpoint's key pair, in a file, if another than the one of number value is current
+	opSegment                 // open the segment value of the logs; arg 1 makes or empties it
 	opCancel                  // cancel the request with the id arg; has no answer
 	ops                       // number of operations plus one
 )
@@ -46,7 +47,7 @@ const (
 var domains = []string{isolation.RuntimeDomain, isolation.ExtensionDomain}
 
 // ofNoSandbox are the operations on no sandbox.
-var ofNoSandbox = []op{opCreate, opRenew, opUpstream, opConnect, opRetire, opKeyPair, opCancel}
+var ofNoSandbox = []op{opCreate, opRenew, opUpstream, opConnect, opRetire, opKeyPair, opSegment, opCancel}
 
 // Arguments of opUpstream.
 const (
@@ -60,7 +61,7 @@ type request struct {
 	op      op
 	sandbox uint32 // number from the answer to opCreate; 0 if op needs no sandbox
 	arg     uint32
-	value   uint64     // opCreate, opRetire: number of a revision; opKeyPair: of a key pair; opAllow: a bit for each service (isolation.Policy.Services)
+	value   uint64     // opCreate, opRetire: number of a revision; opKeyPair: of a key pair; opSegment: of a segment; opAllow: a bit for each service (isolation.Policy.Services)
 	addr    netip.Addr // opAllow
 }
 
@@ -89,12 +90,12 @@ func decodeRequest(b []byte, files int) (request, error) {
 		r.addr = netip.AddrFrom16(addr).Unmap()
 	}
 	needsSandbox := !slices.Contains(ofNoSandbox, r.op)
-	needsValue := r.op == opCreate || r.op == opRetire || r.op == opKeyPair || r.op == opAllow
+	needsValue := r.op == opCreate || r.op == opRetire || r.op == opKeyPair || r.op == opSegment || r.op == opAllow
 	var ok bool
 	switch r.op {
 	case opStart:
 		ok = r.arg < uint32(len(domains))
-	case opThrottle:
+	case opThrottle, opSegment:
 		ok = r.arg <= 1
 	case opDial:
 		ok = r.arg >= 1 && r.arg <= 65535

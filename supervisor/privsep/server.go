@@ -74,6 +74,9 @@ type Config struct {
 	// KeyPair returns a file with the endpoint's current key pair (message.KeyPair), or nil if its
 	// number is the one given. It is nil if the endpoint has no TLS.
 	KeyPair func(number uint64) (*os.File, error)
+	// Segment opens a segment of the logs by its number, which the worker chooses. If fresh, it
+	// makes or empties it. It is nil if there are none.
+	Segment func(number uint64, fresh bool) (*os.File, error)
 	// OnError, if not nil, receives the errors of sandboxes that could not be removed after
 	// the worker had closed the connection.
 	OnError func(error)
@@ -400,8 +403,22 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		}
 	case opKeyPair:
 		give, err = s.keyPair(r.value)
+	case opSegment:
+		give, err = s.segment(r)
 	case opClose:
 		err = s.close(r.sandbox, b)
 	}
 	return a, give, err
+}
+
+// segment opens a segment of the logs.
+func (s *Server) segment(r request) ([]*os.File, error) {
+	if s.cfg.Segment == nil {
+		return nil, errors.ErrUnsupported
+	}
+	f, err := s.cfg.Segment(r.value, r.arg == 1)
+	if err != nil {
+		return nil, err
+	}
+	return []*os.File{f}, nil
 }

@@ -46,6 +46,17 @@ func (a *Audit) command(by Peer, action, key string, err error) {
 	}).Info(auditMessage)
 }
 
+// read writes the line of an operator who reads the log of a function.
+func (a *Audit) read(by Peer, name string, err error) {
+	result := ok
+	if err != nil {
+		result = err.Error()
+	}
+	a.log.WithTime(time.Now()).WithFields(logrus.Fields{
+		"uid": by.UID, "pid": by.PID, "action": "read-logs", "function": printable(name), "result": printable(result),
+	}).Info(auditMessage)
+}
+
 // maxField bounds a field of a line.
 const maxField = 400
 

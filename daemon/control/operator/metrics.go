@@ -71,6 +71,8 @@ var (
 	sandboxDesc  = describeSeries("sandboxes", "Sandboxes.", "state")
 	memoryDesc   = describeSeries("sandbox_memory_bytes", "Memory that the functions of all sandboxes may use.")
 	knownDesc    = describeSeries("functions_known", "Functions that the worker knows.")
+	logBytesDesc = describeSeries("log_bytes", "Bytes of the logs of all functions.")
+	logDropsDesc = describeSeries("log_dropped_lines_total", "Lines of functions that were dropped because they could not be written.")
 	callsDesc    = describeSeries("invocations_total", "Invocations of all functions that have ended.")
 	errorsDesc   = describeSeries("invocation_errors_total", "Invocations that failed, by kind.", "kind")
 	throttleDesc = describeSeries("throttles_total", "Invocations that were refused because of a limit.")
@@ -147,6 +149,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	gauge(sandboxDesc, float64(n.Sandboxes-idle), "busy")
 	gauge(memoryDesc, float64(n.Bytes))
 	gauge(knownDesc, float64(n.Known))
+	gauge(logBytesDesc, float64(n.Logs.Bytes))
+	total(logDropsDesc, float64(n.Logs.Dropped))
 	c.invocations(out, &n)
 }
 

@@ -21,7 +21,7 @@ import (
 	"github.com/sandboxd/sandboxd/state"
 )
 
-// Config configures a [Server]. All fields but Uploads and Usage must be set.
+// Config configures a [Server]. All fields but Uploads, Usage and API must be set.
 type Config struct {
 	Keys     *access.Keys
 	Store    Store
@@ -38,6 +38,15 @@ type Config struct {
 	// Forget makes the worker forget what it knows of an access key. It returns nil when the
 	// worker has confirmed that, or when there is no worker.
 	Forget func(ctx context.Context, id string) error
+	// API serves the Lambda API to operators, for whom [Caller] answers.
+	API http.Handler
+	// Endpoint is where clients reach the API.
+	Endpoint admin.Endpoint
+	// Known reports whether there is a function of that name.
+	Known func(ctx context.Context, name string) (bool, error)
+	// Logs returns lines of a function from the worker, each an admin.LogLine. known says that
+	// there is such a function; else the error is ErrNoLines if there are none.
+	Logs func(ctx context.Context, q admin.LogQuery, known bool) (io.ReadCloser, error)
 	// Uploads returns how many uploads are under way, and how many wait.
 	Uploads func() (running, waiting int)
 	// Usage returns what of the limits is used.
@@ -62,6 +71,7 @@ type Server struct {
 	http.Handler
 	cfg     Config
 	metrics *metrics
+	readers chan struct{} // of logs; its capacity bounds them
 }
 
 // maxRequest is the most bytes of a request's body.
@@ -75,7 +85,7 @@ const (
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg)}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg), readers: make(chan struct{}, maxLogReaders)}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+admin.MetricsPath, s.metrics.handler)
 	mux.HandleFunc("GET "+admin.ReadyPath, s.ready)
@@ -83,6 +93,11 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("POST "+admin.KeysPath, answer(s, s.create))
 	mux.HandleFunc("POST "+admin.RevokePath, answer(s, s.revoke))
 	mux.HandleFunc("GET "+admin.HostKeysPath, answer(s, func(*http.Request, *struct{}) (any, error) { return cfg.HostKeys, nil }))
+	mux.HandleFunc("GET "+admin.EndpointPath, answer(s, func(*http.Request, *struct{}) (any, error) { return cfg.Endpoint, nil }))
+	mux.HandleFunc("GET "+admin.LogsPath, s.logs)
+	if cfg.API != nil {
+		mux.Handle(admin.APIPath, cfg.API)
+	}
 	s.Handler = mux
 	return s
 }
@@ -113,11 +128,15 @@ func answer[In any](s *Server, do func(*http.Request, *In) (any, error)) http.Ha
 		if err != nil {
 			status, out = s.failed(r, err), admin.Failure{Error: err.Error()}
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(out) // fails only if the client has gone
+		writeJSON(w, status, out)
 	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, out any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(out) // fails only if the client has gone
 }
 
 // failed returns the status for an error, which it logs if the operator is not at fault.
