@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
+	"github.com/sandboxd/sandboxd/internal/message"
 )
 
 // Secrets of access keys, variables of functions and the host key are in no log, command line,
@@ -190,4 +191,28 @@ func TestUnsignedLoopback(t *testing.T) {
 		}
 	}
 	d.WaitFor(`action="lambda:ListFunctions"`)
+}
+
+// A worker that was taken over cannot pass off requests of its own as those that need no
+// signature, unless the operator wants none.
+func TestUnsignedMark(t *testing.T) {
+	for flag, want := range map[string]int{"--unsigned=false": http.StatusForbidden, "--unsigned": http.StatusOK} {
+		d := launch(t, harness.NewFolders(t), "--region=us-east-1", flag)
+		d.Listening()
+		d.WaitFor("the control process is ready")
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+d.Addr+"/2015-03-31/functions/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set(message.UnsignedHeader, "1") // the worker that was taken over passes it on
+		res, err := d.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != want {
+			t.Errorf("%s: %s %s, %v; want %d", flag, res.Status, text, err, want)
+		}
+	}
 }
