@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -107,13 +106,12 @@ func TestSecretsStayInside(t *testing.T) {
 	if len(own) != 3 {
 		t.Errorf("processes %v", own)
 	}
+	for _, p := range d.Inits() { // not what the function runs: that is its own business
+		own = append(own, p.PID)
+	}
 	for _, pid := range own {
 		clean(fmt.Sprintf("the environment of %s", harness.Command(pid)), string(harness.ReadFile(t, fmt.Sprintf("/proc/%d/environ", pid))))
-	}
-	for _, pid := range harness.PIDs(t) {
-		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil {
-			clean(fmt.Sprintf("the command line of process %d", pid), string(line))
-		}
+		clean(fmt.Sprintf("the command line of process %d", pid), string(harness.ReadFile(t, fmt.Sprintf("/proc/%d/cmdline", pid))))
 	}
 	sandboxes := d.PS()
 	if len(sandboxes) == 0 {
