@@ -10,6 +10,13 @@ const (
 	KeysPath     = "/v1/keys"      // GET, answered with a list of Key; POST of NewKey, answered with CreatedKey
 	RevokePath   = "/v1/revoke"    // POST of RevokeKey, answered with Key
 	HostKeysPath = "/v1/host-keys" // GET, answered with HostKeys
+	BackupPath   = "/v1/backup"    // GET, answered with a backup and BackupTrailer; with ?host-key=1, for root alone, it has the host key
+)
+
+// BackupTrailer is the trailer that ends a backup: BackupWhole, or why the backup is not whole.
+const (
+	BackupTrailer = "Sandboxd-Backup"
+	BackupWhole   = "whole"
 )
 
 // Key describes an access key.

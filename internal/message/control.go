@@ -26,6 +26,8 @@ type ControlConfig struct {
 	Unsigned    bool      // the worker may accept requests without a signature (--unsigned-loopback)
 	SeriesLimit int       // most functions that have series of their own in the metrics
 
+	Database Database // that keeps the store; the zero value is SQLite in Folder
+
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same

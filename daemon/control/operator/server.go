@@ -40,6 +40,8 @@ type Config struct {
 	Forget func(ctx context.Context, id string) error
 	// Uploads returns how many uploads are under way, and how many wait.
 	Uploads func() (running, waiting int)
+	// Backup writes a backup, with the host key if that is wanted.
+	Backup func(ctx context.Context, w io.Writer, hostKey bool) error
 }
 
 // Store is what the metrics tell of a store.
@@ -53,6 +55,7 @@ type Server struct {
 	http.Handler
 	cfg     Config
 	metrics *metrics
+	backups chan struct{} // capacity 1: held while a backup is made
 }
 
 // maxRequest is the most bytes of a request's body.
@@ -66,7 +69,7 @@ const (
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg)}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg), backups: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+admin.MetricsPath, s.metrics.handler)
 	mux.HandleFunc("GET "+admin.ReadyPath, s.ready)
@@ -74,6 +77,7 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("POST "+admin.KeysPath, answer(s, s.create))
 	mux.HandleFunc("POST "+admin.RevokePath, answer(s, s.revoke))
 	mux.HandleFunc("GET "+admin.HostKeysPath, answer(s, func(*http.Request, *struct{}) (any, error) { return cfg.HostKeys, nil }))
+	mux.HandleFunc("GET "+admin.BackupPath, s.backup)
 	s.Handler = mux
 	return s
 }
