@@ -38,7 +38,7 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 	_ = control.SetReadDeadline(time.Time{}) // the request was read; a test's recorder has no deadlines
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Trailer", admin.BackupTrailer)
-	err := s.cfg.Backup(r.Context(), &patient{w, control}, withKey)
+	err := s.cfg.Backup(r.Context(), &patient{w, control, s.stall}, withKey)
 	s.cfg.Audit.command(peer, "backup", "", err)
 	result := admin.BackupWhole
 	if err != nil {
@@ -48,16 +48,17 @@ func (s *Server) backup(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.Header().Set(admin.BackupTrailer, result)
-	_ = control.SetWriteDeadline(time.Now().Add(stallTime))
+	_ = control.SetWriteDeadline(time.Now().Add(s.stall))
 }
 
-// patient is a response that gives its reader stallTime for each part.
+// patient is a response that gives its reader a time for each part.
 type patient struct {
 	io.Writer
 	control *http.ResponseController
+	stall   time.Duration
 }
 
 func (p *patient) Write(b []byte) (int, error) {
-	_ = p.control.SetWriteDeadline(time.Now().Add(stallTime))
+	_ = p.control.SetWriteDeadline(time.Now().Add(p.stall))
 	return p.Writer.Write(b)
 }

@@ -56,6 +56,7 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	backups chan struct{} // capacity 1: held while a backup is made
+	stall   time.Duration // stallTime
 }
 
 // maxRequest is the most bytes of a request's body.
@@ -69,7 +70,7 @@ const (
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg), backups: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg), backups: make(chan struct{}, 1), stall: stallTime}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+admin.MetricsPath, s.metrics.handler)
 	mux.HandleFunc("GET "+admin.ReadyPath, s.ready)
