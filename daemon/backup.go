@@ -63,7 +63,7 @@ func (b Backup) check(ctx context.Context, f *unnamed) (a message.BackupAnswer, 
 		return a, err
 	}
 	defer again.Close()
-	u, err := b.newUser()
+	u, err := b.newUser(ctx)
 	if err != nil {
 		return a, err
 	}

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -50,8 +52,8 @@ type user struct {
 	instance *instance.Instance
 }
 
-// newUser leases an id.
-func (p Place) newUser() (u *user, err error) {
+// newUser leases an id. It removes what a command has left that was killed.
+func (p Place) newUser(ctx context.Context) (u *user, err error) {
 	u = &user{}
 	defer func() {
 		if err != nil && u.instance != nil {
@@ -65,11 +67,22 @@ func (p Place) newUser() (u *user, err error) {
 	if u.leases, err = subid.OpenLeases(subid.DefaultLeaseDir, ids); err != nil {
 		return nil, err
 	}
+	if _, err := instance.Reconcile(ctx, p.RunDir, u.leases, onlyProcess); err != nil {
+		p.Log.WithError(err).Debug("leftovers of dead processes stay")
+	}
 	if u.instance, err = instance.Acquire(p.RunDir); err != nil {
 		return nil, err
 	}
 	u.uid, err = u.leases.Acquire(u.instance.Dir())
 	return u, err
+}
+
+// onlyProcess lets instance.Reconcile remove what commands leave, and not what daemons do.
+func onlyProcess(_ context.Context, dead instance.Info) error {
+	if _, err := os.Lstat(filepath.Join(dead.Dir, cgroupRecord)); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errors.New("it may have sandboxes, which the next daemon removes"), err)
+	}
+	return nil
 }
 
 // close ends the lease. No process may run as the user any more.

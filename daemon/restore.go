@@ -67,7 +67,7 @@ func (r Restore) From(ctx context.Context, path string) (done Restored, err erro
 	if err != nil {
 		return done, err
 	}
-	u, err := r.newUser()
+	u, err := r.newUser(ctx)
 	if err != nil {
 		return done, err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -334,4 +335,63 @@ func TestBackupCutShort(t *testing.T) {
 func TestBackupWithoutDaemon(t *testing.T) {
 	f := harness.NewFolders(t)
 	mustFail(t, "no daemon runs 'sandboxd serve'", "backup", t.TempDir(), "--run-dir", f.Run)
+}
+
+// The process that reads a backup is no root, and can use one folder. It ends with its command,
+// and what it has made does not keep the next restore from its work.
+func TestRestoreConfined(t *testing.T) {
+	d := serveKeyed(t, harness.NewFolders(t))
+	d.create(d.client(d.first()), "f", "x")
+	path := d.backup()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a database that never answers holds the process
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	other := harness.NewFolders(t)
+	cmd := exec.Command(harness.Sandboxd, restore(other, path, "--store", "postgres://u@"+l.Addr().String()+"/db?sslmode=disable")...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept() // root's connection, which the process has asked for
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var p harness.Process
+	for _, pid := range harness.PIDs(t) {
+		if q, ok := harness.ReadProcess(pid); ok && q.Parent == cmd.Process.Pid {
+			p = q
+		}
+	}
+	info, err := os.Stat(filepath.Join(other.State, "control.partial"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid := info.Sys().(*syscall.Stat_t).Uid
+	ids := strings.TrimSpace(strings.Repeat(fmt.Sprintf("%d\t", uid), 4))
+	const none = "0000000000000000"
+	for name, want := range map[string]string{
+		"Uid": ids, "Gid": ids, "Groups": "", "CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "NoNewPrivs": "1", "Seccomp": "2",
+	} {
+		if got := p.Status(name); got != want {
+			t.Errorf("%s of %q is %q, want %q", name, harness.Command(p.PID), got, want)
+		}
+	}
+	if uid == 0 {
+		t.Error("it is root")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	harness.Eventually(t, harness.Patience, func() string {
+		if p.Alive() {
+			return "the process is still there"
+		}
+		return ""
+	})
+	wantFiles(t, other.State, "control.lock", "control.partial")
+	mustRun(t, restore(other, path)...)
+	wantFiles(t, other.State, "control", "control.lock")
 }

@@ -49,6 +49,10 @@ const readers = 4
 // says nothing: until then nobody else can write.
 const timeout = 30 * time.Second
 
+// connectTime is how long a new connection may take, with all that is said before the first
+// statement.
+const connectTime = 15 * time.Second
+
 // Open opens the store in a database, and makes it if there is none.
 func Open(ctx context.Context, o Options) (*state.Store, error) {
 	e, err := Engine(ctx, o)
@@ -104,6 +108,7 @@ func (o Options) config() (*pgx.ConnConfig, error) {
 	}
 	config.Password = o.Password
 	config.Fallbacks = nil
+	config.ConnectTimeout = connectTime
 	if config.TLSConfig, err = o.tls(u); err != nil {
 		return nil, err
 	}
@@ -141,8 +146,12 @@ func (o Options) tls(u *storeurl.URL) (*tls.Config, error) {
 }
 
 // IsUnreachable reports whether err says that the server could not be reached, or is about to
-// start or to stop: it may be there in a moment.
-func IsUnreachable(err error) bool { return err != nil && classify(err) == state.FaultGone }
+// start or to stop: it may be there in a moment. A server that is not who it should be is not
+// such a one.
+func IsUnreachable(err error) bool {
+	var other *tls.CertificateVerificationError
+	return err != nil && classify(err) == state.FaultGone && !errors.As(err, &other)
+}
 
 // check asks the server whether it keeps what it acknowledges.
 func check(ctx context.Context, db *sql.DB) (warnings []string, err error) {
