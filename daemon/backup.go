@@ -105,15 +105,21 @@ func newUnnamed(path string) (*unnamed, error) {
 	u := &unnamed{dir: dir, path: path}
 	u.File, err = os.OpenFile(dir.Name(), unix.O_TMPFILE|os.O_RDWR, 0o600)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
-		if u.File, err = os.CreateTemp(dir.Name(), "."+filepath.Base(path)+"-partial-*"); err == nil {
-			u.hidden = u.File.Name()
-		}
+		err = u.hide()
 	}
 	if err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("make a file in %s: %w", dir.Name(), err)
 	}
 	return u, nil
+}
+
+// hide makes the file with a hidden name.
+func (u *unnamed) hide() (err error) {
+	if u.File, err = os.CreateTemp(u.dir.Name(), "."+filepath.Base(u.path)+"-partial-*"); err == nil {
+		u.hidden = u.File.Name()
+	}
+	return err
 }
 
 // publish gives the file, which is on the disk, its name. It replaces no other file.
