@@ -151,8 +151,7 @@ func restore(ctx context.Context, job *message.BackupJob) (err error) {
 		return fmt.Errorf("the restored store is damaged: %v: look at the disk", d[0])
 	}
 	if job.Database.URL != "" {
-		err := root.WriteFile(filepath.Join(message.StoreFolder, message.StoreElsewhere), nil, 0o600)
-		return errors.Join(err, state.SyncFolder(folder))
+		return postgres.WriteFolder(folder, store.Epoch())
 	}
 	return nil
 }

@@ -23,7 +23,11 @@ func (f *functions) openStore(ctx context.Context) (*state.Store, error) {
 	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	if err := f.sameStore(folder); err != nil {
+	belongs, err := postgres.ReadFolder(folder)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.sameEngine(folder, belongs); err != nil {
 		return nil, err
 	}
 	open := func(ctx context.Context) (*state.Store, error) {
@@ -39,6 +43,11 @@ func (f *functions) openStore(ctx context.Context) (*state.Store, error) {
 		return nil, err
 	}
 	f.closers = append(f.closers, store.Close)
+	if f.host.Config.Database.URL != "" {
+		if err := sameStore(ctx, store, folder, belongs); err != nil {
+			return nil, err
+		}
+	}
 	for _, w := range store.Warnings() {
 		f.host.Log.Warn(w)
 	}
@@ -48,29 +57,45 @@ func (f *functions) openStore(ctx context.Context) (*state.Store, error) {
 	return store, nil
 }
 
-// sameStore returns an error if the blobs in the folder belong to another store than the
-// configured one, which would have them removed.
-func (f *functions) sameStore(folder string) error {
-	elsewhere := filepath.Join(folder, message.StoreElsewhere)
-	has := func(path string) bool {
-		_, err := os.Lstat(path)
-		return err == nil
-	}
-	switch {
-	case f.host.Config.Database.URL == "" && has(elsewhere):
-		return errors.New("the store of --state-dir is in a PostgreSQL database: give its --store, or choose another --state-dir")
-	case f.host.Config.Database.URL == "":
+// sameEngine returns an error if the blobs beside the folder are those of a store of the other
+// engine, which has the epoch belongs if it is in a database: a sweep would remove them.
+func (f *functions) sameEngine(folder, belongs string) error {
+	if f.host.Config.Database.URL == "" {
+		if belongs != "" {
+			return errors.New("the store of --state-dir is in a PostgreSQL database: give its --store, or choose another --state-dir")
+		}
 		return nil
-	case has(filepath.Join(folder, sqlite.Database)):
+	}
+	_, err := os.Lstat(filepath.Join(folder, sqlite.Database))
+	if err == nil {
 		return errors.New("--state-dir has a store of its own: leave --store out; or move the store to the database, by 'sandboxd backup' and 'sandboxd restore --store' to another --state-dir")
-	case has(elsewhere):
-		return nil
 	}
-	file, err := os.OpenFile(elsewhere, os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return errors.Join(file.Close(), state.SyncFolder(folder))
+	return nil
+}
+
+// sameStore returns an error if the store in a database is not the one that the folder belongs
+// to: its blobs are elsewhere. A new folder comes to belong to a store in which nothing is yet.
+func sameStore(ctx context.Context, store *state.Store, folder, belongs string) error {
+	const cure = "give the --store and the --state-dir that belong together, or restore a backup to a new database and a new folder"
+	switch belongs {
+	case store.Epoch():
+		return nil
+	case "":
+	default:
+		return errors.New("the database of --store has another store than --state-dir belongs to: " + cure)
+	}
+	return store.View(ctx, func(r *state.Reader) error {
+		switch pairs, err := r.List("", "", 1); {
+		case err != nil:
+			return err
+		case len(pairs) > 0:
+			return errors.New("the database of --store has functions or keys whose code is in another --state-dir: " + cure)
+		}
+		return postgres.WriteFolder(folder, store.Epoch())
+	})
 }
 
 // Pauses between attempts to reach a database.

@@ -178,6 +178,9 @@ func TestMoveToPostgres(t *testing.T) {
 	if got := invoke(t.Context(), d2.client(first), "f"); got != `"x"` {
 		t.Error(got)
 	}
+	mustFail(t, "whose code is in another --state-dir", append([]string{"serve", "--listen=127.0.0.1:0", "--store", address}, harness.NewFolders(t).Flags()...)...)
+	mustFail(t, "another store than --state-dir belongs to", append([]string{"serve", "--listen=127.0.0.1:0", "--store", server.Database(t)}, stopped(t, inDatabase, d2).Flags()...)...)
+	d2 = serveKeyed(t, inDatabase, "--store", address)
 	back := harness.NewFolders(t)
 	mustRun(t, restore(back, d2.backup("--with-host-key"))...)
 	d3 := serveKeyed(t, back)
@@ -188,6 +191,13 @@ func TestMoveToPostgres(t *testing.T) {
 		t.Error(err)
 	}
 	d2.Stop() // before the server
+}
+
+// stopped stops a daemon, and returns its folders.
+func stopped(t *testing.T, f harness.Folders, d *keyed) harness.Folders {
+	t.Helper()
+	d.Stop()
+	return f
 }
 
 // restoreTwice restores a backup into a database, and returns the arguments that would do so

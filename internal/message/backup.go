@@ -52,12 +52,8 @@ type BackupAnswer struct {
 	Missing     []string // ids of host keys that BackupJob.HostKeys does not have
 }
 
-// Names in the folder of the control process: of the store's folder, and of a file in it that
-// says that the store is in a database elsewhere, while its blobs are here.
-const (
-	StoreFolder    = "store"
-	StoreElsewhere = "elsewhere"
-)
+// StoreFolder is the name of the store's folder, in that of the control process.
+const StoreFolder = "store"
 
 // Database is a PostgreSQL database that keeps the store.
 type Database struct {
