@@ -34,6 +34,7 @@ var ground = map[string]string{
 	"internal/runfolder":  "the folder of what runs",
 	"internal/seal":       "secrets are encrypted where they are stored",
 	"internal/seqpacket":  "messages with open files",
+	"internal/storeurl":   "the address of a database",
 	"internal/testdaemon": "a daemon under test",
 	"internal/testtime":   "the limits of tests on slow machines",
 	"internal/tracing":    "the steps of a cold start",
@@ -52,6 +53,7 @@ var allowed = map[string]arrows{
 		"bench/load":       "bench sends requests",
 		"daemon":           "run is its root side",
 		"daemon/admin":     "ps and inspect ask running daemons",
+		"daemon/backup":    "the binary is also the process that reads backups",
 		"daemon/control":   "the binary is also the control process",
 		"daemon/unpack":    "the binary is also the process that takes apart packages",
 		"daemon/worker":    "the binary is also the worker",
@@ -68,7 +70,7 @@ var allowed = map[string]arrows{
 		"rapid":            "flags name the ways to initialize",
 		"rootfs":           "flags name code, layers and base",
 		"rootfs/store":     "prune collects",
-		"host/subid":       "", "internal/failpoint": "", "internal/runfolder": "", "internal/seal": "",
+		"host/subid":       "", "internal/failpoint": "", "internal/logging": "", "internal/runfolder": "", "internal/seal": "", "internal/storeurl": "",
 	},
 
 	// The root side.
@@ -92,7 +94,16 @@ var allowed = map[string]arrows{
 		"rootfs/store":         "keeps extracted trees",
 		"supervisor/privsep":   "serves the worker's requests",
 		"host":                 "", "host/memory": "", "host/subid": "", "internal/confine": "", "internal/descriptor": "", "internal/exit": "", "internal/failpoint": "",
-		"internal/filetable": "", "internal/logging": "", "internal/pool": "", "internal/seal": "", "internal/seqpacket": "", "internal/tracing": "",
+		"internal/filetable": "", "internal/logging": "", "internal/pool": "", "internal/seal": "", "internal/seqpacket": "", "internal/storeurl": "", "internal/tracing": "",
+	},
+	"daemon/backup": {
+		"internal/message":  "takes its job, and answers",
+		"internal/registry": "gets connections to the database from root",
+		"state":             "checks and restores backups",
+		"state/blob":        "restores code",
+		"state/postgres":    "restores in a database",
+		"state/sqlite":      "restores in a folder",
+		"internal/confine":  "", "internal/exit": "", "internal/seal": "",
 	},
 	"daemon/control": {
 		"daemon/admin":            "answers operators' commands",
@@ -106,6 +117,7 @@ var allowed = map[string]arrows{
 		"lambda/sigv4":            "verifies signatures",
 		"state":                   "keeps functions in a store",
 		"state/blob":              "keeps code",
+		"state/postgres":          "has a store in a database",
 		"state/sqlite":            "has a store of its own",
 		"internal/seal":           "",
 		"internal/accept":         "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/logging": "",
@@ -268,7 +280,7 @@ var allowed = map[string]arrows{
 
 	// What the control plane must not lose.
 	"state":                 {},
-	"state/postgres":        {"state": "opens one in PostgreSQL"},
+	"state/postgres":        {"state": "opens one in PostgreSQL", "internal/storeurl": ""},
 	"state/postgres/pgtest": {},
 	"state/sqlite":          {"state": "opens one in a folder"},
 	"state/statetest":       {"state": "tests one"},
@@ -295,6 +307,7 @@ var allowed = map[string]arrows{
 	"internal/runfolder":  {},
 	"internal/seal":       {},
 	"internal/seqpacket":  {"internal/descriptor": ""},
+	"internal/storeurl":   {},
 	"internal/testdaemon": {},
 	"internal/testtime":   {},
 	"internal/tracing":    {},

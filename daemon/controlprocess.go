@@ -26,11 +26,15 @@ func (s *services) runControl(ctx context.Context) error {
 		return err
 	}
 	defer line.Close()
-	server, err := registry.NewServer(ours, registry.Config{
+	config := registry.Config{
 		Register: s.d.registrar.register,
 		Forget:   func(n uint64) error { s.d.maker.revisions.forget(n); return nil },
 		Connect:  s.d.connectWorker,
-	})
+	}
+	if s.cfg.Store != nil {
+		config.DialStore = s.cfg.Store.dial
+	}
+	server, err := registry.NewServer(ours, config)
 	if err != nil {
 		return err
 	}
@@ -82,6 +86,13 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 	config.Profiles, config.FreeBytes = isolation.Profiles(), s.cfg.FreeBytes
 	s.starts.control++
 	config.Start, config.FirstKey = s.starts.control, s.folder.keys.firstKey
+	if s.cfg.Store != nil {
+		database, err := s.cfg.Store.database()
+		if err != nil {
+			return nil, nil, err
+		}
+		config.Database = database
+	}
 	config.Runtimes, config.Networks = nil, nil
 	for _, r := range s.d.registrar.runtimes {
 		config.Runtimes = append(config.Runtimes, r.Name())
@@ -121,7 +132,7 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 	if err := failpoint.Share(c); err != nil {
 		return nil, nil, err
 	}
-	ended, err := s.d.startConfined(c, s.folder.uid, confine.Needs{Folders: []*os.File{s.folder.dir}, Links: true})
+	ended, err := startConfined(s.d.log, c, s.folder.uid, confine.Needs{Folders: []*os.File{s.folder.dir}, Links: true})
 	if err != nil {
 		return nil, nil, err
 	}

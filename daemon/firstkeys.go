@@ -133,15 +133,15 @@ func (s *services) announce(stderr io.Writer) {
 	if k.text == "" {
 		return
 	}
-	if !isTerminal(s.std.Err) {
+	if !IsTerminal(s.std.Err) {
 		s.d.log.WithField("file", k.file).Info("made the first access key; root can read it there")
 		return
 	}
 	fmt.Fprintf(stderr, "The first access key, which may do everything, is in %s:\n\n    %s\nWith that, try:\n\n    aws lambda list-functions\n\n", k.file, k.text)
 }
 
-// isTerminal reports whether w is a terminal.
-func isTerminal(w io.Writer) bool {
+// IsTerminal reports whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false

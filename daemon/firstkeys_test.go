@@ -140,7 +140,7 @@ func TestIsTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	if isTerminal(&bytes.Buffer{}) || isTerminal(w) || isTerminal(null) {
+	if IsTerminal(&bytes.Buffer{}) || IsTerminal(w) || IsTerminal(null) {
 		t.Error("a terminal was seen where there is none")
 	}
 	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
@@ -148,7 +148,7 @@ func TestIsTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer terminal.Close()
-	if !isTerminal(terminal) {
+	if !IsTerminal(terminal) {
 		t.Error("no terminal was seen")
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/daemon/admin"
@@ -262,7 +263,7 @@ func (d *Daemon) startWorker(config *message.WorkerConfig, uid uint32, line *os.
 	if err := failpoint.Share(w); err != nil {
 		return nil, nil, err
 	}
-	ended, err := d.startConfined(w, uid, confine.Needs{})
+	ended, err := startConfined(d.log, w, uid, confine.Needs{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -295,7 +296,7 @@ func workerEnv() []string {
 // startConfined starts w as the user uid, without supplementary groups and without
 // capabilities, which it cannot regain, and with no file to open but those that it needs. The
 // kernel kills it when this process ends. The channel receives the result of w.Wait.
-func (d *Daemon) startConfined(w *exec.Cmd, uid uint32, needs confine.Needs) (<-chan error, error) {
+func startConfined(log *logrus.Logger, w *exec.Cmd, uid uint32, needs confine.Needs) (<-chan error, error) {
 	w.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uid, Gid: uid},
 		Pdeathsig:  syscall.SIGKILL,
@@ -312,7 +313,7 @@ func (d *Daemon) startConfined(w *exec.Cmd, uid uint32, needs confine.Needs) (<-
 		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // fails before Linux 5.11
 		err := needs.Thread()
 		if host.Lacks(err, host.Landlock) {
-			d.log.WithError(err).Warnf("%s is confined without it; see 'sandboxd doctor'", w.Args[0])
+			log.WithError(err).Warnf("%s is confined without it; see 'sandboxd doctor'", w.Args[0])
 			err = nil
 		}
 		if err == nil {
@@ -326,7 +327,7 @@ func (d *Daemon) startConfined(w *exec.Cmd, uid uint32, needs confine.Needs) (<-
 	err := <-started
 	if err == nil {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", w.Process.Pid), []byte(workerOOMScore), 0); err != nil {
-			d.log.WithError(err).Debugf("the OOM score of %s could not be lowered", w.Args[0])
+			log.WithError(err).Debugf("the OOM score of %s could not be lowered", w.Args[0])
 		}
 	}
 	return ended, err

@@ -31,6 +31,8 @@ type ServeConfig struct {
 	TreeBytes int64 // most bytes of the extracted code and layers of registered revisions; 0 is no limit
 	FreeBytes int64 // of the disk of StateDir, below which nothing new is extracted
 
+	Store *StoreServer // keeps the store; nil is SQLite in StateDir
+
 	HostKey  string       // file that encrypts secrets in the store; "" is one in StateDir
 	KeyPair  KeyPairFiles // of the endpoint
 	Endpoint string       // URL at which clients reach the endpoint, to be told to the operator
@@ -38,7 +40,7 @@ type ServeConfig struct {
 	Logs     message.LogConfig
 
 	// Control is the configuration of the control process. The daemon itself sets Instance,
-	// Folder, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
+	// Folder, Database, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
 	Control message.ControlConfig
 }
 

@@ -18,6 +18,7 @@ import (
 // length of what follows in 4 bytes and that many bytes:
 //
 //	H  header, JSON
+//	N  the caller's note, if there is one
 //	R  a row: the number of its table, its columns, its checksum
 //	B  a blob begins: its digest
 //	C  a chunk of it
@@ -28,6 +29,7 @@ const magic = "sandboxd backup 1\n"
 
 const (
 	partHeader  = 'H'
+	partNote    = 'N'
 	partRow     = 'R'
 	partBlob    = 'B'
 	partChunk   = 'C'
@@ -38,6 +40,9 @@ const (
 
 // maxPart bounds a part: the largest row with what is around it.
 const maxPart = MaxValue + 4*MaxKey
+
+// MaxNote is the most bytes of a backup's note.
+const MaxNote = 256 << 10
 
 // chunk is how much of a blob is in a part.
 const chunk = 256 << 10
@@ -56,6 +61,7 @@ type Summary struct {
 	Rows   uint64
 	Blobs  uint64
 	Bytes  uint64 // of blobs
+	Note   string // the caller's, see [Store.Stream]; it may have secrets
 	tally  tally
 }
 
@@ -89,15 +95,37 @@ func (s *Store) Backup(ctx context.Context, f *os.File, blobs Blobs) (Summary, e
 	return s.backup(ctx, sess, f, blobs, len(formats))
 }
 
-func (s *Store) backup(ctx context.Context, sess *session, f *os.File, blobs Blobs, format int) (Summary, error) {
+// Stream is Backup for a reader that keeps the backup, and must check it by [CheckBackup]. The
+// backup has a note of the caller's, at most MaxNote bytes, "" is none. The database keeps what
+// the backup reads until its rows are written, so w must not wait for ever.
+func (s *Store) Stream(ctx context.Context, w io.Writer, blobs Blobs, note string) (Summary, error) {
+	if len(note) > MaxNote {
+		return Summary{}, fmt.Errorf("%w: the note of a backup has %d bytes, of at most %d", ErrInvalid, len(note), MaxNote)
+	}
+	sess, err := s.engine.session(ctx)
+	if err != nil {
+		return Summary{}, s.engine.errorf(err, "back up the store")
+	}
+	defer sess.close()
+	return s.stream(ctx, sess, w, blobs, Summary{Format: len(formats), Note: note})
+}
+
+func (s *Store) stream(ctx context.Context, sess *session, to io.Writer, blobs Blobs, sum Summary) (Summary, error) {
 	if blobs != nil {
 		defer blobs.Hold()()
 	}
 	defer sess.run("ROLLBACK") // if it failed
-	w := &backupWriter{out: bufio.NewWriterSize(f, 64<<10), sum: sha256.New()}
-	sum, err := s.writeBackup(ctx, sess, w, blobs, format)
-	if err != nil {
+	w := &backupWriter{out: bufio.NewWriterSize(to, 64<<10), sum: sha256.New()}
+	if err := s.writeBackup(ctx, sess, w, blobs, &sum); err != nil {
 		return Summary{}, fmt.Errorf("back up the store: %w", err)
+	}
+	return sum, nil
+}
+
+func (s *Store) backup(ctx context.Context, sess *session, f *os.File, blobs Blobs, format int) (Summary, error) {
+	sum, err := s.stream(ctx, sess, f, blobs, Summary{Format: format})
+	if err != nil {
+		return Summary{}, err
 	}
 	if err := f.Sync(); err != nil {
 		return Summary{}, err
@@ -115,34 +143,38 @@ func (s *Store) backup(ctx context.Context, sess *session, f *os.File, blobs Blo
 	return sum, nil
 }
 
-func (s *Store) writeBackup(ctx context.Context, sess *session, w *backupWriter, blobs Blobs, format int) (sum Summary, err error) {
+// writeBackup writes a backup. sum has its format and its note, and gets the rest.
+func (s *Store) writeBackup(ctx context.Context, sess *session, w *backupWriter, blobs Blobs, sum *Summary) error {
 	if err := sess.run(s.engine.BeginRead); err != nil {
-		return sum, s.engine.errorf(err, "read it")
+		return s.engine.errorf(err, "read it")
 	}
 	t, err := sess.tally("")
 	if err != nil {
-		return sum, s.noted(err)
+		return s.noted(err)
 	}
-	sum = Summary{Format: format, Made: time.Now().UTC().Round(0), tally: *t}
+	sum.Made, sum.tally = time.Now().UTC().Round(0), *t
 	w.text(magic)
 	w.json(partHeader, header{Format: sum.Format, Epoch: s.epoch, Made: sum.Made})
+	if sum.Note != "" {
+		w.part(partNote, []byte(sum.Note))
+	}
 	for table := range table(tables) {
 		if err := s.backUpTable(ctx, sess, w, table, t.counts[table]); err != nil {
-			return sum, err
+			return err
 		}
 		sum.Rows += t.counts[table].rows
 	}
 	if err := sess.run("ROLLBACK"); err != nil { // the blobs are held, and may take long
-		return sum, s.engine.errorf(err, "read it")
+		return s.engine.errorf(err, "read it")
 	}
 	if blobs != nil {
-		if err := w.blobs(ctx, blobs, &sum); err != nil {
-			return sum, err
+		if err := w.blobs(ctx, blobs, sum); err != nil {
+			return err
 		}
 	}
 	w.json(partSummary, summary{sum.Rows, sum.Blobs, sum.Bytes, t.bytes()})
 	w.part(partSum, w.sum.Sum(nil))
-	return sum, w.flush()
+	return w.flush()
 }
 
 func (s *Store) backUpTable(ctx context.Context, sess *session, w *backupWriter, t table, want count) error {

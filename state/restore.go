@@ -169,6 +169,11 @@ func readBackup(ctx context.Context, r io.Reader, v visitor) (sum Summary, err e
 			return sum, err
 		}
 		switch kind {
+		case partNote:
+			if sum.Note != "" || sum.Rows+sum.Blobs > 0 || len(body) == 0 || len(body) > MaxNote {
+				return sum, fmt.Errorf("%w: a note of %d bytes", ErrDamaged, len(body))
+			}
+			sum.Note = string(body)
 		case partRow:
 			t, r, c, err := decodeRow(body)
 			if err != nil {

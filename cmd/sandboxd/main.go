@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/sandboxd/sandboxd/daemon/backup"
 	"github.com/sandboxd/sandboxd/daemon/control"
 	"github.com/sandboxd/sandboxd/daemon/unpack"
 	"github.com/sandboxd/sandboxd/daemon/worker"
@@ -30,6 +31,8 @@ func main() {
 		os.Exit(worker.Main())
 	case control.IsProcess():
 		os.Exit(control.Main(control.OpenFunctions))
+	case backup.IsProcess():
+		os.Exit(backup.Main())
 	case layer.IsProcess(): // in a sandbox
 		os.Exit(layer.Main())
 	}
@@ -81,7 +84,7 @@ configuration, or a feature that the host lacks.`,
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(runCommand(), serveCommand(), doctorCommand(), psCommand(), inspectCommand(), keyCommand(), deployCommand(), logsCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
+	root.AddCommand(runCommand(), serveCommand(), deployCommand(), logsCommand(), keyCommand(), backupCommand(), restoreCommand(), doctorCommand(), psCommand(), inspectCommand(), layerCommand(), pruneCommand(), benchCommand(), versionCommand())
 	return root
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ type serveOptions struct {
 	treeMB, freeMB int
 	unsigned       bool // requests without a signature are taken on loopback
 	hostKey        string
+	store          storeOptions
 	seriesLimit    int // most functions that have series of their own in the metrics
 	logs           logOptions
 
@@ -129,6 +131,7 @@ func (o *serveOptions) addServeFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.tls.Certificate, "tls-cert", "", "`FILE` with the certificate of --listen and those of its issuers, in PEM; read again when it changes")
 	f.StringVar(&o.tls.Key, "tls-key", "", "`FILE` of root with the private key of the certificate, in PEM")
 	f.StringVar(&o.hostKey, "host-key", "", "`FILE` with the key that encrypts secrets in the store (default: the systemd credential "+hostKeyCredential+", or host.key below --state-dir)")
+	o.store.add(f)
 	f.Var(cli.Int(&o.concurrency, 1, function.MaxConcurrency/2, ""), "concurrency", "maximum number of sandboxes of all functions (default: as many as memory allows, up to 1000)")
 }
 
@@ -196,6 +199,9 @@ func (o *serveOptions) completeServe() error {
 	if err := o.checkEndpoint(); err != nil {
 		return err
 	}
+	if err := o.store.complete(); err != nil {
+		return err
+	}
 	if o.runtimes == nil {
 		for _, name := range rootfs.RuntimeNames() {
 			o.runtimes = append(o.runtimes, &daemon.Runtime{Name: name, Base: rootfs.HostBase, Optional: true})
@@ -235,6 +241,9 @@ func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err 
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
 		return cfg, err
 	}
+	if cfg.Store, err = o.store.server(); err != nil {
+		return cfg, err
+	}
 	if cfg.HostKey != "" { // 'key rotate-host' is told of it, which may run elsewhere
 		cfg.HostKey, err = filepath.Abs(cfg.HostKey)
 	}
@@ -264,14 +273,17 @@ const hostKeyCredential = "host-key"
 
 // hostKeyFile returns the file of the host key that the operator has chosen: by the flag, or as
 // a systemd credential. "" stands for the one below the state folder.
-func (o *serveOptions) hostKeyFile() string {
-	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); o.hostKey == "" && folder != "" {
-		path := filepath.Join(folder, hostKeyCredential)
+func (o *serveOptions) hostKeyFile() string { return cmp.Or(o.hostKey, credential(hostKeyCredential)) }
+
+// credential returns the path of a systemd credential, "" if there is none.
+func credential(name string) string {
+	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); folder != "" {
+		path := filepath.Join(folder, name)
 		if _, err := os.Lstat(path); err == nil {
 			return path
 		}
 	}
-	return o.hostKey
+	return ""
 }
 
 // endpointURL returns the URL at which clients on this host reach a listener.

@@ -12,6 +12,13 @@ const (
 	HostKeysPath = "/v1/host-keys" // GET, answered with HostKeys
 	EndpointPath = "/v1/endpoint"  // GET, answered with Endpoint
 	APIPath      = "/2015-03-31/"  // the Lambda API, without signatures
+	BackupPath   = "/v1/backup"    // GET, answered with a backup and BackupTrailer; with ?host-key=1, for root alone, it has the host key
+)
+
+// BackupTrailer is the trailer that ends a backup: BackupWhole, or why the backup is not whole.
+const (
+	BackupTrailer = "Sandboxd-Backup"
+	BackupWhole   = "whole"
 )
 
 // Endpoint is where clients reach the Lambda API of a daemon.

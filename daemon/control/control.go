@@ -53,7 +53,7 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	if err != nil {
 		return err
 	}
-	ring, err := readHostKeys(os.NewFile(message.HostKeyFD, "host-keys"))
+	ring, hostKeys, err := readHostKeys(os.NewFile(message.HostKeyFD, "host-keys"))
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	served := make(chan error, 1)
-	h := &Host{Config: config, Ring: ring, Log: log, Lines: messages, client: client}
+	h := &Host{Config: config, Ring: ring, HostKeys: hostKeys, Log: log, Lines: messages, client: client}
 	go func() { served <- serve(ctx, h, commands, open) }()
 	select {
 	case err := <-served:
@@ -90,18 +90,18 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	}
 }
 
-// readHostKeys reads the host keys, and closes f.
-func readHostKeys(f *os.File) (*seal.Ring, error) {
+// readHostKeys reads the host keys, and their text, and closes f.
+func readHostKeys(f *os.File) (*seal.Ring, []byte, error) {
 	defer f.Close()
 	text, err := io.ReadAll(f)
 	if err != nil {
-		return nil, fmt.Errorf("read the host keys: %w", err)
+		return nil, nil, fmt.Errorf("read the host keys: %w", err)
 	}
 	ring, err := seal.Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("the file of host keys is not as 'sandboxd serve' makes it: %w", err)
+		return nil, nil, fmt.Errorf("the file of host keys is not as 'sandboxd serve' makes it: %w", err)
 	}
-	return ring, nil
+	return ring, text, nil
 }
 
 // listener returns the listener of a socket, and closes f.

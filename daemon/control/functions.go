@@ -3,11 +3,8 @@ package control
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -22,12 +19,7 @@ import (
 	"github.com/sandboxd/sandboxd/lambda/sigv4"
 	"github.com/sandboxd/sandboxd/state"
 	"github.com/sandboxd/sandboxd/state/blob"
-	"github.com/sandboxd/sandboxd/state/sqlite"
 )
-
-// storeFolder is the folder of the store, below that of the control process. The blobs are
-// beside it (package state/blob).
-const storeFolder = "store"
 
 // functions knows the functions of a store. It is the [API] of sandboxd.
 type functions struct {
@@ -98,26 +90,10 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Usage: func(ctx context.Context) (operator.Usage, error) { return f.usage(ctx, blobs) },
 		API:   f.service, Known: f.known, Logs: (&logLines{host: h}).read,
 		Endpoint: admin.Endpoint{URL: h.Config.Endpoint, Region: h.Config.Region, Unsigned: h.Config.Unsigned},
+		Backup:   f.backup(store, blobs, hostKeys),
 	})
 	f.ended.Go(func() { f.sweep(life, blobs) })
 	return f, nil
-}
-
-// openStore opens the store, which verifies itself.
-func (f *functions) openStore(ctx context.Context) (*state.Store, error) {
-	folder := filepath.Join(f.host.Config.Folder, storeFolder)
-	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	store, err := sqlite.Open(ctx, sqlite.Options{Folder: folder})
-	if err != nil {
-		return nil, err
-	}
-	f.closers = append(f.closers, store.Close)
-	for _, d := range store.Damage() {
-		f.host.Log.WithField("damage", fmt.Sprint(d)).Error("the store is damaged: what is damaged is not served, and nothing is changed; see 'sandboxd restore'")
-	}
-	return store, nil
 }
 
 // reseal encrypts the secrets in the store again if the host key was rotated, and returns what

@@ -25,6 +25,8 @@ type Host struct {
 
 	// Ring has the host keys, which encrypt what is secret in the store.
 	Ring *seal.Ring
+	// HostKeys is the text of the file with them, for backups that shall have it.
+	HostKeys []byte
 
 	client *registry.Client
 	once   sync.Once

@@ -84,7 +84,7 @@ func TestReadHostKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ring, err := readHostKeys(f)
+		ring, _, err := readHostKeys(f)
 		if (err == nil) != ok || ok && len(ring.IDs()) != 1 {
 			t.Errorf("%q: %v", text, err)
 		}

@@ -235,6 +235,21 @@ func mountImage(t *testing.T, size string, options ...string) (dir string) {
 	return dir
 }
 
+// backupsText is the end of the page, which no run changes.
+const backupsText = `
+## Backups
+
+` + "`" + `sandboxd backup` + "`" + ` and ` + "`" + `restore` + "`" + `, tested from outside with real processes (` + "`" + `integration/serve` + "`" + `):
+
+- A backup that is made while functions change has the store as it was at one moment: of two functions that are changed in turns, it has
+  the same change or the one before (` + "`" + `TestBackupAndRestore` + "`" + `). On another host, with the host key, its functions run, and can be read and changed.
+- A command that is killed, a full disk, a control process that ends within the backup, and a reader that stops leave no file that looks like a
+  backup (` + "`" + `TestBackupCutShort` + "`" + `, ` + "`" + `admin.TestOperatorsBackup` + "`" + `, ` + "`" + `operator.TestBackupStalls` + "`" + `).
+- A backup with any bit flipped, or cut at any byte, is refused (` + "`" + `statetest` + "`" + `), and named, before anything is made (` + "`" + `TestRestoreRefuses` + "`" + `).
+- A restore that is killed leaves nothing that ` + "`" + `serve` + "`" + ` would take for a state folder, and the next one begins anew (` + "`" + `TestRestoreConfined` + "`" + `).
+- With PostgreSQL no change is acknowledged while the server is away; functions that are known run, and all goes on when it is back (` + "`" + `TestPostgres` + "`" + `).
+`
+
 // text is the page docs/reliability.md.
 func (r *soakReport) text() string {
 	var b strings.Builder
@@ -290,6 +305,7 @@ than before it, counted from what the kernel says. That the check sees a leak is
 		}
 		b.WriteString("\n")
 	}
+	b.WriteString(backupsText)
 	return b.String()
 }
 

@@ -28,7 +28,9 @@ type ControlConfig struct {
 	TLS         bool      // clients reach the endpoint with https
 	Limits      Limits
 
-	Endpoint          string // URL at which clients reach the API
+	Endpoint string   // URL at which clients reach the API
+	Database Database // that keeps the store; the zero value is SQLite in Folder
+
 	Region, AccountID string
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same

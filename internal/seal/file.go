@@ -173,13 +173,27 @@ func write(path string, keys [][]byte, place func(from, to string) error) error 
 	for _, k := range keys {
 		fmt.Fprintf(&text, "%s%x\n", linePrefix, k)
 	}
+	return writeText(path, text.Bytes(), place)
+}
+
+// WriteFile makes a file of host keys, of mode 0600, with the text of another one, which it does
+// not parse. The error is [fs.ErrExist] if there is one, which stays as it is.
+func WriteFile(path string, text []byte) error {
+	if len(text) > maxFile {
+		return fmt.Errorf("host key %s would have %d bytes, of at most %d", path, len(text), maxFile)
+	}
+	return writeText(path, text, os.Link)
+}
+
+// writeText writes a file beside path and has place put it there.
+func writeText(path string, text []byte, place func(from, to string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".host-key-*") // of mode 0600
 	if err != nil {
 		return fmt.Errorf("host key %s: %w", path, err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(text.Bytes())
+	_, err = f.Write(text)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = place(f.Name(), path)

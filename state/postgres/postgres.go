@@ -20,15 +20,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
+	"github.com/sandboxd/sandboxd/internal/storeurl"
 	"github.com/sandboxd/sandboxd/state"
 )
 
 // Options of a store.
 type Options struct {
-	// URL names the database: postgres://USER@HOST:PORT/DATABASE, with host=FOLDER as its
-	// query for a server with a socket there. A connection to a host is by TLS, with the
-	// host's certificate verified, unless the query has sslmode=disable. It has no
-	// password.
+	// URL names the database, as package storeurl has it. A connection to a host is by TLS,
+	// with the host's certificate verified, unless sslmode is disable. It has no password.
 	URL string
 	// Password is sent if the server wants one.
 	Password string
@@ -49,6 +48,10 @@ const readers = 4
 // timeout bounds a statement, and how long the server keeps a transaction whose daemon
 // says nothing: until then nobody else can write.
 const timeout = 30 * time.Second
+
+// connectTime is how long a new connection may take, with all that is said before the first
+// statement.
+const connectTime = 15 * time.Second
 
 // Open opens the store in a database, and makes it if there is none.
 func Open(ctx context.Context, o Options) (*state.Store, error) {
@@ -93,32 +96,20 @@ func Engine(ctx context.Context, o Options) (*state.Engine, error) {
 // config makes the driver's settings of the URL. All come from it and the other options,
 // and the driver opens no files.
 func (o Options) config() (*pgx.ConnConfig, error) {
-	u, err := url.Parse(o.URL)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || u.User == nil || u.User.Username() == "" || len(u.Path) < 2 {
-		return nil, fmt.Errorf("%w: the store's address is not of the form postgres://USER@HOST:PORT/DATABASE", state.ErrInvalid)
+	u, err := storeurl.Parse(o.URL)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", state.ErrInvalid, err)
 	}
-	if _, has := u.User.Password(); has {
-		return nil, fmt.Errorf("%w: the store's address has a password, which others on this host could read: give it in a file", state.ErrInvalid)
-	}
-	query := u.Query()
-	mode := query.Get("sslmode")
-	query.Set("sslmode", "disable") // that is decided here
-	for key := range query {
-		if key != "sslmode" && key != "host" {
-			return nil, fmt.Errorf("%w: the store's address has the parameter %q: it may have host and sslmode", state.ErrInvalid, key)
-		}
-	}
-	if u.Hostname() == "" && query.Get("host") == "" {
-		return nil, fmt.Errorf("%w: the store's address names no host", state.ErrInvalid)
-	}
-	u.RawQuery = query.Encode()
-	config, err := pgx.ParseConfig(u.String())
+	plain := url.URL{Scheme: "postgres", User: url.User(u.User), Path: "/" + u.Database,
+		RawQuery: url.Values{"host": {u.Host}, "port": {u.Port}, "sslmode": {"disable"}}.Encode()} // TLS is decided here
+	config, err := pgx.ParseConfig(plain.String())
 	if err != nil {
 		return nil, fmt.Errorf("%w: the store's address: %w", state.ErrInvalid, err)
 	}
 	config.Password = o.Password
 	config.Fallbacks = nil
-	if config.TLSConfig, err = o.tls(mode, config.Host); err != nil {
+	config.ConnectTimeout = connectTime
+	if config.TLSConfig, err = o.tls(u); err != nil {
 		return nil, err
 	}
 	config.RuntimeParams = map[string]string{
@@ -128,19 +119,23 @@ func (o Options) config() (*pgx.ConnConfig, error) {
 	}
 	if o.Dial != nil {
 		config.DialFunc = o.Dial
-		config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	}
+	if o.Dial != nil || u.HostAddr.IsValid() {
+		config.LookupFunc = func(_ context.Context, host string) ([]string, error) {
+			if u.HostAddr.IsValid() {
+				host = u.HostAddr.String()
+			}
+			return []string{host}, nil
+		}
 	}
 	return config, nil
 }
 
-func (o Options) tls(mode, host string) (*tls.Config, error) {
-	switch {
-	case strings.HasPrefix(host, "/") || mode == "disable":
+func (o Options) tls(u *storeurl.URL) (*tls.Config, error) {
+	if u.IsFolder() || u.Plain {
 		return nil, nil
-	case mode != "" && mode != "verify-full":
-		return nil, fmt.Errorf("%w: sslmode=%s of the store's address does not verify who the server is: it may be verify-full, which is the default, or disable", state.ErrInvalid, mode)
 	}
-	config := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	config := &tls.Config{ServerName: u.Host, MinVersion: tls.VersionTLS12}
 	if len(o.CA) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(o.CA) {
@@ -148,6 +143,14 @@ func (o Options) tls(mode, host string) (*tls.Config, error) {
 		}
 	}
 	return config, nil
+}
+
+// IsUnreachable reports whether err says that the server could not be reached, or is about to
+// start or to stop: it may be there in a moment. A server that is not who it should be is not
+// such a one.
+func IsUnreachable(err error) bool {
+	var other *tls.CertificateVerificationError
+	return err != nil && classify(err) == state.FaultGone && !errors.As(err, &other)
 }
 
 // check asks the server whether it keeps what it acknowledges.

@@ -3,16 +3,9 @@ package postgres
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"strconv"
 	"strings"
@@ -357,15 +350,15 @@ func TestAddress(t *testing.T) {
 func TestTLS(t *testing.T) {
 	server := pgtest.Start(t)
 	user, _, _ := strings.Cut(strings.TrimPrefix(server.Database(t), "postgres://"), "@")
-	ca, cert := certificate(t, "db.example")
-	otherCA, _ := certificate(t, "db.example")
+	ca, cert := pgtest.Certificate(t, "db.example")
+	otherCA, _ := pgtest.Certificate(t, "db.example")
 	options := Options{URL: "postgres://" + user + "@db.example:5432/postgres", CA: ca}
 	options.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if network != "tcp" || address != "db.example:5432" {
 			return nil, fmt.Errorf("dialled %s %s", network, address)
 		}
 		client, front := net.Pipe()
-		go terminate(front, cert, server.Socket())
+		go server.Terminate(front, cert)
 		return client, nil
 	}
 	s, err := Open(t.Context(), options)
@@ -393,42 +386,4 @@ func TestTLS(t *testing.T) {
 	if _, err := Open(t.Context(), plain); err == nil || !strings.Contains(err.Error(), "TLS") {
 		t.Errorf("a server without TLS: %v", err)
 	}
-}
-
-// terminate answers a client that asks for TLS, and passes what it says to a socket.
-func terminate(front net.Conn, cert tls.Certificate, socket string) {
-	defer front.Close()
-	request := make([]byte, 8) // SSLRequest
-	if _, err := io.ReadFull(front, request); err != nil {
-		return
-	}
-	if _, err := front.Write([]byte("S")); err != nil {
-		return
-	}
-	secure := tls.Server(front, &tls.Config{Certificates: []tls.Certificate{cert}})
-	back, err := net.Dial("unix", socket)
-	if err != nil {
-		return
-	}
-	defer back.Close()
-	go func() {
-		_, _ = io.Copy(back, secure)
-		back.Close()
-	}()
-	_, _ = io.Copy(secure, back)
-}
-
-// certificate makes one that is its own authority.
-func certificate(t *testing.T, host string) (ca []byte, cert tls.Certificate) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{host}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }

@@ -218,6 +218,41 @@ func testBackupOfDamage(t *testing.T, p Place) {
 	s.Close()
 }
 
+// testBackupNote streams backups, whose notes are as safe as their rows.
+func testBackupNote(t *testing.T, p Place) {
+	fill(t, p)
+	s := opened(t, p)
+	for _, note := range []string{"", "a note", string(bytes.Repeat([]byte("n"), state.MaxNote))} {
+		var b bytes.Buffer
+		made, err := s.Stream(ctx, &b, newFiles("blob"), note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := state.CheckBackup(ctx, bytes.NewReader(b.Bytes()))
+		if err != nil || sum != made || sum.Note != note || sum.Blobs != 1 {
+			t.Errorf("a note of %d bytes: %+v, %v", len(note), sum, err)
+		}
+		if at := bytes.Index(b.Bytes(), []byte(note)); note != "" {
+			b.Bytes()[at] ^= 1
+			if _, err := state.CheckBackup(ctx, &b); !errors.Is(err, state.ErrDamaged) {
+				t.Errorf("a damaged note: %v", err)
+			}
+		}
+	}
+	_, err := s.Stream(ctx, io.Discard, nil, string(make([]byte, state.MaxNote+1)))
+	want(t, "a note that is too large", err, state.ErrInvalid)
+	failing := errors.New("no reader")
+	if _, err := s.Stream(ctx, broken{failing}, newFiles("blob"), ""); !errors.Is(err, failing) {
+		t.Errorf("a stream that fails: %v", err)
+	}
+	update(t, s, put("after", "it"))
+}
+
+// broken fails to write.
+type broken struct{ err error }
+
+func (b broken) Write([]byte) (int, error) { return 0, b.err }
+
 func testRestoreRefuses(t *testing.T, p Place) {
 	fill(t, p)
 	s := p.Open(t)

@@ -64,6 +64,7 @@ func Run(t *testing.T, place func(t testing.TB) Place) {
 		{"Backup", testBackup},
 		{"BackupLive", testBackupLive},
 		{"BackupOfDamage", testBackupOfDamage},
+		{"BackupNote", testBackupNote},
 		{"RestoreRefuses", testRestoreRefuses},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, place(t)) })

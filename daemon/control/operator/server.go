@@ -49,6 +49,8 @@ type Config struct {
 	Logs func(ctx context.Context, q admin.LogQuery, known bool) (io.ReadCloser, error)
 	// Uploads returns how many uploads are under way, and how many wait.
 	Uploads func() (running, waiting int)
+	// Backup writes a backup, with the host key if that is wanted.
+	Backup func(ctx context.Context, w io.Writer, hostKey bool) error
 	// Usage returns what of the limits is used.
 	Usage func(context.Context) (Usage, error)
 }
@@ -72,6 +74,8 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	readers chan struct{} // of logs; its capacity bounds them
+	backups chan struct{} // capacity 1: held while a backup is made
+	stall   time.Duration // stallTime
 }
 
 // maxRequest is the most bytes of a request's body.
@@ -85,7 +89,7 @@ const (
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg), readers: make(chan struct{}, maxLogReaders)}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg), readers: make(chan struct{}, maxLogReaders), backups: make(chan struct{}, 1), stall: stallTime}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+admin.MetricsPath, s.metrics.handler)
 	mux.HandleFunc("GET "+admin.ReadyPath, s.ready)
@@ -98,6 +102,7 @@ func New(cfg Config) *Server {
 	if cfg.API != nil {
 		mux.Handle(admin.APIPath, cfg.API)
 	}
+	mux.HandleFunc("GET "+admin.BackupPath, s.backup)
 	s.Handler = mux
 	return s
 }
