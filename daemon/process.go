@@ -151,6 +151,7 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	}
 	if d.registrar != nil {
 		config.Connect, config.Retire = d.connectControl, d.maker.revisions.retire
+		config.Credentials = d.registrar.credentials
 	}
 	for _, n := range d.cfg.Networks {
 		if n.Mode == isolation.NetworkEgress {

@@ -35,8 +35,11 @@ type ServeConfig struct {
 	Endpoint string // URL at which clients reach the endpoint, to be told to the operator
 	Group    string // whose members may be operators, beside root
 
+	Folders []message.Folder // from which code of functions may come
+	Roles   []Role           // that functions may have
+
 	// Control is the configuration of the control process. The daemon itself sets Instance,
-	// Folder, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
+	// Folder, Folders, Roles, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
 	Control message.ControlConfig
 }
 
@@ -50,7 +53,8 @@ type services struct {
 	deaths  deaths
 	starts  struct{ control, worker int }
 
-	operators operatorSockets
+	operators   operatorSockets
+	codeFolders []*os.File // ServeConfig.Folders, open
 }
 
 // Serve runs a daemon that serves the functions that its control process knows, until ctx
@@ -91,6 +95,10 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 	defer facts.Close()
 	context.AfterFunc(ctx, endpoint.close) // the worker closes its own when it stops
 	s := &services{d: d, cfg: cfg, std: std, folder: folder, control: &d.registrar.control}
+	if s.codeFolders, err = openCodeFolders(cfg.Folders, folder.path); err != nil {
+		return err
+	}
+	defer closeFiles(s.codeFolders)
 	if err := s.openOperators(); err != nil {
 		return err
 	}

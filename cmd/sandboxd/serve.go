@@ -35,6 +35,8 @@ type serveOptions struct {
 	seriesLimit    int // most functions that have series of their own in the metrics
 
 	networks []*namedNetwork
+	folders  []*message.Folder
+	roles    []*namedRole
 	runtimes []*daemon.Runtime // nil: what the host has
 }
 
@@ -71,7 +73,7 @@ func serveCommand() *cobra.Command {
 as with the AWS command line or an SDK whose endpoint is the address of --listen. The
 functions and their code are kept below --state-dir.
 
-The file of --config has the networks and runtimes that functions can choose:
+The file of --config has the networks, runtimes, folders and roles that functions can choose:
 
   networks:
     web:                       # chosen by VpcConfig.SubnetIds=[subnet-web]
@@ -81,6 +83,11 @@ The file of --config has the networks and runtimes that functions can choose:
     python3.11:
       rootfs: host             # or a DIR
       layer: [/srv/python3.11-layer.zip]
+  folders:
+    code: /srv/functions       # chosen by Code={S3Bucket=hot-reload,S3Key=/srv/functions/PATH}
+  roles:
+    reader:                    # chosen by Role=arn:aws:iam::ACCOUNT:role/reader
+      credentials: /etc/sandboxd/reader.credentials
 
 Without networks there is only the loopback. Without runtimes there are those whose
 interpreter the host has.
@@ -90,8 +97,7 @@ Keys that only the file of --config has, with their defaults:
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.config != "" {
-				sections := map[string]section{"networks": o.addNetwork, "runtimes": o.addRuntime}
-				if err := applySections(o.config, cmd.Flags(), settings, sections); err != nil {
+				if err := applySections(o.config, cmd.Flags(), settings, o.sections()); err != nil {
 					return err
 				}
 			}
@@ -194,6 +200,9 @@ func (o *serveOptions) completeServe() error {
 	if err := o.checkFolders(); err != nil {
 		return err
 	}
+	if err := o.completeFile(); err != nil {
+		return err
+	}
 	return o.completeCredentials()
 }
 
@@ -223,6 +232,7 @@ func (o *serveOptions) serve(ctx context.Context, host runc.Host, std daemon.Str
 	for _, r := range o.runtimes {
 		cfg.Runtimes = append(cfg.Runtimes, *r)
 	}
+	o.addFile(&cfg)
 	cfg.Worker.Unsigned = o.unsigned
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {

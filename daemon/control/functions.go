@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,6 +74,7 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Store: lambda.NewStore(store), Blobs: code{blobs}, Deployer: f.deploy, Sealer: secrets.Sealer{Ring: h.Ring},
 		Region: h.Config.Region, AccountID: h.Config.AccountID, Architecture: architecture,
 		Runtimes: h.Config.Runtimes, Networks: h.Config.Networks,
+		Local:        h.Folders.Open,
 		Authenticate: f.keys.Authenticate,
 		Audit: func(c lambda.Call) {
 			audit.Call(c)
@@ -197,7 +199,7 @@ func (f *functions) Resolve(ctx context.Context, name, qualifier string) (messag
 	program.Image = rev.Image
 	return message.Resolved{
 		Revision: function.Revision{ID: rev.ID, Version: rev.Version, ARN: rev.ARN, Settings: rev.Settings, Program: program},
-		Reserved: -1,
+		Reserved: -1, Credentials: slices.Contains(f.host.Config.Roles, rev.Role),
 	}, nil
 }
 

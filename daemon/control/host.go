@@ -11,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/sandboxd/sandboxd/daemon/control/folder"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
@@ -25,6 +26,9 @@ type Host struct {
 
 	// Ring has the host keys, which encrypt what is secret in the store.
 	Ring *seal.Ring
+
+	// Folders are those of the operator's from which code may come.
+	Folders *folder.Folders
 
 	client *registry.Client
 	once   sync.Once

@@ -36,6 +36,7 @@ type factory struct {
 
 	traces *coldStarts  // nil without --trace-init
 	env    *environment // nil if the revision has its variables
+	role   bool         // sandboxes have the credentials of a role, which the supervisor knows
 
 	mu   sync.Mutex
 	live map[string]*sandbox // by id
@@ -61,8 +62,12 @@ func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials
 }
 
 // renewCredentials requests the current credentials from the supervisor.
-func renewCredentials(ctx context.Context, client *privsep.Client) (c rapid.Credentials, err error) {
-	list, err := client.Renew(ctx)
+func renewCredentials(ctx context.Context, client *privsep.Client) (rapid.Credentials, error) {
+	return credentialsOf(client.Renew(ctx))
+}
+
+// credentialsOf returns what the supervisor has sent as credentials.
+func credentialsOf(list []string, err error) (c rapid.Credentials, _ error) {
 	if err == nil && len(list) != 3 {
 		err = fmt.Errorf("the supervisor sent %d credentials instead of 3", len(list))
 	}
@@ -80,6 +85,8 @@ type sandbox struct {
 	resolver *dns.Resolver // nil without network egress
 	life     *rapid.Sandbox
 	factory  *factory
+
+	credentials rapid.Credentials // of the role, that it began with
 
 	end   context.CancelFunc // ends the life
 	ready chan struct{}      // closed when it has initialized
@@ -107,6 +114,20 @@ func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 // slow machine: a disk that hangs must not hold requests for ever.
 const createTime = time.Minute
 
+// create has the supervisor create a sandbox, and returns the credentials of the function's role
+// if it has one.
+func (f *factory) create(ctx context.Context) (box *privsep.Box, c rapid.Credentials, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createTime)
+	defer cancel()
+	if box, err = f.client.Create(ctx, f.rev.ID.Number); err != nil || !f.role {
+		return box, c, err
+	}
+	if c, err = credentialsOf(box.Credentials(ctx)); err != nil {
+		return nil, c, errors.Join(fmt.Errorf("credentials of the role: %w", err), box.Close(context.WithoutCancel(ctx)))
+	}
+	return box, c, nil
+}
+
 func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox, err error) {
 	if cfg.Function.Env, err = f.env.hold(ctx, cfg.Function.Env); err != nil {
 		return nil, err
@@ -117,9 +138,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox,
 		}
 	}()
 	ctx, coldStart := f.traces.begin(ctx)
-	create, cancel := context.WithTimeout(ctx, createTime)
-	box, err := f.client.Create(create, f.rev.ID.Number)
-	cancel()
+	box, credentials, err := f.create(ctx)
 	if err != nil {
 		coldStart.End()
 		return nil, err
@@ -131,10 +150,13 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox,
 	if udp, _ := box.Lookups(); udp != nil {
 		s.resolver = dns.New(dns.Config{Match: f.network.Policy.Match, Open: box.Allow, Dial: f.client.Upstream})
 	}
+	if f.role {
+		s.credentials, cfg.Credentials = credentials, credentials
+	}
 	cfg.LogStream, cfg.APIAddr = newLogStream(f.rev), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func(ctx context.Context) (rapid.Restored, error) {
-			c, err := renewCredentials(ctx, f.client)
+			c, err := f.renewed(ctx, s)
 			return rapid.Restored{Credentials: c, LogStream: newLogStream(f.rev)}, err
 		}
 	}
