@@ -79,7 +79,8 @@ func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
 	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
-		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
+		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"},
+		Unsigned: true, Roles: []string{"arn:aws:iam::000000000000:role/first", "arn:aws:iam::123456789012:role/r"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
 		t.Fatal(err)
@@ -106,6 +107,7 @@ func (f *functions) call(t *testing.T, method, path string, body any) (status in
 		t.Fatal(err)
 	}
 	r := httptest.NewRequest(method, "/2015-03-31/functions"+path, bytes.NewReader(b))
+	r.Header.Set(message.UnsignedHeader, "1")
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, r)
 	if w.Body.Len() > 0 {
@@ -166,7 +168,7 @@ func TestFunctions(t *testing.T) {
 	}
 	first, err := f.Resolve(t.Context(), "hello", "")
 	rev := r.revisions[first.Revision.ID.Number]
-	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
+	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.Role != 2 || !first.Credentials || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
 		first.Revision.Program.Bootstrap.Path != "/var/task/bootstrap" || first.Revision.Network != "web" || first.Reserved != -1 {
 		t.Errorf("%+v, %v; root knows %+v", first, err, rev)
 	}
