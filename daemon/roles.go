@@ -36,26 +36,31 @@ type roleSource struct {
 
 	mu      sync.Mutex
 	last    message.Credentials // that could be read
-	read    time.Time           // last
-	problem string              // why they could not be read then; "" if they could
+	began   time.Time           // the last reading
+	reading bool
+	problem string // why they could not be read; "" if they could
 }
 
 func (d *Daemon) newRoleSources(roles []Role) (sources []*roleSource) {
 	for _, r := range roles {
-		sources = append(sources, &roleSource{role: r, log: d.log, last: r.First, read: time.Now()})
+		sources = append(sources, &roleSource{role: r, log: d.log, last: r.First, began: time.Now()})
 	}
 	return sources
 }
 
-// current returns the credentials. Those that cannot be read change nothing.
+// current returns the credentials. Those that cannot be read change nothing, and while a disk does
+// not answer, one caller waits for it and others do not.
 func (s *roleSource) current() message.Credentials {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.read) < readEvery {
+	if s.reading || time.Since(s.began) < readEvery {
 		return s.last
 	}
-	s.read = time.Now()
+	s.reading, s.began = true, time.Now()
+	s.mu.Unlock()
 	c, err := s.role.Read()
+	s.mu.Lock()
+	s.reading = false
 	switch {
 	case err == nil:
 		s.last, s.problem = c, ""

@@ -63,6 +63,24 @@ func TestRoleCredentials(t *testing.T) {
 		if n := strings.Count(text.String(), "half a credential"); n != 1 || strings.Contains(text.String(), "hushhush") {
 			t.Errorf("the log: %s", text.String())
 		}
+
+		hangs := make(chan struct{})
+		g.roles[1].role.Read = func() (message.Credentials, error) {
+			<-hangs
+			return message.Credentials{AccessKeyID: "three"}, nil
+		}
+		time.Sleep(readEvery)
+		waits := make(chan []string)
+		go func() {
+			list, _ := g.credentials(t.Context(), 2)
+			waits <- list
+		}()
+		synctest.Wait()
+		want(2, "two", "hushhush", "") // while another waits for the disk
+		close(hangs)
+		if list := <-waits; list[0] != "three" {
+			t.Errorf("%q", list)
+		}
 		d.maker.revisions.close()
 	})
 }
