@@ -107,6 +107,7 @@ var allowed = map[string]arrows{
 	},
 	"daemon/control": {
 		"daemon/admin":            "answers operators' commands",
+		"daemon/control/folder":   "reads code from the operator's folders",
 		"daemon/control/operator": "serves operators",
 		"daemon/control/secrets":  "encrypts secrets again after a rotation",
 		"function":                "passes on what root has found",
@@ -121,6 +122,10 @@ var allowed = map[string]arrows{
 		"state/sqlite":            "has a store of its own",
 		"internal/seal":           "",
 		"internal/accept":         "", "internal/confine": "", "internal/exit": "", "internal/failpoint": "", "internal/logging": "",
+	},
+	"daemon/control/folder": {
+		"lambda":              "refuses what is no code",
+		"internal/descriptor": "",
 	},
 	"daemon/control/operator": {
 		"daemon/admin":     "its answers",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/sandboxd/sandboxd/internal/confine"
@@ -93,7 +94,7 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 		}
 		config.Database = database
 	}
-	config.Runtimes, config.Networks = nil, nil
+	config.Runtimes, config.Networks, config.Folders, config.Roles = nil, nil, s.cfg.Folders, rolesOf(s.cfg.Roles)
 	for _, r := range s.d.registrar.runtimes {
 		config.Runtimes = append(config.Runtimes, r.Name())
 	}
@@ -127,12 +128,12 @@ func (s *services) startControl(line *os.File) (*os.Process, <-chan error, error
 	c := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{message.ControlCommand}, Env: workerEnv(), Dir: "/",
 		Stdin: null, Stdout: s.std.Err, Stderr: s.std.Err, // it has nothing to say on standard output
-		ExtraFiles: []*os.File{line, file, hostKey, commands}, // from message.LineFD on
+		ExtraFiles: slices.Concat([]*os.File{line, file, hostKey, commands}, s.codeFolders), // from message.LineFD on
 	}
 	if err := failpoint.Share(c); err != nil {
 		return nil, nil, err
 	}
-	ended, err := startConfined(s.d.log, c, s.folder.uid, confine.Needs{Folders: []*os.File{s.folder.dir}, Links: true})
+	ended, err := startConfined(s.d.log, c, s.folder.uid, confine.Needs{Folders: []*os.File{s.folder.dir}, Readable: s.codeFolders, Links: true})
 	if err != nil {
 		return nil, nil, err
 	}

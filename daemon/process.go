@@ -152,6 +152,7 @@ func (d *Daemon) serverConfig(uid uint32) privsep.Config {
 	}
 	if d.registrar != nil {
 		config.Connect, config.Retire = d.connectControl, d.maker.revisions.retire
+		config.Credentials = d.registrar.credentials
 	}
 	if d.pairs != nil {
 		config.KeyPair = d.pairs.newer

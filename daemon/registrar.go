@@ -40,6 +40,7 @@ type registrar struct {
 	scratch   string
 	mostTrees int64         // ServeConfig.TreeBytes
 	leastFree int64         // ServeConfig.FreeBytes
+	roles     []*roleSource // a message.Revision has the place, from 1 on
 	making    chan struct{} // capacity 1: held while a revision is registered
 
 	mu    sync.Mutex
@@ -95,7 +96,8 @@ func (d *Daemon) newRegistrar(ctx context.Context, cfg ServeConfig) (_ *registra
 		}
 		g.runtimes = append(g.runtimes, runtime)
 	}
-	d.maker.revisions.runtimes = len(g.runtimes)
+	g.roles = d.newRoleSources(cfg.Roles)
+	d.maker.revisions.runtimes, d.maker.revisions.roles = len(g.runtimes), len(g.roles)
 	return g, nil
 }
 

@@ -51,6 +51,7 @@ type revision struct {
 	form   []byte // encoded message.Revision that registered it
 	spec   isolation.Spec
 	shape  shape
+	role   uint16 // of message.Revision
 	files  Files
 	unused func() // ends the use of the pool's shape; from pool.Use
 
@@ -76,6 +77,7 @@ type shape struct {
 type revisions struct {
 	runtimes int // how many the operator has; 1 unless set before the first revision
 	networks []Network
+	roles    int                       // how many the operator has
 	use      func(shape) (done func()) // marks a shape as in use until done; never nil
 	report   func(error)               // receives the result of releasing a revision's files
 
@@ -93,7 +95,7 @@ func newRevisions(networks []Network, use func(shape) func(), report func(error)
 func (r *revisions) decode(form []byte) (message.Revision, error) {
 	m, err := message.DecodeRevision(form)
 	if err == nil {
-		err = m.Check(r.runtimes, len(isolation.Profiles()), len(r.networks))
+		err = m.Check(r.runtimes, len(isolation.Profiles()), len(r.networks), r.roles)
 	}
 	return m, err
 }
@@ -111,7 +113,7 @@ func (r *revisions) register(form []byte, files Files) (err error) {
 	if err != nil {
 		return err
 	}
-	rev := &revision{id: m.ID, form: slices.Clone(form), files: files, users: 1, used: time.Now()}
+	rev := &revision{id: m.ID, form: slices.Clone(form), role: m.Role, files: files, users: 1, used: time.Now()}
 	rev.spec = specOf(m, isolation.Profiles()[m.Profile], r.networks[m.Network].Network, files)
 	rev.shape = shape{extensions: files.Program.HasExtensions(), tmp: files.Tmp, seccomp: rev.spec.Seccomp, network: m.Network}
 
@@ -246,6 +248,17 @@ func (r *revisions) acquire(number uint64) (*revision, error) {
 	}
 	rev.users++
 	return rev, nil
+}
+
+// roleOf returns the role of the revision with that number, 0 if it has none. The revision may be
+// retired, as long as it has sandboxes.
+func (r *revisions) roleOf(number uint64) uint16 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rev := r.known[number]; rev != nil {
+		return rev.role
+	}
+	return 0
 }
 
 // release ends one use of rev.

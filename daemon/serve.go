@@ -39,8 +39,11 @@ type ServeConfig struct {
 	Group    string       // whose members may be operators, beside root
 	Logs     message.LogConfig
 
+	Folders []message.Folder // from which code of functions may come
+	Roles   []Role           // that functions may have
+
 	// Control is the configuration of the control process. The daemon itself sets Instance,
-	// Folder, Database, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
+	// Folder, Folders, Roles, Database, Runtimes, Networks, Profiles, FreeBytes, Start and FirstKey.
 	Control message.ControlConfig
 }
 
@@ -54,7 +57,8 @@ type services struct {
 	deaths  deaths
 	starts  struct{ control, worker int }
 
-	operators operatorSockets
+	operators   operatorSockets
+	codeFolders []*os.File // ServeConfig.Folders, open
 }
 
 // Serve runs a daemon that serves the functions that its control process knows, until ctx
@@ -102,6 +106,10 @@ func Serve(ctx context.Context, cfg ServeConfig, std Streams) (err error) {
 	defer facts.Close()
 	context.AfterFunc(ctx, endpoint.close) // the worker closes its own when it stops
 	s := &services{d: d, cfg: cfg, std: std, folder: folder, control: &d.registrar.control}
+	if s.codeFolders, err = openCodeFolders(cfg.Folders, folder.path); err != nil {
+		return err
+	}
+	defer closeFiles(s.codeFolders)
 	if err := s.openOperators(); err != nil {
 		return err
 	}

@@ -150,7 +150,7 @@ func negatives() []negative {
 		{"POST", create, with("Code", j{"ZipFile": []byte("not a zip")}), 400, wrongValue, "Could not unzip uploaded file. Please check your file, then try to upload again."},
 		{"POST", create, with("Code", j{"ZipFile": []byte("large")}), 400, wrongValue, "Unzipped size must be smaller than 262144000 bytes"},
 		{"POST", create, with("Code", j{"ZipFile": "!"}), 400, badJSON, "The value of 'Code.ZipFile' is not valid base64"},
-		{"POST", create, with("Code", j{"S3Bucket": "bucket", "S3Key": "key"}), 400, wrongValue, "sandboxd does not support S3Bucket; send the code as ZipFile"},
+		{"POST", create, with("Code", j{"S3Bucket": "bucket", "S3Key": "key"}), 400, wrongValue, "sandboxd does not support S3Bucket; send the code as ZipFile, or name a folder of this host as the S3Key of the bucket hot-reload"},
 		{"POST", create, with("SnapStart", j{"ApplyOn": "invalidOption"}), 400, invalid, one("invalidOption", "snapStart.applyOn", "satisfy enum value set: [PublishedVersions, None]")},
 		{"POST", create, with("Timeout", 0), 400, invalid, one("0", "timeout", "have value greater than or equal to 1")},
 		{"POST", create, with("Timeout", 901), 400, invalid, one("901", "timeout", "have value less than or equal to 900")},

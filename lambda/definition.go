@@ -108,8 +108,6 @@ var unsupported = map[string]string{
 	"RuntimeConfig":          "",
 	"AcceleratorConfig":      "",
 	"SourceKMSKeyArn":        "",
-	"S3Bucket":               "; send the code as ZipFile",
-	"S3Key":                  "; send the code as ZipFile",
 	"S3ObjectVersion":        "; send the code as ZipFile",
 	"S3ObjectStorageMode":    "; send the code as ZipFile",
 }

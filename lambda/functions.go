@@ -230,6 +230,11 @@ func (s *Service) takeCode(c *call, d *definition, in object) error {
 		return badParameter("sandboxd does not support ImageUri; send the code as ZipFile")
 	case image != "":
 		return badParameter("Please don't provide ImageUri when updating a function with packageType Zip.")
+	}
+	if err := s.takeLocal(c, in); err != nil {
+		return err
+	}
+	switch {
 	case c.upload == nil:
 		return badParameter("Please provide a source for function code.")
 	case c.upload.Size == 0:

@@ -36,20 +36,18 @@ func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// errZip is the error of a zip with more than Limits.Zip bytes.
+// errZip is the error of a zip with more bytes than it may have.
 var errZip = errors.New("the zip is too large")
 
-// takeUpload stores the code that comes with a request.
-func (s *Service) takeUpload(ctx context.Context, r io.Reader) (*Blob, error) {
+// takeUpload stores the code of a request, of which it takes most bytes. The error is errZip if it
+// has more.
+func (s *Service) takeUpload(ctx context.Context, r io.Reader, most int64) (*Blob, error) {
 	leave, err := s.uploads.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	blob, err := s.cfg.Blobs.Put(ctx, &zipReader{r: r, left: s.cfg.Limits.Zip})
-	if errors.Is(err, errZip) {
-		return nil, tooLarge("Zipped size must be smaller than %d bytes", s.cfg.Limits.Zip)
-	}
+	blob, err := s.cfg.Blobs.Put(ctx, &zipReader{r: r, left: most})
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,11 @@ type Config struct {
 	Networks          []string // likewise, by subnet-NAME; "none" needs no entry
 	Scheme            string   // of URLs that clients get; default http
 
+	// Local opens code in a folder of this host, by the path that a client names: it returns
+	// the bytes of a zip. Errors that are for the client are an [*Error], also those of
+	// reading. nil lets no code come from folders.
+	Local func(ctx context.Context, path string) (io.ReadCloser, error)
+
 	// Authenticate returns who sent a request, or an [*Error]. It may replace the body by one
 	// whose end fails with an [*Error] if the request is not what the caller signed: nothing
 	// is done before the end was read. nil lets everybody do everything. It is not asked about
@@ -60,6 +65,7 @@ type Limits struct {
 	Functions int     // default 10,000
 	CodeBytes int64   // of the code of all functions; default 75 GiB
 	Zip       int64   // bytes of a zip; default 50 MiB
+	Local     int64   // bytes of code from a folder of this host; default 250 MiB
 	Uploads   int     // at once; default 2
 	Waiting   int     // uploads that wait for others; default 16
 	Rate      float64 // requests a second of an access key; default 100
@@ -127,6 +133,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	def(&cfg.Limits.Functions, 10_000)
 	def(&cfg.Limits.CodeBytes, 75<<30)
 	def(&cfg.Limits.Zip, 50<<20)
+	def(&cfg.Limits.Local, 250<<20)
 	def(&cfg.Limits.Uploads, 2)
 	def(&cfg.Limits.Waiting, 16)
 	def(&cfg.Limits.Rate, 100)
@@ -162,8 +169,15 @@ type call struct {
 	handler
 	caller Caller
 	in     object
-	upload *Blob // the code that came with it; nil if none did
+	upload *Blob // the code that came with it, or that it has named; nil if there is none
 	audit  *Call
+}
+
+// release gives up the code of a request, which stays if a function has it by now.
+func (c *call) release() {
+	if c.upload != nil {
+		c.upload.Release()
+	}
 }
 
 // Requests of clients have at most this many bytes, as on Lambda.
@@ -241,9 +255,7 @@ func (s *Service) serve(r *http.Request, audit *Call) (status int, answer any, e
 		}
 	}
 	err = s.readBody(c, &d, input)
-	if c.upload != nil {
-		defer c.upload.Release()
-	}
+	defer c.release()
 	if err != nil {
 		return 0, nil, err
 	}
@@ -277,7 +289,10 @@ func (s *Service) readBody(c *call, d *decoder, input *shape) error {
 	}
 	d.code = c.code
 	d.upload = func(r io.Reader) (err error) {
-		c.upload, err = s.takeUpload(c.Context(), r)
+		c.upload, err = s.takeUpload(c.Context(), r, s.cfg.Limits.Zip)
+		if errors.Is(err, errZip) {
+			return tooLarge("Zipped size must be smaller than %d bytes", s.cfg.Limits.Zip)
+		}
 		return err
 	}
 	return s.bodyError(c, body, d.body(input, c.in, body))

@@ -95,6 +95,12 @@ func applySection(node *yaml.Node, s section) error {
 		if entry.Tag == "!!null" { // a name with the defaults
 			continue
 		}
+		if entry.Kind == yaml.ScalarNode && settings.Lookup(soleSetting) != nil {
+			if err := applyKey(soleSetting, entry, settings, settings); err != nil {
+				return fmt.Errorf("line %d: %s: %w", name.Line, name.Value, err)
+			}
+			continue
+		}
 		if entry.Kind != yaml.MappingNode {
 			return fmt.Errorf("line %d: %s: must be a mapping of settings", name.Line, name.Value)
 		}

@@ -40,6 +40,8 @@ type serveOptions struct {
 	limits limitOptions
 
 	networks []*namedNetwork
+	folders  []*message.Folder
+	roles    []*namedRole
 	runtimes []*daemon.Runtime // nil: what the host has
 }
 
@@ -75,7 +77,7 @@ func serveCommand() *cobra.Command {
 as with the AWS command line or an SDK whose endpoint is the address of --listen. The
 functions and their code are kept below --state-dir.
 
-The file of --config has the networks and runtimes that functions can choose:
+The file of --config has the networks, runtimes, folders and roles that functions can choose:
 
   networks:
     web:                       # chosen by VpcConfig.SubnetIds=[subnet-web]
@@ -85,6 +87,11 @@ The file of --config has the networks and runtimes that functions can choose:
     python3.11:
       rootfs: host             # or a DIR
       layer: [/srv/python3.11-layer.zip]
+  folders:
+    code: /srv/functions       # chosen by Code={S3Bucket=hot-reload,S3Key=/srv/functions/PATH}
+  roles:
+    reader:                    # chosen by Role=arn:aws:iam::ACCOUNT:role/reader
+      credentials: /etc/sandboxd/reader.credentials
 
 Without networks there is only the loopback. Without runtimes there are those whose
 interpreter the host has.
@@ -98,8 +105,7 @@ Exit codes: 0 it ended in order, on SIGTERM or SIGINT; 2 an error.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.config != "" {
-				sections := map[string]section{"networks": o.addNetwork, "runtimes": o.addRuntime}
-				if err := applySections(o.config, cmd.Flags(), settings, sections); err != nil {
+				if err := applySections(o.config, cmd.Flags(), settings, o.sections()); err != nil {
 					return err
 				}
 			}
@@ -213,6 +219,9 @@ func (o *serveOptions) completeServe() error {
 	if o.logs.functionMB > o.logs.totalMB {
 		return fmt.Errorf("--config: log-function-size %d MB exceeds log-size %d MB: lower the one or raise the other", o.logs.functionMB, o.logs.totalMB)
 	}
+	if err := o.completeFile(); err != nil {
+		return err
+	}
 	return o.completeCredentials()
 }
 
@@ -236,6 +245,7 @@ func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err 
 	for _, r := range o.runtimes {
 		cfg.Runtimes = append(cfg.Runtimes, *r)
 	}
+	o.addFile(&cfg)
 	cfg.Worker.Unsigned, cfg.Worker.Memory = o.unsigned, uint64(o.limits.memoryMB)<<20
 	cfg.Renew = func() (message.Credentials, error) { return message.Credentials{}, nil }
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {

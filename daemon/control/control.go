@@ -61,6 +61,8 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	if err != nil {
 		return err
 	}
+	folders, closeFolders := openFolders(config.Folders)
+	defer closeFolders()
 	if err := bound(); err != nil {
 		return err
 	}
@@ -77,7 +79,7 @@ func run(open Open, stderr *logging.LineWriter) (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	served := make(chan error, 1)
-	h := &Host{Config: config, Ring: ring, HostKeys: hostKeys, Log: log, Lines: messages, client: client}
+	h := &Host{Config: config, Ring: ring, HostKeys: hostKeys, Log: log, Lines: messages, Folders: folders, client: client}
 	go func() { served <- serve(ctx, h, commands, open) }()
 	select {
 	case err := <-served:

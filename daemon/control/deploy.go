@@ -60,9 +60,10 @@ func (d *deployer) form(rev lambda.Revision) (*message.Revision, error) {
 	if profile < 0 {
 		return nil, unusable("this server does not have the seccomp profile %s", s.Seccomp)
 	}
+	role := slices.Index(c.Roles, rev.Role) + 1 // 0: one that the operator has not named has no credentials
 	return &message.Revision{
 		ID: rev.ID, MemoryMB: uint32(s.MemoryMB), TmpMB: uint32(s.EphemeralMB), MicroCPU: uint32(s.CPU() * 1e6), PIDs: function.MaxPIDs,
-		Runtime: uint16(runtime), Profile: uint16(profile), Network: uint16(network), Code: rev.Code,
+		Runtime: uint16(runtime), Profile: uint16(profile), Network: uint16(network), Role: uint16(role), Code: rev.Code,
 	}, nil
 }
 

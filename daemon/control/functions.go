@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,7 @@ func OpenFunctions(ctx context.Context, h *Host) (_ API, err error) {
 		Store: lambda.NewStore(store), Blobs: code{blobs}, Deployer: f.deploy, Sealer: secrets.Sealer{Ring: h.Ring},
 		Region: h.Config.Region, AccountID: h.Config.AccountID, Architecture: architecture,
 		Runtimes: h.Config.Runtimes, Networks: h.Config.Networks,
+		Local:  h.Folders.Open,
 		Scheme: scheme(h.Config), Limits: limitsOf(h.Config),
 		Room: func() error { return room(blobs, h.Config.FreeBytes) },
 		Authenticate: func(r *http.Request) (lambda.Caller, error) {
@@ -183,7 +185,7 @@ func (f *functions) Resolve(ctx context.Context, name, qualifier string) (messag
 	program.Image = rev.Image
 	return message.Resolved{
 		Revision: function.Revision{ID: rev.ID, Version: rev.Version, ARN: rev.ARN, Settings: rev.Settings, Program: program},
-		Reserved: -1,
+		Reserved: -1, Credentials: slices.Contains(f.host.Config.Roles, rev.Role),
 	}, nil
 }
 

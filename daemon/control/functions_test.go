@@ -94,8 +94,9 @@ func (r *root) known() (list []uint64) {
 func openFunctions(t *testing.T, r *root, folder string) *functions {
 	t.Helper()
 	h := newHost(t, registry.Config{Register: r.register, Forget: r.forget, Connect: func(context.Context) (*os.File, error) { return nil, message.ErrNoWorker }})
-	h.Config = &message.ControlConfig{Folder: folder, Unsigned: true, Region: "us-east-1", AccountID: "123456789012",
-		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"}}
+	h.Config = &message.ControlConfig{Folder: folder, Region: "us-east-1", AccountID: "123456789012",
+		Runtimes: []string{"python3.11", "provided.al2023"}, Networks: []string{"none", "web"}, Profiles: []string{"default"},
+		Unsigned: true, Roles: []string{"arn:aws:iam::000000000000:role/first", "arn:aws:iam::123456789012:role/r"}}
 	ring, err := seal.New(bytes.Repeat([]byte{7}, seal.KeySize))
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +191,7 @@ func TestFunctions(t *testing.T) {
 	}
 	first, err := f.Resolve(t.Context(), "hello", "")
 	rev := r.revision(first.Revision.ID.Number)
-	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
+	if err != nil || rev.Runtime != 1 || rev.Network != 1 || rev.Role != 2 || !first.Credentials || rev.MemoryMB != 128 || rev.PIDs != function.MaxPIDs || first.Revision.Env != nil ||
 		first.Revision.Program.Bootstrap.Path != "/var/task/bootstrap" || first.Revision.Network != "web" || first.Reserved != -1 {
 		t.Errorf("%+v, %v; root knows %+v", first, err, rev)
 	}

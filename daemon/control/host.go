@@ -11,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/sandboxd/sandboxd/daemon/control/folder"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
@@ -27,6 +28,9 @@ type Host struct {
 	Ring *seal.Ring
 	// HostKeys is the text of the file with them, for backups that shall have it.
 	HostKeys []byte
+
+	// Folders are those of the operator's from which code may come.
+	Folders *folder.Folders
 
 	client *registry.Client
 	once   sync.Once

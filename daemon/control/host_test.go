@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"go.uber.org/goleak"
 
+	"github.com/sandboxd/sandboxd/daemon/control/folder"
 	"github.com/sandboxd/sandboxd/function"
 	"github.com/sandboxd/sandboxd/internal/message"
 	"github.com/sandboxd/sandboxd/internal/registry"
@@ -46,7 +47,7 @@ func newHost(t *testing.T, cfg registry.Config) *Host {
 	}
 	log := logrus.New()
 	log.SetOutput(t.Output())
-	h := &Host{Config: &message.ControlConfig{}, Log: log, Lines: t.Output(), client: client}
+	h := &Host{Config: &message.ControlConfig{}, Log: log, Lines: t.Output(), Folders: folder.New(nil), client: client}
 	t.Cleanup(func() {
 		if h.worker != nil {
 			h.worker.CloseIdleConnections()

@@ -16,7 +16,10 @@ const renewEvery = 5 * time.Second
 // process has its credentials in its environment, where nothing can change them, so sandboxes
 // with new ones replace those with the old ones. Credentials that cannot be read change
 // nothing.
-func (w *worker) keepCredentials(ctx context.Context) {
+func (w *worker) keepCredentials(ctx context.Context) { w.keepRenewing(ctx, w.renewAll) }
+
+// keepRenewing calls renew at every interval until ctx ends.
+func (w *worker) keepRenewing(ctx context.Context, renew func(context.Context) error) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
 	problem := ""
@@ -26,7 +29,7 @@ func (w *worker) keepCredentials(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		err := w.renewAll(ctx)
+		err := renew(ctx)
 		if err == nil {
 			problem = ""
 		} else if ctx.Err() == nil && err.Error() != problem { // once for each problem

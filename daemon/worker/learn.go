@@ -103,7 +103,9 @@ func (f *functions) newLearned(r *message.Resolved, name string) (*served, error
 	if _, known := f.w.config.Networks[rev.Network]; rev.Name != name || !known {
 		return nil, fmt.Errorf("the control process answers with function %q in network %q when asked for %q", rev.Name, rev.Network, name)
 	}
-	return f.newServed(rev, r.Reserved), nil
+	s := f.newServed(rev, r.Reserved)
+	s.factory.role = r.Credentials
+	return s, nil
 }
 
 // conclude ends a lesson with what was answered: s or err. If that is out of date, it returns

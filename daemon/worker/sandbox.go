@@ -38,6 +38,7 @@ type factory struct {
 	traces *coldStarts  // nil without --trace-init
 	env    *environment // nil if the revision has its variables
 	logs   *logs.Logs   // nil if its lines go to standard error
+	role   bool         // sandboxes have the credentials of a role, which the supervisor knows
 
 	mu   sync.Mutex
 	live map[string]*sandbox // by id
@@ -65,8 +66,12 @@ func newFactory(w *worker, rev *function.Revision, credentials rapid.Credentials
 }
 
 // renewCredentials requests the current credentials from the supervisor.
-func renewCredentials(ctx context.Context, client *privsep.Client) (c rapid.Credentials, err error) {
-	list, err := client.Renew(ctx)
+func renewCredentials(ctx context.Context, client *privsep.Client) (rapid.Credentials, error) {
+	return credentialsOf(client.Renew(ctx))
+}
+
+// credentialsOf returns what the supervisor has sent as credentials.
+func credentialsOf(list []string, err error) (c rapid.Credentials, _ error) {
 	if err == nil && len(list) != 3 {
 		err = fmt.Errorf("the supervisor sent %d credentials instead of 3", len(list))
 	}
@@ -85,6 +90,8 @@ type sandbox struct {
 	life     *rapid.Sandbox
 	factory  *factory
 	log      *logs.Function // nil if its lines go to standard error
+
+	credentials rapid.Credentials // of the role, that it began with
 
 	end   context.CancelFunc // ends the life
 	ready chan struct{}      // closed when it has initialized
@@ -112,6 +119,20 @@ func (f *factory) provision(ctx context.Context) (fleet.Sandbox, error) {
 // slow machine: a disk that hangs must not hold requests for ever.
 const createTime = time.Minute
 
+// create has the supervisor create a sandbox, and returns the credentials of the function's role
+// if it has one.
+func (f *factory) create(ctx context.Context) (box *privsep.Box, c rapid.Credentials, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createTime)
+	defer cancel()
+	if box, err = f.client.Create(ctx, f.rev.ID.Number); err != nil || !f.role {
+		return box, c, err
+	}
+	if c, err = credentialsOf(box.Credentials(ctx)); err != nil {
+		return nil, c, errors.Join(fmt.Errorf("credentials of the role: %w", err), box.Close(context.WithoutCancel(ctx)))
+	}
+	return box, c, nil
+}
+
 func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox, err error) {
 	if cfg.Function.Env, err = f.env.hold(ctx, cfg.Function.Env); err != nil {
 		return nil, err
@@ -122,9 +143,7 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox,
 		}
 	}()
 	ctx, coldStart := f.traces.begin(ctx)
-	create, cancel := context.WithTimeout(ctx, createTime)
-	box, err := f.client.Create(create, f.rev.ID.Number)
-	cancel()
+	box, credentials, err := f.create(ctx)
 	if err != nil {
 		coldStart.End()
 		return nil, err
@@ -140,10 +159,13 @@ func (f *factory) start(ctx context.Context, cfg rapid.Config) (_ fleet.Sandbox,
 		s.log = f.logs.Hold(f.rev.Name)
 		cfg.Sink = &logSink{log: s.log, format: cfg.Function.LogFormat}
 	}
+	if f.role {
+		s.credentials, cfg.Credentials = credentials, credentials
+	}
 	cfg.LogStream, cfg.APIAddr = newLogStream(f.rev), box.Listener().Addr().String()
 	if cfg.Initialization == rapid.SnapStart {
 		cfg.Restore = func(ctx context.Context) (rapid.Restored, error) {
-			c, err := renewCredentials(ctx, f.client)
+			c, err := f.renewed(ctx, s)
 			return rapid.Restored{Credentials: c, LogStream: newLogStream(f.rev)}, err
 		}
 	}

@@ -233,6 +233,9 @@ func (w *worker) run(ctx context.Context, endpoint, web, control net.Listener) (
 		if w.config.Renews {
 			go w.keepCredentials(ctx)
 		}
+		if w.config.Roles {
+			go w.keepRoles(ctx)
+		}
 		return w.serve(ctx, endpoint, web)
 	}
 	event, err := awaitEvent(ctx, w.config.Event)

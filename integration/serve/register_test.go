@@ -74,6 +74,7 @@ func TestRegisterHostile(t *testing.T) {
 		"a layer that is none":    change(func(r *message.Revision) { r.Layers = make([]message.Digest, 1) }),
 		"a runtime that is none":  change(func(r *message.Revision) { r.Runtime = 1 }),
 		"a network that is none":  change(func(r *message.Revision) { r.Network = 1 }),
+		"a role that is none":     change(func(r *message.Revision) { r.Role = 3 }),
 		"a profile that is none":  change(func(r *message.Revision) { r.Profile = 99 }),
 		"all memory":              change(func(r *message.Revision) { r.MemoryMB = 1 << 31 }),
 		"all processes":           change(func(r *message.Revision) { r.PIDs = 1 << 31 }),
@@ -208,4 +209,24 @@ func TestQuestions(t *testing.T) {
 	if err := json.Unmarshal(d.succeed("worker/switches", nil).Said, &switches); err != nil || !slices.Equal(switches, []message.Switch{{Name: "hello", Number: 7}}) {
 		t.Errorf("the worker was told %+v, %v", switches, err)
 	}
+}
+
+// A worker that was taken over gets the credentials of the roles of sandboxes that it has, and no
+// others, whatever it asks for.
+func TestCredentialsOfTakenOverWorker(t *testing.T) {
+	d := start(t, harness.NewFolders(t))
+	code := d.put(zipOf(t, map[string]string{"bootstrap": "#!/bin/sh\n"}))
+	for n, want := range map[uint64]string{5: `["","",""]`, 6: `["two","two",""]`} {
+		rev := revision(n, code)
+		if n == 6 {
+			rev.Role = 2
+		}
+		d.register(rev)
+		d.succeed(fmt.Sprintf("worker/create?n=%d", n), nil)
+		if said := d.succeed("worker/credentials", nil); string(said.Said) != want {
+			t.Errorf("revision %d: %s, want %s", n, said.Said, want)
+		}
+	}
+	d.succeed("worker/close", nil)
+	d.succeed("worker/close", nil)
 }

@@ -68,6 +68,7 @@ func serve(ctx context.Context) error {
 			Renew:    func() (message.Credentials, error) { return message.Credentials{}, nil },
 		},
 		Runtimes:    []daemon.Runtime{{Name: "provided.al2023", Base: rootfs.HostBase}},
+		Roles:       []daemon.Role{roleOf("one"), roleOf("two")},
 		Concurrency: 4, TreeBytes: *trees, FreeBytes: *free,
 		HostKey: *hostKey, Endpoint: "http://" + l.Addr().String(), Group: *group,
 		Control: message.ControlConfig{
@@ -81,4 +82,10 @@ func serve(ctx context.Context) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// roleOf is a role whose credentials have its name.
+func roleOf(name string) daemon.Role {
+	c := message.Credentials{AccessKeyID: name, SecretAccessKey: name}
+	return daemon.Role{ARN: "arn:aws:iam::000000000000:role/" + name, First: c, Read: func() (message.Credentials, error) { return c, nil }}
 }

@@ -117,6 +117,8 @@ func (w *worker) serve(rw http.ResponseWriter, r *http.Request) {
 			w.inits = append(w.inits, init)
 			said = box.ID()
 		}
+	case "credentials": // of the sandbox that was made last
+		said, err = w.boxes[len(w.boxes)-1].Credentials(r.Context())
 	case "retire":
 		err = w.client.Retire(r.Context(), n)
 	case "close": // the sandbox that was made first

@@ -16,6 +16,8 @@ import (
 type Needs struct {
 	// Folders may be used in all ways, with what is in them.
 	Folders []*os.File
+	// Readable may be read, with what is in them.
+	Readable []*os.File
 	// Links says that a file in Folders may get a second name in another folder of these,
 	// which Landlock can allow from its version 2 on (Linux 5.19).
 	Links bool

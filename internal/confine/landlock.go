@@ -87,10 +87,19 @@ func (n Needs) landlock() error {
 			return err
 		}
 	}
-	for _, f := range n.Folders {
-		if err := descriptor.Use(f, func(fd int) error { return allow(ruleset, fd, attr.Handled_access_fs) }); err != nil {
-			return fmt.Errorf("landlock: %s: %w", f.Name(), err)
+	folders := func(list []*os.File, access uint64) error {
+		for _, f := range list {
+			if err := descriptor.Use(f, func(fd int) error { return allow(ruleset, fd, access) }); err != nil {
+				return fmt.Errorf("landlock: %s: %w", f.Name(), err)
+			}
 		}
+		return nil
+	}
+	if err := folders(n.Folders, attr.Handled_access_fs); err != nil {
+		return err
+	}
+	if err := folders(n.Readable, unix.LANDLOCK_ACCESS_FS_READ_FILE|unix.LANDLOCK_ACCESS_FS_READ_DIR); err != nil {
+		return err
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0); errno != 0 {
 		return fmt.Errorf("landlock: %w", os.NewSyscallError("landlock_restrict_self", errno))

@@ -112,6 +112,7 @@ var storeCalls = []group{
 	{"several buffers at once", []uintptr{unix.SYS_PREADV, unix.SYS_PWRITEV}},
 	{"a map of a file that grows", []uintptr{unix.SYS_MREMAP}},
 	{"how much room is left", []uintptr{unix.SYS_STATFS}},
+	{"to open below a folder of the operator's", []uintptr{unix.SYS_OPENAT2}},
 }
 
 // networkCalls are those of who looks up names and connects.

@@ -10,6 +10,7 @@ const ControlCommand = "sandboxd-control"
 const (
 	HostKeyFD  = ConfigFD + 1 + iota // a file with the text of the host keys (internal/seal)
 	OperatorFD                       // listens for operators and their commands
+	FoldersFD                        // and those after it: ControlConfig.Folders, open
 )
 
 // ControlConfig is what the supervisor tells the control process at its start: all that it
@@ -35,6 +36,8 @@ type ControlConfig struct {
 	Runtimes          []string // names of the operator's; a Revision has the position
 	Networks          []string // the same
 	Profiles          []string // of system calls, the same
+	Roles             []string // ARNs of those that have credentials, the same, from 1 on
+	Folders           []Folder // from which code may come
 	FreeBytes         int64    // of the disk, below which nothing more is stored
 }
 
@@ -46,6 +49,9 @@ type Limits struct {
 	Rate      float64 // requests to the API a second, of one access key
 	Burst     int     // the same at once
 }
+
+// Folder is a folder of the host that the operator has named.
+type Folder struct{ Name, Path string }
 
 // File returns an open file in memory with the configuration, for the control process's
 // ConfigFD. The caller closes the file.

@@ -21,7 +21,7 @@ import (
 func testRevision() Revision {
 	return Revision{
 		ID: function.ID{Epoch: 1 << 63, Number: 7}, MemoryMB: 1769, TmpMB: 512, MicroCPU: 1_000_000, PIDs: 1024,
-		Runtime: 3, Profile: 1, Network: 2, Code: Digest{1, 2, 3}, Layers: []Digest{{4}, {}, {31: 5}},
+		Runtime: 3, Profile: 1, Network: 2, Role: 1, Code: Digest{1, 2, 3}, Layers: []Digest{{4}, {}, {31: 5}},
 	}
 }
 
@@ -48,7 +48,7 @@ func TestRevisionTravels(t *testing.T) {
 // Whatever has no meaning in a revision, or another than this version's, is refused.
 func TestRevisionForm(t *testing.T) {
 	for at, want := range map[int]string{
-		0: "it begins with", 4: "version", 44: "layers", 45: "not zero", 47: "not zero",
+		0: "it begins with", 4: "version", 44: "layers", 45: "not zero",
 		digestsAt + 32*(1+3): "not zero", RevisionSize - 1: "not zero",
 	} {
 		r := testRevision()
@@ -62,7 +62,7 @@ func TestRevisionForm(t *testing.T) {
 
 func TestRevisionRanges(t *testing.T) {
 	r := testRevision()
-	if err := r.Check(4, 2, 3); err != nil {
+	if err := r.Check(4, 2, 3, 1); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Revision){
@@ -80,15 +80,16 @@ func TestRevisionRanges(t *testing.T) {
 		"too many processes":     func(r *Revision) { r.PIDs = 1025 },
 		"a profile that is none": func(r *Revision) { r.Profile = 2 },
 		"a network that is none": func(r *Revision) { r.Network = 3 },
+		"a role that is none":    func(r *Revision) { r.Role = 2 },
 	} {
 		r := testRevision()
 		change(&r)
-		if err := r.Check(4, 2, 3); !errors.Is(err, ErrRevision) {
+		if err := r.Check(4, 2, 3, 1); !errors.Is(err, ErrRevision) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	r = testRevision()
-	if err := r.Check(1, 0, 0); !errors.Is(err, ErrRevision) {
+	if err := r.Check(1, 0, 0, 0); !errors.Is(err, ErrRevision) {
 		t.Errorf("without profiles: %v", err)
 	}
 }
@@ -113,7 +114,7 @@ func FuzzRevision(f *testing.F) {
 		if again := r.Encode(); !bytes.Equal(again, b) {
 			t.Fatalf("%x is also encoded as %x", b, again)
 		}
-		if r.Check(5, 3, 4) == nil && (r.MemoryMB < 128 || r.MemoryMB > 10240 || r.TmpMB > 10240 || r.MicroCPU > 6_000_000 || r.PIDs > 1024 || r.Profile > 2 || r.Network > 3 || r.Runtime > 4 || r.ID.Number == 0) {
+		if r.Check(5, 3, 4, 2) == nil && (r.MemoryMB < 128 || r.MemoryMB > 10240 || r.TmpMB > 10240 || r.MicroCPU > 6_000_000 || r.PIDs > 1024 || r.Profile > 2 || r.Network > 3 || r.Role > 2 || r.Runtime > 4 || r.ID.Number == 0) {
 			t.Fatalf("%+v passes", r)
 		}
 	})

@@ -38,6 +38,7 @@ type Revision struct {
 	Runtime  uint16 // its place in the operator's list
 	Profile  uint16 // of system calls: its place in the list of isolation.Profiles
 	Network  uint16 // its place in the operator's list
+	Role     uint16 // its place in the operator's list, from 1 on; 0 has no credentials
 	Code     Digest
 	Layers   []Digest // at most function.MaxLayers, later ones win
 }
@@ -45,14 +46,14 @@ type Revision struct {
 // The form of a revision: numbers in little endian.
 //
 //	 0  magic        uint32        24  MemoryMB  uint32     44  layers   uint8
-//	 4  version      uint16        28  TmpMB     uint32     45  zero     3 bytes
-//	 6  Runtime      uint16        32  MicroCPU  uint32     48  Code     32 bytes
-//	 8  ID.Epoch     uint64        36  PIDs      uint32     80  Layers   5 × 32 bytes, the rest zero
-//	16  ID.Number    uint64        40  Profile   uint16
+//	 4  version      uint16        28  TmpMB     uint32     45  zero     1 byte
+//	 6  Runtime      uint16        32  MicroCPU  uint32     46  Role     uint16
+//	 8  ID.Epoch     uint64        36  PIDs      uint32     48  Code     32 bytes
+//	16  ID.Number    uint64        40  Profile   uint16     80  Layers   5 × 32 bytes, the rest zero
 //	                               42  Network   uint16
 const (
 	revisionMagic   = 0x72786273 // "sbxr"
-	revisionVersion = 2
+	revisionVersion = 3
 	digestsAt       = 48
 
 	// RevisionSize is how many bytes an encoded revision has.
@@ -84,6 +85,7 @@ func (r *Revision) Encode() []byte {
 	le.PutUint16(b[40:], r.Profile)
 	le.PutUint16(b[42:], r.Network)
 	b[44] = byte(len(r.Layers))
+	le.PutUint16(b[46:], r.Role)
 	for i, d := range r.Trees() {
 		copy(b[digestsAt+i*len(d):], d[:])
 	}
@@ -115,14 +117,14 @@ func DecodeRevision(b []byte) (r Revision, err error) {
 	if layers > function.MaxLayers {
 		return r, badRevision("%d layers, at most %d are allowed", layers, function.MaxLayers)
 	}
-	unused := slices.Concat(b[45:digestsAt], b[digestsAt+len(Digest{})*(1+layers):])
+	unused := slices.Concat(b[45:46], b[digestsAt+len(Digest{})*(1+layers):])
 	if slices.ContainsFunc(unused, func(c byte) bool { return c != 0 }) {
 		return r, badRevision("bytes that have no meaning are not zero")
 	}
 	r = Revision{
 		ID:       function.ID{Epoch: le.Uint64(b[8:]), Number: le.Uint64(b[16:])},
 		MemoryMB: le.Uint32(b[24:]), TmpMB: le.Uint32(b[28:]), MicroCPU: le.Uint32(b[32:]), PIDs: le.Uint32(b[36:]),
-		Runtime: le.Uint16(b[6:]), Profile: le.Uint16(b[40:]), Network: le.Uint16(b[42:]),
+		Runtime: le.Uint16(b[6:]), Profile: le.Uint16(b[40:]), Network: le.Uint16(b[42:]), Role: le.Uint16(b[46:]),
 		Code: Digest(b[digestsAt:]),
 	}
 	for i := range layers {
@@ -132,8 +134,8 @@ func DecodeRevision(b []byte) (r Revision, err error) {
 }
 
 // Check reports the first number of the revision that is out of its range, as an error of
-// the kind [ErrRevision]. runtimes, profiles and networks are how many there are.
-func (r *Revision) Check(runtimes, profiles, networks int) error {
+// the kind [ErrRevision]. runtimes, profiles, networks and roles are how many there are.
+func (r *Revision) Check(runtimes, profiles, networks, roles int) error {
 	for _, n := range []struct {
 		what            string
 		is, least, most uint64
@@ -157,6 +159,9 @@ func (r *Revision) Check(runtimes, profiles, networks int) error {
 	}
 	if int(r.Network) >= networks {
 		return badRevision("there is no network %d", r.Network)
+	}
+	if int(r.Role) > roles {
+		return badRevision("there is no role %d", r.Role)
 	}
 	return nil
 }

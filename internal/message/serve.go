@@ -26,6 +26,8 @@ const (
 type Resolved struct {
 	Revision function.Revision // without Env
 	Reserved int               // most invocations at once; -1 if nothing is reserved
+
+	Credentials bool // root has credentials of its role, which sandboxes get
 }
 
 // UnsignedHeader marks a client's request that the worker passes to control although it has

@@ -63,6 +63,7 @@ type WorkerConfig struct {
 
 	// Only with Control.
 	Logs     LogConfig
+	Roles    bool     // the operator has roles, whose credentials may change
 	Memory   uint64   // bytes of all sandboxes together, as their functions may use them; 0 is the host's memory
 	Unsigned bool     // requests without a signature are accepted on loopback (--unsigned-loopback)
 	KeyPair  *KeyPair // of the endpoint, which has TLS then; nil without TLS

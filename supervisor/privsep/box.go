@@ -79,6 +79,12 @@ func (c *Client) Create(ctx context.Context, revision uint64) (_ *Box, err error
 	return b, b.addSteps(ctx, a.text[3])
 }
 
+// Credentials returns the current credentials of the role that the sandbox's function has.
+func (b *Box) Credentials(ctx context.Context) ([]string, error) {
+	a, err := b.client.call(ctx, request{op: opCredentials, sandbox: b.number})
+	return a.text, err
+}
+
 // listen creates the listeners from the sockets, which the caller still owns.
 func (b *Box) listen(sockets []*os.File) (err error) {
 	if b.listener, err = net.FileListener(sockets[0]); err != nil {

@@ -24,23 +24,24 @@ const (
 type op uint32
 
 const (
-	opCreate    op = iota + 1 // create a sandbox of the revision value; the answer has its number, id, cgroup and files
-	opStart                   // create a domain; arg is its index in domains
-	opThrottle                // turn the CPU quota on (arg 1) or off (arg 0)
-	opKill                    // kill every process of the sandbox
-	opGivePipes               // make the sandbox user the owner of the message's files, which are pipes of the worker
-	opDial                    // connect to the TCP port arg on the sandbox's loopback address
-	opClose                   // remove the sandbox
-	opRenew                   // return the operator's current credentials
-	opDomain                  // return the domain whose process created the connection, the message's file
-	opAllow                   // let the sandbox connect to services at addr, for arg seconds
-	opUpstream                // return a socket to a name server of the host; arg is its index, plus streamed for TCP
-	opConnect                 // return a connection to the control process
-	opRetire                  // create no more sandboxes of the revision value, and forget it with its last one
-	opKeyPair                 // return the endpoint's key pair, in a file, if another than the one of number value is current
-	opSegment                 // open the segment value of the logs; arg 1 makes or empties it
-	opCancel                  // cancel the request with the id arg; has no answer
-	ops                       // number of operations plus one
+	opCreate      op = iota + 1 // create a sandbox of the revision value; the answer has its number, id, cgroup and files
+	opStart                     // create a domain; arg is its index in domains
+	opThrottle                  // turn the CPU quota on (arg 1) or off (arg 0)
+	opKill                      // kill every process of the sandbox
+	opGivePipes                 // make the sandbox user the owner of the message's files, which are pipes of the worker
+	opDial                      // connect to the TCP port arg on the sandbox's loopback address
+	opClose                     // remove the sandbox
+	opRenew                     // return the operator's current credentials
+	opDomain                    // return the domain whose process created the connection, the message's file
+	opAllow                     // let the sandbox connect to services at addr, for arg seconds
+	opUpstream                  // return a socket to a name server of the host; arg is its index, plus streamed for TCP
+	opConnect                   // return a connection to the control process
+	opCredentials               // return the current credentials of the role of the sandbox's function
+	opRetire                    // create no more sandboxes of the revision value, and forget it with its last one
+	opKeyPair                   // return the endpoint's key pair, in a file, if another than the one of number value is current
+	opSegment                   // open the segment value of the logs; arg 1 makes or empties it
+	opCancel                    // cancel the request with the id arg; has no answer
+	ops                         // number of operations plus one
 )
 
 // domains are the domains that opStart can create.

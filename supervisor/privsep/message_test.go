@@ -13,7 +13,7 @@ var requests = []request{
 	{id: 6, op: opGivePipes, sandbox: 1, arg: 0}, {id: 7, op: opDial, sandbox: 1, arg: 65535}, {id: 8, op: opClose, sandbox: 1, arg: 0}, {id: 9, op: opRenew, sandbox: 0, arg: 0}, {id: 0, op: opCancel, sandbox: 0, arg: 8},
 	{id: 10, op: opDomain, sandbox: 1, arg: 0}, {id: 12, op: opUpstream, sandbox: 0, arg: 2}, {id: 13, op: opUpstream, sandbox: 0, arg: 2 | streamed},
 	{id: 15, op: opAllow, sandbox: 1, arg: 60, value: 1 << 63, addr: netip.MustParseAddr("192.0.2.1")},
-	{id: 17, op: opConnect}, {id: 18, op: opRetire, value: 1}, {id: 19, op: opKeyPair, value: 1}, {id: 20, op: opSegment, value: 4096, arg: 1},
+	{id: 17, op: opConnect}, {id: 18, op: opRetire, value: 1}, {id: 19, op: opKeyPair, value: 1}, {id: 20, op: opSegment, value: 4096, arg: 1}, {id: 21, op: opCredentials, sandbox: 1},
 	{id: 16, op: opAllow, sandbox: 1, value: 5, addr: netip.MustParseAddr("2001:db8::1")},
 }
 
@@ -58,6 +58,7 @@ func TestWrongRequests(t *testing.T) {
 		{id: 1, op: opKill, sandbox: 1, value: 1}, {id: 1, op: opKill, sandbox: 1, addr: netip.MustParseAddr("192.0.2.1")},
 		{id: 1, op: opConnect, sandbox: 1}, {id: 1, op: opConnect, value: 1}, {id: 1, op: opConnect, arg: 1},
 		{id: 1, op: opKeyPair}, {id: 1, op: opKeyPair, sandbox: 1, value: 1}, {id: 1, op: opKeyPair, arg: 1, value: 1},
+		{id: 1, op: opCredentials}, {id: 1, op: opCredentials, sandbox: 1, arg: 1}, {id: 1, op: opCredentials, sandbox: 1, value: 1},
 		{id: 1, op: opRetire}, {id: 1, op: opRetire, sandbox: 1, value: 1}, {id: 1, op: opRetire, arg: 1, value: 1},
 		{id: 1, op: opSegment}, {id: 1, op: opSegment, value: 1, arg: 2}, {id: 1, op: opSegment, value: 1, sandbox: 1},
 		{id: 1, op: opAllow, value: 1, addr: netip.MustParseAddr("192.0.2.1")},

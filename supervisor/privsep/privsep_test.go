@@ -217,7 +217,11 @@ func serve(t *testing.T, h *fakeHost, sandboxes int, want string) *os.File {
 		t.Fatal(err)
 	}
 	s, err := NewServer(ours, Config{
-		Create: h.create, Renew: func(context.Context) ([]string, error) { return []string{"a", "b", "c"}, nil },
+		Create: h.create,
+		Credentials: func(_ context.Context, revision uint64) ([]string, error) {
+			return []string{fmt.Sprintf("of revision %d", revision)}, nil
+		},
+		Renew: func(context.Context) ([]string, error) { return []string{"a", "b", "c"}, nil },
 		Upstream: func(ctx context.Context, network string, server int) (net.Conn, error) {
 			h.note(fmt.Sprintf("server %d by %s", server, network))
 			return new(net.Dialer).DialContext(ctx, network, place.Addr().String())
@@ -295,6 +299,9 @@ func TestBox(t *testing.T) {
 		}
 	}
 	if list, err := c.Renew(t.Context()); err != nil || !slices.Equal(list, []string{"a", "b", "c"}) {
+		t.Errorf("%q, %v", list, err)
+	}
+	if list, err := b.Credentials(t.Context()); err != nil || !slices.Equal(list, []string{"of revision 1"}) {
 		t.Errorf("%q, %v", list, err)
 	}
 

@@ -62,6 +62,10 @@ type Config struct {
 	// Renew returns the operator's current credentials, in the order that the worker expects.
 	Renew func(context.Context) ([]string, error)
 
+	// Credentials returns the current credentials of the role that a revision has, in the same
+	// order. It is called for revisions of sandboxes that there are, and is nil without roles.
+	Credentials func(ctx context.Context, revision uint64) ([]string, error)
+
 	// Upstream connects to a name server of the host. server is its index in the host's list,
 	// network is "udp" or "tcp". It is nil if no sandbox may look up names.
 	Upstream func(ctx context.Context, network string, server int) (net.Conn, error)
@@ -370,6 +374,11 @@ func (s *Server) work(ctx context.Context, b *box, r request, files []*os.File) 
 		a, give, err = s.create(ctx, r.value)
 	case opRenew:
 		a.text, err = s.cfg.Renew(ctx)
+	case opCredentials:
+		err = errors.ErrUnsupported
+		if s.cfg.Credentials != nil {
+			a.text, err = s.cfg.Credentials(ctx, b.revision)
+		}
 	case opStart:
 		if err = s.take(ctx, b); err == nil {
 			a, give, err = b.start(ctx, domains[r.arg])

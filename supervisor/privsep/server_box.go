@@ -22,6 +22,8 @@ import (
 // box is the supervisor's state of one sandbox that the worker has.
 type box struct {
 	Hosted
+	revision uint64 // its number
+
 	life   context.Context // ends when a request to close the sandbox arrives
 	end    context.CancelFunc
 	dials  chan struct{}     // semaphore of connection attempts into the sandbox
@@ -110,7 +112,7 @@ func socketsOf(list ...io.Closer) (files []*os.File, err error) {
 
 // create creates a sandbox of the revision with that number.
 func (s *Server) create(ctx context.Context, revision uint64) (reply, []*os.File, error) {
-	b := &box{token: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
+	b := &box{revision: revision, token: make(chan struct{}, 1), dials: make(chan struct{}, maxBoxDials)}
 	b.token <- struct{}{} // until the answer is complete: a worker could guess the number
 	if s.cfg.Traced {
 		b.steps = new(tracing.Recorder)
