@@ -70,17 +70,22 @@ const maxLogLine = 1 << 20
 // has died.
 const reconnectPause = 200 * time.Millisecond
 
+// startTime is how long Logs waits for a process of the daemon that is being started, if it
+// does not follow.
+const startTime = 10 * time.Second
+
 // Logs passes the lines of a function to emit. With Follow it waits for more, until ctx ends or
 // the daemon has exited, for which the error is nil. When a process of the daemon dies, it goes
-// on where it was with the next one.
+// on where it was with the next one, and it waits for one that is being started; without Follow
+// for some seconds.
 func (o *Operators) Logs(ctx context.Context, q LogQuery, emit func(LogLine) error) error {
 	client := &http.Client{Transport: o.http.Transport} // without a limit of time
-	for {
+	for began := time.Now(); ; {
 		again, err := o.logs(ctx, client, &q, emit)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case !again:
+		case !again, !q.Follow && time.Since(began) > startTime:
 			return err
 		}
 		if absent(o.try(ctx)) { // the daemon has exited
@@ -116,7 +121,7 @@ func (o *Operators) logs(ctx context.Context, client *http.Client, q *LogQuery, 
 		if json.Unmarshal(text, &f) != nil || f.Error == "" {
 			f.Error = fmt.Sprintf("%s: %.200q", res.Status, text)
 		}
-		return q.Follow && res.StatusCode == http.StatusServiceUnavailable, errors.New(f.Error)
+		return res.StatusCode == http.StatusServiceUnavailable, errors.New(f.Error)
 	}
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(nil, maxLogLine)
