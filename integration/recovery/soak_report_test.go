@@ -3,9 +3,12 @@
 package recovery
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -235,22 +238,21 @@ func mountImage(t *testing.T, size string, options ...string) (dir string) {
 	return dir
 }
 
-// backupsText is the end of the page, which no run changes.
-const backupsText = `
-## Backups
+// soakEnd is the end of what a run writes. What follows it on the page, a person has written.
+const soakEnd = "\n<!-- what make soak writes ends here -->\n"
 
-` + "`" + `sandboxd backup` + "`" + ` and ` + "`" + `restore` + "`" + `, tested from outside with real processes (` + "`" + `integration/serve` + "`" + `):
+// write writes the report to a page, and keeps the end of it.
+func (r *soakReport) write(t *testing.T, path string) {
+	t.Helper()
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(old), soakEnd)
+	harness.WriteFile(t, path, []byte(r.text()+soakEnd+rest), 0o644)
+}
 
-- A backup that is made while functions change has the store as it was at one moment: of two functions that are changed in turns, it has
-  the same change or the one before (` + "`" + `TestBackupAndRestore` + "`" + `). On another host, with the host key, its functions run, and can be read and changed.
-- A command that is killed, a full disk, a control process that ends within the backup, and a reader that stops leave no file that looks like a
-  backup (` + "`" + `TestBackupCutShort` + "`" + `, ` + "`" + `admin.TestOperatorsBackup` + "`" + `, ` + "`" + `operator.TestBackupStalls` + "`" + `).
-- A backup with any bit flipped, or cut at any byte, is refused (` + "`" + `statetest` + "`" + `), and named, before anything is made (` + "`" + `TestRestoreRefuses` + "`" + `).
-- A restore that is killed leaves nothing that ` + "`" + `serve` + "`" + ` would take for a state folder, and the next one begins anew (` + "`" + `TestRestoreConfined` + "`" + `).
-- With PostgreSQL no change is acknowledged while the server is away; functions that are known run, and all goes on when it is back (` + "`" + `TestPostgres` + "`" + `).
-`
-
-// text is the page docs/reliability.md.
+// text is the page docs/reliability.md up to soakEnd.
 func (r *soakReport) text() string {
 	var b strings.Builder
 	var uts unix.Utsname
@@ -305,7 +307,6 @@ than before it, counted from what the kernel says. That the check sees a leak is
 		}
 		b.WriteString("\n")
 	}
-	b.WriteString(backupsText)
 	return b.String()
 }
 

@@ -96,7 +96,7 @@ func TestSoak(t *testing.T) {
 	t.Run("faults", func(t *testing.T) { r.faulted(t, max(cycles/5, len(soakFaults))) })
 	t.Run("kills", func(t *testing.T) { r.kills(t, max(cycles/10, 5)) })
 	if path := os.Getenv("SOAK_REPORT"); path != "" && !t.Failed() {
-		harness.WriteFile(t, path, []byte(r.text()), 0o644)
+		r.write(t, path)
 	}
 }
 
