@@ -400,6 +400,7 @@ func FuzzPass(f *testing.F) {
 		"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, upgrade\r\nUpgrade: y\r\nX: 1\r\nTe: trailers\r\n\r\n",
 		"GET / HTTP/1.0\r\nHost: a\r\nPragma: no-cache\r\nAccept-Encoding: x\r\nUser-Agent:\r\n\r\n",
 		"POST / HTTP/1.1\r\nHost: [::1]\r\nExpect: 100-continue\r\nContent-Length: 1\r\nForwarded: a\r\nX-Forwarded-Host: b\r\n\r\nx",
+		"PUT / HTTP/1.0\r\nHost: a\r\n\r\n",
 		"GET /\xff\x80 HTTP/1.1\r\nHost: a\r\nA:  b \t c \r\nB:\r\n\r\n",
 	} {
 		f.Add([]byte(seed))
@@ -470,7 +471,9 @@ func FuzzPass(f *testing.F) {
 				}
 			}
 			for name := range g.header {
-				if w.header[name] == nil && !slices.Contains(hop, name) && name != message.UnsignedHeader {
+				// That a PUT or POST has no body is said by its length, as RFC 9110 wants it.
+				empty := name == "Content-Length" && g.header.Get(name) == "0" && g.body == ""
+				if w.header[name] == nil && !slices.Contains(hop, name) && name != message.UnsignedHeader && !empty {
 					t.Errorf("%s was added", name)
 				}
 			}
