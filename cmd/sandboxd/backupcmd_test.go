@@ -2,12 +2,10 @@ package main
 
 import (
 	"bytes"
-	"fmt"
-	"os"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/sandboxd/sandboxd/internal/testdaemon"
 )
 
 // A terminal shows how far a backup is, and nothing of it afterwards. A file gets nothing.
@@ -18,22 +16,11 @@ func TestProgressOn(t *testing.T) {
 	} else if done(); b.Len() > 0 {
 		t.Errorf("%q", &b)
 	}
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	master, terminal, err := testdaemon.Terminal()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer master.Close()
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer terminal.Close()
 	progress, done := progressOn(terminal)
 	if progress == nil {

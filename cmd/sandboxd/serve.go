@@ -254,7 +254,7 @@ func (o *serveOptions) serveConfig(host runc.Host) (cfg daemon.ServeConfig, err 
 	if cfg.Store, err = o.store.server(); err != nil {
 		return cfg, err
 	}
-	if cfg.HostKey != "" { // 'key rotate-host' is told of it, which may run elsewhere
+	if cfg.HostKey != "" { // 'key rotate-host' gets this path, and may run in another folder
 		cfg.HostKey, err = filepath.Abs(cfg.HostKey)
 	}
 	return cfg, err

@@ -42,7 +42,7 @@ func (d *deployer) register(ctx context.Context, rev lambda.Revision) (function.
 	return program, codeError(err)
 }
 
-// form returns what root is told of a revision.
+// form returns the message that registers a revision with root.
 func (d *deployer) form(rev lambda.Revision) (*message.Revision, error) {
 	s, c := &rev.Settings, d.host.Config
 	if rev.ImageURI != "" {

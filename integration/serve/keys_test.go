@@ -23,7 +23,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/lambda"
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 	"github.com/aws/smithy-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/sandboxd/sandboxd/integration/internal/harness"
 	"github.com/sandboxd/sandboxd/internal/seal"
@@ -212,22 +211,11 @@ func TestFirstKey(t *testing.T) {
 // A terminal, and nothing else, is shown the first key with a command to try.
 func TestFirstKeyOnTerminal(t *testing.T) {
 	f := harness.NewFolders(t)
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	master, terminal, err := testdaemon.Terminal()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer master.Close()
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer terminal.Close()
 	cmd := exec.Command(harness.Sandboxd, append([]string{"serve", "--listen=127.0.0.1:0", "--pool=0"}, f.Flags()...)...)
 	cmd.Stderr = terminal

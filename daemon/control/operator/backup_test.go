@@ -72,7 +72,7 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-// Who is not root gets no host key. What goes wrong within a backup is told at its end.
+// Only root gets the host key. An error within a backup is reported at its end.
 func TestBackupFails(t *testing.T) {
 	_, srv := backups(t, 1000, func(_ context.Context, w io.Writer, hostKey bool) error {
 		if hostKey {

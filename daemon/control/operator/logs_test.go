@@ -63,7 +63,7 @@ func TestReadLogs(t *testing.T) {
 	}
 }
 
-// Who comes by the operators' socket needs no signature, and nobody else does without.
+// Only callers on the operators' socket need no signature.
 func TestCaller(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)

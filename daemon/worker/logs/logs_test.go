@@ -213,7 +213,7 @@ func TestNoSpace(t *testing.T) {
 	}
 }
 
-// Who follows sees lines as they come, across segments.
+// A follower sees lines as they come, across segments.
 func TestFollow(t *testing.T) {
 	d := &folder{path: t.TempDir()}
 	l := newLogs(t, d, func(c *Config) { c.PerFunction = 8 })
